@@ -1,0 +1,332 @@
+"""A data set at rest: a folder of Parquet shards and `dataset.json`, read by row group.
+
+Free of torch and ray: pyarrow and numpy only, so that any process reads it at once.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cl_ray.errors import UserError
+from cl_ray.model import Model
+
+INFO_FILE = "dataset.json"
+PACKAGED = "mnist"
+SMALLEST, LARGEST = 28, 64
+QUANTILES = np.linspace(0, 1, 101)
+
+
+class ShardInfo(Model):
+    """One Parquet file of a split."""
+
+    file: str = Field(pattern=r"^[^/\\]+\.parquet$")
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class SplitInfo(Model):
+    """One split: its files, in order, and how far apart its images are.
+
+    `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
+    rows, pixels scaled to [0, 1], estimated from a uniform sample; empty if there is one row.
+    """
+
+    rows: int = Field(ge=1)
+    shards: list[ShardInfo]
+    distances: list[float]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "SplitInfo":
+        if sum(shard.rows for shard in self.shards) != self.rows:
+            raise ValueError("the rows of its shards do not add up to its rows")
+        if len(self.distances) not in (0, len(QUANTILES)):
+            raise ValueError(f"distances holds {len(self.distances)} values instead of 101")
+        return self
+
+
+class DatasetInfo(Model):
+    """What `dataset.json` says."""
+
+    format_version: Literal[1] = 1
+    name: str
+    source: str = Field(description="Where the images are from.")
+    licence: str | None
+    shape: tuple[int, int, int] = Field(description="Height, width, channels.")
+    labelled: bool = Field(description="Whether the rows have labels.")
+    classes: list[str] | None = Field(description="The name of each label, if they have names.")
+    row_group: int = Field(ge=1, description="Rows of every row group but a file's last.")
+    splits: dict[str, SplitInfo]
+
+    @field_validator("shape")
+    @classmethod
+    def _is_square(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        height, width, channels = shape
+        if height != width or not SMALLEST <= height <= LARGEST or channels not in (1, 3):
+            raise ValueError(f"{shape} is not a square of {SMALLEST} to {LARGEST}, grey or RGB")
+        return shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of one row group of one shard."""
+
+    shard: int
+    group: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a data set, as numpy arrays.
+
+    Attributes:
+        id: [n] int64, each row's number in the source's order, unique within the split.
+        image: [n, H, W, C] uint8.
+        label: [n] int64, or None where the data has no labels.
+    """
+
+    id: NDArray[np.int64]
+    image: NDArray[np.uint8]
+    label: NDArray[np.int64] | None
+
+
+def connect(location: str) -> tuple[pafs.FileSystem, str]:
+    """Returns the filesystem that holds `location` and the path inside it.
+
+    Args:
+        location: `mnist` (the packaged set), a local path, or a URI such as `s3://bucket/key`.
+
+    Raises:
+        UserError: if the URI's filesystem is unknown or cannot be reached.
+    """
+    return _connect(absolute(location))
+
+
+def absolute(location: str) -> str:
+    """Returns `location` so that it means the same in any working folder."""
+    if "://" in location or location == PACKAGED:
+        return location
+    return os.path.abspath(os.path.expanduser(location))
+
+
+@lru_cache(maxsize=32)
+def _connect(location: str) -> tuple[pafs.FileSystem, str]:
+    if location == PACKAGED:
+        return pafs.LocalFileSystem(), str(files("cl_ray.data").joinpath(PACKAGED))
+    if "://" not in location:
+        return pafs.LocalFileSystem(), location
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(location)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{location} cannot be opened: {first_line(error)}.") from error
+    return filesystem, path.rstrip("/")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was found and checked. Small and picklable: it holds no open file.
+
+    Attributes:
+        location: `mnist`, an absolute local path, or a URI.
+        info: what its `dataset.json` says.
+    """
+
+    location: str
+    info: DatasetInfo
+
+    @classmethod
+    def open(cls, location: str) -> "Dataset":
+        """Finds a data set and checks that it is whole: each file there, with the recorded size.
+
+        Args:
+            location: `mnist` (the packaged one; `./mnist` is a folder of that name), a folder, or
+                the URI of one on any filesystem that pyarrow knows (`s3://`, `gs://`, `file://`).
+
+        Raises:
+            UserError: if there is no data set, or not a whole one.
+        """
+        filesystem, path = connect(location)
+        make = f"`cl-ray data --source {location} --out data/NAME`"
+        try:
+            sizes = _sizes(filesystem, path)
+            if sizes is None:
+                raise UserError(
+                    f"{location} is not a folder: give `{PACKAGED}` or a folder that "
+                    "`cl-ray data --source SOURCE --out FOLDER` wrote."
+                )
+            if INFO_FILE not in sizes:
+                raise UserError(
+                    f"{location} has no {INFO_FILE}: make a data set of it with {make}."
+                )
+            with filesystem.open_input_stream(f"{path}/{INFO_FILE}") as stream:
+                text = stream.read()
+        except OSError as error:
+            raise UserError(f"{location} cannot be read: {first_line(error)}.") from error
+        try:
+            info = DatasetInfo.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{location}/{INFO_FILE} is not the record of a data set "
+                f"({field + ': ' if field else ''}{first['msg']}): write it again with "
+                "`cl-ray data --overwrite`."
+            ) from error
+        for split in info.splits.values():
+            for shard in split.shards:
+                if shard.file not in sizes:
+                    raise UserError(
+                        f"{location}/{shard.file} is missing: copy it again or write the data "
+                        "set again with `cl-ray data --overwrite`."
+                    )
+                if sizes[shard.file] != shard.bytes:
+                    raise UserError(
+                        f"{location}/{shard.file} has {sizes[shard.file]:,} bytes and not the "
+                        f"{shard.bytes:,} recorded: copy it again or write the data set again "
+                        "with `cl-ray data --overwrite`."
+                    )
+        return cls(absolute(location), info)
+
+    def groups(self, split: str) -> list[int]:
+        """Returns the number of rows of each row group of a split, in the order of `pieces`."""
+        return [piece.stop for piece in self.pieces(split)]
+
+    def pieces(self, split: str) -> list[Piece]:
+        """Returns all row groups of a split, whole, in order."""
+        size = self.info.row_group
+        return [
+            Piece(number, group, 0, min(size, shard.rows - group * size))
+            for number, shard in enumerate(self._split(split).shards)
+            for group in range(-(-shard.rows // size))
+        ]
+
+    def read(self, split: str, pieces: Sequence[Piece] | None = None) -> Rows:
+        """Reads rows, in the order of `pieces`; only the row groups that they touch are read.
+
+        Args:
+            split: a name in `info.splits`.
+            pieces: what to read; None is the whole split. A piece may be named more than once.
+
+        Raises:
+            UserError: if the split is unknown, or a file is damaged or cannot be read.
+        """
+        shards = self._split(split).shards
+        if pieces is None:
+            pieces = self.pieces(split)
+        offsets = np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])
+        ids = np.empty(offsets[-1], np.int64)
+        images = np.empty((offsets[-1], *self.info.shape), np.uint8)
+        labels = np.empty(offsets[-1], np.int64) if self.info.labelled else None
+        of_shard: dict[int, list[int]] = {}
+        for number, piece in enumerate(pieces):
+            of_shard.setdefault(piece.shard, []).append(number)
+        for shard, numbers in of_shard.items():
+            groups = sorted({pieces[number].group for number in numbers})
+            table = self._table(shards[shard], groups)
+            # Every group but a file's last has `row_group` rows, so the groups read stand
+            # one after another in steps of that size.
+            first = {group: k * self.info.row_group for k, group in enumerate(groups)}
+            columns = _arrays(table)
+            for number in numbers:
+                piece = pieces[number]
+                start = first[piece.group]
+                rows = slice(start + piece.start, start + piece.stop)
+                place = slice(offsets[number], offsets[number + 1])
+                ids[place] = columns.id[rows]
+                images[place] = columns.image[rows]
+                if labels is not None and columns.label is not None:
+                    labels[place] = columns.label[rows]
+        return Rows(ids, images, labels)
+
+    def distance_quantile(self, split: str, q: float) -> float:
+        """Returns a quantile of the distances between two images of a split.
+
+        Args:
+            split: a name in `info.splits`.
+            q: in [0, 1].
+
+        Returns:
+            A Euclidean distance, pixels scaled to [0, 1]; interpolated between the recorded ones.
+
+        Raises:
+            UserError: if the split is unknown or has one row only.
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"{q} is not in [0, 1]")
+        distances = self._split(split).distances
+        if not distances:
+            raise UserError(
+                f"The split {split} of {self.location} has one image only, so no two differ: "
+                "add images."
+            )
+        return float(np.interp(q, QUANTILES, distances))
+
+    def _split(self, split: str) -> SplitInfo:
+        try:
+            return self.info.splits[split]
+        except KeyError:
+            there = ", ".join(self.info.splits)
+            raise UserError(f"{self.location} has no split {split}: it has {there}.") from None
+
+    def _table(self, shard: ShardInfo, groups: list[int]) -> pa.Table:
+        filesystem, path = connect(self.location)
+        expected = sum(
+            min(self.info.row_group, shard.rows - group * self.info.row_group) for group in groups
+        )
+        try:
+            with pq.ParquetFile(
+                f"{path}/{shard.file}",
+                filesystem=filesystem,
+                page_checksum_verification=True,
+                pre_buffer=True,
+            ) as file:
+                table = file.read_row_groups(groups)
+            if table.num_rows != expected:
+                raise pa.ArrowInvalid(f"{table.num_rows} rows where {expected} are recorded")
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.location}/{shard.file} is damaged or cannot be read "
+                f"({first_line(error)}): copy it again or write the data set again with "
+                "`cl-ray data --overwrite`."
+            ) from error
+        return table
+
+
+def _sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
+    """Returns the size of each file in a folder, from one listing; None if it is no folder."""
+    try:
+        listing = filesystem.get_file_info(pafs.FileSelector(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return {info.base_name: info.size for info in listing if info.type == pafs.FileType.File}
+
+
+def _arrays(table: pa.Table) -> Rows:
+    """Returns a table's columns as numpy, copying only where a column is in several chunks."""
+
+    def column(name: str) -> Any:
+        return table.column(name).combine_chunks()
+
+    image = column("image")
+    if isinstance(image, pa.ChunkedArray):  # older pyarrow keeps extension columns chunked
+        image = pa.concat_arrays(image.chunks)
+    label = column("label").to_numpy() if "label" in table.column_names else None
+    return Rows(column("id").to_numpy(), image.to_numpy_ndarray(), label)
