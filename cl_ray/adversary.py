@@ -1,0 +1,223 @@
+"""The method: G, D, the averaged G, two optimisers, and one step.
+
+For a pair (x+, x-): f+ = G(x+), f- = G(x-), fz = G(z). D tells {x+, x-} from {f+, f-, fz}, picks
+which of f+ and f- came from x+, and draws two views of x+ together in its embedding, away from
+x-, the rest of the batch and the fakes. G fools D, stays near x, and hides f+ from f-.
+
+Noise and views are drawn for the global batch from (seed, step) and each rank takes its rows;
+every loss is a mean over the global batch. So N workers take the step of one.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_ray import distributed
+from cl_ray.config import Config
+from cl_ray.data.views import draw_views, view
+from cl_ray.losses.adversarial import OBJECTIVES, Scores
+from cl_ray.losses.contrastive import info_nce
+from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
+from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+
+Terms = dict[str, Tensor]
+"""A figure of each of a rank's b pairs, [b], by name."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's b pairs, uint8 [b, H, W, C] each.
+
+    Args:
+        positive: x+.
+        partner: What is seen in x+'s other view: x+ again, or another image of its class.
+        negative: x-.
+        present: Bool [b]; false rows only fill the last batch up and count for nothing.
+    """
+
+    positive: Tensor
+    partner: Tensor
+    negative: Tensor
+    present: Tensor
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A CPU random generator that is a pure function of some whole numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+class Adversary:
+    """G against D.
+
+    Args:
+        config: The config tree; of it networks, losses, views, optimisers and the seed.
+        shape: Height, width and channels of an image.
+        device: Where to compute.
+        dtype: Of weights and computation; torch.bfloat16 means float32 weights under autocast.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.config, self.device = config, torch.device(device)
+        self.autocast = dtype == torch.bfloat16
+        self.dtype = torch.float32 if self.autocast else dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            generator = ConvolutionalGenerator(shape, config.generator)
+            discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
+        layout: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        self.generator = generator.to(**layout, memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(**layout, memory_format=torch.channels_last)
+        self.weights_g = list(self.generator.parameters())
+        self.weights_d = list(self.discriminator.parameters())
+        distributed.broadcast([*self.weights_g, *self.weights_d])
+        self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+        optimizer = config.optimizer
+        adam: dict[str, Any] = {
+            "betas": (optimizer.beta1, optimizer.beta2),
+            "fused": self.device.type in ("cpu", "cuda"),
+        }
+        self.optimizer_g = torch.optim.Adam(self.weights_g, optimizer.lr_g, **adam)
+        self.optimizer_d = torch.optim.Adam(self.weights_d, optimizer.lr_d, **adam)
+        self.objective = OBJECTIVES[config.losses.objective]
+        self.steps = 0
+
+    def step(self, batch: Batch) -> Terms:
+        """`d_steps` steps of D, then one of G.
+
+        Args:
+            batch: This rank's pairs; the ranks' batches together are the global batch.
+
+        Returns:
+            This rank's share of each figure, scalars; their sum over ranks is the global mean.
+        """
+        positive, partner, negative = (
+            self._unit(images) for images in (batch.positive, batch.partner, batch.negative)
+        )
+        images = torch.cat([positive, negative])
+        present = batch.present.to(self.dtype)
+        share = present / distributed.sum_over_ranks(present.sum())  # [b]; 0 for absent rows
+        for turn in range(self.config.optimizer.d_steps):
+            noise, first, second = self._draw(len(present), turn)
+            views = torch.cat([view(positive, first), view(partner, second)])
+            last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
+            with self._cast(), torch.set_grad_enabled(last):
+                fakes = self.generator(images, noise)
+            with self._cast():
+                d_terms, anchor = self._judge(images, fakes.detach(), views, batch.present)
+            self._descend(self.optimizer_d, self.weights_d, d_terms, share)
+        with self._cast():
+            g_terms = self._fool(images, fakes, anchor)
+        self._descend(self.optimizer_g, self.weights_g, g_terms, share)
+        self._average()
+        self.steps += 1
+        return {name: (term.detach() * share).sum() for name, term in (d_terms | g_terms).items()}
+
+    def _judge(
+        self, images: Tensor, fakes: Tensor, views: Tensor, present: Tensor
+    ) -> tuple[Terms, Tensor]:
+        """D's terms, and its embedding of x+, out of one pass over all that D sees."""
+        weights = self.config.losses
+        s, e = self._score(torch.cat([images, fakes, views]), parts=7)
+        real, fake = s[:2], s[2:5]
+        anchor, x_negative, f_positive, f_negative, f_noise, first, second = e
+        terms = {"d/adversarial": self.objective(Scores(fake, real), "discriminator")}
+        if weights.contrastive:
+            others = torch.stack([x_negative, f_positive, f_negative, f_noise])
+            terms["d/contrastive"] = info_nce(first, second, others, present, weights.temperature)
+        if weights.pair:
+            terms["d/pair"] = pair_score(
+                pair_margin(anchor, f_positive, f_negative, weights.temperature)
+            )
+        terms |= {"score/real": real.mean(0), "score/fake": fake.mean(0)}
+        return terms, anchor.detach()
+
+    def _fool(self, images: Tensor, fakes: Tensor, anchor: Tensor) -> Terms:
+        """G's terms; `anchor`, D's embedding of x+, is one step of D old, which saves a pass."""
+        weights = self.config.losses
+        fake, (f_positive, f_negative, _) = self._score(fakes, parts=3)
+        error = reconstruction(fakes[: len(images)].to(self.dtype), images)
+        terms = {
+            "g/adversarial": self.objective(Scores(fake), "generator"),
+            "g/reconstruction": error.view(2, -1).mean(0),
+        }
+        if weights.indistinguishability:
+            margin = pair_margin(anchor, f_positive, f_negative, weights.temperature)
+            terms["g/indistinguishability"] = indistinguishability(margin)
+        return terms
+
+    def _score(self, images: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """D's scores [parts, b] and embeddings [parts, b, e] of [parts b, C, H, W]."""
+        scores, embeddings = self.discriminator(images)
+        scores, embeddings = scores.to(self.dtype), embeddings.to(self.dtype)
+        return scores.view(parts, -1), embeddings.view(parts, len(scores) // parts, -1)
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[torch.nn.Parameter],
+        terms: Terms,
+        share: Tensor,
+    ) -> None:
+        """One step of one network down its weighted terms; the other's weights get no gradient."""
+        factors = self.config.losses.model_dump()
+        named = {name.split("/")[1]: term for name, term in terms.items() if name[0] in "dg"}
+        loss = torch.stack([factors[name] * (term * share).sum() for name, term in named.items()])
+        gradients = torch.autograd.grad(loss.sum(), weights, materialize_grads=True)
+        for weight, gradient in zip(weights, distributed.sum_gradients(gradients), strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """The averaged G follows G; its decay ramps up, so that the first steps are forgotten."""
+        decay = min(self.config.optimizer.average, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.averaged.parameters()), self.weights_g, 1 - decay)
+
+    def _draw(self, local: int, turn: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's rows of the global batch's noise [b, latent] and two view maps [b, 2, 3]."""
+        rank, workers = distributed.world()
+        total, rows = workers * local, slice(rank * local, (rank + 1) * local)
+        random = generator_of(self.config.seed, self.steps, turn)
+        noise = torch.randn(total, self.config.generator.latent, generator=random)
+        first = draw_views(self.config.views, total, random)
+        second = draw_views(self.config.views, total, random)
+        noise, first, second = (
+            t[rows].to(self.device, self.dtype, non_blocking=True) for t in (noise, first, second)
+        )
+        return noise, first, second
+
+    def _unit(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, C] to [-1, 1] [B, C, H, W], channels last."""
+        return images.permute(0, 3, 1, 2).to(self.dtype).div_(127.5).sub_(1)
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, besides the config and the data."""
+        return {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer_g": self.optimizer_g.state_dict(),
+            "optimizer_d": self.optimizer_d.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, exactly."""
+        for name in ("generator", "discriminator", "averaged", "optimizer_g", "optimizer_d"):
+            getattr(self, name).load_state_dict(state[name])
+        self.steps = state["steps"]

@@ -1,0 +1,190 @@
+"""What a run must save to go on exactly, written whole or not at all. Free of Ray.
+
+A checkpoint is a folder `checkpoints/step-00001407` on any pyarrow filesystem. Its manifest is
+written last and names the size and digest of every file: a folder without one was cut short and
+does not count.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs
+import safetensors.torch
+import torch
+
+from cl_ray.errors import UserError
+
+WEIGHTS = {"averaged": "generator.safetensors", "discriminator": "discriminator.safetensors"}
+"""The networks that people use, each in a file of its own; the rest is in state.pt."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Args:
+        name: Its folder's name.
+        epoch: Epochs finished.
+        step: Steps taken in all.
+        figure: The figure by which the best checkpoint is chosen; smaller is better.
+        files: Size in bytes and SHA-256 of each file.
+    """
+
+    name: str
+    epoch: int
+    step: int
+    figure: float | None
+    files: dict[str, dict[str, Any]]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        filesystem: Where they are.
+        folder: The run's folder on it.
+        keep: How many of the newest are kept; the best is kept besides.
+    """
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str, keep: int = 3):
+        self.filesystem, self.folder, self.keep = filesystem, f"{folder}/checkpoints", keep
+
+    def save(self, state: Mapping[str, Any], *, epoch: int, step: int, figure: float | None) -> str:
+        """Write a checkpoint, then let go of those no longer kept.
+
+        Args:
+            state: `Run.state_dict()`.
+            epoch: Epochs finished.
+            step: Steps taken in all; names the checkpoint.
+            figure: Smaller is better; None where there is none yet.
+
+        Returns:
+            The checkpoint's name.
+        """
+        name = f"step-{step:08d}"
+        self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
+        adversary = dict(state["adversary"])
+        blobs = {
+            file: safetensors.torch.save({k: v.contiguous() for k, v in adversary.pop(part).items()})
+            for part, file in WEIGHTS.items()
+        }
+        buffer = io.BytesIO()
+        torch.save({**state, "adversary": adversary}, buffer)
+        blobs["state.pt"] = buffer.getvalue()
+        files = {}
+        for file, blob in blobs.items():
+            self._write(f"{name}/{file}", blob)
+            files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        manifest = {"epoch": epoch, "step": step, "figure": figure, "files": files}
+        self._write(f"{name}/manifest.json", json.dumps(manifest, indent=1).encode())
+        self._prune()
+        return name
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The state that was saved under `name`, on the CPU.
+
+        Raises:
+            UserError: A file is missing, cut short or changed: it is named, and the newest
+                whole checkpoint before it.
+        """
+        manifest = self._manifest(name)
+        if manifest is None:
+            known = ", ".join(m.name for m in self.list()) or "none"
+            raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
+        blobs = {}
+        for file, facts in manifest.files.items():
+            complaint = self._complaint(name, file, facts)
+            if complaint:
+                raise UserError(f"{complaint}{self._way_out(manifest)}")
+            blobs[file] = self._read(f"{name}/{file}")
+            if hashlib.sha256(blobs[file]).hexdigest() != facts["sha256"]:
+                raise UserError(
+                    f"{self.folder}/{name}/{file} is not what was written (its digest differs)."
+                    f"{self._way_out(manifest)}"
+                )
+        state = torch.load(io.BytesIO(blobs["state.pt"]), map_location="cpu", weights_only=True)
+        for part, file in WEIGHTS.items():
+            state["adversary"][part] = safetensors.torch.load(blobs[file])
+        return state
+
+    def list(self) -> list[Manifest]:
+        """All that were written whole, oldest first."""
+        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
+        names = [i.base_name for i in self.filesystem.get_file_info(selector)]
+        found = [self._manifest(name) for name in sorted(names) if name.startswith("step-")]
+        return [manifest for manifest in found if manifest is not None]
+
+    def newest(self) -> Manifest | None:
+        """The one to go on from."""
+        return (self.list() or [None])[-1]
+
+    def best(self) -> Manifest | None:
+        """The one with the smallest figure."""
+        return best_of(self.list())
+
+    def check(self, name: str) -> None:
+        """See that every file is there in full size, without reading it.
+
+        Raises:
+            UserError: As `load` does.
+        """
+        manifest = self._manifest(name)
+        for file, facts in (manifest.files if manifest else {}).items():
+            complaint = self._complaint(name, file, facts)
+            if manifest and complaint:
+                raise UserError(f"{complaint}{self._way_out(manifest)}")
+
+    def _complaint(self, name: str, file: str, facts: dict[str, Any]) -> str | None:
+        path = f"{self.folder}/{name}/{file}"
+        info = self.filesystem.get_file_info(path)
+        if info.type != pyarrow.fs.FileType.File:
+            return f"{path} is missing."
+        if info.size != facts["bytes"]:
+            return f"{path} has {info.size:,} bytes of {facts['bytes']:,}: it was cut short."
+        return None
+
+    def _way_out(self, damaged: Manifest) -> str:
+        for manifest in reversed(self.list()):
+            whole = all(self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items())
+            if manifest.step < damaged.step and whole:
+                return f" Go on from the one before with `--from-checkpoint {manifest.name}`."
+        return " No whole checkpoint lies before it: start again under another --name."
+
+    def _prune(self) -> None:
+        """Delete what is neither among the newest nor the best, and name the best."""
+        manifests = self.list()
+        best = best_of(manifests)
+        kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
+        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.base_name.startswith("step-") and info.base_name not in kept:
+                self.filesystem.delete_dir(info.path)
+        if best:
+            self._write("best.txt", f"{best.name}\n".encode())
+
+    def _manifest(self, name: str) -> Manifest | None:
+        path = f"{self.folder}/{name}/manifest.json"
+        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+            return None
+        try:
+            return Manifest(name=name, **json.loads(self._read(f"{name}/manifest.json")))
+        except (ValueError, TypeError):
+            return None  # its own last bytes never came: cut short as well
+
+    def _read(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:
+            return stream.read()
+
+    def _write(self, path: str, blob: bytes) -> None:
+        with self.filesystem.open_output_stream(f"{self.folder}/{path}") as stream:
+            stream.write(blob)
+
+
+def best_of(manifests: list[Manifest]) -> Manifest | None:
+    """The one with the smallest figure, the older of two alike; None where none has a figure."""
+    rated = [(m.figure, m.step, m) for m in manifests if m.figure is not None]
+    return min(rated, key=lambda r: r[:2])[2] if rated else None

@@ -1,0 +1,212 @@
+"""The one config tree: presets, YAML in and out, and what may change when a run goes on.
+
+Each part is owned by the room that it configures; nothing here imports torch or ray, so a
+mistake in a config is answered at once.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cl_ray.data.config import PairConfig, ShardConfig, ViewConfig
+from cl_ray.errors import UserError
+from cl_ray.losses.config import LossConfig
+from cl_ray.model import Model
+from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+
+
+class OptimizerConfig(Model):
+    """Adam for each network (Kingma and Ba, 2015), and the averaged generator."""
+
+    lr_g: float = Field(4e-4, gt=0, le=1, description="Learning rate of G.")
+    lr_d: float = Field(4e-4, gt=0, le=1, description="Learning rate of D.")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
+    d_steps: int = Field(1, ge=1, le=100, description="Steps of D for each step of G.")
+    average: float = Field(
+        0.998, ge=0, lt=1, description="Decay a step of the averaged G; ramps up from 0."
+    )
+
+
+class CheckpointConfig(Model):
+    """What is kept of a run on its way."""
+
+    keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
+    every: int = Field(0, ge=0, description="Steps between checkpoints; 0 is once an epoch.")
+    metric: str = Field(
+        "reconstruction", description="The epoch's figure whose smallest value marks the best."
+    )
+
+
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Config(Model):
+    """Everything that decides what a run computes. The defaults are the preset `quick`."""
+
+    preset: str = Field("quick", description="Named settings that this config started from.")
+    name: str | None = Field(
+        None, description="The run's name; the same name goes on. None makes a fresh one."
+    )
+    storage: str = Field(
+        "runs", description="Folder or URI (s3://, gs://, ...) under which the run folder lies."
+    )
+    data: str = Field(
+        "mnist", description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    epochs: int = Field(4, ge=0, description="Passes over the training images.")
+    batch_size: int = Field(128, ge=2, description="Pairs a step, over all workers together.")
+    workers: int | tuple[int, int] = Field(
+        1, description="Worker processes; two numbers (least, most) make the run elastic."
+    )
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="CPUs of each worker; None shares out what the machine has."
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each worker, a fraction allowed. None: a local machine's GPUs are "
+        "shared out; on a cluster none is used unless asked for.",
+    )
+    device: Device = Field("auto", description="Where a worker computes.")
+    precision: Precision = Field(
+        "auto", description="auto: bfloat16 autocast where the processor has it, else float32."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads a worker; None is its CPUs, rounded down."
+    )
+    log_every: int = Field(20, ge=1, description="Steps between two lines of curves.")
+    pairs: PairConfig = PairConfig()
+    views: ViewConfig = ViewConfig()
+    shards: ShardConfig = ShardConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        least, most = self.worker_range
+        if not 1 <= least <= most:
+            raise ValueError(f"workers {self.workers} must be 1 or more, the least number first")
+        for workers in range(least, most + 1):
+            if self.batch_size % workers:
+                nearest = max(workers, round(self.batch_size / workers) * workers)
+                raise ValueError(
+                    f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
+                    f"take {nearest} or another multiple of {workers}"
+                )
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown; there are: {', '.join(PRESETS)}")
+        if self.name is not None and (not self.name or set(self.name) & set("/\\ \t\n:?#")):
+            raise ValueError(f"name {self.name!r} must be one plain folder name")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, which `from_yaml` reads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "the config", base: "Config | None" = None) -> "Config":
+        """Read YAML that names all or some of the fields; the others come from `base`.
+
+        Raises:
+            UserError: The text is no YAML mapping, or a field is unknown or out of its range.
+        """
+        try:
+            fields = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(fields, dict):
+            raise UserError(f"{where} must be a mapping of fields to values.")
+        if base is None:
+            base = preset(str(fields.get("preset", "quick")))
+        return build(merge(base.model_dump(), fields), where)
+
+    @classmethod
+    def load(cls, path: str | Path, base: "Config | None" = None) -> "Config":
+        """Read a YAML file; see `from_yaml`."""
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+        return cls.from_yaml(text, str(path), base)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "mnist": {
+        "epochs": 40,
+        "optimizer": {"average": 0.999},
+    },
+}
+"""Each preset as its differences from the defaults: `quick` takes minutes on two CPU cores,
+`mnist` is the full run."""
+
+
+def preset(name: str) -> Config:
+    """The config of a preset.
+
+    Raises:
+        UserError: There is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r} is unknown; there are: {', '.join(PRESETS)}.")
+    return Config.model_validate({**PRESETS[name], "preset": name})
+
+
+def build(fields: dict[str, Any], where: str = "the config") -> Config:
+    """A checked config of plain fields.
+
+    Raises:
+        UserError: One sentence that names the first wrong field, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"In {where}: {explain(error)}.") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of a validation in words a user can act on."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple")))
+    if first["type"] == "extra_forbidden":
+        return f"there is no field {field!r} (see `cl-ray train --help` for those there are)"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"{field} {first['input']!r} is refused: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves that `changes` names replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name to (old, new) for every leaf that differs."""
+    ours, theirs = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    return {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,46 @@
+"""How pairs are chosen, how views are made, and where a shard is kept."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cl_ray.model import Model
+
+
+class PairConfig(Model):
+    """Who is the negative of whom."""
+
+    mode: Literal["views", "labels"] = Field(
+        "views",
+        description="views: no labels; the positive's partner is another view of it. "
+        "labels: supervised; another image of its class, and a negative of another class.",
+    )
+    candidates: int = Field(
+        2, ge=1, le=1024, description="Negatives drawn for each positive; the farthest is taken."
+    )
+    quantile: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="No negative is nearer than this quantile of the data's pairwise distances.",
+    )
+
+
+class ViewConfig(Model):
+    """A random affine map of the image; digits are never flipped."""
+
+    rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
+    shift: float = Field(0.12, ge=0, le=0.5, description="Largest shift, as a share of the side.")
+    scale: float = Field(0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25.")
+    shear: float = Field(15.0, ge=0, lt=80, description="Largest shear, degrees.")
+
+
+class ShardConfig(Model):
+    """Where a worker keeps its share of the images."""
+
+    memory: float = Field(
+        2.0, gt=0, description="Shards of up to this many GB stay on the device; larger ones stream."
+    )
+    window: int = Field(
+        4096, ge=2, description="Rows that are shuffled and paired together when a shard streams."
+    )

@@ -1,0 +1,114 @@
+"""One shard a worker, delivered by Ray Data, which delivers and never decides.
+
+The cut is explicit (`Share`), not `streaming_split`'s, which drops a remainder and hands blocks
+out by arrival. Tasks ask for no CPU, and few run at once: however many CPUs the workers hold, a
+task can be placed, so that training can never wait for a reader that waits for training.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from ray.train import DataConfig
+
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset, Piece, Rows
+from cl_ray.data.shards import SPLIT, ResidentShard, Shard, Share, StreamingShard
+
+READERS = 2
+"""Tasks of one rank that read at once."""
+TASK_BYTES = 64e6
+"""Pixels that one task reads of a resident share."""
+
+
+@dataclass(frozen=True)
+class RankShard:
+    """What `ray.train.get_dataset_shard` gives a worker: its share, not yet read."""
+
+    share: Share
+
+    def open(self, device: torch.device | str) -> Shard:
+        """The share on the device if it fits the memory budget, else as a stream."""
+        if self.share.resident:
+            return ResidentShard(self.share, self.rows(), device)
+        return StreamingShard(self.share, self.windows, device)
+
+    def rows(self) -> Rows:
+        """All rows of the share, read by Ray Data, in order of arrival."""
+        share = self.share
+        per_task = max(1, int(TASK_BYTES / share.gigabytes / 1e9 * len(share.pieces(0))))
+        pieces = share.pieces(0)
+        parts = [pieces[i : i + per_task] for i in range(0, len(pieces), per_task)]
+
+        def read(part: list[Piece], number: int) -> dict[str, np.ndarray]:
+            rows = share.dataset.read(SPLIT, part)
+            label = {} if rows.label is None else {"label": rows.label}
+            return {"id": rows.id, "image": rows.image, **label}
+
+        blocks = list(_map_parts(parts, read))
+        columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+        return Rows(columns["id"], columns["image"], columns.get("label"))
+
+    def windows(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
+        """The paired windows of an epoch from `first` on, put back in order."""
+        share = self.share
+        windows = share.windows(epoch)[first:]
+
+        def pair(part: list[Piece], number: int) -> dict[str, np.ndarray]:
+            rows = share.dataset.read(SPLIT, part)
+            paired = share.pair_window(rows, epoch, first + number)
+            return {"window": np.full(len(rows.id), number), **paired}
+
+        early: dict[int, list[dict[str, np.ndarray]]] = {}
+        due = 0
+        for block in _map_parts(windows, pair):
+            number = int(block.pop("window")[0])
+            early.setdefault(number, []).append(block)
+            while sum(len(b["id"]) for b in early.get(due, ())) == _count(windows, due) > 0:
+                blocks = early.pop(due)  # one, unless Ray Data cut the window up
+                yield {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+                due += 1
+
+
+def _count(windows: list[list[Piece]], number: int) -> int:
+    return sum(p.stop - p.start for p in windows[number]) if number < len(windows) else 0
+
+
+def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np.ndarray]]:
+    """`function(part, number)` of every part as a block of a Ray dataset, in order of arrival."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [
+        {"number": number, "part": [[p.shard, p.group, p.start, p.stop] for p in part]}
+        for number, part in enumerate(parts)
+    ]
+
+    def apply(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        part = [Piece(*(int(n) for n in numbers)) for numbers in batch["part"][0]]
+        return function(part, int(batch["number"][0]))
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    mapped = dataset.map_batches(
+        apply, batch_size=1, num_cpus=0, concurrency=min(READERS, len(items))
+    )
+    yield from mapped.iter_batches(batch_size=None, batch_format="numpy")
+
+
+class RankSplit(DataConfig):
+    """Gives every rank its `RankShard` when the number of workers is known."""
+
+    def __init__(self, dataset: Dataset, config: Config):
+        super().__init__()
+        self.dataset, self.config = dataset, config
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, Any]]:
+        """One shard a rank, under the dataset's name."""
+        shares = [Share(self.dataset, self.config, world_size, rank) for rank in range(world_size)]
+        return [{name: RankShard(share) for name in datasets} for share in shares]

@@ -1,0 +1,152 @@
+"""A run: the loop over epochs, free of Ray. Ray Train's workers, Tune and notebooks host it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_ray import distributed
+from cl_ray.adversary import Adversary, Batch
+from cl_ray.config import Config
+from cl_ray.data.shards import Shard
+from cl_ray.errors import UserError
+
+Figures = dict[str, float]
+
+
+class Diverged(UserError):
+    """A loss is no longer a number; training on would only spread it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the last few steps were like; alike on every rank but for the times.
+
+    Args:
+        epoch: The epoch that is under way, from 0.
+        position: Steps of it that are done.
+        step: Steps taken in all.
+        figures: Means over the global batches since the last record.
+        images: Pairs seen since then, over all ranks.
+        seconds: Since then.
+        waited: Of those, seconds that went by until a batch was there.
+    """
+
+    epoch: int
+    position: int
+    step: int
+    figures: Figures
+    images: int
+    seconds: float
+    waited: float
+
+
+class Run:
+    """An adversary, its data, and where it stands.
+
+    Args:
+        config: The config tree.
+        shard: This rank's batches.
+        device: Where to compute.
+        dtype: See `Adversary`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shard: Shard,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.config, self.shard = config, shard
+        self.adversary = Adversary(config, shard.share.dataset.info.shape, device, dtype)
+        self.epochs = 0
+        """Epochs finished."""
+        self.position = 0
+        """Steps done in the epoch under way."""
+        self.sums: Figures = {}
+        """Sums of figures over those steps, for the epoch's means."""
+        self.batch: Batch | None = None
+        """The batch seen last, to be looked at."""
+
+    def epoch(self, watch: Callable[[Record], None] | None = None) -> Figures:
+        """Train to the end of the epoch under way.
+
+        Args:
+            watch: Called with a record every `log_every` steps, before a checkpoint is due and
+                at the end; may save `state_dict()`.
+
+        Returns:
+            The mean of each figure over the epoch's steps, and what it cost: `seconds`,
+            `waited` (share of them spent waiting for data) and `images_per_second`.
+
+        Raises:
+            Diverged: A loss is not finite; names the step and the loss.
+        """
+        every = self.config.checkpoint.every
+        pending: list[dict[str, Tensor]] = []
+        begun = since = time.perf_counter()
+        waited = total_waited = 0.0
+        images = 0
+        batches = self.shard.batches(self.epochs, self.position)
+        while self.position < self.shard.share.steps:
+            asked = time.perf_counter()
+            self.batch = next(batches)
+            waited += time.perf_counter() - asked
+            pending.append(self.adversary.step(self.batch))
+            self.position += 1
+            last = self.position == self.shard.share.steps
+            due = every and self.adversary.steps % every == 0
+            if self.position % self.config.log_every == 0 or last or due:
+                figures = self._drain(pending)
+                now = time.perf_counter()
+                seen = len(pending) * self.config.batch_size
+                images, total_waited = images + seen, total_waited + waited
+                if watch:
+                    step = self.adversary.steps
+                    seconds = now - since
+                    watch(Record(self.epochs, self.position, step, figures, seen, seconds, waited))
+                pending, waited, since = [], 0.0, time.perf_counter()
+        means = {name: total / self.position for name, total in self.sums.items()}
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
+        cost = {"seconds": seconds, "waited": total_waited / seconds}
+        return {**means, **cost, "images_per_second": images / seconds}
+
+    def _drain(self, pending: list[dict[str, Tensor]]) -> Figures:
+        """Means of pending steps over all ranks; the one moment when the device is waited for."""
+        names = list(pending[0])
+        table = torch.stack([torch.stack([step[name] for name in names]) for step in pending])
+        table = distributed.sum_over_ranks(table).double().cpu()
+        if not table.isfinite().all():
+            row, column = (~table.isfinite()).nonzero()[0].tolist()
+            step = self.adversary.steps - len(pending) + row + 1
+            raise Diverged(
+                f"{names[column]} became {table[row, column].item()} at step {step} (epoch "
+                f"{self.epochs + 1}): lower the learning rates, lr_g {self.config.optimizer.lr_g:g} "
+                f"and lr_d {self.config.optimizer.lr_d:g}, or the weight of that loss."
+            )
+        for name, total in zip(names, table.sum(0).tolist(), strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + total
+        return dict(zip(names, table.mean(0).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, besides the config and the data."""
+        return {
+            "adversary": self.adversary.state_dict(),
+            "epochs": self.epochs,
+            "position": self.position,
+            "sums": dict(self.sums),
+            "workers": self.shard.share.workers,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`: exactly with as many workers, else from the epoch's start."""
+        self.adversary.load_state_dict(state["adversary"])
+        self.epochs = state["epochs"]
+        alike = state["workers"] == self.shard.share.workers
+        self.position = state["position"] if alike else 0
+        self.sums = dict(state["sums"]) if alike else {}

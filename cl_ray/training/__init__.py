@@ -1,0 +1,1 @@
+"""Hosts a run on the workers of a Ray Train job."""

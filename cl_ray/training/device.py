@@ -1,0 +1,62 @@
+"""What each worker computes on, resolved by the worker itself and printed."""
+
+import ctypes
+import platform
+
+import torch
+
+from cl_ray.config import Config
+from cl_ray.errors import UserError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def resolve(config: Config) -> tuple[torch.device, torch.dtype]:
+    """The device and precision that the config asks for, or the best there are here.
+
+    Raises:
+        UserError: The config names a device that this process does not have.
+    """
+    if config.device != "auto":
+        kind = config.device
+    elif torch.cuda.is_available():
+        kind = "cuda"
+    else:
+        kind = "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        raise UserError(f"device {kind!r} is not there for this worker: use --device auto, or cpu.")
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_bfloat16(kind) else "float32"
+    return torch.device(kind), DTYPES[precision]
+
+
+def fast_bfloat16(kind: str) -> bool:
+    """Whether the processor multiplies in bfloat16 itself, rather than by emulation."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """The choice in words."""
+    precision = "bfloat16 autocast" if dtype == torch.bfloat16 else str(dtype).split(".")[1]
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, {precision}"
+    return f"{device.type}, {torch.get_num_threads()} threads, {precision}"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors, on Linux.
+
+    By default glibc gives each freed activation back to the kernel, which then clears its pages
+    again for the next one: a third of a CPU step went there (benchmarks/README.md).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

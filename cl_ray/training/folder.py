@@ -1,0 +1,117 @@
+"""The run folder, on local disk or on any pyarrow filesystem."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs
+
+from cl_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One run's folder.
+
+    Args:
+        storage: Absolute path or URI of the storage.
+        name: The run's name.
+    """
+
+    storage: str
+    name: str
+
+    @classmethod
+    def at(cls, storage: str, name: str) -> "Folder":
+        """The folder of a run; a relative path counts from here."""
+        return cls(storage if "://" in storage else str(Path(storage).expanduser().absolute()), name)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is reached by a URI; such storage is taken to be shared by all nodes."""
+        return "://" in self.storage
+
+    @property
+    def uri(self) -> str:
+        """The folder as a user would type it."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    def open(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """Its filesystem, and its path on it.
+
+        Raises:
+            UserError: There is no such filesystem, or it is not reached.
+        """
+        try:
+            return pyarrow.fs.FileSystem.from_uri(self.uri)
+        except (ValueError, OSError) as error:
+            raise UserError(f"storage {self.storage!r} cannot be opened: {_line(error)}.") from error
+
+    def prepare(self) -> None:
+        """Make the folder and see that it can be written.
+
+        Raises:
+            UserError: It cannot; nothing is left behind.
+        """
+        filesystem, path = self.open()
+        try:
+            filesystem.create_dir(path, recursive=True)
+            with filesystem.open_output_stream(f"{path}/.writable") as stream:
+                stream.write(b"")
+            filesystem.delete_file(f"{path}/.writable")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"storage {self.storage!r} cannot be written: {_line(error)}; take another with --storage."
+            ) from error
+
+    def read(self, file: str) -> bytes | None:
+        """A file's bytes; None where there is none."""
+        filesystem, path = self.open()
+        if filesystem.get_file_info(f"{path}/{file}").type != pyarrow.fs.FileType.File:
+            return None
+        with filesystem.open_input_stream(f"{path}/{file}") as stream:
+            return stream.read()
+
+    def write(self, file: str, blob: bytes) -> None:
+        """Put a file in place as a whole: a reader finds the old or the new one."""
+        filesystem, path = self.open()
+        target = f"{path}/{file}"
+        if self.remote:  # an object store shows an object when it is complete
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(blob)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=Path(target).parent, delete=False) as stream:
+            stream.write(blob)
+        Path(stream.name).chmod(0o644)
+        Path(stream.name).replace(target)
+
+
+class Mirror:
+    """A local folder whose files reach the run folder: at once if that is local, else by `push`.
+
+    Train uploads neither metrics nor events, and an object store cannot append.
+    """
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        if folder.remote:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+        else:
+            self.path = Path(folder.uri)
+        self._pushed: dict[Path, tuple[int, int]] = {}
+
+    def push(self) -> None:
+        """Send every file that changed since the last time."""
+        if not self.folder.remote:
+            return
+        for file in sorted(self.path.rglob("*")):
+            if file.is_file():
+                state = (file.stat().st_size, file.stat().st_mtime_ns)
+                if self._pushed.get(file) != state:
+                    self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
+                    self._pushed[file] = state
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
