@@ -4,11 +4,11 @@ Free of torch and ray: pyarrow and numpy only, so that any process reads it at o
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -235,25 +235,18 @@ class Dataset:
         ids = np.empty(offsets[-1], np.int64)
         images = np.empty((offsets[-1], *self.info.shape), np.uint8)
         labels = np.empty(offsets[-1], np.int64) if self.info.labelled else None
-        of_shard: dict[int, list[int]] = {}
+        wanted: dict[int, dict[int, list[int]]] = {}
         for number, piece in enumerate(pieces):
-            of_shard.setdefault(piece.shard, []).append(number)
-        for shard, numbers in of_shard.items():
-            groups = sorted({pieces[number].group for number in numbers})
-            table = self._table(shards[shard], groups)
-            # Every group but a file's last has `row_group` rows, so the groups read stand
-            # one after another in steps of that size.
-            first = {group: k * self.info.row_group for k, group in enumerate(groups)}
-            columns = _arrays(table)
-            for number in numbers:
-                piece = pieces[number]
-                start = first[piece.group]
-                rows = slice(start + piece.start, start + piece.stop)
-                place = slice(offsets[number], offsets[number + 1])
-                ids[place] = columns.id[rows]
-                images[place] = columns.image[rows]
-                if labels is not None and columns.label is not None:
-                    labels[place] = columns.label[rows]
+            wanted.setdefault(piece.shard, {}).setdefault(piece.group, []).append(number)
+        for shard, of_group in wanted.items():
+            for group, rows in self._groups(shards[shard], sorted(of_group)):
+                for number in of_group[group]:
+                    piece = pieces[number]
+                    place = slice(offsets[number], offsets[number + 1])
+                    ids[place] = rows.id[piece.start : piece.stop]
+                    images[place] = rows.image[piece.start : piece.stop]
+                    if labels is not None and rows.label is not None:
+                        labels[place] = rows.label[piece.start : piece.stop]
         return Rows(ids, images, labels)
 
     def distance_quantile(self, split: str, q: float) -> float:
@@ -286,11 +279,10 @@ class Dataset:
             there = ", ".join(self.info.splits)
             raise UserError(f"{self.location} has no split {split}: it has {there}.") from None
 
-    def _table(self, shard: ShardInfo, groups: list[int]) -> pa.Table:
+    def _groups(self, shard: ShardInfo, groups: list[int]) -> Iterator[tuple[int, Rows]]:
+        """Yields some row groups of a file, one by one: what is decoded stays small and warm."""
         filesystem, path = connect(self.location)
-        expected = sum(
-            min(self.info.row_group, shard.rows - group * self.info.row_group) for group in groups
-        )
+        size = self.info.row_group
         try:
             with pq.ParquetFile(
                 f"{path}/{shard.file}",
@@ -298,16 +290,21 @@ class Dataset:
                 page_checksum_verification=True,
                 pre_buffer=True,
             ) as file:
-                table = file.read_row_groups(groups)
-            if table.num_rows != expected:
-                raise pa.ArrowInvalid(f"{table.num_rows} rows where {expected} are recorded")
-        except (OSError, pa.ArrowException) as error:
+                # Every row group but a file's last has `size` rows, so a batch is a row group.
+                batches = file.iter_batches(size, groups)
+                for group, batch in zip(groups, batches, strict=True):
+                    expected = min(size, shard.rows - group * size)
+                    if len(batch) != expected:
+                        raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
+                    label = _integers(batch["label"]) if self.info.labelled else None
+                    image = batch["image"].to_numpy_ndarray()
+                    yield group, Rows(_integers(batch["id"]), image, label)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.location}/{shard.file} is damaged or cannot be read "
                 f"({first_line(error)}): copy it again or write the data set again with "
                 "`cl-ray data --overwrite`."
             ) from error
-        return table
 
 
 def _sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
@@ -319,14 +316,6 @@ def _sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
     return {info.base_name: info.size for info in listing if info.type == pafs.FileType.File}
 
 
-def _arrays(table: pa.Table) -> Rows:
-    """Returns a table's columns as numpy, copying only where a column is in several chunks."""
-
-    def column(name: str) -> Any:
-        return table.column(name).combine_chunks()
-
-    image = column("image")
-    if isinstance(image, pa.ChunkedArray):  # older pyarrow keeps extension columns chunked
-        image = pa.concat_arrays(image.chunks)
-    label = column("label").to_numpy() if "label" in table.column_names else None
-    return Rows(column("id").to_numpy(), image.to_numpy_ndarray(), label)
+def _integers(column: pa.Array) -> NDArray[np.int64]:
+    """Returns a column without copying it; `to_numpy` would import pandas for half a second."""
+    return np.from_dlpack(column).astype(np.int64, copy=False)
