@@ -10,7 +10,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -37,6 +37,8 @@ GROUP_BYTES = 2**20
 GROUPS_PER_SHARD = 16
 SAMPLE = 2048
 REPORT_EVERY = 1000
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+"""What a source may call a split, and what it is called here."""
 SHARD_FILE = re.compile(r"[a-z]+-\d{5}-of-\d{5}\.parquet")
 
 Progress = Callable[[str, int, int | None], None]
@@ -70,26 +72,23 @@ class About:
     classes: list[str] | None = None
 
 
-@dataclass(frozen=True)
-class _Spool:
-    """The images of a split: on disk, in the source's order; [n, H, W, C], [n], [n]."""
-
-    image: NDArray[np.uint8]
-    label: NDArray[np.int64]
-    order: NDArray[np.int64]
-
-    def part(self, rows: NDArray[np.intp]) -> "_Part":
-        """Returns some rows as a split, numbered 0, 1, ... in the source's order."""
-        return _Part(self, rows, np.argsort(np.argsort(self.order[rows], kind="stable")))
+Found = tuple[dict[str, Iterable[Picture]], About]
+"""The images of each split, read as they are asked for, and what is known about them."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A split: which rows of a spool, and the number of each in the split."""
+    """A split on its way: images on disk, and which of them it has, in the source's order.
 
-    spool: _Spool
+    Attributes:
+        image: [m, H, W, C] uint8.
+        label: [m] int64, or empty.
+        rows: [n], of the m.
+    """
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.int64]
     rows: NDArray[np.intp]
-    id: NDArray[np.int64]
 
 
 def write(
@@ -109,7 +108,8 @@ def write(
     that a folder half written is never taken for a data set.
 
     Args:
-        splits: the images of each split (`train` is one), all of one shape, all or none labelled.
+        splits: the images of `train`, and of `test` and `val` if there are such; all of one shape,
+            all or none labelled.
         out: a folder or the URI of one.
         about: the rest of `dataset.json`.
         test_fraction: share of `train`, in [0, 1), drawn at random, that becomes the split `test`.
@@ -122,6 +122,8 @@ def write(
         UserError: if `out` is taken or cannot be written, or the images do not go together.
     """
     check_free(out, overwrite)
+    if test_fraction and "test" in splits:
+        raise UserError("The source has a test split of its own: leave --test-fraction out.")
     filesystem, path = connect(out)
     local = isinstance(filesystem, pafs.LocalFileSystem)
     parent, name = os.path.split(path)
@@ -131,27 +133,24 @@ def write(
             os.makedirs(parent, exist_ok=True)
         # Beside a local `out`, so on the same disk; hidden, so that no source takes it for data.
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
-            spools = _spool_all(splits, work, about.classes, report)
+            parts = _spool(splits, work, about.classes, report)
             random = np.random.default_rng(seed)
-            parts = {
-                split: spool.part(np.arange(len(spool.order))) for split, spool in spools.items()
-            }
             if test_fraction:
-                parts |= _hold_out(spools, test_fraction, random)
+                parts |= _hold_out(parts["train"], test_fraction, random)
             if local:
                 folder = os.path.join(work, "new")
             else:
                 folder = path
                 _clear(filesystem, folder)
             filesystem.create_dir(folder)
-            shape = spools["train"].image.shape[1:]
+            shape = parts["train"].image.shape[1:]
             row_group = min(max(GROUP_BYTES // int(np.prod(shape)), 64), 1024)
             info = DatasetInfo(
                 name=about.name,
                 source=about.source,
                 licence=about.licence,
                 shape=shape,
-                labelled=bool(spools["train"].label.size),
+                labelled=bool(parts["train"].label.size),
                 classes=about.classes,
                 row_group=row_group,
                 splits={
@@ -206,17 +205,17 @@ def check_free(out: str, overwrite: bool) -> None:
         )
 
 
-def _spool_all(
+def _spool(
     splits: Mapping[str, Iterable[Picture]], work: str, classes: list[str] | None, report: Progress
-) -> dict[str, _Spool]:
+) -> dict[str, _Part]:
     """Copies all images to flat files in the folder `work`; checks that they go together."""
     first: Picture | None = None
-    spools = {}
-    for split, pictures in splits.items():
+    parts = {}
+    for split in sorted(splits, key=list(SPLIT_NAMES).index):
         labels, order = array("q"), array("q")
         file = os.path.join(work, f"{split}.raw")
         with open(file, "wb") as stream:
-            for picture in pictures:
+            for picture in splits[split]:
                 first = first or picture
                 _check(picture, first, classes)
                 stream.write(picture.image.tobytes())
@@ -228,12 +227,12 @@ def _spool_all(
         if first is None or not order:
             raise UserError(f"There is no image in the split {split}: give another --source.")
         report(f"reading {split}", len(order), len(order))
-        spools[split] = _Spool(
+        parts[split] = _Part(
             np.memmap(file, np.uint8, "r", shape=(len(order), *first.image.shape)),
             np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64),
-            np.frombuffer(order, np.int64),
+            np.argsort(np.frombuffer(order, np.int64), kind="stable"),
         )
-    return spools
+    return parts
 
 
 def _check(picture: Picture, first: Picture, classes: list[str] | None) -> None:
@@ -272,23 +271,18 @@ def _check(picture: Picture, first: Picture, classes: list[str] | None) -> None:
             )
 
 
-def _hold_out(
-    spools: Mapping[str, _Spool], fraction: float, random: np.random.Generator
-) -> dict[str, _Part]:
-    """Returns the splits `train` and `test` that `train` falls into."""
-    if "test" in spools:
-        raise UserError("The source has a test split of its own: leave --test-fraction out.")
-    spool = spools["train"]
-    count = len(spool.order)
+def _hold_out(train: _Part, fraction: float, random: np.random.Generator) -> dict[str, _Part]:
+    """Returns the splits `train` and `test` that the source's `train` falls into."""
+    count = len(train.rows)
     tests = round(count * fraction)
     if not 0 < tests < count:
         raise UserError(
             f"--test-fraction {fraction} of {count} images leaves one split empty: choose another."
         )
-    rows = random.permutation(count)
+    held = np.isin(np.arange(count), random.choice(count, tests, replace=False))
     return {
-        "train": spool.part(np.sort(rows[tests:])),
-        "test": spool.part(np.sort(rows[:tests])),
+        "train": replace(train, rows=train.rows[~held]),
+        "test": replace(train, rows=train.rows[held]),
     }
 
 
@@ -322,18 +316,17 @@ def _write_shards(
     return shards
 
 
-def _parquet(part: _Part, chosen: NDArray[np.intp], row_group: int, level: int) -> memoryview:
+def _parquet(part: _Part, ids: NDArray[np.intp], row_group: int, level: int) -> memoryview:
     """Returns one Parquet file, of about GROUPS_PER_SHARD × GROUP_BYTES of pixels."""
-    spool = part.spool
     sink = pa.BufferOutputStream()
     writer: pq.ParquetWriter | None = None
-    for start in range(0, len(chosen), row_group):
-        picked = chosen[start : start + row_group]
+    for start in range(0, len(ids), row_group):
+        picked = ids[start : start + row_group]
         rows = part.rows[picked]
-        image = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(spool.image[rows]))
-        columns = {"id": pa.array(part.id[picked], pa.int64()), "image": image}
-        if spool.label.size:
-            columns["label"] = pa.array(spool.label[rows], pa.int64())
+        image = pa.FixedShapeTensorArray.from_numpy_ndarray(part.image[rows])
+        columns = {"id": pa.array(picked, pa.int64()), "image": image}
+        if part.label.size:
+            columns["label"] = pa.array(part.label[rows], pa.int64())
         fields = [pa.field(key, value.type, nullable=False) for key, value in columns.items()]
         table = pa.table(list(columns.values()), schema=pa.schema(fields))
         writer = writer or pq.ParquetWriter(
@@ -361,7 +354,7 @@ def _distances(part: _Part, random: np.random.Generator) -> list[float]:
     if count < 2:
         return []
     rows = part.rows[np.sort(random.choice(len(part.rows), count, replace=False))]
-    pixels = part.spool.image[rows].reshape(count, -1)
+    pixels = part.image[rows].reshape(count, -1)
     products = np.zeros((count, count))
     for start in range(0, pixels.shape[1], 1024):
         # Whole numbers below 2**53, so exact: near twins keep their distance, and the result
