@@ -1,0 +1,179 @@
+"""A name or a path → a data set: torchvision's sets, folders of images, Parquet."""
+
+import difflib
+import os
+from dataclasses import replace
+from functools import partial
+
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from cl_ray.data.dataset import (
+    INFO_FILE,
+    LARGEST,
+    PACKAGED,
+    SMALLEST,
+    Dataset,
+    DatasetInfo,
+    connect,
+    first_line,
+)
+from cl_ray.data.folder import find_images
+from cl_ray.data.named import find_named, torchvision_names
+from cl_ray.data.parquet import NO_LABELS, find_rows
+from cl_ray.data.pixels import Color, to_pixels
+from cl_ray.data.writer import Found, Picture, Progress, check_free, write
+from cl_ray.errors import UserError
+from cl_ray.model import Model
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class SourceConfig(Model):
+    """Makes a data set (Parquet files and dataset.json) of images that lie elsewhere."""
+
+    source: str = Field(
+        description="A torchvision data set (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
+        "(the packaged one), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. "
+        "A folder of images may have a subfolder a class, and train/ and test/ on top."
+    )
+    out: str = Field(description="Folder or URI that the data set is written to.")
+    size: int | None = Field(
+        None,
+        ge=SMALLEST,
+        le=LARGEST,
+        description="Scale each image's shorter side to this many pixels and cut out the middle "
+        f"square. Without it, images that are not one square size of {SMALLEST} to {LARGEST} are "
+        "refused.",
+    )
+    color: Color = Field(
+        "keep", description="Convert to grey or rgb; `keep` refuses a mixture of the two."
+    )
+    root: str = Field("data", description="Where torchvision keeps, or will put, its downloads.")
+    test_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the images, drawn at random, to hold out for testing.",
+    )
+    image_column: str | None = Field(
+        None, description="Parquet column of the images: uint8 pixels or encoded files."
+    )
+    label_column: str | None = Field(
+        None,
+        description="Parquet column of the classes; by default `label`, if there is one. `none` "
+        "leaves the labels of any source out.",
+    )
+    licence: str | None = Field(None, description="Terms of use, recorded with the data.")
+    seed: int = Field(0, ge=0, description="Decides the order of the rows and which are held out.")
+    overwrite: bool = Field(False, description="Replace the data set that is at `out`.")
+
+
+def write_dataset(config: SourceConfig, progress: Progress | None = None) -> DatasetInfo:
+    """Makes a data set of the images of a source.
+
+    Args:
+        config: what, where to and how.
+        progress: called every now and then with what is being done and how far.
+
+    Returns:
+        What is recorded with the data set.
+
+    Raises:
+        UserError: if the source cannot be found or read, its images do not go together or need
+            a choice that was not made, or `out` is taken or cannot be written. Nothing is left
+            in `out` then, and what an overwritten local folder held is still there.
+    """
+    check_free(config.out, config.overwrite)  # before a download rather than after it
+    splits, about = find(config)
+    if config.label_column == NO_LABELS:
+        splits = {split: map(_unlabelled, pictures) for split, pictures in splits.items()}
+        about = replace(about, classes=None)
+    return write(
+        splits,
+        config.out,
+        replace(
+            about,
+            name=os.path.basename(connect(config.out)[1]),
+            licence=config.licence or about.licence,
+        ),
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        progress=progress,
+    )
+
+
+def _unlabelled(picture: Picture) -> Picture:
+    return replace(picture, label=None)
+
+
+def find(config: SourceConfig) -> Found:
+    """Finds what `config.source` means; no image is read yet.
+
+    Raises:
+        UserError: if it is neither a known name nor a readable folder with images.
+    """
+    source = config.source
+    convert = partial(to_pixels, size=config.size, color=config.color)
+    bare = "/" not in source and source not in (".", "..", PACKAGED)
+    names = torchvision_names() if bare else {}
+    if source in names:
+        return find_named(source, names[source], config.root, convert)
+    filesystem, path = connect(source)
+    try:
+        kind = filesystem.get_file_info(path).type
+        files = _listing(filesystem, path) if kind == pafs.FileType.Directory else []
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {first_line(error)}.") from error
+    if kind == pafs.FileType.NotFound and bare:
+        lower = {name.lower(): name for name in names}
+        close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
+        hint = f" (closest: {', '.join(lower[name] for name in close)})" if close else ""
+        raise UserError(
+            f"{source} is neither a folder nor a data set of torchvision's{hint}: give a folder, "
+            f"or one of {', '.join(names)}."
+        )
+    if kind == pafs.FileType.NotFound:
+        raise UserError(f"{source} does not exist: give a folder or the name of a data set.")
+    if kind == pafs.FileType.File:
+        raise UserError(f"{source} is a file: give the folder that it lies in.")
+    parquet = [file for file in files if file.endswith(".parquet")]
+    images = [file for file in files if file.lower().endswith(IMAGE_ENDINGS)]
+    if parquet and images:
+        raise UserError(
+            f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
+        )
+    if images:
+        return find_images(source, filesystem, path, images, convert)
+    if parquet:
+        info = Dataset.open(source).info if INFO_FILE in files else None
+        return find_rows(
+            source,
+            filesystem,
+            path,
+            parquet,
+            convert,
+            config.image_column,
+            config.label_column,
+            info,
+        )
+    raise UserError(
+        f"{source} holds no image ({', '.join(IMAGE_ENDINGS)}) and no .parquet file: give the "
+        "folder that does."
+    )
+
+
+def _listing(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """Returns the files below a folder, relative to it and sorted, without the hidden ones."""
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = sorted(
+        info.path.removeprefix(path).lstrip("/")
+        for info in found
+        if info.type == pafs.FileType.File
+    )
+    return [
+        file
+        for file in files
+        if not any(part.startswith((".", "__MACOSX")) for part in file.split("/"))
+    ]
