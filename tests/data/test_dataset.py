@@ -1,0 +1,443 @@
+"""The read side and the write side of data at rest, on real Parquet files."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from cl_ray.data import dataset as dataset_module
+from cl_ray.data.dataset import Dataset, Piece
+from cl_ray.data.writer import About, Picture, check_free, write
+from cl_ray.errors import UserError
+
+ABOUT = About(name="tiny", source="a test", licence="CC0")
+BIG = 64  # 64 × 64 × 3: row groups of 85 rows
+
+
+def images(count: int, side: int = 28, channels: int = 1, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def pictures(pixels: np.ndarray, labels: bool = False) -> Iterator[Picture]:
+    for number, image in enumerate(pixels):
+        yield Picture(image, number % 3 if labels else None, f"image {number}")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
+    """200 colour images in row groups of 85, 85 and 30; returned in the source's order."""
+    out = str(tmp_path_factory.mktemp("data") / "big")
+    pixels = images(200, BIG, 3)
+    write({"train": pictures(pixels, labels=True)}, out, ABOUT)
+    return out, pixels
+
+
+def test_packaged_digits_are_mnist() -> None:
+    data = Dataset.open("mnist")
+    train, test = data.read("train"), data.read("test")
+    assert train.image.shape == (60000, 28, 28, 1)
+    assert test.image.shape == (10000, 28, 28, 1)
+    assert train.label is not None
+    assert test.label is not None
+    # The published counts, first digits, mean and standard deviation.
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(train.label).tolist() == counts
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(test.label).tolist() == counts
+    assert train.label[np.argsort(train.id)][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert test.label[np.argsort(test.id)][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    scaled = train.image / np.float32(255)
+    assert round(float(scaled.mean()), 4) == 0.1307
+    assert round(float(scaled.std()), 4) == 0.3081
+    for rows in (train, test):
+        assert np.array_equal(np.sort(rows.id), np.arange(len(rows.id)))
+        assert not np.array_equal(rows.id, np.sort(rows.id))
+
+
+def test_packaged_files_are_as_recorded() -> None:
+    data = Dataset.open("mnist")
+    folder = Path(dataset_module.connect("mnist")[1])
+    shards = [shard for split in data.info.splits.values() for shard in split.shards]
+    assert [len(split.shards) for split in data.info.splits.values()] == [4, 1]
+    for shard in shards:
+        content = (folder / shard.file).read_bytes()
+        assert len(content) == shard.bytes
+        assert hashlib.sha256(content).hexdigest() == shard.sha256
+    assert sum(shard.bytes for shard in shards) < 11e6
+    assert data.info.licence == "CC BY-SA 3.0"
+    assert "Share Alike 3.0" in (folder / "LICENCE.md").read_text()
+    assert data.info.classes == list("0123456789")
+
+
+def test_packaged_distances_are_the_images() -> None:
+    data = Dataset.open("mnist")
+    pixels = data.read("train", data.pieces("train")[:1]).image.reshape(-1, 784) / 255
+    exact = [np.linalg.norm(pixels[500:] - image, axis=1) for image in pixels[:200]]
+    for q in (0.1, 0.5, 0.9):
+        assert data.distance_quantile("train", q) == pytest.approx(np.quantile(exact, q), rel=0.02)
+
+
+def test_import_and_reading_need_neither_torch_nor_ray_nor_pandas() -> None:
+    code = (
+        "import sys; from cl_ray.data import dataset, writer\n"
+        "dataset.Dataset.open('mnist').read('test')\n"
+        "print([m for m in ('torch', 'torchvision', 'ray', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_round_trip(tmp_path: Path, channels: int, labels: bool, prefix: str) -> None:
+    pixels = images(10, 32, channels)
+    out = f"{prefix}{tmp_path}/sub/set"
+    written = write(
+        {"train": pictures(pixels, labels), "test": pictures(pixels[:4], labels)}, out, ABOUT
+    )
+    data = Dataset.open(out)
+    assert data.info == written
+    assert data.info.labelled is labels
+    assert data.info.shape == (32, 32, channels)
+    assert (data.info.name, data.info.source, data.info.licence) == ("tiny", "a test", "CC0")
+    for split, count in (("train", 10), ("test", 4)):
+        rows = data.read(split)
+        assert [rows.id.dtype.name, rows.image.dtype.name] == ["int64", "uint8"]
+        assert np.array_equal(np.sort(rows.id), np.arange(count))
+        assert np.array_equal(rows.image, pixels[rows.id])
+        if labels:
+            assert rows.label is not None
+            assert np.array_equal(rows.label, rows.id % 3)
+        else:
+            assert rows.label is None
+    assert sorted(os.listdir(tmp_path / "sub")) == ["set"]
+
+
+def test_columns_and_row_groups_on_disk(big: tuple[str, np.ndarray]) -> None:
+    file = pq.ParquetFile(Path(big[0], "train-00000-of-00001.parquet"))
+    image = file.schema_arrow.field("image").type
+    assert isinstance(image, pa.FixedShapeTensorType)
+    assert (image.shape, image.value_type) == ([64, 64, 3], pa.uint8())
+    assert file.schema_arrow.field("id").type == pa.int64()
+    assert file.schema_arrow.field("label").type == pa.int64()
+    groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
+    assert [group.num_rows for group in groups] == [85, 85, 30]
+    assert groups[0].column(1).compression == "ZSTD"
+
+
+def test_many_row_groups_make_several_files(tmp_path: Path) -> None:
+    out = str(tmp_path / "set")
+    pixels = images(85 * 16 + 5, BIG, 3)
+    info = write({"train": pictures(pixels)}, out, ABOUT)
+    assert [shard.rows for shard in info.splits["train"].shards] == [85 * 8, 85 * 8 + 5]
+    data = Dataset.open(out)
+    assert data.groups("train") == [85] * 16 + [5]
+    assert data.pieces("train")[8] == Piece(1, 0, 0, 85)
+    rows = data.read("train")
+    assert np.array_equal(rows.image, pixels[rows.id])
+
+
+def test_pieces_are_read_in_their_order(big: tuple[str, np.ndarray]) -> None:
+    data = Dataset.open(big[0])
+    assert data.groups("train") == [85, 85, 30]
+    assert data.pieces("train") == [Piece(0, 0, 0, 85), Piece(0, 1, 0, 85), Piece(0, 2, 0, 30)]
+    whole = data.read("train")
+    assert whole.label is not None
+    pieces = [Piece(0, 2, 3, 30), Piece(0, 0, 84, 85), Piece(0, 2, 0, 5)]
+    index = np.r_[173:200, 84, 170:175]
+    part = data.read("train", pieces)
+    assert np.array_equal(part.id, whole.id[index])
+    assert np.array_equal(part.image, big[1][part.id])
+    assert part.label is not None
+    assert np.array_equal(part.label, whole.label[index])
+    assert data.read("train", []).image.shape == (0, 64, 64, 3)
+
+
+def test_only_the_wanted_row_groups_are_read_and_damage_is_named(
+    big: tuple[str, np.ndarray], tmp_path: Path
+) -> None:
+    data = Dataset.open(big[0])
+    shard = data.info.splits["train"].shards[0]
+    content = bytearray(Path(big[0], shard.file).read_bytes())
+    metadata = pq.ParquetFile(Path(big[0], shard.file)).metadata
+    content[metadata.row_group(1).column(1).data_page_offset + 5000] ^= 1
+    (tmp_path / shard.file).write_bytes(content)
+    (tmp_path / "dataset.json").write_text(Path(big[0], "dataset.json").read_text())
+    damaged = Dataset.open(str(tmp_path))
+    fine = [Piece(0, 0, 0, 85), Piece(0, 2, 0, 30)]
+    assert np.array_equal(damaged.read("train", fine).image, data.read("train", fine).image)
+    with pytest.raises(UserError, match=rf"{tmp_path}/{shard.file} is damaged .*CRC") as caught:
+        damaged.read("train", [Piece(0, 1, 0, 1)])
+    assert "copy it again" in str(caught.value)
+    content[-20] ^= 255  # the footer
+    (tmp_path / shard.file).write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        Dataset.open(str(tmp_path)).read("train")
+
+
+def test_travels_by_pickle(big: tuple[str, np.ndarray]) -> None:
+    data = Dataset.open(big[0])
+    content = pickle.dumps(data)
+    assert len(content) < 10_000
+    again = pickle.loads(content)
+    assert again == data
+    assert np.array_equal(again.read("train").image, data.read("train").image)
+
+
+def test_relative_path_becomes_absolute(
+    big: tuple[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(big[0]).parent)
+    data = Dataset.open("big")
+    monkeypatch.chdir(tmp_path)
+    assert data.location == big[0]
+    assert len(data.read("train").id) == 200
+
+
+def test_unknown_split_names_those_there(big: tuple[str, np.ndarray]) -> None:
+    data = Dataset.open(big[0])
+    for call in (data.groups, data.pieces, data.read):
+        with pytest.raises(UserError, match="no split valid: it has train"):
+            call("valid")
+    with pytest.raises(UserError, match="no split valid"):
+        data.distance_quantile("valid", 0.5)
+
+
+def test_distances_are_quantiles_over_all_pairs(tmp_path: Path) -> None:
+    pixels = images(50)
+    pixels[1] = pixels[0]
+    pixels[3] = pixels[2]
+    pixels[3, 5, 5, 0] ^= 1  # the nearest but one: exactly 1 / 255
+    write({"train": pictures(pixels)}, str(tmp_path / "set"), ABOUT)
+    data = Dataset.open(str(tmp_path / "set"))
+    flat = pixels.reshape(50, -1) / 255
+    pairs = np.triu_indices(50, 1)
+    exact = np.linalg.norm(flat[pairs[0]] - flat[pairs[1]], axis=1)
+    table = data.info.splits["train"].distances
+    assert len(table) == 101
+    assert table == pytest.approx(np.quantile(exact, np.linspace(0, 1, 101)), abs=1e-6)
+    assert data.distance_quantile("train", 0) == 0
+    assert data.distance_quantile("train", 0.25) == pytest.approx(table[25])
+    assert data.distance_quantile("train", 0.255) == pytest.approx((table[25] + table[26]) / 2)
+    with pytest.raises(ValueError, match="not in"):
+        data.distance_quantile("train", 1.5)
+
+
+def test_one_image_has_no_distance(tmp_path: Path) -> None:
+    info = write({"train": pictures(images(1))}, str(tmp_path / "set"), ABOUT)
+    assert info.splits["train"].distances == []
+    with pytest.raises(UserError, match="one image only"):
+        Dataset.open(str(tmp_path / "set")).distance_quantile("train", 0.5)
+
+
+def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
+    digests, orders = [], []
+    for number, seed in enumerate((0, 0, 1)):
+        out = str(tmp_path / str(number))
+        info = write({"train": pictures(images(300))}, out, ABOUT, seed=seed)
+        digests.append(info.splits["train"].shards[0].sha256)
+        orders.append(Dataset.open(out).read("train").id.tolist())
+    assert digests[0] == digests[1] != digests[2]
+    assert orders[0] != sorted(orders[0]) != orders[2] != orders[0]
+
+
+def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
+    pixels = images(40)
+    write({"train": pictures(pixels, True)}, str(tmp_path / "set"), ABOUT, test_fraction=0.25)
+    data = Dataset.open(str(tmp_path / "set"))
+    train, test = data.read("train"), data.read("test")
+    assert (len(train.id), len(test.id)) == (30, 10)
+    place = {image.tobytes(): number for number, image in enumerate(pixels)}
+    origin = [
+        [place[image.tobytes()] for image in rows.image[np.argsort(rows.id)]]
+        for rows in (train, test)
+    ]
+    assert sorted(origin[0] + origin[1]) == list(range(40))
+    # Both are numbered 0, 1, ... in the source's order, and it is not the tail that is held out.
+    assert origin == [sorted(origin[0]), sorted(origin[1])]
+    assert origin[1] != list(range(30, 40))
+    assert test.label is not None
+    assert test.label[np.argsort(test.id)].tolist() == [number % 3 for number in origin[1]]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(UserError, match="leaves one split empty"):
+        write({"train": pictures(images(4))}, str(tmp_path / "set"), ABOUT, test_fraction=fraction)
+    assert os.listdir(tmp_path) == []
+
+
+def test_holding_out_beside_a_test_split_is_refused(tmp_path: Path) -> None:
+    splits = {"train": pictures(images(4)), "test": pictures(images(4))}
+    with pytest.raises(UserError, match="test split of its own"):
+        write(splits, str(tmp_path / "set"), ABOUT, test_fraction=0.5)
+
+
+def bad(image: np.ndarray, label: int | None = None) -> Picture:
+    return Picture(image, label, "bad.png")
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (bad(images(1, 30)[0]), r"bad.png is 30 × 30 and image 0 is 28 × 28: add `--size N`"),
+        (bad(images(1, 28, 3)[0]), "bad.png is in colour and image 0 is grey: add `--color grey`"),
+        (bad(images(1)[0], 0), "image 0 has no label but bad.png has one: .*--label-column none"),
+    ],
+)
+def test_images_that_do_not_go_together_leave_nothing(
+    tmp_path: Path, picture: Picture, message: str
+) -> None:
+    def stream() -> Iterator[Picture]:
+        yield from pictures(images(3))
+        yield picture
+
+    with pytest.raises(UserError, match=message):
+        write({"train": stream()}, str(tmp_path / "set"), ABOUT)
+    with pytest.raises(UserError, match=message):
+        write({"train": pictures(images(3)), "test": [picture]}, str(tmp_path / "set"), ABOUT)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (bad(images(1, 28)[0][:, :26]), "bad.png is not square but 26 × 28: add `--size N`"),
+        (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 64: add `--size N`"),
+        (bad(images(1, 65)[0]), "bad.png is 65 × 65"),
+        (bad(images(1)[0], -1), "bad.png has the label -1: leave"),
+        (bad(images(1)[0], 2), "bad.png has the label 2, but there are 2 classes"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tmp_path: Path, picture: Picture, message: str) -> None:
+    about = About(name="tiny", source="a test", classes=["a", "b"])
+    with pytest.raises(UserError, match=message):
+        write({"train": [picture]}, str(tmp_path / "set"), about)
+    assert os.listdir(tmp_path) == []
+
+
+def test_empty_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image in the split test"):
+        write({"train": pictures(images(3)), "test": []}, str(tmp_path / "set"), ABOUT)
+
+
+def test_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
+    out = str(tmp_path / "set")
+    write({"train": pictures(images(3))}, out, ABOUT)
+    with pytest.raises(UserError, match=f"{out} is there already: .*--overwrite"):
+        write({"train": pictures(images(5))}, out, ABOUT)
+
+    def failing() -> Iterator[Picture]:
+        yield from pictures(images(5))
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        write({"train": failing()}, out, ABOUT, overwrite=True)
+    assert len(Dataset.open(out).read("train").id) == 3
+    write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+    assert len(Dataset.open(out).read("train").id) == 5
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a data set"):
+        write({"train": pictures(images(3))}, str(tmp_path), ABOUT, overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        check_free(str(tmp_path / "thesis.tex"), overwrite=True)
+    with pytest.raises(UserError, match="mnist names the packaged data set"):
+        check_free("mnist", overwrite=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        write({"train": pictures(images(3))}, str(tmp_path / "thesis.tex" / "set"), ABOUT)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_far_filesystem_gets_the_record_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A filesystem that is not local, as s3:// would be: no rename, so the order is what counts.
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(dataset_module, "_connect", lambda location: (bucket, "key/set"))
+    out = "s3://bucket/key/set"
+    write({"train": pictures(images(85 * 17, BIG, 3))}, out, ABOUT)
+    folder = tmp_path / "key" / "set"
+    assert len(list(folder.glob("train-*-of-00002.parquet"))) == 2
+    first = Dataset.open(out)
+    assert first.location == out
+    assert len(first.read("train").id) == 85 * 17
+
+    record = folder / "dataset.json"
+    seen: list[bool] = []
+    write(
+        {"train": pictures(images(3))},
+        out,
+        ABOUT,
+        overwrite=True,
+        progress=lambda stage, done, total: seen.append(record.exists()),
+    )
+    # There while the source is read, gone before a shard is written, back at the end.
+    assert seen == [True, False]
+    assert sorted(os.listdir(folder)) == ["dataset.json", "train-00000-of-00001.parquet"]
+    assert len(Dataset.open(out).read("train").id) == 3
+
+
+def open_error(location: str | Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Dataset.open(str(location))
+    message = str(caught.value)
+    assert str(location) in message
+    assert "\n" not in message
+    return message
+
+
+def test_what_is_no_data_set_is_named(tmp_path: Path, big: tuple[str, np.ndarray]) -> None:
+    assert "is not a folder" in open_error(tmp_path / "nowhere")
+    file = Path(big[0], "dataset.json")
+    assert "is not a folder" in open_error(file)
+    message = open_error(tmp_path)
+    assert (
+        f"has no dataset.json: make a data set of it with `cl-ray data --source {tmp_path}"
+        in message
+    )
+    assert "cannot be opened" in open_error("nosuch://bucket/key")
+    assert "is not a folder" in open_error(f"file://{tmp_path}/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{", "", "Invalid JSON"),
+        ('"format_version": 1', '"format_version": 2', "format_version"),
+        ('"rows": 200', '"rows": 201', "do not add up"),
+        ('"name"', '"title"', "name: Field required"),
+        ("train-00000", "../../x", "String should match"),
+        ('"shape": [\n  64,', '"shape": [\n  60,', "not a square"),
+    ],
+)
+def test_broken_record_is_named(
+    tmp_path: Path, big: tuple[str, np.ndarray], old: str, new: str, message: str
+) -> None:
+    text = Path(big[0], "dataset.json").read_text()
+    assert old in text
+    (tmp_path / "dataset.json").write_text(text.replace(old, new, 1))
+    assert message in open_error(tmp_path)
+
+
+def test_missing_and_truncated_files_are_named(tmp_path: Path, big: tuple[str, np.ndarray]) -> None:
+    (tmp_path / "dataset.json").write_text(Path(big[0], "dataset.json").read_text())
+    file = tmp_path / "train-00000-of-00001.parquet"
+    assert f"{file} is missing" in open_error(tmp_path)
+    content = Path(big[0], file.name).read_bytes()
+    file.write_bytes(content[:1000])
+    assert f"{file} has 1,000 bytes and not the {len(content):,} recorded" in open_error(tmp_path)
