@@ -121,6 +121,12 @@ def absolute(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))
 
 
+def without_secrets(location: str) -> str:
+    """Returns `location` without the keys and options that a URI may carry."""
+    scheme, mark, _ = location.partition("://")
+    return f"{scheme}{mark}{connect(location)[1]}" if mark else location
+
+
 @lru_cache(maxsize=32)
 def _connect(location: str) -> tuple[pafs.FileSystem, str]:
     if location == PACKAGED:

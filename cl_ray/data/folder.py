@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.fs as pafs
 
-from cl_ray.data.dataset import first_line
+from cl_ray.data.dataset import first_line, without_secrets
 from cl_ray.data.pixels import Convert, decode
 from cl_ray.data.writer import SPLIT_NAMES, About, Found, Picture
 from cl_ray.errors import UserError
@@ -72,5 +72,5 @@ def find_images(
 
     return (
         {split: pictures(pairs) for split, pairs in splits.items()},
-        About(name=location, source=location, classes=classes or None),
+        About(name=location, source=without_secrets(location), classes=classes or None),
     )

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cl_ray.data.dataset import DatasetInfo, first_line
+from cl_ray.data.dataset import DatasetInfo, first_line, without_secrets
 from cl_ray.data.pixels import Convert, decode
 from cl_ray.data.writer import SPLIT_NAMES, About, Found, Picture
 from cl_ray.errors import UserError
@@ -98,7 +98,7 @@ def find_rows(
         {split: pictures(part) for split, part in splits.items()},
         About(
             name=location,
-            source=info.source if info else location,
+            source=info.source if info else without_secrets(location),
             licence=info.licence if info else None,
             classes=classes if label else None,
         ),

@@ -205,6 +205,13 @@ def test_relative_path_becomes_absolute(
     assert len(data.read("train").id) == 200
 
 
+def test_secrets_of_a_location_are_not_recorded() -> None:
+    location = "s3://key:secret@bucket/set?region=eu-west-1&scheme=http"
+    assert dataset_module.without_secrets(location) == "s3://bucket/set"
+    assert dataset_module.without_secrets("file:///data/set") == "file:///data/set"
+    assert dataset_module.without_secrets("data/set") == "data/set"
+
+
 def test_unknown_split_names_those_there(big: tuple[str, np.ndarray]) -> None:
     data = Dataset.open(big[0])
     for call in (data.groups, data.pieces, data.read):
@@ -348,6 +355,37 @@ def test_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
     write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 5
     assert os.listdir(tmp_path) == ["set"]
+
+
+def test_old_data_comes_back_if_the_new_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "set")
+    write({"train": pictures(images(3))}, out, ABOUT)
+    rename = os.rename
+
+    def failing(old: str, new: str) -> None:
+        if old.endswith("/new"):
+            raise PermissionError("no")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(UserError, match=f"{out} cannot be written: no"):
+        write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+    assert len(Dataset.open(out).read("train").id) == 3
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    write(
+        {"train": pictures(images(3))},
+        str(tmp_path / "set"),
+        ABOUT,
+        progress=lambda stage, done, total: seen.append(os.listdir(tmp_path)),
+    )
+    assert all(len(names) == 1 and names[0].startswith(".set-") for names in seen)
+    assert len(seen) == 2
 
 
 def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
