@@ -81,8 +81,8 @@ def write_dataset(config: SourceConfig, progress: Progress | None = None) -> Dat
 
     Raises:
         UserError: if the source cannot be found or read, its images do not go together or need
-            a choice that was not made, or `out` is taken or cannot be written. Nothing is left
-            in `out` then, and what an overwritten local folder held is still there.
+            a choice that was not made, or `out` is taken or cannot be written. Then `out` has no
+            new data set, and a local folder still holds what it held.
     """
     check_free(config.out, config.overwrite)  # before a download rather than after it
     splits, about = find(config)

@@ -533,6 +533,9 @@ def test_config_becomes_flags() -> None:
     assert config == SourceConfig(
         source="MNIST", out="x", size=32, color="grey", test_fraction=0.1, overwrite=True
     )
+    # A word of ours, and not tyro's for a missing value.
+    flags = "--source MNIST --out x --label-column none"
+    assert tyro.cli(SourceConfig, args=flags.split()).label_column == "none"
     wrongs: list[dict[str, Any]] = [
         {"size": 20},
         {"size": 65},
