@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cl_ray import distributed
 from cl_ray.config import Config
-from cl_ray.data.views import draw_views, view
+from cl_ray.data.views import Views, draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
@@ -185,18 +185,19 @@ class Adversary:
         decay = min(self.config.optimizer.average, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.averaged.parameters()), self.weights_g, 1 - decay)
 
-    def _draw(self, local: int, turn: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's rows of the global batch's noise [b, latent] and two view maps [b, 2, 3]."""
+    def _draw(self, local: int, turn: int) -> tuple[Tensor, Views, Views]:
+        """This rank's rows of the global batch's noise [b, latent] and of two views."""
         rank, workers = distributed.world()
         total, rows = workers * local, slice(rank * local, (rank + 1) * local)
         random = generator_of(self.config.seed, self.steps, turn)
         noise = torch.randn(total, self.config.generator.latent, generator=random)
         first = draw_views(self.config.views, total, random)
         second = draw_views(self.config.views, total, random)
-        noise, first, second = (
-            t[rows].to(self.device, self.dtype, non_blocking=True) for t in (noise, first, second)
-        )
-        return noise, first, second
+
+        def here(drawn: Tensor) -> Tensor:
+            return drawn[rows].to(self.device, self.dtype, non_blocking=True)
+
+        return here(noise), Views(*map(here, first)), Views(*map(here, second))
 
     def _unit(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, C] to [-1, 1] [B, C, H, W], channels last."""

@@ -126,6 +126,17 @@ class Checkpoints:
         """The one with the smallest figure."""
         return best_of(self.list())
 
+    def return_to(self, name: str) -> None:
+        """Make `name` the newest, by deleting those after it.
+
+        Raises:
+            UserError: There is no such checkpoint, or it is not whole.
+        """
+        self.load(name)
+        for manifest in self.list():
+            if manifest.name > name:
+                self.filesystem.delete_dir(f"{self.folder}/{manifest.name}")
+
     def check(self, name: str) -> None:
         """See that every file is there in full size, without reading it.
 

@@ -27,12 +27,18 @@ class PairConfig(Model):
 
 
 class ViewConfig(Model):
-    """A random affine map of the image; digits are never flipped."""
+    """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
 
     rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
     shift: float = Field(0.12, ge=0, le=0.5, description="Largest shift, as a share of the side.")
     scale: float = Field(0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25.")
     shear: float = Field(15.0, ge=0, lt=80, description="Largest shear, degrees.")
+    warp: float = Field(
+        0.1, ge=0, le=1, description="Spread of a smooth random displacement, in half sides."
+    )
+    erase: float = Field(
+        0.15, ge=0, lt=1, description="Share of a 4 x 4 grid's cells that are blanked out."
+    )
 
 
 class ShardConfig(Model):

@@ -1,24 +1,40 @@
-"""Views: random affine maps of images, drawn for the global batch."""
+"""Views: random affine maps, smooth warps and erased patches, drawn for the global batch."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from cl_ray.data.config import ViewConfig
 
+COARSE = 4
+"""Side of the grids that warps and patches are drawn on."""
 
-def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Tensor:
-    """Random affine maps.
+
+class Views(NamedTuple):
+    """How each of B images is to be seen.
+
+    Args:
+        maps: [B, 2, 3], from output to input coordinates, as `affine_grid` takes them.
+        warps: [B, 2, 4, 4], displacements to be smoothed over the image, in half sides.
+        kept: [B, 1, 4, 4], 1 where a cell stays and 0 where it is blanked out.
+    """
+
+    maps: Tensor
+    warps: Tensor
+    kept: Tensor
+
+
+def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Views:
+    """Random views.
 
     Args:
         config: How far a view may go.
-        count: How many maps.
-        generator: A CPU generator.
-
-    Returns:
-        [count, 2, 3] float32, from output to input coordinates, as `affine_grid` takes them.
+        count: How many.
+        generator: A CPU generator; all draws are made whatever the config, so that a view's
+            parts stay what they are when another part is changed.
     """
     angle, x, y, size, shear = torch.rand(5, count, generator=generator) * 2 - 1
     angle = angle * math.radians(config.rotate)
@@ -27,10 +43,21 @@ def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Te
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
     shift = 2 * config.shift  # affine_grid's side is 2 long
     rows = [cos, cos * shear - sin, x * shift, sin, sin * shear + cos, y * shift]
-    return torch.stack(rows, 1).view(count, 2, 3)
+    maps = torch.stack(rows, 1).view(count, 2, 3)
+    warps = torch.randn(count, 2, COARSE, COARSE, generator=generator) * config.warp
+    kept = torch.rand(count, 1, COARSE, COARSE, generator=generator) >= config.erase
+    return Views(maps, warps, kept.float())
 
 
-def view(images: Tensor, maps: Tensor) -> Tensor:
-    """Images [B, C, H, W] seen through `maps` [B, 2, 3]; beyond the edge the edge goes on."""
-    grid = affine_grid(maps.to(images), list(images.shape), align_corners=False)
-    return grid_sample(images, grid, padding_mode="border", align_corners=False)
+def view(images: Tensor, views: Views) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1] as `views` show them; beyond the edge the edge goes on.
+
+    Erased cells become -1, the background of digits.
+    """
+    side = images.shape[-2:]
+    grid = affine_grid(views.maps, list(images.shape), align_corners=False)
+    warp = interpolate(views.warps, side, mode="bicubic", align_corners=False)
+    seen = grid_sample(
+        images, grid + warp.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )
+    return (seen + 1) * interpolate(views.kept, side) - 1

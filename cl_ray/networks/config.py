@@ -20,7 +20,7 @@ class DiscriminatorConfig(Model):
     """D: a trunk with a score head and a projection head."""
 
     family: Literal["convolutional"] = Field("convolutional", description="Kind of network.")
-    depth: int = Field(4, ge=1, le=12, description="Convolutions in the trunk.")
+    depth: int = Field(3, ge=1, le=12, description="Convolutions in the trunk.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
-    features: int = Field(256, ge=8, le=8192, description="Dimensions of the features (the trunk's output).")
+    hidden: int = Field(256, ge=8, le=8192, description="Dimensions inside the projection head.")
     embedding: int = Field(64, ge=2, le=4096, description="Dimensions of the projection e.")

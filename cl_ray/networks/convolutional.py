@@ -108,24 +108,23 @@ class ConvolutionalDiscriminator(nn.Module):
 
     Args:
         shape: Height, width and channels of an image.
-        config: Depth, width, features and embedding dimensions.
+        config: Depth, width, and the projection's dimensions.
     """
 
     def __init__(self, shape: tuple[int, int, int], config: DiscriminatorConfig):
         super().__init__()
         plan = Plan(shape[0], shape[2], config.depth, config.width)
-        self.trunk = nn.Sequential(down(plan), nn.Linear(plan.flat, config.features))
-        self.score = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(config.features, 1))
+        self.trunk = down(plan)
+        self.score = nn.Linear(plan.flat, 1)
         self.projection = nn.Sequential(
-            nn.LeakyReLU(0.2),
-            nn.Linear(config.features, config.features),
+            nn.Linear(plan.flat, config.hidden),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Linear(config.features, config.embedding),
+            nn.Linear(config.hidden, config.embedding),
         )
         self.apply(_initialize)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to the representation [B, features]."""
+        """Images [B, C, H, W] in [-1, 1] to the representation, the deepest map [B, plan.flat]."""
         return self.trunk(images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,166 @@
+"""The `cl-ray` command, one verb each."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import Field, ValidationError
+
+from cl_ray.config import Config, build, explain, merge, preset
+from cl_ray.errors import UserError
+
+INTERRUPTED = 130
+"""The shell's exit status for a command that Ctrl-C ended."""
+
+
+class TrainCommand(Config):
+    """Train G and D on pairs of images, or go on with the run of that name."""
+
+    config: str | None = Field(None, description="YAML file of fields to start from.")
+    address: str | None = Field(
+        None, description="Ray cluster to join; None starts Ray here, or obeys RAY_ADDRESS."
+    )
+    dashboard: bool = Field(False, description="Start the Ray dashboard and print its address.")
+    verbose: bool = Field(False, description="Show Ray's messages and the workers' output.")
+    max_failures: int = Field(3, ge=0, description="Times that dead workers are started again.")
+    from_checkpoint: str | None = Field(
+        None, description="Go back to this checkpoint of an existing run; later ones are deleted."
+    )
+
+
+LAUNCH = ("config", "address", "dashboard", "verbose", "max_failures", "from_checkpoint")
+
+
+def train_command(arguments: Sequence[str]) -> None:
+    """Run `cl-ray train`."""
+    base = starting_point(arguments)
+    command = parse(TrainCommand, arguments, default=base, prog="cl-ray train")
+    fields = command.model_dump(exclude=set(LAUNCH))
+    from cl_ray.training.train import Launch, train
+
+    options = {k: getattr(command, k) for k in LAUNCH if k != "config"}
+    train(build(fields, "the flags"), Launch(**options))
+
+
+def starting_point(arguments: Sequence[str]) -> TrainCommand:
+    """The config that the flags change: of an existing run its own, else the preset's, then the file's.
+
+    Raises:
+        UserError: The preset is unknown, the file or the run's config.yaml is wrong, or the run was
+            made with another preset.
+    """
+    given = {name: flag(arguments, name) for name in ("preset", "config", "name", "storage")}
+    run = existing_run(given["storage"] or Config().storage, given["name"])
+    if run is None:
+        base = preset(given["preset"] or default_preset())
+    else:
+        base = run
+        if given["preset"] not in (None, run.preset):
+            preset(str(given["preset"]))
+            raise UserError(
+                f"The run {run.name} was made with the preset {run.preset}, not {given['preset']}: "
+                "leave --preset out to go on with it, or take another --name."
+            )
+    if given["config"]:
+        base = Config.load(given["config"], base)
+    return TrainCommand.model_validate(base.model_dump())
+
+
+def existing_run(storage: str, name: str | None) -> Config | None:
+    """The config of a run that is there already."""
+    from cl_ray.training.folder import Folder
+
+    if not name:
+        return None
+    folder = Folder.at(storage, name)
+    text = folder.read("config.yaml")
+    if text is None:
+        return None
+    run = Config.from_yaml(text.decode(), f"{folder.uri}/config.yaml")
+    return run.model_copy(update={"storage": folder.storage})
+
+
+def default_preset() -> str:
+    """`mnist` where a GPU is seen, `quick` on a CPU."""
+    return "mnist" if Path("/dev/nvidia0").exists() else "quick"
+
+
+def flag(arguments: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, looked at before the rest can be parsed."""
+    value = None
+    for this, after in zip(arguments, [*arguments[1:], None], strict=True):
+        if this == f"--{name}":
+            value = after
+        elif this.startswith(f"--{name}="):
+            value = this.partition("=")[2]
+    return value
+
+
+def parse(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
+    """The flags as a checked record; tyro prints the help and complains of unknown flags.
+
+    Raises:
+        UserError: A value is out of its range, or values contradict each other.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                kind,
+                args=list(arguments),
+                prog=prog,
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as end:
+        # tyro shows pydantic's report in a box; one sentence says more.
+        cause = end.__context__
+        while cause is not None and not isinstance(cause, ValidationError):
+            cause = cause.__context__
+        if cause is not None:
+            raise UserError(f"In the flags: {explain(cause)}.") from None
+        sys.stderr.write(complaint.getvalue())
+        raise
+
+
+def data_command(arguments: Sequence[str]) -> None:
+    """Run `cl-ray data`."""
+    from cl_ray.data.sources import SourceConfig, write_dataset
+
+    source = parse(SourceConfig, arguments, prog="cl-ray data")
+    from rich.console import Console
+
+    info = write_dataset(source)
+    Console().print(info)
+
+
+COMMANDS = {"train": train_command, "data": data_command}
+
+USAGE = """usage: cl-ray COMMAND [flags]
+
+  train   train G and D on pairs of images, or go on with a run
+  data    turn a torchvision data set, a folder of images or Parquet into a data set
+
+`cl-ray COMMAND --help` lists a command's flags with their defaults."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point; a user's mistake ends it with one sentence and status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    command = COMMANDS.get(arguments[0])
+    try:
+        if command is None:
+            raise UserError(f"There is no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}.")
+        command(arguments[1:])
+    except UserError as error:
+        print(f"cl-ray: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

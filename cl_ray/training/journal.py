@@ -1,0 +1,113 @@
+"""What a run writes down for people: metrics.jsonl, TensorBoard and sample pictures. Rank 0 only."""
+
+import json
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
+
+from cl_ray.config import Config, differences, preset
+from cl_ray.run import Figures, Record, Run
+from cl_ray.training.folder import Folder, Mirror
+
+SHOWN = 64
+"""Samples in a grid; half as many pairs are shown with their reconstructions."""
+
+
+class Journal:
+    """Keeps the run's records in its folder.
+
+    Args:
+        folder: The run folder.
+        run: The run, where it stands now; what was written beyond that is dropped, as the run
+            will write it again.
+    """
+
+    def __init__(self, folder: Folder, run: Run):
+        self.run, self.mirror = run, Mirror(folder)
+        kept = [
+            line
+            for line in (folder.read("metrics.jsonl") or b"").decode().splitlines()
+            if json.loads(line)["epoch"] <= run.epochs
+        ]
+        self.metrics = self.mirror.path / "metrics.jsonl"
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics.write_text("".join(f"{line}\n" for line in kept))
+        self.events = SummaryWriter(
+            str(self.mirror.path / "tensorboard"), purge_step=run.adversary.steps + 1
+        )
+        if not run.adversary.steps:
+            self._hyperparameters(run.config)
+        generator = torch.Generator().manual_seed(0)
+        self.noise = torch.randn(SHOWN, run.config.generator.latent, generator=generator)
+
+    def record(self, record: Record) -> None:
+        """Curves of the last steps."""
+        for name, value in record.figures.items():
+            self.events.add_scalar(name, value, record.step)
+        self.events.add_scalar("speed/images_per_second", record.images / record.seconds, record.step)
+        self.events.add_scalar("speed/waited", record.waited / record.seconds, record.step)
+
+    def epoch(self, figures: Figures, extra: dict[str, Any]) -> None:
+        """A finished epoch: one line, two pictures, and all of it in the run folder."""
+        step, epoch = self.run.adversary.steps, self.run.epochs
+        with self.metrics.open("a") as lines:
+            lines.write(json.dumps({"epoch": epoch, "step": step, **figures, **extra}) + "\n")
+        for name, value in figures.items():
+            self.events.add_scalar(f"epoch/{name}", value, epoch)
+        for name, grid in {"samples": self.samples(), "pairs": self.pairs()}.items():
+            self.events.add_image(name, grid, step)
+            file = self.mirror.path / "samples" / f"{name}-{epoch:04d}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
+        self.events.flush()
+        self.mirror.push()
+
+    @torch.no_grad()
+    def samples(self) -> torch.Tensor:
+        """The averaged G's images of noise that stays the same, as one uint8 picture [3, H, W]."""
+        adversary = self.run.adversary
+        images = adversary.averaged.decode(self.noise.to(adversary.device, adversary.dtype))
+        return _picture(images, columns=16)
+
+    @torch.no_grad()
+    def pairs(self) -> torch.Tensor:
+        """Rows of x+, G(x+), x-, G(x-), eight pairs a row, of the batch seen last."""
+        adversary, batch = self.run.adversary, self.run.batch
+        assert batch is not None
+        columns = []
+        for images in (batch.positive, batch.negative):
+            x = adversary._unit(images[batch.present][: SHOWN // 4])
+            columns += [x, adversary.averaged.decode(adversary.averaged.encode(x))]
+        return _picture(torch.stack(columns, 1).flatten(0, 1), columns=16)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self.events.close()
+        self.mirror.push()
+
+    def _hyperparameters(self, config: Config) -> None:
+        """What TensorBoard's HPARAMS tab compares runs by."""
+        changed = differences(preset("quick"), config)
+        searched = {
+            "lr_g": config.optimizer.lr_g,
+            "lr_d": config.optimizer.lr_d,
+            "depth_g": config.generator.depth,
+            "depth_d": config.discriminator.depth,
+            "batch_size": config.batch_size,
+            "objective": config.losses.objective,
+            "pairs": config.pairs.mode,
+            "seed": config.seed,
+        }
+        others = {k: str(v) for k, (_, v) in changed.items() if k not in ("name", "storage")}
+        for summary in hparams({**others, **searched}, {"epoch/g/reconstruction": 0.0}):
+            self.events._get_file_writer().add_summary(summary)
+        self.events.add_text("config", f"```yaml\n{config.to_yaml()}```")
+
+
+def _picture(images: torch.Tensor, columns: int) -> torch.Tensor:
+    grid = make_grid(images.float().cpu() / 2 + 0.5, nrow=columns, pad_value=0.5)
+    return grid.clamp(0, 1).mul(255).round().to(torch.uint8)

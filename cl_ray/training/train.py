@@ -1,0 +1,359 @@
+"""`train`: what the command and the Python call do, from a config to a run folder."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cl_ray.checkpoint import Checkpoints
+from cl_ray.config import Config, differences
+from cl_ray.data.dataset import Dataset
+from cl_ray.errors import UserError
+from cl_ray.training.folder import Folder
+from cl_ray.training.progress import Progress, clock
+
+MAY_CHANGE = ("name", "storage", "epochs", "workers", "cpus_per_worker", "gpus_per_worker", "threads")
+"""What a run that goes on may be given anew; all else decides what it computes."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started; none of it changes what is computed.
+
+    Args:
+        address: A Ray cluster's address; None starts Ray on this machine, or joins the cluster
+            that RAY_ADDRESS names, as a submitted job's environment does.
+        dashboard: Start the Ray dashboard with a local Ray, and print its address.
+        verbose: Show Ray's own messages and the workers' output.
+        max_failures: Times that dead workers are started again.
+        from_checkpoint: Go back to this checkpoint of an existing run.
+    """
+
+    address: str | None = None
+    dashboard: bool = False
+    verbose: bool = False
+    max_failures: int = 3
+    from_checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out.
+
+    Args:
+        folder: The run folder's path or URI.
+        summary: What summary.json holds.
+    """
+
+    folder: str
+    summary: dict[str, Any]
+
+
+def train(
+    config: Config | None = None, launch: Launch | None = None, console: Console | None = None
+) -> Trained:
+    """Train, or go on training, the run that `config` names.
+
+    Args:
+        config: The config tree; the preset `quick` if None.
+        launch: How to start.
+        console: Where progress is printed; standard output if None.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        UserError: One sentence on what is wrong and the way out: before anything is started for
+            a mistake in config, data, storage or capacity; later for a loss that is no number.
+        KeyboardInterrupt: Stopped by Ctrl-C; the same call goes on from the last checkpoint.
+    """
+    config, launch = config or Config(), launch or Launch()
+    console = console or Console()
+    begun = time.monotonic()
+    config = config.model_copy(update={"name": config.name or fresh_name(config)})
+    folder = Folder.at(config.storage, str(config.name))
+    config = config.model_copy(update={"storage": folder.storage})
+    dataset = Dataset.open(config.data)
+    config = config.model_copy(update={"data": dataset.location if "/" in config.data else config.data})
+    check_pairs(config, dataset)
+    folder.prepare()
+    _same_run(config, folder)
+    checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
+    if launch.from_checkpoint:
+        checkpoints.return_to(launch.from_checkpoint)
+    newest = checkpoints.newest()
+    if newest:
+        checkpoints.check(newest.name)
+        if newest.epoch >= config.epochs:
+            return _finished(folder, config, newest.epoch, console)
+    with _ray(launch, console) as local:
+        from cl_ray.training.capacity import plan
+
+        capacity = plan(config, local)
+        folder.write("config.yaml", config.to_yaml().encode())
+        if not folder.remote:
+            _see_that_nodes_share(folder)
+        if capacity.waits_for:
+            console.print(f"Waiting for {capacity.waits_for}, which the autoscaler may add.")
+        outcome = _fit(config, folder, dataset, launch, capacity, console)
+    summary = _summary(outcome, folder, config, begun)
+    if outcome["status"] != "finished":
+        kept = checkpoints.newest()
+        last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
+        raise UserError(f"{outcome['reason']} ({folder.uri}: {last}.)")
+    _show(summary, folder, console)
+    return Trained(folder.uri, summary)
+
+
+def fresh_name(config: Config) -> str:
+    """A name that no earlier run has: the preset and the time."""
+    return f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_pairs(config: Config, dataset: Dataset) -> None:
+    """See that the data can give pairs at all, without reading an image.
+
+    Raises:
+        UserError: No split `train`, no labels where the pairs need them, too few images, or all
+            of them alike.
+    """
+    dataset.groups("train")
+    rows = dataset.info.splits["train"].rows
+    most = config.worker_range[1]
+    if rows // most <= config.pairs.candidates:
+        raise UserError(
+            f"pairs.candidates {config.pairs.candidates} needs more than the {rows // most} images "
+            f"that each of {most} workers has of {config.data}: lower it or take more images."
+        )
+    if config.pairs.mode == "labels" and not dataset.info.labelled:
+        raise UserError(f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`.")
+    if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
+        raise UserError(
+            f"The images of {config.data} are (nearly) all alike: their pairwise distance at "
+            f"pairs.quantile {config.pairs.quantile} is 0; take other data or a higher quantile."
+        )
+
+
+def _same_run(config: Config, folder: Folder) -> None:
+    """Refuse to go on with a run whose config says something else."""
+    old = folder.read("config.yaml")
+    if old is None:
+        return
+    before = Config.from_yaml(old.decode(), f"{folder.uri}/config.yaml")
+    changed = {k: v for k, v in differences(before, config).items() if k not in MAY_CHANGE}
+    if changed:
+        shown = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
+        raise UserError(
+            f"The run {folder.uri} has another config ({shown}): leave those out to go on with it, "
+            "or take another --name."
+        )
+
+
+def _finished(folder: Folder, config: Config, epochs: int, console: Console) -> Trained:
+    console.print(
+        f"The run {folder.uri} is finished ({epochs} epochs); give more --epochs to go on."
+    )
+    summary = json.loads(folder.read("summary.json") or b"{}")
+    return Trained(folder.uri, summary)
+
+
+@contextlib.contextmanager
+def _ray(launch: Launch, console: Console) -> Iterator[bool]:
+    """Ray, started or joined, quiet unless asked; yields whether it is this machine's own."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if launch.dashboard:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    address = launch.address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if launch.verbose else logging.ERROR
+    quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": launch.verbose}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        console.print("Starting Ray on this machine …")
+        context = ray.init(address="local", include_dashboard=launch.dashboard, **quiet)
+        if launch.dashboard:
+            console.print(f"Ray dashboard: http://{context.dashboard_url}")
+    if not launch.verbose:
+        for name in ("ray.train", "ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def _see_that_nodes_share(folder: Folder) -> None:
+    """Refuse a local path on several machines, of which one does not see this run's config."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+
+    def sees() -> bool:
+        return os.path.exists(f"{folder.uri}/config.yaml")
+
+    look = ray.remote(num_cpus=0)(sees)
+    asked = {
+        node["NodeManagerHostname"]: look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in nodes
+    }
+    blind = [host for host, answer in asked.items() if not ray.get(answer)]
+    if blind:
+        raise UserError(
+            f"storage {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
+            "--storage s3://..., gs://... or a path that every machine mounts."
+        )
+
+
+def _fit(
+    config: Config,
+    folder: Folder,
+    dataset: Dataset,
+    launch: Launch,
+    capacity: Any,
+    console: Console,
+) -> dict[str, Any]:
+    """Run the workers to their end; the progress is shown by a thread beside."""
+    import ray
+    import ray.data
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from cl_ray.data.ray_shards import RankSplit
+    from cl_ray.training.board import Board
+    from cl_ray.training.worker import work
+
+    board = ray.remote(num_cpus=0)(Board).remote(folder.name)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={
+            "config": config,
+            "folder": folder,
+            "board": board,
+            "threads": capacity.threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=capacity.gpus > 0,
+            resources_per_worker={"CPU": capacity.cpus, "GPU": capacity.gpus}
+            if capacity.gpus
+            else {"CPU": capacity.cpus},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=folder.storage,
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+            logging_config=LoggingConfig(log_level="INFO" if launch.verbose else "ERROR"),
+        ),
+        datasets={"train": ray.data.from_items(list(dataset.info.splits))},
+        dataset_config=RankSplit(dataset, config),
+    )
+    over = threading.Event()
+    with Progress(console, config.epochs) as progress:
+        watcher = threading.Thread(target=_watch, args=(board, progress, config, over), daemon=True)
+        watcher.start()
+        try:
+            result = trainer.fit()
+        except SystemExit as error:  # Ray Train's answer to Ctrl-C
+            raise KeyboardInterrupt from error
+        except ray.train.TrainingFailedError as error:
+            reason = ray.get(board.fatal.remote())
+            if reason is None:
+                raise UserError(
+                    f"The workers died more than {launch.max_failures} times: "
+                    f"{' '.join(str(error).split())[-500:]}"
+                ) from error
+            return {"status": "stopped", "reason": reason}
+        finally:
+            over.set()
+            watcher.join(timeout=5)
+    outcome = result.return_value
+    if outcome is None:
+        raise KeyboardInterrupt
+    return dict(outcome)
+
+
+def _watch(board: Any, progress: Progress, config: Config, over: threading.Event) -> None:
+    """Show what the board says until the run is over, and once more."""
+    import ray
+
+    seen, last = 0, False
+    while not last:
+        last = over.wait(0.25)
+        try:
+            state, notes = ray.get(board.look.remote(seen), timeout=5)
+        except Exception:  # the run goes on without its picture, as while Ray is going down
+            continue
+        for note in notes:
+            progress.note(note)
+        seen += len(notes)
+        progress.show({**state, "batch_size": config.batch_size} if state else {})
+
+
+def _summary(
+    outcome: dict[str, Any], folder: Folder, config: Config, begun: float
+) -> dict[str, Any]:
+    from cl_ray.training.worker import peak_memory
+
+    packages = ("cl-ray", "ray", "torch", "torchvision", "pyarrow")
+    summary = {
+        **outcome,
+        "name": folder.name,
+        "preset": config.preset,
+        "pairs": config.pairs.mode,
+        "seconds": round(time.monotonic() - begun, 1),
+        "driver_peak_bytes": peak_memory(),
+        "versions": {package: _version(package) for package in packages},
+    }
+    folder.write("summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:
+        return "source"  # a job that ships only the source
+
+
+def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
+    """The last table: how it went, where everything lies, how to look at it."""
+    table = Table(show_header=False, box=None)
+    figures = summary["figures"]
+    shown = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if "/" in k)
+    memory = [f"{summary[k] / 1e9:.2f} GB" for k in ("driver_peak_bytes", "worker_peak_bytes")]
+    for name, value in {
+        "trained": f"{summary['epochs']} epochs, {summary['steps']:,} steps in "
+        f"{clock(summary['seconds'])} ({summary['workers']} workers, {summary['device']})",
+        "figures": shown,
+        "memory": f"driver {memory[0]}, a worker {memory[1]} at the peak",
+        "run folder": folder.uri,
+        "pictures": f"{folder.uri}/samples/",
+        "networks": f"{folder.uri}/generator.safetensors, discriminator.safetensors",
+        "checkpoints": f"{folder.uri}/checkpoints/ (best: {summary['best']})",
+        "look": f"tensorboard --logdir {folder.storage}",
+        "go on": f"cl-ray train --name {folder.name} --storage {folder.storage} --epochs MORE",
+    }.items():
+        table.add_row(f"[bold]{name}", value)
+    console.print(table, soft_wrap=True, highlight=False)

@@ -1,0 +1,180 @@
+"""What every worker does: host a run, epoch by epoch."""
+
+import os
+import platform
+import resource
+import socket
+import time
+from typing import Any
+
+import ray
+import ray.actor
+import ray.train
+import torch
+
+from cl_ray.checkpoint import Checkpoints
+from cl_ray.config import Config
+from cl_ray.data.ray_shards import RankShard
+from cl_ray.errors import UserError
+from cl_ray.run import Diverged, Figures, Record, Run
+from cl_ray.training.device import describe, keep_freed_memory, resolve
+from cl_ray.training.folder import Folder
+
+REFRESH = 0.25
+"""Seconds between two words of progress."""
+
+
+def work(setup: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's loop: one call on every rank, again after each failure.
+
+    Args:
+        setup: `config`, `folder`, `board` and `threads`.
+
+    Returns:
+        What rank 0 knows at the end: `status`, `figures`, `memory` and more.
+    """
+    board: ray.actor.ActorHandle[Any] = setup["board"]
+    reason = ray.get(board.fatal.remote())  # after a failure that no new start will mend
+    if reason:
+        return {"status": "stopped", "reason": reason}
+    try:
+        return _work(setup, board)
+    except Diverged as error:  # seen by all ranks at once
+        return {"status": "diverged", "reason": str(error)}
+    except UserError as error:
+        ray.get(board.stop.remote(str(error)))
+        if ray.train.get_context().get_world_size() == 1:
+            return {"status": "stopped", "reason": str(error)}
+        raise  # the other ranks are waiting for this one: have Train end them
+
+
+def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[str, Any]:
+    config: Config = setup["config"]
+    folder: Folder = setup["folder"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(setup["threads"])
+    keep_freed_memory()
+    device, dtype = resolve(config)
+    if folder.read("config.yaml") is None:
+        raise UserError(
+            f"Worker {rank} on {socket.gethostname()} does not see {folder.uri}: several machines "
+            "need storage that all of them share; give --storage s3://..., gs://... or a shared path."
+        )
+    shares: RankShard = ray.train.get_dataset_shard("train")
+    shard = shares.open(device)
+    run = Run(config, shard, device, dtype)
+    checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
+    newest = checkpoints.newest()
+    if newest:
+        run.load_state_dict(checkpoints.load(newest.name))
+    where = f"worker {rank} of {workers}: {describe(device, dtype)}"
+    keeps = "stays on the device" if shares.share.resident else "streams"
+    begun = f"goes on from {newest.name}" if newest else "starts"
+    print(f"cl_ray run {folder.name}, {where} (process {os.getpid()})")
+    if rank == 0:
+        board.note.remote(f"{where}; its shard ({shares.share.gigabytes:.3g} GB) {keeps}; {begun}")
+    host = Host(run, folder, checkpoints, board) if rank == 0 else None
+    while run.epochs < config.epochs:
+        figures = run.epoch(host.watch if host else None)
+        if host:
+            host.finish_epoch(figures)
+        ray.train.report(figures)
+    if host:
+        host.close()
+    return {"status": "finished", **(host.summary() if host else {})}
+
+
+class Host:
+    """Rank 0's duties beside the training: checkpoints, journal and progress."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Folder,
+        checkpoints: Checkpoints,
+        board: "ray.actor.ActorHandle[Any]",
+    ):
+        from cl_ray.training.journal import Journal  # TensorBoard is rank 0's alone
+
+        self.run, self.folder, self.checkpoints, self.board = run, folder, checkpoints, board
+        self.journal = Journal(folder, run)
+        self.told = 0.0
+        self.figures: Figures = {}
+        self._tell({}, 0.0, force=True)
+
+    def watch(self, record: Record) -> None:
+        """A record of the last steps: curves, progress, and a checkpoint if one is due."""
+        self.journal.record(record)
+        self._tell(record.figures, record.images / record.seconds)
+        every = self.run.config.checkpoint.every
+        if every and record.step % every == 0 and record.position < self.run.shard.share.steps:
+            self.checkpoints.save(
+                self.run.state_dict(), epoch=self.run.epochs, step=record.step, figure=None
+            )
+
+    def finish_epoch(self, figures: Figures) -> None:
+        """Save the epoch, then write it down."""
+        begun = time.perf_counter()
+        self.figures = figures
+        self.checkpoints.save(
+            self.run.state_dict(),
+            epoch=self.run.epochs,
+            step=self.run.adversary.steps,
+            figure=figures.get(self.run.config.checkpoint.metric),
+        )
+        saved = time.perf_counter() - begun
+        self.journal.epoch(figures, {"checkpoint_seconds": saved})
+        self._tell(figures, figures["images_per_second"], force=True)
+
+    def close(self) -> None:
+        """Leave the networks where people look for them."""
+        self.journal.close()
+        newest = self.checkpoints.newest()
+        if newest:
+            for file in newest.files:
+                if file.endswith(".safetensors"):
+                    blob = self.folder.read(f"checkpoints/{newest.name}/{file}")
+                    self.folder.write(file, blob or b"")
+
+    def summary(self) -> dict[str, Any]:
+        """What the end of the run looked like from here."""
+        best = self.checkpoints.best()
+        adversary = self.run.adversary
+        return {
+            "epochs": self.run.epochs,
+            "steps": adversary.steps,
+            "figures": self.figures,
+            "best": best.name if best else None,
+            "device": describe(
+                adversary.device, torch.bfloat16 if adversary.autocast else adversary.dtype
+            ),
+            "workers": self.run.shard.share.workers,
+            "worker_peak_bytes": peak_memory(),
+            "parameters": {
+                "generator": sum(w.numel() for w in adversary.weights_g),
+                "discriminator": sum(w.numel() for w in adversary.weights_d),
+            },
+        }
+
+    def _tell(self, figures: Figures, speed: float, force: bool = False) -> None:
+        if force or time.monotonic() - self.told > REFRESH:
+            self.told = time.monotonic()
+            run = self.run
+            self.board.put.remote(
+                {
+                    "epoch": run.epochs,
+                    "position": run.position,
+                    "steps": run.shard.share.steps,
+                    "step": run.adversary.steps,
+                    "speed": speed,
+                    "figures": figures,
+                    "memory": peak_memory(),
+                }
+            )
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at its peak."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
