@@ -2,4 +2,7 @@
 
 
 class UserError(Exception):
-    """One clear sentence about a user's mistake: what, where and the way out. Shown without a traceback."""
+    """One clear sentence about a user's mistake: what, where and the way out.
+
+    Shown without a traceback.
+    """
