@@ -183,7 +183,8 @@ class Adversary:
     def _average(self) -> None:
         """The averaged G follows G; its decay ramps up, so that the first steps are forgotten."""
         decay = min(self.config.optimizer.average, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.averaged.parameters()), self.weights_g, 1 - decay)
+        followed: list[Tensor] = list(self.weights_g)
+        torch._foreach_lerp_(list(self.averaged.parameters()), followed, 1 - decay)
 
     def _draw(self, local: int, turn: int) -> tuple[Tensor, Views, Views]:
         """This rank's rows of the global batch's noise [b, latent] and of two views."""

@@ -69,7 +69,9 @@ class Checkpoints:
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
         blobs = {
-            file: safetensors.torch.save({k: v.contiguous() for k, v in adversary.pop(part).items()})
+            file: safetensors.torch.save(
+                {k: v.contiguous() for k, v in adversary.pop(part).items()}
+            )
             for part, file in WEIGHTS.items()
         }
         buffer = io.BytesIO()
@@ -120,7 +122,8 @@ class Checkpoints:
 
     def newest(self) -> Manifest | None:
         """The one to go on from."""
-        return (self.list() or [None])[-1]
+        whole = self.list()
+        return whole[-1] if whole else None
 
     def best(self) -> Manifest | None:
         """The one with the smallest figure."""
@@ -160,7 +163,9 @@ class Checkpoints:
 
     def _way_out(self, damaged: Manifest) -> str:
         for manifest in reversed(self.list()):
-            whole = all(self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items())
+            whole = all(
+                self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items()
+            )
             if manifest.step < damaged.step and whole:
                 return f" Go on from the one before with `--from-checkpoint {manifest.name}`."
         return " No whole checkpoint lies before it: start again under another --name."

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 from pydantic import Field, ValidationError
 
-from cl_ray.config import Config, build, explain, merge, preset
+from cl_ray.config import Config, build, explain, preset
 from cl_ray.errors import UserError
 
 INTERRUPTED = 130
@@ -47,7 +47,7 @@ def train_command(arguments: Sequence[str]) -> None:
 
 
 def starting_point(arguments: Sequence[str]) -> TrainCommand:
-    """The config that the flags change: of an existing run its own, else the preset's, then the file's.
+    """The config that the flags change: an existing run's own or the preset's, then the file's.
 
     Raises:
         UserError: The preset is unknown, the file or the run's config.yaml is wrong, or the run was
@@ -156,11 +156,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = COMMANDS.get(arguments[0])
     try:
         if command is None:
-            raise UserError(f"There is no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}.")
+            raise UserError(
+                f"There is no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}."
+            )
         command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(
+            "cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
+        )
         sys.exit(INTERRUPTED)

@@ -118,7 +118,9 @@ class Config(Model):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @classmethod
-    def from_yaml(cls, text: str, where: str = "the config", base: "Config | None" = None) -> "Config":
+    def from_yaml(
+        cls, text: str, where: str = "the config", base: "Config | None" = None
+    ) -> "Config":
         """Read YAML that names all or some of the fields; the others come from `base`.
 
         Raises:
@@ -181,7 +183,9 @@ def build(fields: dict[str, Any], where: str = "the config") -> Config:
 def explain(error: ValidationError) -> str:
     """The first complaint of a validation in words a user can act on."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple")))
+    field = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple"))
+    )
     if first["type"] == "extra_forbidden":
         return f"there is no field {field!r} (see `cl-ray train --help` for those there are)"
     if first["type"] == "value_error":
@@ -194,7 +198,9 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 

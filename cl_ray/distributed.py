@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
     """Rows of all ranks; the gradient of a row is what all ranks' losses say of it."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
         rank, size = world()
         ctx.rows = slice(rank * len(rows), (rank + 1) * len(rows))  # type: ignore[attr-defined]
         parts = [torch.empty_like(rows) for _ in range(size)]
@@ -49,7 +49,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         total = gradient.contiguous()
         dist.all_reduce(total)
         return total[ctx.rows]  # type: ignore[attr-defined]

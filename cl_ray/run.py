@@ -124,10 +124,11 @@ class Run:
         if not table.isfinite().all():
             row, column = (~table.isfinite()).nonzero()[0].tolist()
             step = self.adversary.steps - len(pending) + row + 1
+            rates = self.config.optimizer
             raise Diverged(
                 f"{names[column]} became {table[row, column].item()} at step {step} (epoch "
-                f"{self.epochs + 1}): lower the learning rates, lr_g {self.config.optimizer.lr_g:g} "
-                f"and lr_d {self.config.optimizer.lr_d:g}, or the weight of that loss."
+                f"{self.epochs + 1}): lower the learning rates, lr_g {rates.lr_g:g} "
+                f"and lr_d {rates.lr_d:g}, or the weight of that loss."
             )
         for name, total in zip(names, table.sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + total

@@ -31,7 +31,9 @@ class ViewConfig(Model):
 
     rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
     shift: float = Field(0.12, ge=0, le=0.5, description="Largest shift, as a share of the side.")
-    scale: float = Field(0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25.")
+    scale: float = Field(
+        0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25."
+    )
     shear: float = Field(15.0, ge=0, lt=80, description="Largest shear, degrees.")
     warp: float = Field(
         0.1, ge=0, le=1, description="Spread of a smooth random displacement, in half sides."
@@ -45,7 +47,9 @@ class ShardConfig(Model):
     """Where a worker keeps its share of the images."""
 
     memory: float = Field(
-        2.0, gt=0, description="Shards of up to this many GB stay on the device; larger ones stream."
+        2.0,
+        gt=0,
+        description="Shards of up to this many GB stay on the device; larger ones stream.",
     )
     window: int = Field(
         4096, ge=2, description="Rows that are shuffled and paired together when a shard streams."

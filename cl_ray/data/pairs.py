@@ -44,7 +44,9 @@ class PairSampler:
             )
         if config.mode == "labels":
             if labels is None:
-                raise UserError("pairs.mode `labels` needs labels, and this data has none: use `views`.")
+                raise UserError(
+                    "pairs.mode `labels` needs labels, and this data has none: use `views`."
+                )
             self.order = torch.argsort(labels, stable=True)
             classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
             if len(classes) < 2:
@@ -117,8 +119,8 @@ class PairSampler:
         if not len(allowed):
             raise UserError(
                 f"Image {positive} of a shard of {len(self.images)} has no negative as far as "
-                f"{self.bound**0.5 / 255:.2f} (pairs.quantile {self.config.quantile}); the farthest "
-                f"is at {max(float(distance.max()), 0) ** 0.5 / 255:.2f}: lower pairs.quantile."
+                f"{self.bound**0.5 / 255:.2f} (pairs.quantile {self.config.quantile}); the "
+                f"farthest is at {max(float(distance.max()), 0) ** 0.5 / 255:.2f}: lower pairs.quantile."
             )
         return int(allowed[int(torch.randint(len(allowed), (), generator=generator))])
 

@@ -7,6 +7,7 @@ workers, rank) alone, whatever order the images arrived in.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -81,7 +82,7 @@ class Share:
         total = sum(piece.stop - piece.start for piece in pieces)
         count = max(1, round(total / self.config.shards.window))
         ends = [total * i // count for i in range(count + 1)]
-        return [run_of_rows(pieces, a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        return [run_of_rows(pieces, a, b) for a, b in pairwise(ends)]
 
     def sampler(self, images: Tensor, labels: Tensor | None) -> PairSampler:
         """The sampler of pairs out of one pool of this dataset's images."""
@@ -151,7 +152,9 @@ class ResidentShard:
 class Windows(Protocol):
     """Delivers the paired windows of an epoch, in order, from window `first` on."""
 
-    def __call__(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]: ...
+    def __call__(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of one window after another."""
+        ...
 
 
 class StreamingShard:
@@ -216,9 +219,7 @@ def run_of_rows(pieces: Sequence[Piece], first: int, end: int) -> list[Piece]:
         rows = piece.stop - piece.start
         start, stop = max(first - at, 0), min(end - at, rows)
         if start < stop:
-            chosen.append(
-                Piece(piece.shard, piece.group, piece.start + start, piece.start + stop)
-            )
+            chosen.append(Piece(piece.shard, piece.group, piece.start + start, piece.start + stop))
         at += rows
     return chosen
 

@@ -13,7 +13,9 @@ class LossConfig(Model):
     objective: Literal["non-saturating", "pair-critic"] = Field(
         "non-saturating", description="The adversarial objective."
     )
-    adversarial: float = Field(1.0, ge=0, description="Weight of the adversarial term, for D and G.")
+    adversarial: float = Field(
+        1.0, ge=0, description="Weight of the adversarial term, for D and G."
+    )
     contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE in D's loss.")
     temperature: float = Field(0.2, gt=0, le=10, description="Temperature of InfoNCE.")
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")

@@ -18,7 +18,7 @@ def reconstruction(fakes: Tensor, images: Tensor) -> Tensor:
 
 
 def pair_margin(anchor: Tensor, right: Tensor, wrong: Tensor, temperature: float) -> Tensor:
-    """How much better the right fake fits the anchor than the wrong one, by cosine over temperature.
+    """How much better the right fake fits the anchor than the wrong one does, by cosine.
 
     Args:
         anchor: Unit embeddings [b, e] of x+.

@@ -39,6 +39,7 @@ class PixelNorm(nn.Module):
     """Scale each pixel's channels to unit mean square: [B, C, H, W] to the same."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
 
 
@@ -58,7 +59,11 @@ def down(plan: Plan) -> nn.Sequential:
 def up(plan: Plan) -> nn.Sequential:
     """Flat maps [B, plan.flat] to images [B, C, S, S] in [-1, 1]: `down`, backwards."""
     deepest = plan.channels[-1], plan.sides[-1], plan.sides[-1]
-    layers: list[nn.Module] = [nn.Unflatten(1, deepest), PixelNorm(), nn.LeakyReLU(0.2, inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Unflatten(1, deepest),
+        PixelNorm(),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]
     for level in reversed(range(len(plan.sides) - 1)):
         channels = plan.channels[level + 1], plan.channels[level]
         if plan.sides[level + 1] < plan.sides[level]:
@@ -99,7 +104,7 @@ class ConvolutionalGenerator(nn.Module):
         return self.decoder(latents * torch.rsqrt(latents.square().mean(1, keepdim=True) + 1e-6))
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Both ways at once: fakes [B + M, C, H, W] of `images` [B, ...], then of `noise` [M, latent]."""
+        """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent]."""
         return self.decode(torch.cat([self.encode(images), noise]))
 
 
@@ -137,7 +142,9 @@ class ConvolutionalDiscriminator(nn.Module):
 def _initialize(module: nn.Module) -> None:
     """He initialisation for leaky rectifiers (He et al., 2015, equation 15), biases zero."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        mode = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
-        nn.init.kaiming_normal_(module.weight, a=0.2, mode=mode)
+        if isinstance(module, nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_out")
+        else:
+            nn.init.kaiming_normal_(module.weight, a=0.2)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -23,7 +23,11 @@ def resolve(config: Config) -> tuple[torch.device, torch.dtype]:
         kind = "cuda"
     else:
         kind = "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not there[kind]:
         raise UserError(f"device {kind!r} is not there for this worker: use --device auto, or cpu.")
     precision = config.precision

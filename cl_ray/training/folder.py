@@ -24,7 +24,9 @@ class Folder:
     @classmethod
     def at(cls, storage: str, name: str) -> "Folder":
         """The folder of a run; a relative path counts from here."""
-        return cls(storage if "://" in storage else str(Path(storage).expanduser().absolute()), name)
+        return cls(
+            storage if "://" in storage else str(Path(storage).expanduser().absolute()), name
+        )
 
     @property
     def remote(self) -> bool:
@@ -45,7 +47,9 @@ class Folder:
         try:
             return pyarrow.fs.FileSystem.from_uri(self.uri)
         except (ValueError, OSError) as error:
-            raise UserError(f"storage {self.storage!r} cannot be opened: {_line(error)}.") from error
+            raise UserError(
+                f"storage {self.storage!r} cannot be opened: {_line(error)}."
+            ) from error
 
     def prepare(self) -> None:
         """Make the folder and see that it can be written.
@@ -61,7 +65,8 @@ class Folder:
             filesystem.delete_file(f"{path}/.writable")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"storage {self.storage!r} cannot be written: {_line(error)}; take another with --storage."
+                f"storage {self.storage!r} cannot be written: {_line(error)}; "
+                "take another with --storage."
             ) from error
 
     def read(self, file: str) -> bytes | None:

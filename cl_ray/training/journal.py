@@ -1,4 +1,4 @@
-"""What a run writes down for people: metrics.jsonl, TensorBoard and sample pictures. Rank 0 only."""
+"""What a run writes down for people: metrics.jsonl, TensorBoard, pictures. Rank 0 only."""
 
 import json
 from typing import Any
@@ -48,7 +48,9 @@ class Journal:
         """Curves of the last steps."""
         for name, value in record.figures.items():
             self.events.add_scalar(name, value, record.step)
-        self.events.add_scalar("speed/images_per_second", record.images / record.seconds, record.step)
+        self.events.add_scalar(
+            "speed/images_per_second", record.images / record.seconds, record.step
+        )
         self.events.add_scalar("speed/waited", record.waited / record.seconds, record.step)
 
     def epoch(self, figures: Figures, extra: dict[str, Any]) -> None:

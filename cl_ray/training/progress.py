@@ -11,6 +11,17 @@ LOG_EVERY = 10.0
 """Seconds between two progress lines where there is no terminal."""
 
 
+SHORT = {
+    "d/adversarial": "D",
+    "d/contrastive": "contrast",
+    "g/adversarial": "G",
+    "g/reconstruction": "recon",
+    "score/real": "real",
+    "score/fake": "fake",
+}
+"""The figures in the line, and what they are called there."""
+
+
 class Progress:
     """Shows where a run stands.
 
@@ -63,9 +74,7 @@ class Progress:
             f"{progress['speed']:,.0f} images/s",
         ]
         figures = progress["figures"]
-        short = {"d/adversarial": "D", "d/contrastive": "contrast", "g/adversarial": "G",
-                 "g/reconstruction": "recon", "score/real": "real", "score/fake": "fake"}  # fmt: skip
-        parts += [f"{short[k]} {v:.3f}" for k, v in figures.items() if k in short]
+        parts += [f"{SHORT[k]} {v:.3f}" for k, v in figures.items() if k in SHORT]
         if progress["speed"]:
             images = progress["steps"] * progress["batch_size"] * (self.epochs - done)
             parts.append(f"{clock(images / progress['speed'])} left")

@@ -22,7 +22,15 @@ from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
 from cl_ray.training.progress import Progress, clock
 
-MAY_CHANGE = ("name", "storage", "epochs", "workers", "cpus_per_worker", "gpus_per_worker", "threads")
+MAY_CHANGE = (
+    "name",
+    "storage",
+    "epochs",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "threads",
+)
 """What a run that goes on may be given anew; all else decides what it computes."""
 
 
@@ -84,7 +92,9 @@ def train(
     folder = Folder.at(config.storage, str(config.name))
     config = config.model_copy(update={"storage": folder.storage})
     dataset = Dataset.open(config.data)
-    config = config.model_copy(update={"data": dataset.location if "/" in config.data else config.data})
+    config = config.model_copy(
+        update={"data": dataset.location if "/" in config.data else config.data}
+    )
     check_pairs(config, dataset)
     folder.prepare()
     _same_run(config, folder)
@@ -136,7 +146,9 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"that each of {most} workers has of {config.data}: lower it or take more images."
         )
     if config.pairs.mode == "labels" and not dataset.info.labelled:
-        raise UserError(f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`.")
+        raise UserError(
+            f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
+        )
     if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
         raise UserError(
             f"The images of {config.data} are (nearly) all alike: their pairwise distance at "

@@ -59,7 +59,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     if folder.read("config.yaml") is None:
         raise UserError(
             f"Worker {rank} on {socket.gethostname()} does not see {folder.uri}: several machines "
-            "need storage that all of them share; give --storage s3://..., gs://... or a shared path."
+            "need storage that all of them share: --storage s3://..., gs://... or a shared path."
         )
     shares: RankShard = ray.train.get_dataset_shard("train")
     shard = shares.open(device)

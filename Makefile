@@ -1,0 +1,28 @@
+# `make train` sets up and trains on real digits; `make test` sets up and runs the tests.
+
+VENV ?= .venv
+PYTHON ?= python3
+READY := $(VENV)/.ready
+
+.PHONY: train test lint setup clean
+
+train: setup
+	$(VENV)/bin/cl-ray train --preset quick
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy cl_ray
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)
