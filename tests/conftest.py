@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.writer import About, Picture, write
+
+MakeDigits = Callable[[int], str]
+
+
+@pytest.fixture(scope="session")
+def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
+    """Makes a data set of the first so many packaged digits."""
+    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").pieces("train")[:2])
+    assert rows.label is not None
+
+    def make(count: int) -> str:
+        folder: Path = tmp_path_factory.mktemp("digits") / f"digits{count}"
+        pictures = [
+            Picture(image, int(label), f"digit {i}")
+            for i, (image, label) in enumerate(zip(rows.image, rows.label, strict=True))
+        ]
+        write({"train": pictures[:count]}, str(folder), About("digits", "MNIST"))
+        return str(folder)
+
+    return make

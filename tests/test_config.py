@@ -1,0 +1,216 @@
+"""The config tree: out to YAML and back, and how each mistake is answered."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from cl_ray.config import PRESETS, Config, build, differences, merge, preset
+from cl_ray.errors import UserError
+from cl_ray.model import Model
+
+TRIED = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
+"""Values of which every field takes one."""
+
+
+def leaves(kind: type[Model], *path: str) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Model):
+            yield from leaves(field.annotation, *path, name)
+        else:
+            yield (*path, name), field
+
+
+LEAVES = dict(leaves(Config))
+
+
+def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
+
+
+def leaf(config: Model, path: tuple[str, ...]) -> Any:
+    value: Any = config
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+def changed(path: tuple[str, ...], field: FieldInfo) -> Config | None:
+    """The defaults but for one field, or None where the field has one possible value."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else TRIED
+    for value in PRESETS if path == ("preset",) else choices:
+        if value == field.default:
+            continue
+        try:
+            return build(merge(Config().model_dump(), nested(path, value)))
+        except UserError:
+            continue
+    assert len(choices) == 1, f"no other value was found for {path}"
+    return None
+
+
+def refusal(fields: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        build(merge(Config().model_dump(), fields), "my.yaml")
+    return one_sentence(caught.value)
+
+
+def one_sentence(error: UserError) -> str:
+    message = str(error)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert ". " not in message
+    return message
+
+
+def test_the_tree_is_walked() -> None:
+    assert len(LEAVES) > 35
+    assert ("optimizer", "lr_g") in LEAVES
+    assert ("workers",) in LEAVES
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=".".join)
+def test_every_field_survives_yaml(path: tuple[str, ...]) -> None:
+    config = changed(path, LEAVES[path])
+    if config is None:
+        return
+    again = Config.from_yaml(config.to_yaml())
+    assert again == config
+    assert type(leaf(again, path)) is type(leaf(config, path))
+    assert set(differences(Config(), again)) == {".".join(path)}
+    assert differences(Config(), again)[".".join(path)] == (
+        leaf(Config(), path),
+        leaf(config, path),
+    )
+
+
+def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {}
+    for path, field in LEAVES.items():
+        config = changed(path, field)
+        if config is not None:
+            fields = merge(fields, nested(path, leaf(config, path)))
+    config = build({**fields, "batch_size": 12, "workers": (1, 4)})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert Config.load(tmp_path / "config.yaml") == config
+    assert config.worker_range == (1, 4)
+    assert Config(workers=3, batch_size=9).worker_range == (3, 3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str) -> None:
+    config = preset(name)
+    assert config.preset == name
+    assert set(differences(Config(), config)) == {
+        ".".join(path) for path in LEAVES if leaf(config, path) != leaf(Config(), path)
+    }
+    assert Config.from_yaml(f"preset: {name}") == config
+    assert Config.from_yaml(config.to_yaml()) == config
+
+
+def test_preset_of_the_full_run_is_longer() -> None:
+    assert preset("quick") == Config()
+    assert preset("mnist").epochs > preset("quick").epochs
+
+
+def test_yaml_names_some_fields_and_the_rest_come_from_the_base() -> None:
+    base = Config(epochs=9)
+    config = Config.from_yaml("seed: 5\noptimizer:\n  lr_g: 1e-4\n", base=base)
+    assert differences(base, config) == {"seed": (0, 5), "optimizer.lr_g": (4e-4, 1e-4)}
+    assert Config.from_yaml("", base=base) == base
+    assert Config.from_yaml("seed: 5\npreset: mnist").epochs == preset("mnist").epochs
+
+
+def test_merge_replaces_leaves_only() -> None:
+    base = {"a": {"b": 1, "c": {"d": 2}}, "e": (1, 2)}
+    changes = {"a": {"c": {"d": 3}}, "e": 4, "f": {"g": 5}}
+    merged = {"a": {"b": 1, "c": {"d": 3}}, "e": 4, "f": {"g": 5}}
+    assert merge(base, changes) == merged
+    assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": (1, 2)}
+    assert merge(base, {}) == base
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epohcs": 3}, ["epohcs", "--help"]),
+        ({"optimizer": {"lr": 3}}, ["optimizer.lr", "--help"]),
+        ({"epochs": -1}, ["epochs", "-1", "greater than or equal to 0"]),
+        ({"epochs": "many"}, ["epochs", "many", "integer"]),
+        ({"epochs": 1.5}, ["epochs", "1.5", "integer"]),
+        ({"seed": 2**63}, ["seed", str(2**63), f"less than {2**63}"]),
+        ({"optimizer": {"lr_g": 0}}, ["optimizer.lr_g", " 0 ", "greater than 0"]),
+        ({"optimizer": {"lr_d": 2}}, ["optimizer.lr_d", " 2 ", "less than or equal to 1"]),
+        ({"optimizer": {"beta1": 1}}, ["optimizer.beta1", " 1 ", "less than 1"]),
+        ({"optimizer": {"beta2": float("nan")}}, ["optimizer.beta2", "nan", "finite"]),
+        ({"losses": {"pair": float("inf")}}, ["losses.pair", "inf", "finite"]),
+        ({"pairs": {"quantile": 0}}, ["pairs.quantile", " 0 ", "greater than 0"]),
+        ({"generator": {"depth": 13}}, ["generator.depth", "13", "equal to 12"]),
+        ({"pairs": {"mode": "view"}}, ["pairs.mode", "'view'", "'views'", "'labels'"]),
+        (
+            {"losses": {"objective": "gan"}},
+            ["losses.objective", "'gan'", "'non-saturating'", "'pair-critic'"],
+        ),
+        ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
+        ({"preset": "slow"}, ["preset", "'slow'", "quick", "mnist"]),
+        ({"name": "a/b"}, ["name", "'a/b'", "folder name"]),
+        ({"workers": 0}, ["workers", "0", "1 or more"]),
+        ({"workers": (4, 2)}, ["workers", "(4, 2)", "least number first"]),
+        ({"batch_size": 100, "workers": 3}, ["batch_size 100", "3 workers", "99"]),
+        ({"batch_size": 2, "workers": 64}, ["batch_size 2", "64 workers", "take 64"]),
+        ({"batch_size": 100, "workers": (1, 4)}, ["batch_size 100", "3 workers"]),
+        ({"batch_size": 105, "workers": [2, 7]}, ["batch_size 105", "2 workers"]),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(fields: dict[str, Any], words: list[str]) -> None:
+    message = refusal(fields)
+    for word in ["my.yaml", *words]:
+        assert word in message
+
+
+def test_a_batch_that_every_number_of_workers_divides_is_taken() -> None:
+    assert build({"batch_size": 60, "workers": [1, 6]}).workers == (1, 6)
+    assert build({"batch_size": 6, "workers": 6}).workers == 6
+
+
+@pytest.mark.xfail(strict=True, reason="advised for one number of workers, not for the range")
+@pytest.mark.parametrize(("batch", "workers"), [(100, (1, 3)), (128, (1, 4)), (7, (3, 5))])
+def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int, int]) -> None:
+    message = refusal({"batch_size": batch, "workers": workers})
+    advised = int(message.partition("take ")[2].split()[0])
+    assert build({"batch_size": advised, "workers": workers}).batch_size == advised
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b", ["mapping"]),
+        ("just words", ["mapping"]),
+        ("seed: [1", ["not YAML"]),
+        ("preset: slow", ["'slow'", "quick"]),
+        ("optimizer: fast", ["optimizer", "'fast'"]),
+    ],
+)
+def test_yaml_that_is_no_config(text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Config.from_yaml(text, "my.yaml")
+    message = one_sentence(caught.value)
+    for word in words:
+        assert word in message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
+        Config.load(tmp_path / "absent.yaml")
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist"):
+        preset("slow")
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # type: ignore[misc]
