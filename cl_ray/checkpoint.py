@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/step-00001407` on any pyarrow filesystem. Its manifest is
 written last and names the size and digest of every file: a folder without one was cut short and
-does not count.
+does not count. torch is imported where it is used: who only looks for checkpoints starts sooner.
 """
 
 import hashlib
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.fs
-import safetensors.torch
-import torch
 
 from cl_ray.errors import UserError
 
@@ -65,6 +63,9 @@ class Checkpoints:
         Returns:
             The checkpoint's name.
         """
+        import safetensors.torch
+        import torch
+
         name = f"step-{step:08d}"
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
@@ -93,6 +94,9 @@ class Checkpoints:
             UserError: A file is missing, cut short or changed: it is named, and the newest
                 whole checkpoint before it.
         """
+        import safetensors.torch
+        import torch
+
         manifest = self._manifest(name)
         if manifest is None:
             known = ", ".join(m.name for m in self.list()) or "none"

@@ -37,7 +37,7 @@ class CheckpointConfig(Model):
     keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
     every: int = Field(0, ge=0, description="Steps between checkpoints; 0 is once an epoch.")
     metric: str = Field(
-        "reconstruction", description="The epoch's figure whose smallest value marks the best."
+        "g/reconstruction", description="The epoch's figure whose smallest value marks the best."
     )
 
 

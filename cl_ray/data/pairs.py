@@ -120,7 +120,7 @@ class PairSampler:
             raise UserError(
                 f"Image {positive} of a shard of {len(self.images)} has no negative as far as "
                 f"{self.bound**0.5 / 255:.2f} (pairs.quantile {self.config.quantile}); the "
-                f"farthest is at {max(float(distance.max()), 0) ** 0.5 / 255:.2f}: lower pairs.quantile."
+                f"farthest is at {max(float(distance.max()), 0) ** 0.5 / 255:.2f}: lower it."
             )
         return int(allowed[int(torch.randint(len(allowed), (), generator=generator))])
 

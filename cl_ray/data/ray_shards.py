@@ -3,21 +3,26 @@
 The cut is explicit (`Share`), not `streaming_split`'s, which drops a remainder and hands blocks
 out by arrival. Tasks ask for no CPU, and few run at once: however many CPUs the workers hold, a
 task can be placed, so that training can never wait for a reader that waits for training.
+
+Nothing here imports torch before a shard is opened: processes that cut and read start the sooner.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 import ray.data
-import torch
 from ray.train import DataConfig
 
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset, Piece, Rows
-from cl_ray.data.shards import SPLIT, ResidentShard, Shard, Share, StreamingShard
+from cl_ray.data.share import SPLIT, Share
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_ray.data.shards import Shard
 
 READERS = 2
 """Tasks of one rank that read at once."""
@@ -31,21 +36,23 @@ class RankShard:
 
     share: Share
 
-    def open(self, device: torch.device | str) -> Shard:
+    def open(self, device: "torch.device | str") -> "Shard":
         """The share on the device if it fits the memory budget, else as a stream."""
+        from cl_ray.data.shards import ResidentShard, StreamingShard
+
         if self.share.resident:
             return ResidentShard(self.share, self.rows(), device)
         return StreamingShard(self.share, self.windows, device)
 
     def rows(self) -> Rows:
         """All rows of the share, read by Ray Data, in order of arrival."""
-        share = self.share
+        share, dataset = self.share, self.share.dataset
         per_task = max(1, int(TASK_BYTES / share.gigabytes / 1e9 * len(share.pieces(0))))
         pieces = share.pieces(0)
         parts = [pieces[i : i + per_task] for i in range(0, len(pieces), per_task)]
 
         def read(part: list[Piece], number: int) -> dict[str, np.ndarray]:
-            rows = share.dataset.read(SPLIT, part)
+            rows = dataset.read(SPLIT, part)
             label = {} if rows.label is None else {"label": rows.label}
             return {"id": rows.id, "image": rows.image, **label}
 
@@ -59,8 +66,10 @@ class RankShard:
         windows = share.windows(epoch)[first:]
 
         def pair(part: list[Piece], number: int) -> dict[str, np.ndarray]:
+            from cl_ray.data.shards import pair_window
+
             rows = share.dataset.read(SPLIT, part)
-            paired = share.pair_window(rows, epoch, first + number)
+            paired = pair_window(share, rows, epoch, first + number)
             return {"window": np.full(len(rows.id), number), **paired}
 
         early: dict[int, list[dict[str, np.ndarray]]] = {}

@@ -1,6 +1,7 @@
 """`train`: what the command and the Python call do, from a config to a run folder."""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -199,6 +200,8 @@ def _ray(launch: Launch, console: Console) -> Iterator[bool]:
         ray.init(address=address, **quiet)
     else:
         console.print("Starting Ray on this machine …")
+        # Ray's processes take their time to come up; torch, needed next, is imported meanwhile.
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
         context = ray.init(address="local", include_dashboard=launch.dashboard, **quiet)
         if launch.dashboard:
             console.print(f"Ray dashboard: http://{context.dashboard_url}")

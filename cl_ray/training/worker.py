@@ -1,9 +1,11 @@
 """What every worker does: host a run, epoch by epoch."""
 
+import importlib
 import os
 import platform
 import resource
 import socket
+import threading
 import time
 from typing import Any
 
@@ -53,6 +55,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     folder: Folder = setup["folder"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    threading.Thread(target=_import_what_is_slow, daemon=True).start()
     torch.set_num_threads(setup["threads"])
     keep_freed_memory()
     device, dtype = resolve(config)
@@ -83,6 +86,12 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     if host:
         host.close()
     return {"status": "finished", **(host.summary() if host else {})}
+
+
+def _import_what_is_slow() -> None:
+    """The optimiser's first use imports these, seconds of it; the images arrive meanwhile."""
+    for module in ("torch._dynamo", "torch.utils.tensorboard", "torchvision.utils"):
+        importlib.import_module(module)
 
 
 class Host:
