@@ -2,11 +2,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import About, Picture, write
 
 MakeDigits = Callable[[int], str]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors on busy cores: two threads wait for each other longer than they work."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

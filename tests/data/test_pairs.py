@@ -1,0 +1,227 @@
+"""Who is the negative: far enough, another, the farthest of its candidates, and never a hang."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_ray.data.config import PairConfig
+from cl_ray.data.dataset import Dataset, Piece
+from cl_ray.data.pairs import PairSampler
+from cl_ray.errors import UserError
+
+MODES = ["views", "labels"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pixel(*values: int) -> Tensor:
+    """Images of one pixel: their distances are those of its values."""
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None]
+
+
+def sampler(images: Tensor, labels: Tensor | None, distance: float, **config: Any) -> PairSampler:
+    return PairSampler(PairConfig(**config), images, labels, distance)
+
+
+def refusal(*arguments: Any, **config: Any) -> str:
+    """What is said where no pairs can be had, whether at once or at the first draw."""
+
+    def pair() -> None:
+        made = sampler(*arguments, **config)
+        made.draw(torch.arange(len(made.images)), seeded())
+
+    with pytest.raises(UserError) as caught:
+        pair()
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Dataset, Tensor, Tensor]:
+    """300 of the packaged digits."""
+    data = Dataset.open("mnist")
+    rows = data.read("train", [Piece(0, 0, 0, 300)])
+    assert rows.label is not None
+    return data, torch.from_numpy(rows.image), torch.from_numpy(rows.label)
+
+
+@pytest.mark.parametrize(("quantile", "candidates"), [(0.1, 2), (0.5, 1), (0.9, 2), (0.9, 8)])
+@pytest.mark.parametrize("mode", MODES)
+def test_digits_are_paired_as_asked(
+    digits: tuple[Dataset, Tensor, Tensor], mode: str, quantile: float, candidates: int
+) -> None:
+    data, images, labels = digits
+    least = data.distance_quantile("train", quantile)
+    made = sampler(images, labels, least, mode=mode, quantile=quantile, candidates=candidates)
+    # At a quantile of 0.9, ones have no such negative: see test_a_bound_that_one_cannot_meet.
+    pixels = images.flatten(1).double() / 255
+    distance = pixels.square().sum(1)[:, None] + pixels.square().sum(1) - 2 * pixels @ pixels.T
+    within = distance.clamp(min=0).sqrt() >= least + 1e-6
+    if mode == "labels":
+        within &= labels[:, None] != labels
+    positives = within.any(1).nonzero().squeeze(1)
+    assert len(positives) > 250
+    partners, negatives = made.draw(positives, seeded())
+    assert (negatives != positives).all()
+    apart = [(pixels[p] - pixels[n]).norm() for p, n in zip(positives, negatives, strict=True)]
+    assert min(apart) >= least - 1e-12
+    if mode == "views":
+        assert torch.equal(partners, positives)
+    else:
+        assert (labels[negatives] != labels[positives]).all()
+        assert (labels[partners] == labels[positives]).all()
+        assert (partners != positives).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_draw_follows_from_its_generator(mode: str) -> None:
+    images = torch.randint(0, 256, (50, 3, 3, 1), generator=seeded(), dtype=torch.uint8)
+    labels = torch.arange(50) % 4
+    distance = 1.2  # of about 1.2 on average: some are drawn again, some sought out
+    made = sampler(images, labels, distance, mode=mode, candidates=2)
+    again = sampler(images.clone(), labels.clone(), distance, mode=mode, candidates=2)
+    positives = torch.randperm(50, generator=seeded())
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = made.draw(positives, seeded(5))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    made.draw(positives, seeded(6))
+    torch.manual_seed(2)
+    for other in (made.draw(positives, seeded(5)), again.draw(positives, seeded(5))):
+        assert torch.equal(first[0], other[0])
+        assert torch.equal(first[1], other[1])
+    other = made.draw(positives, seeded(6))
+    assert not torch.equal(first[1], other[1])
+    if mode == "labels":
+        assert not torch.equal(first[0], other[0])
+    generator = seeded(5)
+    made.draw(positives, generator)
+    assert not torch.equal(first[1], made.draw(positives, generator)[1])
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4, 16])
+def test_the_farthest_of_its_candidates_is_taken(candidates: int) -> None:
+    """Of k draws from 0 ... 1, the largest is k / (k + 1) on average, with a known spread."""
+    line = pixel(*range(256))
+    made = sampler(line, None, 1e-6, candidates=candidates)
+    positives = torch.zeros(20000, dtype=torch.long)  # the darkest: a negative is its distance
+    negatives = made.draw(positives, seeded())[1].double()
+    mean = (negatives / 256).mean().item()
+    k = candidates
+    spread = (k / ((k + 1) ** 2 * (k + 2)) / len(positives)) ** 0.5
+    assert mean == pytest.approx(k / (k + 1), abs=5 * spread + 1 / 256)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_that_is_allowed_is_drawn_about_equally(mode: str) -> None:
+    """One candidate and no bound to speak of: any other image, in `labels` of another class."""
+    images, labels = pixel(*range(10, 130, 10)), torch.tensor([0, 1, 2] * 4)
+    made = sampler(images, labels, 1e-6, mode=mode, candidates=1)
+    draws = 6000
+    partners, negatives = made.draw(torch.full((draws,), 4), seeded())
+    counts = torch.bincount(negatives, minlength=12).tolist()
+    others = [i for i in range(12) if (i % 3 != 1 if mode == "labels" else i != 4)]
+    for i in range(12):
+        share = draws / len(others) if i in others else 0
+        assert counts[i] == pytest.approx(share, abs=5 * share**0.5)
+    if mode == "labels":
+        counts = torch.bincount(partners, minlength=12).tolist()
+        for i in range(12):
+            share = draws / 3 if i in (1, 7, 10) else 0
+            assert counts[i] == pytest.approx(share, abs=5 * share**0.5)
+
+
+def test_one_that_is_alone_in_its_class_is_its_own_partner() -> None:
+    images, labels = pixel(0, 60, 120, 180, 240), torch.tensor([7, 7, 3, 7, 7])
+    made = sampler(images, labels, 0.1, mode="labels", candidates=2)
+    partners, negatives = made.draw(torch.tensor([2, 0]), seeded())
+    assert partners[0] == 2
+    assert partners[1] in (1, 3, 4)
+    assert negatives[1] == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_only_negative_there_is_gets_found(mode: str) -> None:
+    """400 images alike and one far off: chance hardly ever meets it."""
+    images = pixel(*[10] * 200, 255, *[10] * 200)
+    labels = torch.zeros(401, dtype=torch.long)
+    labels[200] = 1
+    made = sampler(images, labels, 0.9, mode=mode, candidates=1)
+    positives = torch.tensor([0, 3, 199, 201, 400])
+    assert made.draw(positives, seeded())[1].tolist() == [200] * 5
+    assert made.draw(torch.tensor([200]), seeded())[1] != 200
+
+
+def test_the_bound_is_exact() -> None:
+    """100 / 255 away is allowed at a bound just below, and refused at one just above."""
+    images = pixel(0, 100, 99)
+    below, above = 100 / 255 - 1e-9, 100 / 255 + 1e-6
+    made = sampler(images, None, below, candidates=1)
+    assert (made.draw(torch.zeros(50, dtype=torch.long), seeded())[1] == 1).all()
+    assert "farthest is at 0.39" in refusal(images, None, above, candidates=1)
+
+
+def test_the_largest_images_do_not_overflow() -> None:
+    images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    images[1] = 255
+    images[2] = 254
+    made = sampler(images, None, 110.8, candidates=2)  # of sqrt(64 * 64 * 3) = 110.85
+    assert (made.draw(torch.zeros(20, dtype=torch.long), seeded())[1] == 1).all()
+
+
+def test_images_all_alike_are_refused() -> None:
+    assert "alike" in refusal(pixel(*[9] * 20), None, 0.0)
+    assert "lower" in refusal(pixel(*[9] * 20), None, 0.1)  # as some shards of a data set may be
+
+
+def test_one_class_is_refused() -> None:
+    message = refusal(pixel(0, 100, 200), torch.tensor([4, 4, 4]), 0.1, mode="labels")
+    for word in ("two classes", "class 4", "views"):
+        assert word in message
+
+
+def test_no_labels_are_refused() -> None:
+    message = refusal(pixel(0, 100, 200), None, 0.1, mode="labels")
+    for word in ("labels", "none", "views"):
+        assert word in message
+    sampler(pixel(0, 100, 200), None, 0.1, mode="views")
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_fewer_images_than_candidates_are_refused(count: int) -> None:
+    message = refusal(pixel(*range(count)), None, 0.001, candidates=5)
+    for word in ("pairs.candidates 5", f"the {count} ", "lower it"):
+        assert word in message
+    sampler(pixel(*range(6)), None, 0.001, candidates=5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bound_that_one_cannot_meet(mode: str) -> None:
+    """Black and white lie far apart, grey far from neither: it is named, and nothing hangs."""
+    images = pixel(*[0, 255] * 10, 128)
+    labels = torch.tensor([0, 1] * 10 + [2])
+    made = sampler(images, labels, 0.9, mode=mode, candidates=2)
+    made.draw(torch.arange(20), seeded())
+    message = refusal(images, labels, 0.9, mode=mode, candidates=2, quantile=0.3)
+    for word in ("Image 20 of", "21", "0.90", "pairs.quantile 0.3", "0.50", "lower"):
+        assert word in message
+
+
+def test_a_class_that_has_everything_far_off_to_itself() -> None:
+    """In `labels`, what is far enough but of the same class is no way out."""
+    images, labels = pixel(0, 255, 0, 1), torch.tensor([0, 0, 1, 1])
+    assert "lower" in refusal(images, labels, 0.5, mode="labels", candidates=1)
+
+
+def test_more_images_than_one_look_compares() -> None:
+    """The exhaustive look goes over the pool part by part, and misses none."""
+    images = pixel(*[0] * 9001)
+    images[8999] = 255
+    made = sampler(images, None, 0.5, candidates=1)
+    assert made.draw(torch.tensor([5]), seeded())[1].tolist() == [8999]
