@@ -75,7 +75,7 @@ def trained(request: pytest.FixtureRequest, storage: Path, digits: str) -> tuple
 
 
 def test_leaves_a_run_folder_worth_opening(trained: tuple[int, Path, str]) -> None:
-    workers, folder, printed = trained
+    workers, folder, _ = trained
     config = Config.load(folder / "config.yaml")
     assert config.workers == workers
     assert config.epochs == 3
@@ -95,9 +95,7 @@ def test_leaves_a_run_folder_worth_opening(trained: tuple[int, Path, str]) -> No
     generator = ConvolutionalGenerator(shape, config.generator)
     generator.load_state_dict(safetensors.torch.load_file(folder / "generator.safetensors"))
     discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
-    discriminator.load_state_dict(
-        safetensors.torch.load_file(folder / "discriminator.safetensors")
-    )
+    discriminator.load_state_dict(safetensors.torch.load_file(folder / "discriminator.safetensors"))
 
     for picture in ("samples", "pairs"):
         for epoch in (1, 2, 3):
