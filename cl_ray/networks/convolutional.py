@@ -7,6 +7,7 @@ normalises the channels of each pixel instead (pixel norm: Karras et al., 2018, 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 
@@ -43,13 +44,39 @@ class PixelNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
 
 
+class ImageConv(nn.Conv2d):
+    """A 4x4 convolution of stride 2 and padding 1, computed as a 2x2 one over 2x2 cells.
+
+    The same numbers as `Conv2d`'s, from the same weights [out, in, 4, 4]. With the one or three
+    channels of an image, the gradient towards the image, which every step of G needs, takes
+    oneDNN many times as long in the plain form (benchmarks/README.md).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] to [B, out, S // 2, S // 2]."""
+        beyond = 1 - images.shape[-1] % 2  # an odd side ends with the last whole cell
+        padded = functional.pad(images, (1, beyond, 1, beyond))
+        cells = functional.pixel_unshuffle(padded, 2)
+        kernel = functional.pixel_unshuffle(self.weight, 2)
+        return functional.conv2d(
+            cells.contiguous(memory_format=torch.channels_last), kernel, self.bias
+        )
+
+
 def down(plan: Plan) -> nn.Sequential:
     """Images [B, C, S, S] to flat maps [B, plan.flat]."""
     layers: list[nn.Module] = []
     for level in range(len(plan.sides) - 1):
         channels = plan.channels[level], plan.channels[level + 1]
         if plan.sides[level + 1] < plan.sides[level]:
-            layers.append(nn.Conv2d(*channels, kernel_size=4, stride=2, padding=1))
+            layers.append(
+                nn.Conv2d(*channels, kernel_size=4, stride=2, padding=1)
+                if level
+                else ImageConv(*channels)
+            )
         else:
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
@@ -135,7 +162,7 @@ class ConvolutionalDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
         features = self.features(images)
-        embedding = nn.functional.normalize(self.projection(features), dim=1)
+        embedding = functional.normalize(self.projection(features), dim=1)
         return self.score(features).squeeze(1), embedding
 
 

@@ -1,11 +1,13 @@
 """The run folder, on local disk or on any pyarrow filesystem."""
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs
 
+from cl_ray.data.dataset import connect, without_secrets
 from cl_ray.errors import UserError
 
 
@@ -23,7 +25,9 @@ class Folder:
 
     @classmethod
     def at(cls, storage: str, name: str) -> "Folder":
-        """The folder of a run; a relative path counts from here."""
+        """The folder of a run; a relative path counts from here, and file:// is a path."""
+        if storage.startswith("file://"):
+            storage = connect(storage)[1]
         return cls(
             storage if "://" in storage else str(Path(storage).expanduser().absolute()), name
         )
@@ -35,8 +39,15 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        """The folder as a user would type it."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        """What opens it: a path, or a URI that ends in the storage's options, `?scheme=http`."""
+        if not self.remote:
+            return f"{self.storage.rstrip('/')}/{self.name}"
+        place, mark, options = self.storage.partition("?")
+        return f"{place.rstrip('/')}/{self.name}{mark}{options}"
+
+    def __str__(self) -> str:
+        """The folder as people are told of it, without the keys and options of a URI."""
+        return without_secrets(self.uri)
 
     def open(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Its filesystem, and its path on it.
@@ -45,11 +56,9 @@ class Folder:
             UserError: There is no such filesystem, or it is not reached.
         """
         try:
-            return pyarrow.fs.FileSystem.from_uri(self.uri)
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"storage {self.storage!r} cannot be opened: {_line(error)}."
-            ) from error
+            return connect(self.uri)
+        except UserError as error:
+            raise UserError(f"In --storage: {error}") from error
 
     def prepare(self) -> None:
         """Make the folder and see that it can be written.
@@ -65,7 +74,7 @@ class Folder:
             filesystem.delete_file(f"{path}/.writable")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"storage {self.storage!r} cannot be written: {_line(error)}; "
+                f"storage {without_keys(self.storage)!r} cannot be written: {_line(error)}; "
                 "take another with --storage."
             ) from error
 
@@ -116,6 +125,11 @@ class Mirror:
                 if self._pushed.get(file) != state:
                     self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
                     self._pushed[file] = state
+
+
+def without_keys(location: str) -> str:
+    """A path or URI without the user and password that it may carry; its options stay."""
+    return re.sub(r"(?<=://)[^/@?]*:[^/@?]*@", "", location)
 
 
 def _line(error: Exception) -> str:

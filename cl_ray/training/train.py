@@ -5,22 +5,25 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import Dataset, first_line
 from cl_ray.errors import UserError
-from cl_ray.training.folder import Folder
+from cl_ray.training.folder import Folder, without_keys
 from cl_ray.training.progress import Progress, clock
 
 MAY_CHANGE = (
@@ -91,11 +94,9 @@ def train(
     begun = time.monotonic()
     config = config.model_copy(update={"name": config.name or fresh_name(config)})
     folder = Folder.at(config.storage, str(config.name))
-    config = config.model_copy(update={"storage": folder.storage})
     dataset = Dataset.open(config.data)
-    config = config.model_copy(
-        update={"data": dataset.location if "/" in config.data else config.data}
-    )
+    places = {"storage": folder.storage, "data": dataset.location}
+    config = config.model_copy(update={k: without_keys(v) for k, v in places.items()})
     check_pairs(config, dataset)
     folder.prepare()
     _same_run(config, folder)
@@ -105,15 +106,16 @@ def train(
     newest = checkpoints.newest()
     if newest:
         checkpoints.check(newest.name)
-        if newest.epoch >= config.epochs:
-            return _finished(folder, config, newest.epoch, console)
+        summary = json.loads(folder.read("summary.json") or b"{}")
+        if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
+            return _finished(folder, summary, console)
     with _ray(launch, console) as local:
         from cl_ray.training.capacity import plan
 
         capacity = plan(config, local)
-        folder.write("config.yaml", config.to_yaml().encode())
         if not folder.remote:
             _see_that_nodes_share(folder)
+        folder.write("config.yaml", config.to_yaml().encode())
         if capacity.waits_for:
             console.print(f"Waiting for {capacity.waits_for}, which the autoscaler may add.")
         outcome = _fit(config, folder, dataset, launch, capacity, console)
@@ -121,7 +123,7 @@ def train(
     if outcome["status"] != "finished":
         kept = checkpoints.newest()
         last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
-        raise UserError(f"{outcome['reason']} ({folder.uri}: {last}.)")
+        raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
     _show(summary, folder, console)
     return Trained(folder.uri, summary)
 
@@ -162,21 +164,20 @@ def _same_run(config: Config, folder: Folder) -> None:
     old = folder.read("config.yaml")
     if old is None:
         return
-    before = Config.from_yaml(old.decode(), f"{folder.uri}/config.yaml")
+    before = Config.from_yaml(old.decode(), f"{folder}/config.yaml")
     changed = {k: v for k, v in differences(before, config).items() if k not in MAY_CHANGE}
     if changed:
         shown = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
         raise UserError(
-            f"The run {folder.uri} has another config ({shown}): leave those out to go on with it, "
+            f"The run {folder} has another config ({shown}): leave those out to go on with it, "
             "or take another --name."
         )
 
 
-def _finished(folder: Folder, config: Config, epochs: int, console: Console) -> Trained:
+def _finished(folder: Folder, summary: dict[str, Any], console: Console) -> Trained:
     console.print(
-        f"The run {folder.uri} is finished ({epochs} epochs); give more --epochs to go on."
+        f"The run {folder} is finished ({summary['epochs']} epochs); give more --epochs to go on."
     )
-    summary = json.loads(folder.read("summary.json") or b"{}")
     return Trained(folder.uri, summary)
 
 
@@ -197,7 +198,11 @@ def _ray(launch: Launch, console: Console) -> Iterator[bool]:
     level = logging.INFO if launch.verbose else logging.ERROR
     quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": launch.verbose}
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            reason = first_line(error.__cause__ or error)
+            raise UserError(f"There is no joining the Ray cluster {address}: {reason}.") from error
     else:
         console.print("Starting Ray on this machine …")
         # Ray's processes take their time to come up; torch, needed next, is imported meanwhile.
@@ -215,7 +220,7 @@ def _ray(launch: Launch, console: Console) -> Iterator[bool]:
 
 
 def _see_that_nodes_share(folder: Folder) -> None:
-    """Refuse a local path on several machines, of which one does not see this run's config."""
+    """Refuse a local path on several machines, of which one does not see what is written here."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -223,17 +228,25 @@ def _see_that_nodes_share(folder: Folder) -> None:
     if len(nodes) < 2:
         return
 
+    mark = Path(folder.uri) / f".seen-{uuid4().hex}"  # no older run has left one of that name
+
     def sees() -> bool:
-        return os.path.exists(f"{folder.uri}/config.yaml")
+        return mark.exists()
 
     look = ray.remote(num_cpus=0)(sees)
-    asked = {
-        node["NodeManagerHostname"]: look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
-        for node in nodes
-    }
-    blind = [host for host, answer in asked.items() if not ray.get(answer)]
+    mark.touch()
+    try:
+        answers = ray.get(
+            [
+                look.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote()
+                for node in nodes
+            ]
+        )
+    finally:
+        mark.unlink()
+    blind = [n["NodeManagerHostname"] for n, seen in zip(nodes, answers, strict=True) if not seen]
     if blind:
         raise UserError(
             f"storage {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
@@ -254,12 +267,15 @@ def _fit(
     import ray.data
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cl_ray.data.ray_shards import RankSplit
     from cl_ray.training.board import Board
     from cl_ray.training.worker import work
 
-    board = ray.remote(num_cpus=0)(Board).remote(folder.name)
+    # On the node of this command: any other may leave the cluster, and the board with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(folder.name)
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -363,12 +379,13 @@ def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
         f"{clock(summary['seconds'])} ({summary['workers']} workers, {summary['device']})",
         "figures": shown,
         "memory": f"driver {memory[0]}, a worker {memory[1]} at the peak",
-        "run folder": folder.uri,
-        "pictures": f"{folder.uri}/samples/",
-        "networks": f"{folder.uri}/generator.safetensors, discriminator.safetensors",
-        "checkpoints": f"{folder.uri}/checkpoints/ (best: {summary['best']})",
-        "look": f"tensorboard --logdir {folder.storage}",
-        "go on": f"cl-ray train --name {folder.name} --storage {folder.storage} --epochs MORE",
+        "run folder": str(folder),
+        "pictures": f"{folder}/samples/",
+        "networks": f"{folder}/generator.safetensors, discriminator.safetensors",
+        "checkpoints": f"{folder}/checkpoints/ (best: {summary['best']})",
+        "look": f"tensorboard --logdir {shlex.quote(str(folder).removesuffix(f'/{folder.name}'))}",
+        "go on": f"cl-ray train --name {folder.name} --storage "
+        f"{shlex.quote(without_keys(folder.storage))} --epochs MORE",
     }.items():
         table.add_row(f"[bold]{name}", value)
     console.print(table, soft_wrap=True, highlight=False)

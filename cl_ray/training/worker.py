@@ -61,7 +61,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     device, dtype = resolve(config)
     if folder.read("config.yaml") is None:
         raise UserError(
-            f"Worker {rank} on {socket.gethostname()} does not see {folder.uri}: several machines "
+            f"Worker {rank} on {socket.gethostname()} does not see {folder}: several machines "
             "need storage that all of them share: --storage s3://..., gs://... or a shared path."
         )
     shares: RankShard = ray.train.get_dataset_shard("train")
@@ -78,6 +78,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     if rank == 0:
         board.note.remote(f"{where}; its shard ({shares.share.gigabytes:.3g} GB) {keeps}; {begun}")
     host = Host(run, folder, checkpoints, board) if rank == 0 else None
+    started = time.perf_counter()
     while run.epochs < config.epochs:
         figures = run.epoch(host.watch if host else None)
         if host:
@@ -85,7 +86,12 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
         ray.train.report(figures)
     if host:
         host.close()
-    return {"status": "finished", **(host.summary() if host else {})}
+    seconds = time.perf_counter() - started
+    return {
+        "status": "finished",
+        "training_seconds": seconds,
+        **(host.summary() if host else {}),
+    }
 
 
 def _import_what_is_slow() -> None:

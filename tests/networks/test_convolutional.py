@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.convolutional import (
+    ConvolutionalDiscriminator,
+    ConvolutionalGenerator,
+    ImageConv,
+)
 
 SIDES = [28, 29, 31, 32, 37, 45, 48, 63, 64]
 WIDTHS = cycle([4, 5, 8, 13])
@@ -114,3 +118,21 @@ def test_latents_lie_on_noise_s_sphere() -> None:
     encoded = network.encode(images(5, 28, 1))
     assert torch.allclose(encoded.square().mean(1), torch.ones(5, dtype=DOUBLE), atol=1e-3)
     assert torch.allclose(network.decode(noise(5) * 3), network.decode(noise(5)), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_image_convolution_is_the_plain_one(side: int, channels: int) -> None:
+    torch.manual_seed(0)
+    conv = ImageConv(channels, 5).double()
+    given = images(3, side, channels).requires_grad_()
+    ours = conv(given)
+    theirs = nn.functional.conv2d(given, conv.weight, conv.bias, stride=2, padding=1)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    inputs = (given, conv.weight, conv.bias)
+    for one, other in zip(
+        torch.autograd.grad(ours.sin().sum(), inputs),
+        torch.autograd.grad(theirs.sin().sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, rtol=0, atol=1e-11)

@@ -1,0 +1,94 @@
+"""What hosting costs: the same training bare, in Ray Train with one worker, and with two.
+
+`python benchmarks/hosts.py` takes the three in turn, round by round, on 12,800 digits, and
+prints images/s beside each other, the share of an epoch spent waiting for data, and the seconds
+that an epoch costs beyond its steps (checkpoint, pictures, report and barrier).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cl_ray.config import Config, merge, preset
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.data.writer import About, Picture, write
+from cl_ray.run import Run
+from cl_ray.training.device import keep_freed_memory, resolve
+
+ROUNDS, EPOCHS, IMAGES = 3, 4, 12_800
+
+
+def digits(folder: Path) -> str:
+    """A data set of the first packaged digits."""
+    dataset = Dataset.open("mnist")
+    rows = dataset.read("train", dataset.pieces("train")[:16])
+    pictures = [Picture(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
+    write({"train": pictures}, str(folder / "digits"), About("digits", "MNIST"))
+    return str(folder / "digits")
+
+
+def bare(data: str) -> list[dict[str, float]]:
+    """The epochs' figures of a run with no Ray around it."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    keep_freed_memory()
+    config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
+    run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)), *resolve(config))
+    return [run.epoch() for _ in range(EPOCHS)]
+
+
+def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any], dict[str, Any]]:
+    """The epochs' figures and the summary of `cl-ray train`."""
+    name = f"w{workers}-{number}"
+    flags = [f"--name={name}", f"--storage={folder}", f"--data={data}", f"--workers={workers}"]
+    train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", f"--epochs={EPOCHS}"]
+    subprocess.run([*train, *flags], check=True, stdout=subprocess.DEVNULL)
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], json.loads(
+        (folder / name / "summary.json").read_text()
+    )
+
+
+def speed(epochs: list[dict[str, float]]) -> float:
+    """Median images/s of the epochs after the first, which warms up."""
+    return statistics.median(e["images_per_second"] for e in epochs[1:])
+
+
+def main() -> None:
+    """Print the table."""
+    table = Table("round", "bare", "1 worker", "2 workers", "1 / bare", "2 / 1", "waited", "cost")
+    rows: list[list[float]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = digits(Path(scratch))
+        for number in range(ROUNDS):
+            alone = json.loads(subprocess.check_output([sys.executable, __file__, data]))
+            one, summary = hosted(data, Path(scratch), 1, number)
+            two, _ = hosted(data, Path(scratch), 2, number)
+            speeds = [speed(alone), speed(one), speed(two)]
+            beyond = summary["training_seconds"] - sum(e["seconds"] for e in one)
+            waited = statistics.median(e["waited"] for e in one[1:])
+            ratios = [speeds[1] / speeds[0], speeds[2] / speeds[1]]
+            rows.append([*speeds, *ratios, waited, beyond / EPOCHS])
+    shown = ["{:.0f}", "{:.0f}", "{:.0f}", "{:.3f}", "{:.3f}", "{:.2%}", "{:.2f}s"]
+    rows.append([statistics.median(column) for column in zip(*rows, strict=True)])
+    for label, row in zip([*map(str, range(1, ROUNDS + 1)), "median"], rows, strict=True):
+        table.add_row(label, *(f.format(v) for f, v in zip(shown, row, strict=True)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        print(json.dumps(bare(sys.argv[1])))
+    else:
+        main()
