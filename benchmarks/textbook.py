@@ -13,6 +13,7 @@ from cl_ray.data.views import draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
+from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
 from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
 
 
@@ -36,17 +37,18 @@ class Textbook:
         objective = OBJECTIVES[weights.objective]
         random = generator_of(config.seed, self.steps, 0)
         count = len(batch.positive)
-        z = torch.randn(count, config.generator.latent, generator=random)
+        z, *moves = torch.randn(3, count, config.generator.latent, generator=random)
         views = [draw_views(config.views, count, random) for _ in range(2)]
         x, partner, other = (
             images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
             for images in (batch.positive, batch.partner, batch.negative)
         )
 
-        def recoded(images: Tensor) -> Tensor:
-            return self.g.decode(self.g.encode(images))
+        def recoded(images: Tensor, move: Tensor) -> Tensor:
+            return self.g.decode(self.g.encode(images) + config.generator.jitter * move)
 
-        f_positive, f_negative, f_noise = recoded(x), recoded(other), self.g.decode(z)
+        f_positive, f_negative = recoded(x, moves[0]), recoded(other, moves[1])
+        f_noise = self.g.decode(z)
         fakes = (f_positive, f_negative, f_noise)
         self.adam_d.zero_grad()
         real_scores, real_embeddings = zip(*(self.d(i) for i in (x, other)), strict=True)
@@ -55,10 +57,13 @@ class Textbook:
         scores = Scores(torch.stack(fake_scores), torch.stack(real_scores))
         others = torch.stack([real_embeddings[1], *fake_embeddings])
         margin = pair_margin(real_embeddings[0], fake_embeddings[0], fake_embeddings[1], tau)
+        away = x + weights.r1_spread * signs(draw_signs(count, x.shape[1:], random), x.shape[1:])
+        slope = approximate_r1(real_scores[0], self.d(away)[0], weights.r1_spread)
         loss_d = (
             weights.adversarial * objective(scores, "discriminator").mean()
             + weights.contrastive * info_nce(first, second, others, batch.present, tau).mean()
             + weights.pair * pair_score(margin).mean()
+            + weights.approximate_r1 * slope.mean()
         )
         loss_d.backward()
         self.adam_d.step()

@@ -2,7 +2,8 @@
 
 For a pair (x+, x-): f+ = G(x+), f- = G(x-), fz = G(z). D tells {x+, x-} from {f+, f-, fz}, picks
 which of f+ and f- came from x+, and draws two views of x+ together in its embedding, away from
-x-, the rest of the batch and the fakes. G fools D, stays near x, and hides f+ from f-.
+x-, the rest of the batch and the fakes; its score stays smooth at x+. G fools D, stays near x,
+and hides f+ from f-.
 
 Noise and views are drawn for the global batch from (seed, step) and each rank takes its rows;
 every loss is a mean over the global batch. So N workers take the step of one.
@@ -11,7 +12,7 @@ every loss is a mean over the global batch. So N workers take the step of one.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from cl_ray.data.views import Views, draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
+from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
 from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.images import to_unit
 
 Terms = dict[str, Tensor]
 """A figure of each of a rank's b pairs, [b], by name."""
@@ -44,6 +47,24 @@ class Batch:
     partner: Tensor
     negative: Tensor
     present: Tensor
+
+
+class Chance(NamedTuple):
+    """What a step draws, a rank's rows of it.
+
+    Args:
+        noise: z, [b, latent].
+        moves: What moves the latent vectors of x+ and x-, [2 b, latent].
+        first: One view of x+.
+        second: Another, of its partner.
+        signs: Directions in which D's slope is taken, as `draw_signs` draws them.
+    """
+
+    noise: Tensor
+    moves: Tensor
+    first: Views
+    second: Views
+    signs: Tensor
 
 
 def generator_of(*numbers: int) -> torch.Generator:
@@ -69,7 +90,7 @@ class Adversary:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.config, self.device = config, torch.device(device)
+        self.config, self.shape, self.device = config, shape, torch.device(device)
         self.autocast = dtype == torch.bfloat16
         self.dtype = torch.float32 if self.autocast else dtype
         with torch.random.fork_rng(devices=[]):
@@ -103,19 +124,23 @@ class Adversary:
             This rank's share of each figure, scalars; their sum over ranks is the global mean.
         """
         positive, partner, negative = (
-            self._unit(images) for images in (batch.positive, batch.partner, batch.negative)
+            to_unit(images, self.dtype)
+            for images in (batch.positive, batch.partner, batch.negative)
         )
         images = torch.cat([positive, negative])
         present = batch.present.to(self.dtype)
         share = present / distributed.sum_over_ranks(present.sum())  # [b]; 0 for absent rows
         for turn in range(self.config.optimizer.d_steps):
-            noise, first, second = self._draw(len(present), turn)
-            views = torch.cat([view(positive, first), view(partner, second)])
+            drawn = self._draw(len(present), turn)
+            seen = [view(positive, drawn.first), view(partner, drawn.second)]
+            if self.config.losses.approximate_r1:
+                direction = signs(drawn.signs, positive.shape[1:]).to(self.dtype)
+                seen.append(positive + self.config.losses.r1_spread * direction)
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
-                fakes = self.generator(images, noise)
+                fakes = self.generator(images, drawn.noise, drawn.moves)
             with self._cast():
-                d_terms, anchor = self._judge(images, fakes.detach(), views, batch.present)
+                d_terms, anchor = self._judge(images, fakes.detach(), seen, batch.present)
             self._descend(self.optimizer_d, self.weights_d, d_terms, share)
         with self._cast():
             g_terms = self._fool(images, fakes, anchor)
@@ -125,13 +150,13 @@ class Adversary:
         return {name: (term.detach() * share).sum() for name, term in (d_terms | g_terms).items()}
 
     def _judge(
-        self, images: Tensor, fakes: Tensor, views: Tensor, present: Tensor
+        self, images: Tensor, fakes: Tensor, seen: Sequence[Tensor], present: Tensor
     ) -> tuple[Terms, Tensor]:
         """D's terms, and its embedding of x+, out of one pass over all that D sees."""
         weights = self.config.losses
-        s, e = self._score(torch.cat([images, fakes, views]), parts=7)
+        s, e = self._score(torch.cat([images, fakes, *seen]), parts=5 + len(seen))
         real, fake = s[:2], s[2:5]
-        anchor, x_negative, f_positive, f_negative, f_noise, first, second = e
+        anchor, x_negative, f_positive, f_negative, f_noise, first, second = e[:7]
         terms = {"d/adversarial": self.objective(Scores(fake, real), "discriminator")}
         if weights.contrastive:
             others = torch.stack([x_negative, f_positive, f_negative, f_noise])
@@ -140,6 +165,8 @@ class Adversary:
             terms["d/pair"] = pair_score(
                 pair_margin(anchor, f_positive, f_negative, weights.temperature)
             )
+        if weights.approximate_r1:
+            terms["d/approximate_r1"] = approximate_r1(real[0], s[7], weights.r1_spread)
         terms |= {"score/real": real.mean(0), "score/fake": fake.mean(0)}
         return terms, anchor.detach()
 
@@ -176,7 +203,8 @@ class Adversary:
         loss = torch.stack([factors[name] * (term * share).sum() for name, term in named.items()])
         gradients = torch.autograd.grad(loss.sum(), weights, materialize_grads=True)
         for weight, gradient in zip(weights, distributed.sum_gradients(gradients), strict=True):
-            weight.grad = gradient
+            # Fused Adam walks through memory: a gradient must lie there as its weight does.
+            weight.grad = torch.empty_like(weight).copy_(gradient)
         optimizer.step()
 
     @torch.no_grad()
@@ -186,23 +214,22 @@ class Adversary:
         followed: list[Tensor] = list(self.weights_g)
         torch._foreach_lerp_(list(self.averaged.parameters()), followed, 1 - decay)
 
-    def _draw(self, local: int, turn: int) -> tuple[Tensor, Views, Views]:
-        """This rank's rows of the global batch's noise [b, latent] and of two views."""
+    def _draw(self, local: int, turn: int) -> Chance:
+        """This rank's rows of what is drawn for the global batch."""
         rank, workers = distributed.world()
         total, rows = workers * local, slice(rank * local, (rank + 1) * local)
         random = generator_of(self.config.seed, self.steps, turn)
-        noise = torch.randn(total, self.config.generator.latent, generator=random)
+        latent = self.config.generator.latent
+        noise, *moves = torch.randn(3, total, latent, generator=random)
         first = draw_views(self.config.views, total, random)
         second = draw_views(self.config.views, total, random)
+        directions = draw_signs(total, self.shape, random)[rows].to(self.device, non_blocking=True)
 
         def here(drawn: Tensor) -> Tensor:
             return drawn[rows].to(self.device, self.dtype, non_blocking=True)
 
-        return here(noise), Views(*map(here, first)), Views(*map(here, second))
-
-    def _unit(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, C] to [-1, 1] [B, C, H, W], channels last."""
-        return images.permute(0, 3, 1, 2).to(self.dtype).div_(127.5).sub_(1)
+        views = Views(*map(here, first)), Views(*map(here, second))
+        return Chance(here(noise), torch.cat([here(move) for move in moves]), *views, directions)
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

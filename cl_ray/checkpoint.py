@@ -67,11 +67,13 @@ class Checkpoints:
         import torch
 
         name = f"step-{step:08d}"
+        self._withdraw(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
+        about = {"config": state["config"], "shape": state["shape"], "step": str(step)}
         blobs = {
             file: safetensors.torch.save(
-                {k: v.contiguous() for k, v in adversary.pop(part).items()}
+                {k: v.contiguous() for k, v in adversary.pop(part).items()}, metadata=about
             )
             for part, file in WEIGHTS.items()
         }
@@ -97,25 +99,21 @@ class Checkpoints:
         import safetensors.torch
         import torch
 
-        manifest = self._manifest(name)
-        if manifest is None:
-            known = ", ".join(m.name for m in self.list()) or "none"
-            raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
-        blobs = {}
-        for file, facts in manifest.files.items():
-            complaint = self._complaint(name, file, facts)
-            if complaint:
-                raise UserError(f"{complaint}{self._way_out(manifest)}")
-            blobs[file] = self._read(f"{name}/{file}")
-            if hashlib.sha256(blobs[file]).hexdigest() != facts["sha256"]:
-                raise UserError(
-                    f"{self.folder}/{name}/{file} is not what was written (its digest differs)."
-                    f"{self._way_out(manifest)}"
-                )
+        manifest = self._known(name)
+        blobs = {file: self._whole(manifest, file) for file in manifest.files}
         state = torch.load(io.BytesIO(blobs["state.pt"]), map_location="cpu", weights_only=True)
         for part, file in WEIGHTS.items():
             state["adversary"][part] = safetensors.torch.load(blobs[file])
         return state
+
+    def networks(self, name: str) -> dict[str, bytes]:
+        """The files of the averaged G and of D, which say of themselves what they are.
+
+        Raises:
+            UserError: As `load` does.
+        """
+        manifest = self._known(name)
+        return {file: self._whole(manifest, file) for file in WEIGHTS.values()}
 
     def list(self) -> list[Manifest]:
         """All that were written whole, oldest first."""
@@ -142,7 +140,8 @@ class Checkpoints:
         self.load(name)
         for manifest in self.list():
             if manifest.name > name:
-                self.filesystem.delete_dir(f"{self.folder}/{manifest.name}")
+                self._delete(manifest.name)
+        self._prune()
 
     def check(self, name: str) -> None:
         """See that every file is there in full size, without reading it.
@@ -155,6 +154,27 @@ class Checkpoints:
             complaint = self._complaint(name, file, facts)
             if manifest and complaint:
                 raise UserError(f"{complaint}{self._way_out(manifest)}")
+
+    def _known(self, name: str) -> Manifest:
+        manifest = self._manifest(name)
+        if manifest is None:
+            known = ", ".join(m.name for m in self.list()) or "none"
+            raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
+        return manifest
+
+    def _whole(self, manifest: Manifest, file: str) -> bytes:
+        """A file's bytes, seen to be those that were written."""
+        facts = manifest.files[file]
+        complaint = self._complaint(manifest.name, file, facts)
+        if complaint:
+            raise UserError(f"{complaint}{self._way_out(manifest)}")
+        blob = self._read(f"{manifest.name}/{file}")
+        if hashlib.sha256(blob).hexdigest() != facts["sha256"]:
+            raise UserError(
+                f"{self.folder}/{manifest.name}/{file} is not what was written (its digest "
+                f"differs).{self._way_out(manifest)}"
+            )
+        return blob
 
     def _complaint(self, name: str, file: str, facts: dict[str, Any]) -> str | None:
         path = f"{self.folder}/{name}/{file}"
@@ -182,9 +202,19 @@ class Checkpoints:
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.base_name.startswith("step-") and info.base_name not in kept:
-                self.filesystem.delete_dir(info.path)
+                self._delete(info.base_name)
         if best:
             self._write("best.txt", f"{best.name}\n".encode())
+
+    def _delete(self, name: str) -> None:
+        self._withdraw(name)
+        self.filesystem.delete_dir(f"{self.folder}/{name}")
+
+    def _withdraw(self, name: str) -> None:
+        """Take a checkpoint's manifest away: whatever is cut short from here on, it is gone."""
+        path = f"{self.folder}/{name}/manifest.json"
+        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+            self.filesystem.delete_file(path)
 
     def _manifest(self, name: str) -> Manifest | None:
         path = f"{self.folder}/{name}/manifest.json"

@@ -21,8 +21,8 @@ from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 class OptimizerConfig(Model):
     """Adam for each network (Kingma and Ba, 2015), and the averaged generator."""
 
-    lr_g: float = Field(4e-4, gt=0, le=1, description="Learning rate of G.")
-    lr_d: float = Field(4e-4, gt=0, le=1, description="Learning rate of D.")
+    lr_g: float = Field(1e-3, gt=0, le=1, description="Learning rate of G.")
+    lr_d: float = Field(1e-3, gt=0, le=1, description="Learning rate of D.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
     d_steps: int = Field(1, ge=1, le=100, description="Steps of D for each step of G.")
@@ -60,7 +60,7 @@ class Config(Model):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
     epochs: int = Field(4, ge=0, description="Passes over the training images.")
-    batch_size: int = Field(128, ge=2, description="Pairs a step, over all workers together.")
+    batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
     workers: int | tuple[int, int] = Field(
         1, description="Worker processes; two numbers (least, most) make the run elastic."
     )
@@ -107,6 +107,13 @@ class Config(Model):
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
                     f"take {nearest} or another multiple of {workers}"
                 )
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number or less than 1")
+        if gpus and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"gpus_per_worker {gpus:g} is of no use to device {self.device!r}: leave one out"
+            )
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown; there are: {', '.join(PRESETS)}")
         if self.name is not None and (not self.name or set(self.name) & set("/\\ \t\n:?#")):
@@ -123,6 +130,8 @@ class Config(Model):
     ) -> "Config":
         """Read YAML that names all or some of the fields; the others come from `base`.
 
+        If it names another preset than the base's, they come from that preset.
+
         Raises:
             UserError: The text is no YAML mapping, or a field is unknown or out of its range.
         """
@@ -132,8 +141,9 @@ class Config(Model):
             raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
         if not isinstance(fields, dict):
             raise UserError(f"{where} must be a mapping of fields to values.")
-        if base is None:
-            base = preset(str(fields.get("preset", "quick")))
+        named = str(fields.get("preset", base.preset if base else "quick"))
+        if base is None or named != base.preset:
+            base = preset(named)
         return build(merge(base.model_dump(), fields), where)
 
     @classmethod

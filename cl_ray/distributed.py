@@ -21,7 +21,7 @@ def world() -> tuple[int, int]:
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of every rank's `value`, outside autograd; the same shape on every rank."""
     if world()[1] == 1:
-        return value
+        return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
     return total
@@ -50,7 +50,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous()
+        total = gradient.clone(memory_format=torch.contiguous_format)  # others may hold it
         dist.all_reduce(total)
         return total[ctx.rows]  # type: ignore[attr-defined]
 
@@ -67,4 +67,4 @@ def broadcast(tensors: Sequence[Tensor]) -> None:
     """Overwrite every tensor by rank 0's, in place."""
     if world()[1] > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor.detach(), src=0)  # the same memory, outside autograd

@@ -135,13 +135,15 @@ class Run:
         return dict(zip(names, table.mean(0).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, besides the config and the data."""
+        """All that the rest of the run depends on besides the data, and the config."""
         return {
             "adversary": self.adversary.state_dict(),
             "epochs": self.epochs,
             "position": self.position,
             "sums": dict(self.sums),
             "workers": self.shard.share.workers,
+            "config": self.config.to_yaml(),
+            "shape": "x".join(map(str, self.shard.share.dataset.info.shape)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

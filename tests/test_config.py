@@ -92,7 +92,7 @@ def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
         config = changed(path, field)
         if config is not None:
             fields = merge(fields, nested(path, leaf(config, path)))
-    config = build({**fields, "batch_size": 12, "workers": (1, 4)})
+    config = build({**fields, "batch_size": 12, "workers": (1, 4), "device": "cuda"})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
     assert config.worker_range == (1, 4)

@@ -13,7 +13,13 @@ class GeneratorConfig(Model):
     family: Literal["convolutional"] = Field("convolutional", description="Kind of network.")
     depth: int = Field(3, ge=1, le=12, description="Convolutions in the encoder and the decoder.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
-    latent: int = Field(64, ge=1, le=4096, description="Dimensions of the latent space.")
+    latent: int = Field(10, ge=1, le=4096, description="Dimensions of the latent space.")
+    jitter: float = Field(
+        0.7,
+        ge=0,
+        description="Spread of the noise that moves an image's latent vector in training, so that "
+        "the vectors spread out over the sphere that noise is drawn from.",
+    )
 
 
 class DiscriminatorConfig(Model):

@@ -113,7 +113,7 @@ class ConvolutionalGenerator(nn.Module):
     def __init__(self, shape: tuple[int, int, int], config: GeneratorConfig):
         super().__init__()
         plan = Plan(shape[0], shape[2], config.depth, config.width)
-        self.latent = config.latent
+        self.jitter = config.jitter
         self.encoder = nn.Sequential(down(plan), nn.Linear(plan.flat, config.latent))
         self.decoder = nn.Sequential(nn.Linear(config.latent, plan.flat), up(plan))
         self.apply(_initialize)
@@ -130,9 +130,14 @@ class ConvolutionalGenerator(nn.Module):
         """Latent vectors [B, latent] to images [B, C, H, W] in [-1, 1]."""
         return self.decoder(latents * torch.rsqrt(latents.square().mean(1, keepdim=True) + 1e-6))
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent]."""
-        return self.decode(torch.cat([self.encode(images), noise]))
+    def forward(self, images: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
+        """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent].
+
+        The images' latent vectors are moved by `moves` [B, latent], unit noise, times the jitter:
+        what is decoded near them must still be their images, and so they spread out over the
+        sphere that noise lies on (Yue et al., 2026, Sphere Encoder, section 3).
+        """
+        return self.decode(torch.cat([self.encode(images) + self.jitter * moves, noise]))
 
 
 class ConvolutionalDiscriminator(nn.Module):
@@ -163,7 +168,9 @@ class ConvolutionalDiscriminator(nn.Module):
         """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
         features = self.features(images)
         embedding = functional.normalize(self.projection(features), dim=1)
-        return self.score(features).squeeze(1), embedding
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
+            score = self.score(features.to(self.score.weight.dtype))
+        return score.squeeze(1), embedding
 
 
 def _initialize(module: nn.Module) -> None:

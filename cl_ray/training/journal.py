@@ -1,7 +1,6 @@
 """What a run writes down for people: metrics.jsonl, TensorBoard, pictures. Rank 0 only."""
 
 import json
-from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
 from cl_ray.config import Config, differences, preset
+from cl_ray.networks.images import to_unit
 from cl_ray.run import Figures, Record, Run
 from cl_ray.training.folder import Folder, Mirror
 
@@ -53,11 +53,11 @@ class Journal:
         )
         self.events.add_scalar("speed/waited", record.waited / record.seconds, record.step)
 
-    def epoch(self, figures: Figures, extra: dict[str, Any]) -> None:
+    def epoch(self, figures: Figures) -> None:
         """A finished epoch: one line, two pictures, and all of it in the run folder."""
         step, epoch = self.run.adversary.steps, self.run.epochs
         with self.metrics.open("a") as lines:
-            lines.write(json.dumps({"epoch": epoch, "step": step, **figures, **extra}) + "\n")
+            lines.write(json.dumps({"epoch": epoch, "step": step, **figures}) + "\n")
         for name, value in figures.items():
             self.events.add_scalar(f"epoch/{name}", value, epoch)
         for name, grid in {"samples": self.samples(), "pairs": self.pairs()}.items():
@@ -82,7 +82,7 @@ class Journal:
         assert batch is not None
         columns = []
         for images in (batch.positive, batch.negative):
-            x = adversary._unit(images[batch.present][: SHOWN // 4])
+            x = to_unit(images[batch.present][: SHOWN // 4], adversary.dtype)
             columns += [x, adversary.averaged.decode(adversary.averaged.encode(x))]
         return _picture(torch.stack(columns, 1).flatten(0, 1), columns=16)
 

@@ -37,7 +37,7 @@ def noise(count: int, seed: int = 0) -> Tensor:
 
 def generator(side: int, channels: int, depth: int, width: int) -> ConvolutionalGenerator:
     torch.manual_seed(0)
-    config = GeneratorConfig(depth=depth, width=width, latent=LATENT)
+    config = GeneratorConfig(depth=depth, width=width, latent=LATENT, jitter=0.3)
     return ConvolutionalGenerator((side, side, channels), config).double()
 
 
@@ -60,12 +60,13 @@ def reached(network: nn.Module, result: Tensor) -> None:
 @pytest.mark.parametrize(("side", "channels", "depth", "width"), SIZES)
 def test_generator(side: int, channels: int, depth: int, width: int) -> None:
     network = generator(side, channels, depth, width)
-    given, z = images(2, side, channels), noise(3)
-    fakes = network(given, z)
+    given, z, moves = images(2, side, channels), noise(3), noise(2, seed=2)
+    fakes = network(given, z, moves)
     assert fakes.shape == (5, channels, side, side)
     assert fakes.abs().max() <= 1
     assert network.encode(given).shape == (2, LATENT)
-    decoded = torch.cat([network.decode(network.encode(given)), network.decode(z)])
+    moved = network.encode(given) + 0.3 * moves
+    decoded = torch.cat([network.decode(moved), network.decode(z)])
     assert torch.allclose(fakes, decoded, rtol=0, atol=1e-12)
     reached(network, fakes)
 
@@ -85,7 +86,7 @@ def test_discriminator(side: int, channels: int, depth: int, width: int) -> None
 @pytest.mark.parametrize("side", range(28, 65))
 def test_every_side_comes_back(side: int) -> None:
     network = generator(side, 1, 6, 4)
-    assert network(images(1, side, 1), noise(1)).shape == (2, 1, side, side)
+    assert network(images(1, side, 1), noise(1), noise(1)).shape == (2, 1, side, side)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
@@ -94,7 +95,7 @@ def test_the_samples_of_a_batch_are_alone(side: int, depth: int) -> None:
     """In training mode: what comes out of one sample has no slope towards another."""
     g, d = generator(side, 1, depth, 4), discriminator(side, 1, depth, 4)
     given, z = images(3, side, 1).requires_grad_(), noise(2).requires_grad_()
-    fakes, (scores, embeddings) = g(given, z), d(given)
+    fakes, (scores, embeddings) = g(given, z, noise(3, seed=2)), d(given)
     for i in range(3):
         for result in (fakes[i], scores[i], embeddings[i]):
             (slope,) = torch.autograd.grad(result.sin().sum(), given, retain_graph=True)
@@ -108,7 +109,9 @@ def test_the_samples_of_a_batch_are_alone(side: int, depth: int) -> None:
     # And the values, in the same place of another batch.
     others = images(3, side, 1, seed=1)
     others[1] = given[1].detach()
-    assert torch.allclose(g(others, noise(2, seed=1))[1], fakes[1], rtol=0, atol=1e-12)
+    assert torch.allclose(
+        g(others, noise(2, seed=1), noise(3, seed=2))[1], fakes[1], rtol=0, atol=1e-12
+    )
     assert torch.allclose(d(others)[0][1], scores[1], rtol=0, atol=1e-12)
     assert torch.allclose(d(others)[1][1], embeddings[1], rtol=0, atol=1e-12)
 

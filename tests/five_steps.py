@@ -1,0 +1,123 @@
+"""Five float64 steps on a batch that is shared out among the ranks, to be compared with one's.
+
+The third batch and the last are short: their absent rows lie unevenly over the ranks, and with
+three or four workers one of them has none present.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_ray import distributed
+from cl_ray.adversary import Adversary, Batch
+from cl_ray.config import Config
+from cl_ray.losses.adversarial import OBJECTIVES
+
+MODES = ["views", "labels"]
+STEPS, PAIRS, SHAPE = 5, 12, (28, 28, 1)
+ABSENT = [3, 8, 9, 10, 11]
+"""Rows of the global batch that the short batches lack: of 2 workers' 6 and 6, 1 and 4."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared."""
+
+    objective: str
+    mode: str
+    d_steps: int
+
+    def __str__(self) -> str:
+        return f"{self.objective}, {self.mode}, {self.d_steps} of D"
+
+    @property
+    def config(self) -> Config:
+        """Small networks that are otherwise as they come."""
+        return small(
+            pairs={"mode": self.mode},
+            losses={"objective": self.objective},
+            optimizer={"d_steps": self.d_steps},
+        )
+
+
+CASES = [
+    Case(objective, mode, d_steps)
+    for objective in OBJECTIVES
+    for mode in MODES
+    for d_steps in (1, 2)
+]
+
+
+@dataclass
+class Outcome:
+    """One rank's end of a case.
+
+    Args:
+        weights: Of G, D and the averaged G, by name.
+        terms: Of each step, by name; this rank's share.
+    """
+
+    weights: dict[str, Tensor]
+    terms: list[dict[str, Tensor]]
+
+
+def small(**fields: Any) -> Config:
+    """A config of small networks for a batch of PAIRS."""
+    return Config.model_validate(
+        {
+            "batch_size": PAIRS,
+            "seed": 3,
+            "generator": {"depth": 2, "width": 4, "latent": 8},
+            "discriminator": {"depth": 2, "width": 4, "hidden": 16, "embedding": 8},
+            **fields,
+        }
+    )
+
+
+def global_batch(number: int, mode: str) -> Batch:
+    """All rows of step `number`; the same pixels in both modes but for the partners."""
+    random = torch.Generator().manual_seed(number)
+    positive, negative, other = torch.randint(
+        0, 256, (3, PAIRS, *SHAPE), generator=random, dtype=torch.uint8
+    )
+    present = torch.ones(PAIRS, dtype=torch.bool)
+    if number in (2, STEPS - 1):
+        present[ABSENT] = False
+    return Batch(positive, positive if mode == "views" else other, negative, present)
+
+
+def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Some rows of a batch."""
+    return Batch(*(c[rows] for c in (batch.positive, batch.partner, batch.negative, batch.present)))
+
+
+def take(cases: list[Case]) -> list[Outcome]:
+    """This rank's outcome of each case."""
+    rank, workers = distributed.world()
+    local = PAIRS // workers
+    outcomes = []
+    for case in cases:
+        adversary = Adversary(case.config, SHAPE, dtype=torch.float64)
+        batches = [global_batch(number, case.mode) for number in range(STEPS)]
+        mine = slice(rank * local, (rank + 1) * local)
+        terms = [adversary.step(rows_of(batch, mine)) for batch in batches]
+        outcomes.append(Outcome(weights_of(adversary), terms))
+    return outcomes
+
+
+def weights_of(adversary: Any) -> dict[str, Tensor]:
+    """A copy of every weight, by the name of its network and its own."""
+    networks = ("generator", "discriminator", "averaged")
+    return {
+        f"{network}.{name}": weight.detach().clone()
+        for network in networks
+        for name, weight in getattr(adversary, network).named_parameters()
+    }
+
+
+def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Between two sets of weights of the same names; infinite where one is not a number."""
+    assert ours.keys() == theirs.keys()
+    return max((ours[n] - theirs[n]).abs().nan_to_num(torch.inf).max().item() for n in ours)

@@ -1,0 +1,189 @@
+"""One step of the method as its documents say it, and nothing else.
+
+Present pairs only, one kind of image a pass, losses as sums written out, Adam by hand. It takes
+from the package the networks, the views and the source of chance, which have tests of their own.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from cl_ray.adversary import Adversary, Batch, generator_of
+from cl_ray.config import Config
+from cl_ray.data.views import Views, draw_views, view
+from cl_ray.losses.penalties import draw_signs, signs
+
+
+class Adam:
+    """Kingma and Ba (2015), algorithm 1."""
+
+    def __init__(self, weights: list[nn.Parameter], rate: float, beta1: float, beta2: float):
+        self.weights, self.rate, self.beta1, self.beta2 = weights, rate, beta1, beta2
+        self.first = [torch.zeros_like(w) for w in weights]
+        self.second = [torch.zeros_like(w) for w in weights]
+        self.steps = 0
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down a loss; a weight that it does not depend on has a gradient of 0."""
+        gradients = torch.autograd.grad(loss + 0 * sum(w.sum() for w in self.weights), self.weights)
+        self.steps += 1
+        with torch.no_grad():
+            for weight, gradient, m, v in zip(
+                self.weights, gradients, self.first, self.second, strict=True
+            ):
+                m.copy_(self.beta1 * m + (1 - self.beta1) * gradient)
+                v.copy_(self.beta2 * v + (1 - self.beta2) * gradient**2)
+                m_hat = m / (1 - self.beta1**self.steps)
+                v_hat = v / (1 - self.beta2**self.steps)
+                weight -= self.rate * m_hat / (v_hat.sqrt() + 1e-8)
+
+
+class Plain:
+    """Goes on from where a float64 adversary that has not begun yet stands."""
+
+    def __init__(self, config: Config, adversary: Adversary):
+        def copied(network: nn.Module) -> nn.Module:
+            return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+
+        self.config = config
+        self.generator = copied(adversary.generator)
+        self.discriminator = copied(adversary.discriminator)
+        self.averaged = copied(adversary.averaged)
+        rates = config.optimizer
+        betas = rates.beta1, rates.beta2
+        self.adam_g = Adam(list(self.generator.parameters()), rates.lr_g, *betas)
+        self.adam_d = Adam(list(self.discriminator.parameters()), rates.lr_d, *betas)
+        self.steps = 0
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """D's steps, then G's; returns each term's mean over the pairs that are present."""
+        weights, optimizer = self.config.losses, self.config.optimizer
+        tau, terms = weights.temperature, {}
+
+        def images(stored: Tensor) -> Tensor:
+            unit = stored[batch.present].double() / 127.5 - 1
+            return unit.permute(0, 3, 1, 2).contiguous()
+
+        x_positive, x_partner, x_negative = map(
+            images, (batch.positive, batch.partner, batch.negative)
+        )
+        for turn in range(optimizer.d_steps):
+            random = generator_of(self.config.seed, self.steps, turn)
+            noise, m_positive, m_negative = torch.randn(
+                3, len(batch.present), self.config.generator.latent, generator=random
+            ).double()[:, batch.present]
+            views = [self.views(batch.present, random) for _ in range(2)]
+            directions = draw_signs(len(batch.present), (1, 28, 28), random)[batch.present]
+            f_positive, f_negative, f_noise = self.fakes(
+                (x_positive, m_positive), (x_negative, m_negative), noise
+            )
+
+            (s_x_positive, anchor), (s_x_negative, e_x_negative) = map(
+                self.discriminator, (x_positive, x_negative)
+            )
+            (s_f_positive, e_f_positive), (s_f_negative, e_f_negative), (s_f_noise, e_f_noise) = (
+                self.discriminator(fake.detach()) for fake in (f_positive, f_negative, f_noise)
+            )
+            e_first = self.discriminator(view(x_positive, views[0]))[1]
+            e_second = self.discriminator(view(x_partner, views[1]))[1]
+
+            if weights.objective == "non-saturating":
+                told = -sum(log_sigmoid(s).mean() for s in (s_x_positive, s_x_negative)) / 2
+                told -= (
+                    sum(log_sigmoid(-s).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
+                )
+            else:
+                of_images = (s_f_positive.mean() + s_f_negative.mean()) / 2
+                real = (s_x_positive.mean() + s_x_negative.mean()) / 2
+                squares = ((s_x_positive**2).mean() + (s_x_negative**2).mean()) / 2
+                squares += sum((s**2).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
+                told = -(of_images - s_f_noise.mean()) - (real - s_f_noise.mean()) + squares / 2
+            others = [e_x_negative, e_f_positive, e_f_negative, e_f_noise]
+            drawn = drawn_together(e_first, e_second, others, tau)
+            picked = -log_sigmoid(margin(anchor, e_f_positive, e_f_negative, tau)).mean()
+            terms["d/adversarial"] = told
+            terms["d/contrastive"] = drawn
+            terms["d/pair"] = picked
+            terms["score/real"] = (s_x_positive.mean() + s_x_negative.mean()) / 2
+            terms["score/fake"] = sum(s.mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
+            step = weights.r1_spread * signs(directions, (1, 28, 28)).double()
+            slope = (self.discriminator(x_positive + step)[0] - s_x_positive) / weights.r1_spread
+            terms["d/approximate_r1"] = (slope**2).mean() / 2
+            self.adam_d.descend(
+                weights.adversarial * told
+                + weights.contrastive * drawn
+                + weights.pair * picked
+                + weights.approximate_r1 * terms["d/approximate_r1"]
+            )
+
+        f_positive, f_negative, f_noise = self.fakes(
+            (x_positive, m_positive), (x_negative, m_negative), noise
+        )
+        (s_f_positive, e_f_positive), (s_f_negative, e_f_negative), (s_f_noise, _) = map(
+            self.discriminator, (f_positive, f_negative, f_noise)
+        )
+        if weights.objective == "non-saturating":
+            fooled = (
+                -sum(log_sigmoid(s).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
+            )
+        else:
+            fooled = (s_f_positive.mean() + s_f_negative.mean()) / 2 - s_f_noise.mean()
+        near = ((f_positive - x_positive).abs().mean() + (f_negative - x_negative).abs().mean()) / 2
+        gap = margin(anchor.detach(), e_f_positive, e_f_negative, tau)  # by D before its last step
+        hidden = -(log_sigmoid(gap) + log_sigmoid(-gap)).mean() / 2
+        terms["g/adversarial"] = fooled
+        terms["g/reconstruction"] = near
+        terms["g/indistinguishability"] = hidden
+        self.adam_g.descend(
+            weights.adversarial * fooled
+            + weights.reconstruction * near
+            + weights.indistinguishability * hidden
+        )
+
+        decay = min(optimizer.average, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            for old, new in zip(
+                self.averaged.parameters(), self.generator.parameters(), strict=True
+            ):
+                old.copy_(decay * old + (1 - decay) * new)
+        self.steps += 1
+        return {name: term.item() for name, term in terms.items()}
+
+    def views(self, present: Tensor, random: torch.Generator) -> Views:
+        """Views drawn for all rows, of which the present are kept."""
+        drawn = draw_views(self.config.views, len(present), random)
+        return Views(*(part.double()[present] for part in drawn))
+
+    def fakes(
+        self, positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], noise: Tensor
+    ) -> list[Tensor]:
+        """f+ and f-, each of images and what moves their latent vectors, and fz."""
+        g, jitter = self.generator, self.config.generator.jitter
+        moved = [g.encode(images) + jitter * moves for images, moves in (positive, negative)]
+        return [g.decode(z) for z in (*moved, noise)]
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """Of scores of moderate size."""
+    return -torch.log(1 + torch.exp(-x))
+
+
+def margin(anchor: Tensor, right: Tensor, wrong: Tensor, temperature: float) -> Tensor:
+    """How much nearer the right fake is to the anchor."""
+    return ((anchor * right).sum(1) - (anchor * wrong).sum(1)) / temperature
+
+
+def drawn_together(
+    first: Tensor, second: Tensor, others: list[Tensor], temperature: float
+) -> Tensor:
+    """InfoNCE, query by query."""
+    losses = []
+    for queries, positives in ((first, second), (second, first)):
+        for i, query in enumerate(queries):
+            keys = [queries[j] for j in range(len(queries)) if j != i]
+            keys += [*positives, *(key for other in others for key in other)]
+            likenesses = torch.stack([torch.dot(query, key) / temperature for key in keys])
+            right = torch.dot(query, positives[i]) / temperature
+            losses.append(torch.log(torch.exp(likenesses).sum()) - right)
+    return torch.stack(losses).mean()

@@ -1,0 +1,30 @@
+"""States that are kept, as a checkpoint keeps them, and compared bit for bit."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pack(state: dict[str, Any]) -> bytes:
+    """A state as bytes, which later steps cannot change."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpack(packed: bytes) -> dict[str, Any]:
+    """The state that was packed."""
+    return torch.load(io.BytesIO(packed), weights_only=True)
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether two states hold the same, every tensor to its last bit."""
+    if isinstance(ours, Tensor):
+        return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(alike(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    return ours == theirs

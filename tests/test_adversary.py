@@ -1,0 +1,218 @@
+"""The step: many workers take one's, one takes the plain one, and it goes on exactly."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from five_steps import (
+    CASES,
+    SHAPE,
+    Case,
+    Outcome,
+    global_batch,
+    largest_difference,
+    small,
+    take,
+    weights_of,
+)
+from plain import Plain
+from ranks import together
+from states import alike, pack, unpack
+
+from cl_ray.adversary import Adversary, Terms
+
+WEIGHTS = ["adversarial", "contrastive", "pair", "approximate_r1"]
+WEIGHTS += ["reconstruction", "indistinguishability"]
+
+
+def made(dtype: torch.dtype = torch.float64, **fields: Any) -> Adversary:
+    return Adversary(small(**fields), SHAPE, dtype=dtype)
+
+
+def step(adversary: Adversary, *numbers: int) -> list[Terms]:
+    """Steps on the batches of these numbers, partners apart; returns their terms."""
+    return [adversary.step(global_batch(number, "labels")) for number in numbers]
+
+
+def moved(before: dict[str, torch.Tensor], adversary: Adversary) -> set[str]:
+    """Networks of which a weight changed."""
+    after = weights_of(adversary)
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Outcome]:
+    return take(CASES)
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def many(request: pytest.FixtureRequest) -> list[list[Outcome]]:
+    """Of each rank, its outcome of each case."""
+    return together(take, request.param, CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_many_workers_take_the_step_of_one(
+    case: Case, many: list[list[Outcome]], alone: list[Outcome]
+) -> None:
+    one = alone[CASES.index(case)]
+    ranks = [outcomes[CASES.index(case)] for outcomes in many]
+    assert largest_difference(ranks[0].weights, one.weights) < 1e-12  # 2e-14 where last measured
+    for rank in ranks[1:]:
+        assert alike(rank.weights, ranks[0].weights)
+    for number, expected in enumerate(one.terms):
+        for rank in ranks:
+            assert rank.terms[number].keys() == expected.keys()
+        for name, term in expected.items():
+            total = sum(rank.terms[number][name].item() for rank in ranks)
+            assert total == pytest.approx(term.item(), rel=1e-12, abs=1e-13)
+
+
+def assert_plain(**fields: Any) -> list[Terms]:
+    """Three steps, the last on a short batch, are the plain ones; returns their terms."""
+    ours = made(**fields)
+    plain = Plain(ours.config, ours)
+    terms = step(ours, 0, 1, 2)
+    for number, seen in enumerate(terms):
+        expected = plain.step(global_batch(number, "labels"))
+        for name, term in seen.items():
+            assert term.item() == pytest.approx(expected[name], rel=1e-10, abs=1e-12)
+    weights = weights_of(ours)
+    assert largest_difference(weights, weights_of(plain)) < 1e-10
+    assert largest_difference(weights, weights_of(made(**fields))) > 1e-4  # they did move
+    return terms
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+@pytest.mark.parametrize("objective", ["non-saturating", "pair-critic"])
+def test_a_step_is_the_plain_one(objective: str, d_steps: int) -> None:
+    losses = {"pair": 0.7, "temperature": 0.5, "reconstruction": 2.0, "indistinguishability": 0.6}
+    terms = assert_plain(
+        losses={"objective": objective, "adversarial": 0.9, "contrastive": 1.3, **losses},
+        optimizer={"d_steps": d_steps, "lr_g": 3e-4, "lr_d": 7e-4, "beta1": 0.4, "beta2": 0.95},
+    )
+    named = {"d/adversarial", "d/contrastive", "d/pair", "d/approximate_r1"}
+    named |= {"score/real", "score/fake"}
+    named |= {"g/adversarial", "g/reconstruction", "g/indistinguishability"}
+    assert all(seen.keys() == named for seen in terms)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_weight_of_zero_leaves_its_term_out(weight: str) -> None:
+    terms = assert_plain(losses={weight: 0.0})
+    if weight not in ("adversarial", "reconstruction"):  # these cost nothing to know
+        assert not [name for seen in terms for name in seen if name.endswith(f"/{weight}")]
+
+
+def test_gs_step_leaves_d_alone() -> None:
+    # G's loss goes through D, which has none of its own.
+    adversary = made(losses=dict.fromkeys(WEIGHTS[:4], 0.0))
+    before = weights_of(adversary)
+    step(adversary, 0, 1)
+    assert moved(before, adversary) == {"generator", "averaged"}
+
+
+def test_ds_step_leaves_g_alone() -> None:
+    # D's loss looks at the fakes, and G has none of its own.
+    weights = ["adversarial", "reconstruction", "indistinguishability"]
+    adversary = made(losses=dict.fromkeys(weights, 0.0))
+    before = weights_of(adversary)
+    step(adversary, 0, 1)
+    assert moved(before, adversary) == {"discriminator"}
+
+
+def test_the_averaged_g_follows_by_a_decay_that_ramps_up_to_its_bound() -> None:
+    adversary = made(optimizer={"average": 0.2})
+    averaged = {n: w.clone() for n, w in adversary.averaged.named_parameters()}
+    for number, decay in enumerate([1 / 10, 2 / 11, 0.2, 0.2]):  # the third would be 3 / 12
+        step(adversary, number)
+        for name, weight in adversary.generator.named_parameters():
+            averaged[name] = decay * averaged[name] + (1 - decay) * weight.detach()
+            ours = adversary.averaged.get_parameter(name)
+            assert torch.allclose(ours, averaged[name], rtol=0, atol=1e-15)
+    assert not any(weight.requires_grad for weight in adversary.averaged.parameters())
+
+
+def test_bfloat16_keeps_float32_weights_and_comes_near_float32() -> None:
+    half, single = made(torch.bfloat16), made(torch.float32)
+    ours, theirs = step(half, 0, 1, 2), step(single, 0, 1, 2)
+    for seen, expected in zip(ours, theirs, strict=True):
+        for name, term in seen.items():
+            assert term.item() == pytest.approx(expected[name].item(), rel=0.03, abs=0.03)
+    assert ours[0]["d/contrastive"] != theirs[0]["d/contrastive"]  # it was computed otherwise
+    assert {weight.dtype for weight in weights_of(half).values()} == {torch.float32}
+    states = [half.optimizer_g.state_dict(), half.optimizer_d.state_dict()]
+    moments = [m for state in states for weight in state["state"].values() for m in weight.values()]
+    assert {moment.dtype for moment in moments} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
+    whole = made(dtype)
+    step(whole, 0, 1)
+    packed = pack(whole.state_dict())
+    expected = step(whole, 2, 3)
+    again = made(dtype)
+    step(again, 7)  # what it did before is forgotten
+    again.load_state_dict(unpack(packed))
+    assert alike(unpack(packed), again.state_dict())
+    assert alike(step(again, 2, 3), expected)
+    assert alike(again.state_dict(), whole.state_dict())
+
+
+def test_chance_follows_from_seed_and_step_alone() -> None:
+    def weights(seed: int, *, steps: int, other_chance: int) -> dict[str, torch.Tensor]:
+        """After one batch, from the same weights, as step number `steps` of that seed."""
+        adversary = made(seed=seed)
+        start = made(seed=0).state_dict()
+        torch.manual_seed(other_chance)
+        torch.rand(other_chance)
+        state = torch.random.get_rng_state()
+        for number in range(other_chance):
+            step(adversary, number)
+        adversary.load_state_dict({**start, "steps": steps})
+        step(adversary, 4)
+        assert torch.equal(torch.random.get_rng_state(), state)  # nor does it touch others'
+        return {n: w for n, w in weights_of(adversary).items() if "averaged" not in n}
+
+    first = weights(5, steps=6, other_chance=1)
+    assert alike(weights(5, steps=6, other_chance=2), first)
+    assert not alike(weights(5, steps=7, other_chance=1), first)
+    assert not alike(weights(8, steps=6, other_chance=1), first)
+
+
+def test_networks_start_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = weights_of(made())
+    torch.manual_seed(2)
+    assert alike(weights_of(made()), first)
+    assert not alike(weights_of(made(seed=4)), first)
+
+
+NOTEBOOK = """
+import math, sys
+from cl_ray import checkpoint
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.run import Run
+
+small = {"depth": 2, "width": 4}
+config = Config(data=sys.argv[1], batch_size=16, generator=small, discriminator=small)
+run = Run(config, ResidentShard.read(Share(Dataset.open(config.data), config)))
+figures = run.epoch()
+assert run.adversary.steps == 3 and math.isfinite(figures["d/contrastive"])
+print([name for name in sys.modules if name.split(".")[0] == "ray"])
+"""
+
+
+def test_a_notebook_trains_without_ray(make_digits: Callable[[int], str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK, make_digits(48)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
