@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,20 +68,31 @@ def starting_point(arguments: Sequence[str]) -> TrainCommand:
             )
     if given["config"]:
         base = Config.load(given["config"], base)
+        if given["preset"] not in (None, base.preset):
+            raise UserError(
+                f"{given['config']} says preset {base.preset} and the flag says {given['preset']}: "
+                "leave one of them out."
+            )
     return TrainCommand.model_validate(base.model_dump())
 
 
 def existing_run(storage: str, name: str | None) -> Config | None:
     """The config of a run that is there already."""
+    from cl_ray.data.dataset import first_line, without_keys
     from cl_ray.training.folder import Folder
 
     if not name:
         return None
     folder = Folder.at(storage, name)
-    text = folder.read("config.yaml")
+    try:
+        text = folder.read("config.yaml")
+    except OSError as error:
+        raise UserError(
+            f"storage {without_keys(storage)!r} cannot be read: {first_line(error)}."
+        ) from error
     if text is None:
         return None
-    run = Config.from_yaml(text.decode(), f"{folder.uri}/config.yaml")
+    run = Config.from_yaml(text.decode(), f"{folder}/config.yaml")
     return run.model_copy(update={"storage": folder.storage})
 
 
@@ -133,8 +145,16 @@ def data_command(arguments: Sequence[str]) -> None:
     source = parse(SourceConfig, arguments, prog="cl-ray data")
     from rich.console import Console
 
-    info = write_dataset(source)
-    Console().print(info)
+    from cl_ray.data.display import Stages, show
+
+    console = Console()
+    try:
+        with Stages(console) as stages:
+            info = write_dataset(source, stages.report)
+    except KeyboardInterrupt:
+        print("cl-ray: stopped; no data set was written.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    show(info, source.out, console)
 
 
 COMMANDS = {"train": train_command, "data": data_command}
@@ -162,6 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `cl-ray train --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print(

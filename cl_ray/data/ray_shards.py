@@ -18,6 +18,7 @@ from ray.train import DataConfig
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset, Piece, Rows
 from cl_ray.data.share import SPLIT, Share
+from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,13 @@ def _count(windows: list[list[Piece]], number: int) -> int:
 
 
 def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np.ndarray]]:
-    """`function(part, number)` of every part as a block of a Ray dataset, in order of arrival."""
+    """`function(part, number)` of every part as a block of a Ray dataset, in order of arrival.
+
+    Raises:
+        UserError: A part's, in its own words: Ray Data would wrap it in a traceback of its own.
+    """
+    if not parts:
+        return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -99,13 +106,18 @@ def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np
 
     def apply(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         part = [Piece(*(int(n) for n in numbers)) for numbers in batch["part"][0]]
-        return function(part, int(batch["number"][0]))
+        try:
+            return function(part, int(batch["number"][0]))
+        except UserError as error:
+            return {"complaint": np.array([str(error)])}
 
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    mapped = dataset.map_batches(
-        apply, batch_size=1, num_cpus=0, concurrency=min(READERS, len(items))
-    )
-    yield from mapped.iter_batches(batch_size=None, batch_format="numpy")
+    readers = ray.data.TaskPoolStrategy(size=min(READERS, len(items)))
+    mapped = dataset.map_batches(apply, batch_size=1, num_cpus=0, compute=readers)
+    for block in mapped.iter_batches(batch_size=None, batch_format="numpy"):
+        if "complaint" in block:
+            raise UserError(str(block["complaint"][0]))
+        yield block
 
 
 class RankSplit(DataConfig):

@@ -83,9 +83,9 @@ class ResidentShard:
             images.device
         )
         for step in range(start, self.share.steps):
-            rows = order[step * local : (step + 1) * local]
-            present = torch.arange(local, device=images.device) < len(rows)
-            rows = torch.cat([rows, order[: local - len(rows)]])  # fill up; not present
+            places = torch.arange(step * local, (step + 1) * local, device=images.device)
+            present = places < len(order)
+            rows = order[places % len(order)]  # filled up from the front; not present
             partners, negatives = self.sampler.draw(rows, chance(self.share, epoch, step + 1))
             yield Batch(images[rows], images[partners], images[negatives], present)
 

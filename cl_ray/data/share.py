@@ -63,7 +63,8 @@ class Share:
         groups = self.dataset.pieces(SPLIT)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(groups))
         total = sum(piece.stop - piece.start for piece in groups)
-        first, end = (total * r // self.workers for r in (self.rank, self.rank + 1))
+        # Rounded up: rank 0 has the most, so its last batch, which is looked at, is never empty.
+        first, end = (-(-total * r // self.workers) for r in (self.rank, self.rank + 1))
         return run_of_rows([groups[i] for i in order], first, end)
 
     def windows(self, epoch: int) -> list[list[Piece]]:

@@ -1,5 +1,6 @@
 """Whether the workers fit: what the cluster has, and what its autoscaler may add."""
 
+import math
 from dataclasses import dataclass
 
 import ray
@@ -34,10 +35,12 @@ def plan(config: Config, local: bool) -> Plan:
             well; elsewhere a worker has 1 CPU and no GPU unless they are asked for.
 
     Raises:
-        UserError: The least number of workers needs more than the cluster has and may add.
+        UserError: The least number of workers needs more than the cluster has and may add, or fits
+            none of its nodes.
     """
     least, most = config.worker_range
-    live = {k: float(ray.cluster_resources().get(k, 0)) for k in ("CPU", "GPU")}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    live = {k: float(sum(node.get(k, 0.0) for node in nodes)) for k in ("CPU", "GPU")}
     ceiling = autoscaler_ceiling()
     able = {k: max(live[k], ceiling.get(k, 0.0)) for k in live}
     gpus = config.gpus_per_worker
@@ -56,13 +59,37 @@ def plan(config: Config, local: bool) -> Plan:
                 f"cluster has {live[kind]:g}{may}: {way}."
             )
     missing = [f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k]]
+    room = sum(_room(node, cpus, gpus) for node in nodes)
+    if room < least and not missing:  # enough in all, but no worker is split over nodes or GPUs
+        each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        if able == live:
+            way = f"take --workers {room}, or give each less" if room else "give each less"
+            raise UserError(
+                f"workers {least} with {each} each do not fit: the cluster's nodes, {len(nodes)} "
+                f"of them, have room for {room}: {way}."
+            )
+        missing = [f"nodes with room for {least - room} more workers of {each}"]
     threads = config.threads or max(1, int(cpus))
     return Plan(cpus, gpus, threads, " and ".join(missing) or None)
 
 
 def _share(gpus: float, workers: int) -> float:
-    """A worker's part of the GPUs: a whole one each if there are enough, else a fraction."""
-    return min(1.0, gpus / workers) if gpus else 0.0
+    """A worker's part of the GPUs: a whole one each if there are enough, else a fraction.
+
+    Of one GPU, that is: 3 workers on 2 GPUs get a half each, as Ray never splits a worker over two.
+    Rounded down to Ray's precision, or the last worker would find no room.
+    """
+    return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0.0
+
+
+def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers a node holds; a fraction of a GPU is one of a single GPU."""
+    room = math.floor(node.get("CPU", 0.0) / cpus + 1e-6)
+    if gpus >= 1:
+        room = min(room, math.floor(node.get("GPU", 0.0) / gpus + 1e-6))
+    elif gpus:
+        room = min(room, int(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-6))
+    return room
 
 
 def autoscaler_ceiling() -> dict[str, float]:

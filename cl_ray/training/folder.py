@@ -1,13 +1,12 @@
 """The run folder, on local disk or on any pyarrow filesystem."""
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs
 
-from cl_ray.data.dataset import connect, without_secrets
+from cl_ray.data.dataset import connect, without_keys
 from cl_ray.errors import UserError
 
 
@@ -47,7 +46,7 @@ class Folder:
 
     def __str__(self) -> str:
         """The folder as people are told of it, without the keys and options of a URI."""
-        return without_secrets(self.uri)
+        return without_keys(self.uri).partition("?")[0] if self.remote else self.uri
 
     def open(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Its filesystem, and its path on it.
@@ -58,7 +57,7 @@ class Folder:
         try:
             return connect(self.uri)
         except UserError as error:
-            raise UserError(f"In --storage: {error}") from error
+            raise UserError(f"In --storage: {without_keys(str(error))}") from error
 
     def prepare(self) -> None:
         """Make the folder and see that it can be written.
@@ -110,7 +109,8 @@ class Mirror:
     def __init__(self, folder: Folder):
         self.folder = folder
         if folder.remote:
-            self.path = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+            self._spool = tempfile.TemporaryDirectory(prefix=f"{folder.name}-")  # ends with self
+            self.path = Path(self._spool.name)
         else:
             self.path = Path(folder.uri)
         self._pushed: dict[Path, tuple[int, int]] = {}
@@ -125,11 +125,6 @@ class Mirror:
                 if self._pushed.get(file) != state:
                     self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
                     self._pushed[file] = state
-
-
-def without_keys(location: str) -> str:
-    """A path or URI without the user and password that it may carry; its options stay."""
-    return re.sub(r"(?<=://)[^/@?]*:[^/@?]*@", "", location)
 
 
 def _line(error: Exception) -> str:

@@ -1,29 +1,23 @@
 """`train`: what the command and the Python call do, from a config to a run folder."""
 
-import contextlib
-import importlib
 import json
-import logging
-import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
-from cl_ray.data.dataset import Dataset, first_line
+from cl_ray.data.dataset import Dataset, without_keys
 from cl_ray.errors import UserError
-from cl_ray.training.folder import Folder, without_keys
+from cl_ray.training.cluster import running_ray, see_that_nodes_share
+from cl_ray.training.folder import Folder
 from cl_ray.training.progress import Progress, clock
 
 MAY_CHANGE = (
@@ -109,12 +103,12 @@ def train(
         summary = json.loads(folder.read("summary.json") or b"{}")
         if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
             return _finished(folder, summary, console)
-    with _ray(launch, console) as local:
+    with running_ray(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.capacity import plan
 
         capacity = plan(config, local)
         if not folder.remote:
-            _see_that_nodes_share(folder)
+            see_that_nodes_share(folder)
         folder.write("config.yaml", config.to_yaml().encode())
         if capacity.waits_for:
             console.print(f"Waiting for {capacity.waits_for}, which the autoscaler may add.")
@@ -181,79 +175,6 @@ def _finished(folder: Folder, summary: dict[str, Any], console: Console) -> Trai
     return Trained(folder.uri, summary)
 
 
-@contextlib.contextmanager
-def _ray(launch: Launch, console: Console) -> Iterator[bool]:
-    """Ray, started or joined, quiet unless asked; yields whether it is this machine's own."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if launch.dashboard:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    import ray
-
-    if ray.is_initialized():
-        yield False
-        return
-    address = launch.address or os.environ.get("RAY_ADDRESS")
-    level = logging.INFO if launch.verbose else logging.ERROR
-    quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": launch.verbose}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            reason = first_line(error.__cause__ or error)
-            raise UserError(f"There is no joining the Ray cluster {address}: {reason}.") from error
-    else:
-        console.print("Starting Ray on this machine …")
-        # Ray's processes take their time to come up; torch, needed next, is imported meanwhile.
-        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-        context = ray.init(address="local", include_dashboard=launch.dashboard, **quiet)
-        if launch.dashboard:
-            console.print(f"Ray dashboard: http://{context.dashboard_url}")
-    if not launch.verbose:
-        for name in ("ray.train", "ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
-
-
-def _see_that_nodes_share(folder: Folder) -> None:
-    """Refuse a local path on several machines, of which one does not see what is written here."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-
-    mark = Path(folder.uri) / f".seen-{uuid4().hex}"  # no older run has left one of that name
-
-    def sees() -> bool:
-        return mark.exists()
-
-    look = ray.remote(num_cpus=0)(sees)
-    mark.touch()
-    try:
-        answers = ray.get(
-            [
-                look.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote()
-                for node in nodes
-            ]
-        )
-    finally:
-        mark.unlink()
-    blind = [n["NodeManagerHostname"] for n, seen in zip(nodes, answers, strict=True) if not seen]
-    if blind:
-        raise UserError(
-            f"storage {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
-            "--storage s3://..., gs://... or a path that every machine mounts."
-        )
-
-
 def _fit(
     config: Config,
     folder: Folder,
@@ -266,7 +187,7 @@ def _fit(
     import ray
     import ray.data
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cl_ray.data.ray_shards import RankSplit
@@ -284,6 +205,8 @@ def _fit(
             "board": board,
             "threads": capacity.threads,
         },
+        # NCCL refuses two workers on one GPU.
+        torch_config=TorchConfig(backend="gloo" if capacity.gpus % 1 else None),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=capacity.gpus > 0,

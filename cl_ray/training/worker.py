@@ -129,17 +129,19 @@ class Host:
             )
 
     def finish_epoch(self, figures: Figures) -> None:
-        """Save the epoch, then write it down."""
-        begun = time.perf_counter()
+        """Write the epoch down, then save it.
+
+        In this order: what is written beyond the newest checkpoint is written again by the run
+        that goes on from there, and what is missing before it would be missing for good.
+        """
         self.figures = figures
+        self.journal.epoch(figures)
         self.checkpoints.save(
             self.run.state_dict(),
             epoch=self.run.epochs,
             step=self.run.adversary.steps,
             figure=figures.get(self.run.config.checkpoint.metric),
         )
-        saved = time.perf_counter() - begun
-        self.journal.epoch(figures, {"checkpoint_seconds": saved})
         self._tell(figures, figures["images_per_second"], force=True)
 
     def close(self) -> None:

@@ -1,0 +1,92 @@
+"""Ray itself: started or joined, quiet, and whether its machines share a folder."""
+
+import contextlib
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rich.console import Console
+
+from cl_ray.data.dataset import first_line
+from cl_ray.errors import UserError
+from cl_ray.training.folder import Folder
+
+
+@contextlib.contextmanager
+def running_ray(
+    address: str | None, dashboard: bool, verbose: bool, console: Console
+) -> Iterator[bool]:
+    """Ray, started or joined, quiet unless asked; yields whether it is this machine's own."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if dashboard:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if verbose else logging.ERROR
+    quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            reason = first_line(error.__cause__ or error)
+            raise UserError(f"There is no joining the Ray cluster {address}: {reason}.") from error
+    else:
+        console.print("Starting Ray on this machine …")
+        # Ray's processes take their time to come up; torch, needed next, is imported meanwhile.
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+        context = ray.init(address="local", include_dashboard=dashboard, **quiet)
+        if dashboard:
+            console.print(f"Ray dashboard: http://{context.dashboard_url}")
+    if not verbose:
+        for name in ("ray.train", "ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def see_that_nodes_share(folder: Folder) -> None:
+    """Refuse a local path on several machines, of which one does not see what is written here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+
+    mark = Path(folder.uri) / f".seen-{uuid4().hex}"  # no older run has left one of that name
+
+    def sees() -> bool:
+        return mark.exists()
+
+    look = ray.remote(num_cpus=0)(sees)
+    mark.touch()
+    try:
+        answers = ray.get(
+            [
+                look.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote()
+                for node in nodes
+            ]
+        )
+    finally:
+        mark.unlink()
+    blind = [n["NodeManagerHostname"] for n, seen in zip(nodes, answers, strict=True) if not seen]
+    if blind:
+        raise UserError(
+            f"storage {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
+            "--storage s3://..., gs://... or a path that every machine mounts."
+        )

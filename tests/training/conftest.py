@@ -1,0 +1,62 @@
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An S3 bucket on a server of our own, as MinIO is one."""
+
+    endpoint: str
+    client: Any
+
+    def uri(self, key: str = "", user: str = "") -> str:
+        """What a user types to reach it, with `user:password@` or without."""
+        return f"s3://{user}bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
+
+    def files(self, prefix: str) -> dict[str, bytes]:
+        """All objects below a prefix, by their names after it; folders' own marks left out."""
+        there: dict[str, bytes] = {}
+        for page in self.client.get_paginator("list_objects_v2").paginate(
+            Bucket="bucket", Prefix=prefix
+        ):
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):
+                    body = self.client.get_object(Bucket="bucket", Key=item["Key"])["Body"]
+                    there[item["Key"].removeprefix(prefix)] = body.read()
+        return there
+
+    def versions(self, prefix: str) -> dict[str, int]:
+        """How often each object was written."""
+        counts: dict[str, int] = {}
+        for item in self.client.list_object_versions(Bucket="bucket", Prefix=prefix)["Versions"]:
+            name = item["Key"].removeprefix(prefix)
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """An S3 server on this machine, with keys in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="bucket")
+        client.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+        yield Bucket(f"{host}:{port}", client)
+    server.stop()

@@ -1,0 +1,159 @@
+"""Whether the workers fit, asked of a real Ray with so many CPUs and GPUs."""
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray._private.state import state
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+
+from cl_ray.config import build
+from cl_ray.errors import UserError
+from cl_ray.training.capacity import Plan, plan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A machine with 4 CPUs and 2 GPUs, as Ray sees it."""
+    # Not in pytest's own folder: its path is too long for a socket's.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", _temp_dir=folder,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def autoscaler() -> Iterator[None]:
+    """What an autoscaler tells Ray of itself: up to 3 more nodes of 8 CPUs and 4 GPUs each."""
+
+    def report(nodes: int) -> None:
+        config = autoscaler_pb2.ClusterConfig()
+        for count, cpus, gpus in ((1, 4, 2), (nodes, 8, 4)):
+            group = config.node_group_configs.add(max_count=count)
+            group.resources["CPU"], group.resources["GPU"] = cpus, gpus
+        gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+        gcs.report_cluster_config(config.SerializeToString())
+
+    report(3)
+    yield
+    report(0)
+    assert state.get_max_resources_from_cluster_config() == {"CPU": 4, "GPU": 2}
+
+
+def asked(local: bool = True, **fields: Any) -> Plan:
+    return plan(build({"batch_size": 120, **fields}), local)
+
+
+def refused(local: bool = True, **fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        asked(local, **fields)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus"),
+    [
+        (1, 4, 1),
+        (2, 2, 1),
+        (3, 1, 0.5),  # a worker is never split over two GPUs
+        (4, 1, 0.5),
+        ((1, 2), 2, 1),  # room for the most
+        ((1, 4), 1, 0.5),
+    ],
+)
+def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: float) -> None:
+    assert asked(workers=workers) == Plan(cpus, gpus, int(cpus), None)
+    assert asked(workers=workers, device="cpu") == Plan(cpus, 0, int(cpus), None)
+
+
+def test_shares_of_gpus_can_all_be_placed() -> None:
+    """Six workers on two GPUs: three on each, of whom rounding may leave none out."""
+    ours = asked(workers=(1, 6), cpus_per_worker=0.5)
+    assert ours.gpus == 0.3333
+
+    @ray.remote
+    class Worker:
+        def here(self) -> bool:
+            return True
+
+    actors = [Worker.options(num_cpus=ours.cpus, num_gpus=ours.gpus).remote() for _ in range(6)]
+    assert all(ray.get([actor.here.remote() for actor in actors], timeout=120))
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_on_a_cluster_only_what_is_asked_for() -> None:
+    assert asked(local=False) == Plan(1, 0, 1, None)
+    assert asked(local=False, workers=4) == Plan(1, 0, 1, None)
+    assert asked(local=False, workers=2, gpus_per_worker=1, cpus_per_worker=2) == Plan(
+        2, 1, 2, None
+    )
+    assert asked(local=False, gpus_per_worker=0.25, workers=4) == Plan(1, 0.25, 1, None)
+
+
+def test_threads_are_the_cpus_rounded_down_or_as_asked() -> None:
+    assert asked(cpus_per_worker=3.5).threads == 3
+    assert asked(cpus_per_worker=0.5).threads == 1
+    assert asked(cpus_per_worker=2, threads=7).threads == 7
+
+
+def test_more_than_there_is_is_refused() -> None:
+    assert refused(workers=6) == (
+        "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 4, or a smaller "
+        "--cpus-per-worker."
+    )
+    assert refused(workers=2, cpus_per_worker=3) == (
+        "workers 2 with 3 CPU each need 6 CPU; the cluster has 4: take --workers 1, or a smaller "
+        "--cpus-per-worker."
+    )
+    assert refused(cpus_per_worker=5) == (
+        "workers 1 with 5 CPU each need 5 CPU; the cluster has 4: take a smaller --cpus-per-worker."
+    )
+    assert refused(local=False, workers=3, gpus_per_worker=1) == (
+        "workers 3 with 1 GPU each need 3 GPU; the cluster has 2: take --workers 2, or a smaller "
+        "--gpus-per-worker."
+    )
+    # Of an elastic run, the least number must fit.
+    assert asked(workers=(4, 6), local=False) == Plan(1, 0, 1, None)
+    assert "workers 5 with 1 CPU each need 5 CPU" in refused(workers=(5, 6), local=False)
+
+
+def test_what_is_there_but_in_pieces_is_refused() -> None:
+    assert refused(workers=3, gpus_per_worker=0.6) == (
+        "workers 3 with 1 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of them, have "
+        "room for 2: take --workers 2, or give each less."
+    )
+    assert asked(workers=2, gpus_per_worker=0.6).gpus == 0.6
+
+
+def test_gpus_that_no_worker_can_have_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"gpus_per_worker 1\.5 must be a whole number or less than"
+    ):
+        asked(gpus_per_worker=1.5)
+    with pytest.raises(UserError, match=r"gpus_per_worker 0\.5 is of no use to device 'cpu'"):
+        asked(gpus_per_worker=0.5, device="cpu")
+
+
+@pytest.mark.usefixtures("autoscaler")
+def test_what_an_autoscaler_may_add_is_waited_for() -> None:
+    assert asked(local=False, workers=4) == Plan(1, 0, 1, None)
+    assert asked(local=False, workers=6).waits_for == "2 CPU"
+    assert asked(local=False, workers=5, gpus_per_worker=1).waits_for == "1 CPU and 3 GPU"
+    assert asked(local=False, workers=3, gpus_per_worker=0.6).waits_for == (
+        "nodes with room for 1 more workers of 1 CPU and 0.6 GPU"
+    )
+    assert refused(local=False, workers=30) == (
+        "workers 30 with 1 CPU each need 30 CPU; the cluster has 4 and its autoscaler may add up "
+        "to 28: take --workers 28, or a smaller --cpus-per-worker."
+    )
+    assert refused(local=False, workers=15, gpus_per_worker=1) == (
+        "workers 15 with 1 GPU each need 15 GPU; the cluster has 2 and its autoscaler may add up "
+        "to 14: take --workers 14, or a smaller --gpus-per-worker."
+    )

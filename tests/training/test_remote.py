@@ -1,0 +1,220 @@
+"""Two nodes and storage that both reach (S3), or that one of them does not (a folder)."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cl_ray.config import Config
+
+SMALL = [
+    "--batch-size=32",
+    "--generator.width=4",
+    "--generator.latent=8",
+    "--discriminator.width=4",
+    "--discriminator.hidden=16",
+    "--seed=7",
+    "--log-every=5",
+]
+
+HEAD = """
+import sys, tempfile
+from ray.cluster_utils import Cluster
+folder = tempfile.mkdtemp(prefix="ray-")
+node = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+print(cluster.address, folder, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+NODE = """
+import sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+Node(RayParams(gcs_address=sys.argv[1], num_cpus=1), head=False, shutdown_at_exit=True)
+print("up", flush=True)
+sys.stdin.read()
+"""
+"""What `ray start --address` does, without a port of its own that another Ray may have."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A cluster of two nodes with one CPU each; the second one sees nothing in `unshared`."""
+
+    address: str
+    unshared: Path
+    apart: bool
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Nodes]:
+    unshared = tmp_path_factory.mktemp("unshared")
+    apart = subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    hide = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {unshared} && exec "$@"', "sh"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*command: str) -> str:
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+        assert started[-1].stdout is not None
+        return started[-1].stdout.readline().strip()
+
+    folder = ""
+    try:
+        address, folder = start(sys.executable, "-c", HEAD).split()
+        second = [sys.executable, "-c", NODE, address]
+        assert start(*(hide if apart else []), *second) == "up"
+        yield Nodes(address, unshared, apart)
+    finally:
+        for process in reversed(started):
+            process.communicate()  # the end of its input is the end of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def cl_ray(nodes: Nodes, *flags: str) -> subprocess.CompletedProcess[str]:
+    address = f"--address={nodes.address}"
+    return run(sys.executable, "-m", "cl_ray", "train", address, *flags)
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(200)
+
+
+@pytest.fixture(scope="module")
+def trained(nodes: Nodes, bucket: Any, digits: str) -> str:
+    """What a run of two epochs on S3 printed: up to two workers, for which there is room."""
+    done = cl_ray(
+        nodes, "--name=demo", f"--storage={bucket.uri('runs', user='me:pass@')}",
+        f"--data={digits}", "--workers", "1", "2", "--epochs=2",
+        "--checkpoint.keep=1", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_folder_that_one_node_does_not_see_is_refused_before_anything_is_trained(
+    nodes: Nodes, digits: str
+) -> None:
+    if not nodes.apart:
+        pytest.skip("only root can give a node a mount namespace of its own")
+    done = cl_ray(
+        nodes, "--name=demo", f"--storage={nodes.unshared}", f"--data={digits}", "--workers=2",
+        *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"cl-ray: storage '{nodes.unshared}' is not shared: {socket.gethostname()} cannot see it; "
+        "give --storage s3://..., gs://... or a path that every machine mounts.\n"
+    )
+    assert list((nodes.unshared / "demo").iterdir()) == []
+
+
+def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path) -> None:
+    there = bucket.files("runs/demo/")
+    config = Config.from_yaml(there["config.yaml"].decode())
+    assert config.workers == (1, 2)
+    assert config.storage == bucket.uri("runs")  # without the keys
+    assert not any(b"me:pass" in blob for blob in there.values())
+    assert "pass@" not in trained
+
+    epochs = [json.loads(line) for line in there["metrics.jsonl"].splitlines()]
+    assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 7), (2, 14)]
+    summary = json.loads(there["summary.json"])
+    assert (summary["status"], summary["epochs"], summary["workers"]) == ("finished", 2, 2)
+    for picture in ("samples-0001", "samples-0002", "pairs-0001", "pairs-0002"):
+        assert there[f"samples/{picture}.png"].startswith(b"\x89PNG")
+
+    events = [name for name in there if name.startswith("tensorboard/")]
+    (tmp_path / "events.out.tfevents.1").write_bytes(there[events[0]])
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in read.Scalars("g/adversarial")] == [5, 7, 12, 14]
+    assert len(read.Images("samples")) == 2
+
+    newest = "checkpoints/step-00000014"
+    manifest = json.loads(there[f"{newest}/manifest.json"])
+    for file, facts in manifest["files"].items():
+        assert len(there[f"{newest}/{file}"]) == facts["bytes"]
+    kept = {name.split("/")[1] for name in there if name.startswith("checkpoints/step-")}
+    assert kept == {"step-00000014", there["checkpoints/best.txt"].decode().strip()}
+    for network in ("generator", "discriminator"):
+        assert safetensors.torch.load(there[f"{network}.safetensors"])
+        assert there[f"{network}.safetensors"] == there[f"{newest}/{network}.safetensors"]
+    for line in ("run folder", "pictures", "networks", "checkpoints"):
+        assert f"{line:<11}  s3://bucket/runs/demo" in trained
+
+
+def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
+    """The bucket keeps what was overwritten."""
+    client, key = bucket.client, "runs/demo/metrics.jsonl"
+    versions = client.list_object_versions(Bucket="bucket", Prefix=key)["Versions"]
+    lines = {
+        client.get_object(Bucket="bucket", Key=key, VersionId=v["VersionId"])["Body"]
+        .read()
+        .count(b"\n")
+        for v in versions
+    }
+    assert lines == {1, 2}
+    written = bucket.versions("runs/demo/")
+    assert all(n >= 2 for name, n in written.items() if name.startswith("tensorboard/"))
+    assert all(n == 1 for name, n in written.items() if name.startswith("samples/"))
+
+
+SCRIPT = """
+import json, sys
+from cl_ray import Config, Launch, train
+config, address = sys.argv[1:]
+trained = train(Config.model_validate_json(config), Launch(address=address))
+print(json.dumps([trained.folder, trained.summary]))
+"""
+
+
+def test_it_goes_on_from_there_and_in_python(trained: str, nodes: Nodes, bucket: Any) -> None:
+    """With one worker now; then the run is finished and says so."""
+    storage = bucket.uri("runs")
+    before = bucket.files("runs/demo/")
+    config = Config.from_yaml(before["config.yaml"].decode())
+    more = config.model_copy(update={"storage": storage, "epochs": 3, "workers": 1})
+    done = run(sys.executable, "-c", SCRIPT, more.model_dump_json(), nodes.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "worker 0 of 1: " in done.stdout
+    assert "goes on from step-00000014" in done.stdout
+    after = bucket.files("runs/demo/")
+    folder, summary = json.loads(done.stdout.splitlines()[-1])
+    assert folder == storage.replace("runs?", "runs/demo?")
+    assert summary == json.loads(after["summary.json"])
+    assert (summary["status"], summary["epochs"], summary["workers"]) == ("finished", 3, 1)
+
+    epochs = [json.loads(line) for line in after["metrics.jsonl"].splitlines()]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert after["metrics.jsonl"].startswith(before["metrics.jsonl"])
+    assert "checkpoints/step-00000021/manifest.json" in after
+    assert after["generator.safetensors"] != before["generator.safetensors"]
+    events = {name for name in before if name.startswith("tensorboard/")}
+    assert events < {name for name in after if name.startswith("tensorboard/")}
+    assert all(after[name] == before[name] for name in events)
+
+    done = cl_ray(nodes, "--name=demo", f"--storage={storage}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to go on.\n"
+    )
+    assert bucket.files("runs/demo/") == after
