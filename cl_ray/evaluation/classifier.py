@@ -1,0 +1,167 @@
+"""A small classifier of images and its training: free of Ray, and of the networks it judges."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cl_ray.data.config import ViewConfig
+from cl_ray.data.views import draw_views, view
+from cl_ray.errors import UserError
+from cl_ray.model import Model
+
+COARSEST = 4
+"""Maps are halved until no side is longer than this."""
+
+AT_A_TIME = 500
+"""Images that go through a network together when it is not training."""
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class ClassifierConfig(Model):
+    """How a classifier is built and trained."""
+
+    width: int = Field(32, ge=4, le=256, description="Channels of the first maps.")
+    features: int = Field(128, ge=2, le=128, description="Dimensions of the features.")
+    epochs: int = Field(15, ge=1, description="Passes over the images.")
+    batch_size: int = Field(128, ge=2, description="Images a step.")
+    lr: float = Field(0.1, gt=0, description="Largest learning rate; cosine down to 0.")
+    weight_decay: float = Field(5e-4, ge=0, description="Of all weights.")
+    average: float = Field(0.998, ge=0, lt=1, description="Decay a step of the averaged weights.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of weights, order and views.")
+    views: ViewConfig = Field(
+        ViewConfig(rotate=10, shift=0.08, scale=0.1, shear=10, warp=0.05, erase=0),
+        description="How far an image that is trained on may be moved and bent.",
+    )
+
+
+class Classifier(nn.Module):
+    """Strided convolutions, a linear layer to the features, and one from them to the classes.
+
+    Args:
+        shape: Height, width and channels of an image.
+        classes: How many there are.
+        width: Channels of the first maps; the others have twice as many.
+        features: Dimensions of what the last layer sees.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int, features: int):
+        super().__init__()
+        side, channels = (shape[0] + 1) // 2, width
+        layers = [*convolution(shape[2], width, 5, stride=2), *convolution(width, width)]
+        while side > COARSEST:
+            layers += convolution(channels, 2 * width, stride=2)
+            side, channels = (side + 1) // 2, 2 * width
+            if side > COARSEST:
+                layers += convolution(channels, channels)
+        layers += [nn.Flatten(), nn.Linear(channels * side**2, features, bias=False)]
+        self.trunk = nn.Sequential(*layers, nn.BatchNorm1d(features), nn.ReLU(inplace=True))
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W] in [-1, 1]."""
+        return self.head(self.trunk(images))
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """A convolution, batch norm (no other worker has a part of a classifier's batch), ReLU."""
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def unit(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] to [-1, 1] [B, C, H, W], channels last."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def outputs(part: nn.Module, images: Pixels) -> Floats:
+    """What a network, or its trunk, makes of images [N, H, W, C]: float32 [N, ...]."""
+    with torch.inference_mode():
+        parts = [
+            part(unit(torch.from_numpy(images[start : start + AT_A_TIME])))
+            for start in range(0, len(images), AT_A_TIME)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def train_classifier(
+    images: Pixels,
+    labels: Labels,
+    classes: int,
+    config: ClassifierConfig,
+    watch: Callable[[int, float], None] | None = None,
+) -> Classifier:
+    """Train on views of images, by SGD with Nesterov's momentum at a cosine rate.
+
+    The same arguments and thread count give the same weights on the same processor.
+
+    Args:
+        images: [N, H, W, C].
+        labels: [N], in [0, classes).
+        classes: How many there are.
+        config: How.
+        watch: Called after each epoch with its number, from 1, and its mean loss.
+
+    Returns:
+        The network with averaged weights (exponentially, as its batch norms' statistics are), in
+        evaluation mode, on the CPU.
+
+    Raises:
+        UserError: There are fewer than two images, or a label is out of range.
+    """
+    if len(images) < 2 or len(images) != len(labels):
+        raise UserError(f"{len(images)} images with {len(labels)} labels cannot be learnt from.")
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise UserError(f"The label {wrong} is out of range: there are {classes} classes, from 0.")
+    shape: tuple[int, int, int] = images.shape[1:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = Classifier(shape, classes, config.width, config.features)
+    network = network.to(memory_format=torch.channels_last)
+    averaged = copy.deepcopy(network)
+    kept, followed = (
+        [part for part in one.state_dict().values() if part.is_floating_point()]
+        for one in (averaged, network)
+    )
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        config.lr,
+        momentum=0.9,
+        weight_decay=config.weight_decay,
+        nesterov=True,
+    )
+    batch = min(config.batch_size, len(images))
+    steps = len(images) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=steps * config.epochs, cycle_momentum=False, pct_start=0.2
+    )
+    random = torch.Generator().manual_seed(config.seed)
+    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
+    for epoch in range(config.epochs):
+        total = 0.0
+        order = torch.randperm(len(images), generator=random)[: steps * batch].view(steps, batch)
+        for step, rows in enumerate(order):
+            seen = view(unit(pixels[rows]), draw_views(config.views, batch, random))
+            loss = nn.functional.cross_entropy(network(seen), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            taken = epoch * steps + step
+            decay = min(config.average, (1 + taken) / (10 + taken))  # forget the first steps
+            torch._foreach_lerp_(kept, followed, 1 - decay)
+            total += loss.item()
+        if watch:
+            watch(epoch + 1, total / steps)
+    return averaged.eval()

@@ -1,0 +1,116 @@
+"""The classifier that references and scores are made of: what it takes, and that it learns."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cl_ray.data.dataset import Dataset
+from cl_ray.errors import UserError
+from cl_ray.evaluation.classifier import (
+    Classifier,
+    ClassifierConfig,
+    outputs,
+    train_classifier,
+    unit,
+)
+
+TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    data = Dataset.open("mnist")
+    rows = data.read("train", data.pieces("train")[:1])
+    assert rows.label is not None
+    return rows.image, rows.label
+
+
+def weights(network: Classifier) -> torch.Tensor:
+    return torch.cat([part.flatten().double() for part in network.state_dict().values()])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [28, 29, 32, 45, 64])
+def test_every_shape_of_image(side: int, channels: int) -> None:
+    network = Classifier((side, side, channels), 7, width=4, features=10).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, side, side, channels), np.uint8)
+    assert outputs(network.trunk, images).shape == (3, 10)
+    found = outputs(network, images)
+    assert (found.shape, found.dtype) == ((3, 7), np.float32)
+    assert not np.allclose(found[0], found[1])  # each image has its own
+    assert np.allclose(found[1:2], outputs(network, images[1:2]), atol=1e-5)
+
+
+def test_pixels_are_scaled() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
+    assert torch.equal(unit(images), torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2))
+
+
+def test_images_go_through_in_parts(digits: Any) -> None:
+    network = Classifier((28, 28, 1), 10, width=4, features=10).eval()
+    images = digits[0][:1001]
+    whole = outputs(network, images)
+    parts = [outputs(network, images[:3]), outputs(network, images[3:])]
+    assert np.allclose(whole, np.concatenate(parts), atol=1e-5)
+
+
+def test_it_learns_digits(digits: Any) -> None:
+    images, labels = digits
+    losses: list[float] = []
+    network = train_classifier(
+        images[:800], labels[:800], 10, TINY, lambda _, loss: losses.append(loss)
+    )
+    assert not network.training
+    assert len(losses) == TINY.epochs
+    assert losses[-1] < losses[0] / 2
+    assert (outputs(network, images[800:]).argmax(1) == labels[800:]).mean() > 0.8
+
+
+def test_the_seed_decides_all_and_nothing_else_does(digits: Any) -> None:
+    images, labels = digits[0][:64], digits[1][:64]
+
+    def trained(**changes: Any) -> torch.Tensor:
+        config = TINY.model_copy(update={"epochs": 1, **changes})
+        return weights(train_classifier(images, labels, 10, config))
+
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = trained()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(trained(), first)
+    assert not torch.equal(trained(seed=1), first)
+    assert not torch.equal(trained(average=0), first)
+
+
+def test_the_weights_are_averages(digits: Any) -> None:
+    """Averaging over no time at all is the network itself; over long, the middle of its way."""
+    images, labels = digits[0][:256], digits[1][:256]
+    config = TINY.model_copy(update={"epochs": 2})
+    last = weights(train_classifier(images, labels, 10, config.model_copy(update={"average": 0.0})))
+    slow = weights(
+        train_classifier(images, labels, 10, config.model_copy(update={"average": 0.999}))
+    )
+    start = weights(train_classifier(images, labels, 10, config.model_copy(update={"lr": 1e-9})))
+    assert 0 < (slow - last).norm() < (start - last).norm()
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(2, 1), (5, 2), (40, 1)])
+def test_very_few_images(digits: Any, count: int, epochs: int) -> None:
+    config = TINY.model_copy(update={"epochs": epochs})
+    network = train_classifier(digits[0][:count], digits[1][:count], 10, config)
+    assert np.isfinite(outputs(network, digits[0][:9])).all()
+
+
+def test_what_cannot_be_learnt_is_named(digits: Any) -> None:
+    images, labels = digits
+    with pytest.raises(UserError, match="1 images with 1 labels"):
+        train_classifier(images[:1], labels[:1], 10, TINY)
+    with pytest.raises(UserError, match="9 images with 8 labels"):
+        train_classifier(images[:9], labels[:8], 10, TINY)
+    with pytest.raises(UserError, match="label 12 is out of range: there are 10"):
+        train_classifier(images[:9], np.full(9, 12), 10, TINY)
+    with pytest.raises(UserError, match="label -1 is out of range"):
+        train_classifier(images[:9], np.full(9, -1), 10, TINY)
