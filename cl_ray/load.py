@@ -1,0 +1,176 @@
+"""A trained run in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cl_ray.adversary import generator_of
+from cl_ray.checkpoint import WEIGHTS, Checkpoints
+from cl_ray.config import Config
+from cl_ray.errors import UserError
+from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.images import to_uint8, to_unit
+from cl_ray.training.folder import Folder
+
+BLOCK = 500
+"""Images computed at once; noise is drawn block by block, so more images begin with the same."""
+
+Images = Tensor | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The averaged G and D of one checkpoint.
+
+    Args:
+        config: What the run was trained with.
+        shape: Height, width and channels of its images.
+        checkpoint: The checkpoint's name.
+        step: Steps that it was trained for.
+        generator: The averaged G.
+        discriminator: D.
+        device: Where they compute.
+    """
+
+    config: Config
+    shape: tuple[int, int, int]
+    checkpoint: str
+    step: int
+    generator: ConvolutionalGenerator
+    discriminator: ConvolutionalDiscriminator
+    device: torch.device
+
+    def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
+        """Latent vectors [n, latent] number `start` on, a pure function of seed and number."""
+        first, last = start // BLOCK, -(-(start + n) // BLOCK)
+        latent = self.config.generator.latent
+        blocks = [
+            torch.randn(BLOCK, latent, generator=generator_of(seed, block))
+            for block in range(first, last)
+        ]
+        drawn = torch.cat([torch.empty(0, latent), *blocks])
+        return drawn[start - first * BLOCK :][:n]
+
+    def generate(self, n: int, seed: int = 0, start: int = 0) -> NDArray[np.uint8]:
+        """Images [n, H, W, C] of noise, number `start` on of those that the seed gives.
+
+        Raises:
+            UserError: n is below 1.
+        """
+        if n < 1:
+            raise UserError(f"n {n} must be 1 or more images.")
+        return self.decode(self.noise(n, seed, start))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """Images [n, H, W, C] of latent vectors [n, latent]."""
+        parts = [to_uint8(self.generator.decode(z.to(self.device))) for z in latents.split(BLOCK)]
+        return torch.cat(parts).cpu().numpy()
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Tensor:
+        """Latent vectors [n, latent] of images [n, H, W] or [n, H, W, C], mean square 1."""
+        return torch.cat([self.generator.encode(x).cpu() for x in self._blocks(images)])
+
+    def reconstruct(self, images: Images) -> NDArray[np.uint8]:
+        """G(x) [n, H, W, C] of images [n, H, W] or [n, H, W, C]."""
+        return self.decode(self.encode(images))
+
+    @torch.no_grad()
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """D's features, float32 [n, d], of images [n, H, W] or [n, H, W, C]."""
+        features = [self.discriminator.features(x).cpu() for x in self._blocks(images)]
+        return torch.cat(features).numpy()
+
+    @torch.no_grad()
+    def score(self, images: Images) -> NDArray[np.float32]:
+        """D's scores, float32 [n], high for real, of images [n, H, W] or [n, H, W, C]."""
+        return torch.cat([self.discriminator(x)[0].cpu() for x in self._blocks(images)]).numpy()
+
+    def _blocks(self, images: Images) -> list[Tensor]:
+        images = torch.as_tensor(images)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; this run takes uint8 "
+                f"{['n', *self.shape]}, 0 to 255."
+            )
+        if not len(images):
+            raise UserError("images is empty: give one or more.")
+        return [to_unit(x.to(self.device)) for x in images.split(BLOCK)]
+
+
+def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> LoadedRun:
+    """The networks of a run.
+
+    Args:
+        where: The run folder's path or URI.
+        checkpoint: `last`, `best` (by the run's `checkpoint.metric`) or a checkpoint's name.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        UserError: There is no such run, no checkpoint yet, another version's run, a damaged
+            file, or weights that are no numbers.
+    """
+    storage, _, name = str(where).rstrip("/").rpartition("/")
+    folder = Folder.at(storage or ".", name)
+    if folder.read("config.yaml") is None:
+        raise UserError(f"{where} is not a run folder: it has no config.yaml.")
+    checkpoints = Checkpoints(*folder.open())
+    known = {"last": checkpoints.newest, "best": checkpoints.best}
+    manifest = known[checkpoint]() if checkpoint in known else None
+    if manifest is None and checkpoint in known:
+        missing = "no checkpoint yet" if checkpoint == "last" else "no best checkpoint yet"
+        raise UserError(f"{where} has {missing}: train it further.")
+    chosen = manifest.name if manifest else checkpoint
+    blobs = checkpoints.networks(chosen)
+    about = metadata(blobs[WEIGHTS["averaged"]])
+    config = Config.from_yaml(about["config"], f"{where}, checkpoint {chosen}")
+    height, width, channels = map(int, about["shape"].split("x"))
+    shape = (height, width, channels)
+    place = resolve_device(device)
+    layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
+    generator = ConvolutionalGenerator(shape, config.generator)
+    discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
+    for network, part in ((generator, "averaged"), (discriminator, "discriminator")):
+        weights = safetensors.torch.load(blobs[WEIGHTS[part]])
+        for key, weight in weights.items():
+            if not weight.isfinite().all():
+                raise UserError(
+                    f"{where}, checkpoint {chosen}: the weights {key} in {WEIGHTS[part]} are not "
+                    "all numbers: take an earlier checkpoint."
+                )
+        network.load_state_dict(weights)
+        network.to(**layout).requires_grad_(False)
+    return LoadedRun(
+        config=config,
+        shape=shape,
+        checkpoint=chosen,
+        step=int(about["step"]),
+        generator=generator,
+        discriminator=discriminator,
+        device=place,
+    )
+
+
+def metadata(blob: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself: a length, then a header in JSON, come first."""
+    length = int.from_bytes(blob[:8], "little")
+    return dict(json.loads(blob[8 : 8 + length])["__metadata__"])
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of that name, or the best there is."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
