@@ -70,7 +70,8 @@ class Checkpoints:
         self._withdraw(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
-        about = {"config": state["config"], "shape": state["shape"], "step": str(step)}
+        facts = {"config": state["config"], "shape": state["shape"], "step": step}
+        about = {"cl_ray": json.dumps(facts)}  # one entry: safetensors writes several in any order
         blobs = {
             file: safetensors.torch.save(
                 {k: v.contiguous() for k, v in adversary.pop(part).items()}, metadata=about

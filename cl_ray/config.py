@@ -35,7 +35,9 @@ class CheckpointConfig(Model):
     """What is kept of a run on its way."""
 
     keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
-    every: int = Field(0, ge=0, description="Steps between checkpoints; 0 is once an epoch.")
+    every: int = Field(
+        200, ge=0, description="Steps between checkpoints within an epoch; 0 is at its end only."
+    )
     metric: str = Field(
         "g/reconstruction", description="The epoch's figure whose smallest value marks the best."
     )
@@ -59,7 +61,7 @@ class Config(Model):
         "mnist", description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
-    epochs: int = Field(4, ge=0, description="Passes over the training images.")
+    epochs: int = Field(1, ge=0, description="Passes over the training images.")
     batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
     workers: int | tuple[int, int] = Field(
         1, description="Worker processes; two numbers (least, most) make the run elastic."
@@ -159,7 +161,7 @@ class Config(Model):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
-        "epochs": 40,
+        "epochs": 12,
         "optimizer": {"average": 0.999},
     },
 }

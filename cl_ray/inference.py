@@ -20,7 +20,7 @@ from PIL import Image
 
 from cl_ray.data.dataset import Dataset, Piece, Rows
 from cl_ray.errors import UserError
-from cl_ray.load import LoadedRun, load
+from cl_ray.loading import LoadedRun, load
 from cl_ray.training.folder import Folder
 
 PART = 2_000

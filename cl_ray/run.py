@@ -143,7 +143,7 @@ class Run:
             "sums": dict(self.sums),
             "workers": self.shard.share.workers,
             "config": self.config.to_yaml(),
-            "shape": "x".join(map(str, self.shard.share.dataset.info.shape)),
+            "shape": list(self.shard.share.dataset.info.shape),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

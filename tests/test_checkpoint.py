@@ -22,7 +22,7 @@ from cl_ray.checkpoint import Checkpoints
 from cl_ray.errors import UserError
 
 States = dict[int, dict[str, Any]]
-ABOUT = {"config": small().to_yaml(), "shape": "x".join(map(str, SHAPE))}
+ABOUT = {"config": small().to_yaml(), "shape": list(SHAPE)}
 FILES = ["generator.safetensors", "discriminator.safetensors", "state.pt"]
 
 

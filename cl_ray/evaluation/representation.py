@@ -116,7 +116,7 @@ def representation(
     draws = [few_labels(labels, classes, seed, draw) for draw in range(SEEDS)]
     rights = []
     for rows in draws:
-        probe = fit(x_unit[rows], y[rows], classes, FEW_PENALTY)
+        probe = fit_few(x_unit[rows], y[rows], classes, FEW_PENALTY)
         rights.append(_share(probe(q_unit).argmax(1) == truth))
     scores[name] = _over_draws(rights, clock(), f"penalty {FEW_PENALTY:g}")
     found = spread_labels(x, y, q, classes, draws, seed)
@@ -219,6 +219,16 @@ def fit(
     return Probe(weight.detach(), bias.detach(), penalty)
 
 
+def fit_few(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Probe:
+    """`fit`, of fewer images than dimensions: the weights lie in the span of the images.
+
+    (Kimeldorf and Wahba, 1971: what is orthogonal to every image only adds to the penalty.)
+    """
+    axes = torch.linalg.qr(features.T).Q
+    small = fit(features @ axes, labels, classes, penalty)
+    return Probe(small.weight @ axes.T, small.bias, penalty)
+
+
 def few_labels(labels: Labels, classes: int, seed: int, draw: int) -> NDArray[np.int64]:
     """Rows of FEW images of each class, drawn without repetition: [FEW * classes].
 
@@ -286,7 +296,7 @@ def spread_labels(
         known[np.searchsorted(named, chosen), draw, labels[torch.from_numpy(chosen)]] = 1
     flat = known.reshape(count, -1)
     beliefs = conjugate_gradients(lambda f: f - ALPHA * (graph @ f), flat).reshape(known.shape)
-    beliefs = np.maximum(beliefs, 0)
+    beliefs = np.maximum(beliefs, 0)  # none is less but by rounding
     beliefs /= beliefs.sum(2, keepdims=True) + np.finfo(np.float32).tiny
     around = nearest(features, queries, edges)  # [M, edges]
     found = np.zeros((len(queries), len(draws), classes), np.float32)

@@ -266,14 +266,20 @@ def test_a_classifier_learns_from_right_labels_only(digits: dict[str, tuple[Any,
 def test_classification_has_a_floor_of_as_many_images(
     digits: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
+    given: list[Any] = []
 
     def count(images: Any, labels: Any, *rest: Any) -> float:
-        sizes.append((len(images), len(labels)))
-        return float(labels.sum())
+        given.append((images, labels))
+        return float(len(given))
 
     monkeypatch.setattr(module, "classification_accuracy", count)
-    samples = digits["train"][0][:50], np.ones(50, np.int64)
+    images, labels = digits["train"]
+    samples = images[:50], np.full(50, 3)
     figure = classification(samples, digits["train"], digits["test"], 10)
-    assert sizes == [(50, 50)] * 2
-    assert figure == Figure(50.0, pytest.approx(4.5 * 50, rel=0.3))
+    assert figure == Figure(1.0, 2.0)
+    assert given[0] == samples
+    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    drawn = [image.tobytes() for image in given[1][0]]
+    assert len(set(drawn)) == 50
+    assert [label_of[image] for image in drawn] == given[1][1].tolist()
+    assert drawn != [image.tobytes() for image in images[:50]]

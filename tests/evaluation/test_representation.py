@@ -20,6 +20,7 @@ from cl_ray.evaluation.representation import (
     conjugate_gradients,
     few_labels,
     fit,
+    fit_few,
     linear_probe,
     majority,
     nearest,
@@ -87,10 +88,19 @@ def test_a_fit_minimises_its_loss() -> None:
         assert gradient.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("count", "size"), [(20, 50), (50, 50), (60, 8)])
+def test_few_images_are_fitted_in_their_span(count: int, size: int) -> None:
+    x, y = blobs(count, size, 4, 1)
+    small, whole = fit_few(x, y, 4, 1e-2), fit(x, y, 4, 1e-2)
+    assert torch.allclose(small.weight, whole.weight, atol=2e-3)
+    q, _ = blobs(200, size, 4, 1, seed=1)
+    assert torch.allclose(small(q), whole(q), atol=2e-2)
+
+
 def test_the_penalty_is_chosen_by_what_was_held_out() -> None:
     """One feature that says little among many that say nothing needs a strong one; a small
     difference of two features that says all needs large weights."""
-    x, _ = blobs(600, 200, 2, 0)
+    x, _ = blobs(600, 400, 2, 0)
     doubt = torch.randn(600, generator=torch.Generator().manual_seed(5))
     strong = linear_probe(x, (x[:, 0] + 2 * doubt > 0).long(), 2).penalty
     alike = torch.stack([x[:, 0], x[:, 0] + x[:, 1] / 20], 1)
@@ -223,14 +233,20 @@ def test_all_scores(easy: Any) -> None:
     few = found.scores["labels_40"]
     assert few.spread is not None
     assert 0 < few.spread < 0.1
-    x_unit, q_unit = (x - x.mean(0)) / x.std(0, ddof=1), (q - x.mean(0)) / x.std(0, ddof=1)
-    rights = []
+    x_unit, q_unit = (
+        torch.from_numpy((part - x.mean(0)) / x.std(0, ddof=1)).float() for part in (x, q)
+    )
+    ours, theirs = [], []
     for draw in range(SEEDS):
         rows = few_labels(y, 4, 0, draw)
-        theirs = LogisticRegression(C=1 / (1e-2 * len(rows)), max_iter=1000)
-        rights.append(theirs.fit(x_unit[rows], y[rows]).score(q_unit, truth))
-    assert few.accuracy == pytest.approx(np.mean(rights), abs=2e-3)
-    assert few.spread == pytest.approx(np.std(rights, ddof=1), rel=0.1)
+        given = x_unit[rows], y[rows]
+        probe = fit(given[0], torch.from_numpy(given[1]), 4, 1e-2)
+        ours.append((probe(q_unit).argmax(1).numpy() == truth).mean())
+        regression = LogisticRegression(C=1 / (1e-2 * len(rows)), max_iter=1000)
+        theirs.append(regression.fit(*given).score(q_unit, truth))
+    assert few.accuracy == pytest.approx(np.mean(ours), abs=2e-4)
+    assert few.accuracy == pytest.approx(np.mean(theirs), abs=2e-3)
+    assert few.spread == pytest.approx(np.std(ours, ddof=1), rel=0.01)
 
 
 def test_test_labels_are_only_compared_with(easy: Any) -> None:

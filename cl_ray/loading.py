@@ -134,7 +134,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
     blobs = checkpoints.networks(chosen)
     about = metadata(blobs[WEIGHTS["averaged"]])
     config = Config.from_yaml(about["config"], f"{where}, checkpoint {chosen}")
-    height, width, channels = map(int, about["shape"].split("x"))
+    height, width, channels = about["shape"]
     shape = (height, width, channels)
     place = resolve_device(device)
     layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
@@ -154,17 +154,18 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         config=config,
         shape=shape,
         checkpoint=chosen,
-        step=int(about["step"]),
+        step=about["step"],
         generator=generator,
         discriminator=discriminator,
         device=place,
     )
 
 
-def metadata(blob: bytes) -> dict[str, str]:
+def metadata(blob: bytes) -> dict[str, Any]:
     """What a safetensors file says of itself: a length, then a header in JSON, come first."""
     length = int.from_bytes(blob[:8], "little")
-    return dict(json.loads(blob[8 : 8 + length])["__metadata__"])
+    header = json.loads(blob[8 : 8 + length])
+    return dict(json.loads(header["__metadata__"]["cl_ray"]))
 
 
 def resolve_device(device: str) -> torch.device:
