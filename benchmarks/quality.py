@@ -8,6 +8,7 @@ features, so not an FID, beside its floor: as many training digits against the t
 import sys
 
 import torch
+
 from cl_ray.data.dataset import Dataset
 from cl_ray.evaluation.fidelity import frechet
 from cl_ray.evaluation.reference import Reference

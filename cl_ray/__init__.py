@@ -11,17 +11,31 @@ if TYPE_CHECKING:
     from cl_ray.adversary import Adversary, Batch
     from cl_ray.config import Config, preset
     from cl_ray.errors import UserError
+    from cl_ray.loading import LoadedRun, load
     from cl_ray.training.train import Launch, Trained, train
 
-__all__ = ["Adversary", "Batch", "Config", "Launch", "Trained", "UserError", "preset", "train"]
+__all__ = [
+    "Adversary",
+    "Batch",
+    "Config",
+    "Launch",
+    "LoadedRun",
+    "Trained",
+    "UserError",
+    "load",
+    "preset",
+    "train",
+]
 
 _HOMES = {
     "Adversary": "adversary",
     "Batch": "adversary",
     "Config": "config",
     "Launch": "training.train",
+    "LoadedRun": "loading",
     "Trained": "training.train",
     "UserError": "errors",
+    "load": "loading",
     "preset": "config",
     "train": "training.train",
 }

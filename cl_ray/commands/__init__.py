@@ -1,1 +1,0 @@
-"""The verbs of the `cl-ray` command, one file each; each has a `command(arguments)`."""

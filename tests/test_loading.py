@@ -1,0 +1,94 @@
+"""A run loaded: its networks are the run's, and what cannot be loaded or used is named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import cl_ray
+from cl_ray.checkpoint import Checkpoints
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.errors import UserError
+from cl_ray.loading import BLOCK
+from cl_ray.run import Run
+from cl_ray.training.folder import Folder
+
+SMALL = {"depth": 2, "width": 4}
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(300)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """A run folder with one checkpoint, and the run."""
+    config = Config(data=digits, batch_size=32, generator=SMALL, discriminator=SMALL)
+    run = Run(config, ResidentShard.read(Share(Dataset.open(digits), config)))
+    run.epoch()
+    folder = Folder.at(str(tmp_path_factory.mktemp("runs")), "demo")
+    folder.write("config.yaml", config.to_yaml().encode())
+    Checkpoints(*folder.open()).save(run.state_dict(), epoch=1, step=10, figure=0.5)
+    return Path(folder.uri), run
+
+
+def test_the_loaded_networks_are_the_run_s(trained: tuple[Path, Run], digits: str) -> None:
+    folder, run = trained
+    loaded = cl_ray.load(folder)
+    rows = Dataset.open(digits).read("train")
+    x = torch.from_numpy(rows.image).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        features = run.adversary.discriminator.features(x)
+        scores = run.adversary.discriminator(x)[0]
+        averaged = run.adversary.averaged
+        decoded = averaged.decode(averaged.encode(x))
+    assert np.allclose(loaded.embed(rows.image), features, atol=1e-4)
+    assert np.allclose(loaded.score(rows.image[..., 0]), scores, atol=1e-4)
+    again = loaded.reconstruct(torch.from_numpy(rows.image)).astype(float)
+    expected = (decoded.permute(0, 2, 3, 1) + 1) * 127.5
+    assert np.abs(again - expected.numpy()).max() < 0.6
+    assert loaded.step == 10
+    assert loaded.shape == (28, 28, 1)
+
+
+def test_more_images_begin_with_the_same(trained: tuple[Path, Run]) -> None:
+    loaded = cl_ray.load(str(trained[0]), checkpoint="best")
+    many = loaded.generate(BLOCK + 30, seed=4)
+    assert many.shape == (BLOCK + 30, 28, 28, 1)
+    assert np.abs(many[:7].astype(int) - loaded.generate(7, seed=4)).max() <= 1
+    middle = loaded.noise(40, seed=4, start=BLOCK - 20)
+    assert torch.equal(middle, loaded.noise(BLOCK + 30, seed=4)[BLOCK - 20 : BLOCK + 20])
+    assert not np.array_equal(many[:7], loaded.generate(7, seed=5))
+
+
+def test_what_cannot_be_loaded_or_used_is_named(trained: tuple[Path, Run], tmp_path: Path) -> None:
+    folder, run = trained
+    loaded = cl_ray.load(folder)
+    with pytest.raises(UserError, match=r"takes uint8 \['n', 28, 28, 1\]"):
+        loaded.embed(np.zeros((2, 32, 32), np.uint8))
+    with pytest.raises(UserError, match="uint8"):
+        loaded.embed(np.zeros((2, 28, 28), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="n 0 must be"):
+        loaded.generate(0)
+    with pytest.raises(UserError, match=r"not a run folder"):
+        cl_ray.load(tmp_path)
+    (tmp_path / "config.yaml").write_text(run.config.to_yaml())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        cl_ray.load(tmp_path)
+    with pytest.raises(UserError, match="there are: step-00000010"):
+        cl_ray.load(folder, checkpoint="step-00000099")
+    state = run.state_dict()
+    state["adversary"]["averaged"] = {
+        name: weight * float("nan") for name, weight in state["adversary"]["averaged"].items()
+    }
+    Checkpoints(*Folder.at(str(tmp_path.parent), tmp_path.name).open()).save(
+        state, epoch=1, step=3, figure=None
+    )
+    with pytest.raises(UserError, match="not all numbers"):
+        cl_ray.load(tmp_path)
