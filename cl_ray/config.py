@@ -4,6 +4,7 @@ Each part is owned by the room that it configures; nothing here imports torch or
 mistake in a config is answered at once.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -102,12 +103,13 @@ class Config(Model):
         least, most = self.worker_range
         if not 1 <= least <= most:
             raise ValueError(f"workers {self.workers} must be 1 or more, the least number first")
+        unit = math.lcm(*range(least, most + 1))  # what every number of workers divides
         for workers in range(least, most + 1):
             if self.batch_size % workers:
-                nearest = max(workers, round(self.batch_size / workers) * workers)
+                nearest = max(unit, round(self.batch_size / unit) * unit)
                 raise ValueError(
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
-                    f"take {nearest} or another multiple of {workers}"
+                    f"take {nearest} or another multiple of {unit}"
                 )
         gpus = self.gpus_per_worker or 0
         if gpus > 1 and gpus % 1:

@@ -175,7 +175,6 @@ def test_a_batch_that_every_number_of_workers_divides_is_taken() -> None:
     assert build({"batch_size": 6, "workers": 6}).workers == 6
 
 
-@pytest.mark.xfail(strict=True, reason="advised for one number of workers, not for the range")
 @pytest.mark.parametrize(("batch", "workers"), [(100, (1, 3)), (128, (1, 4)), (7, (3, 5))])
 def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int, int]) -> None:
     message = refusal({"batch_size": batch, "workers": workers})
