@@ -12,7 +12,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-ROUNDS = 5
+ROUNDS = 3
 ALONE = "import torch, ray; ray.init(address='local')"
 
 

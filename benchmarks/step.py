@@ -22,7 +22,7 @@ from cl_ray.data.shards import ResidentShard
 from cl_ray.data.share import Share
 from cl_ray.training.device import keep_freed_memory, resolve
 
-ROUNDS, WARM, STEPS = 5, 5, 30
+ROUNDS, WARM, STEPS = 3, 5, 40
 SHAPE = (28, 28, 1)
 
 
