@@ -13,6 +13,7 @@ from cl_ray.data.config import ViewConfig
 from cl_ray.data.views import draw_views, view
 from cl_ray.errors import UserError
 from cl_ray.model import Model
+from cl_ray.networks.images import to_unit
 
 COARSEST = 4
 """Maps are halved until no side is longer than this."""
@@ -79,16 +80,11 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> 
     ]
 
 
-def unit(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] to [-1, 1] [B, C, H, W], channels last."""
-    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
 def outputs(part: nn.Module, images: Pixels) -> Floats:
     """What a network, or its trunk, makes of images [N, H, W, C]: float32 [N, ...]."""
     with torch.inference_mode():
         parts = [
-            part(unit(torch.from_numpy(images[start : start + AT_A_TIME])))
+            part(to_unit(torch.from_numpy(images[start : start + AT_A_TIME])))
             for start in range(0, len(images), AT_A_TIME)
         ]
     return torch.cat(parts).numpy()
@@ -152,7 +148,7 @@ def train_classifier(
         total = 0.0
         order = torch.randperm(len(images), generator=random)[: steps * batch].view(steps, batch)
         for step, rows in enumerate(order):
-            seen = view(unit(pixels[rows]), draw_views(config.views, batch, random))
+            seen = view(to_unit(pixels[rows]), draw_views(config.views, batch, random))
             loss = nn.functional.cross_entropy(network(seen), targets[rows])
             optimizer.zero_grad()
             loss.backward()

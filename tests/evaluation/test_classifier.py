@@ -13,8 +13,8 @@ from cl_ray.evaluation.classifier import (
     ClassifierConfig,
     outputs,
     train_classifier,
-    unit,
 )
+from cl_ray.networks.images import to_unit
 
 TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
 
@@ -45,7 +45,7 @@ def test_every_shape_of_image(side: int, channels: int) -> None:
 
 def test_pixels_are_scaled() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
-    assert torch.equal(unit(images), torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2))
+    assert torch.equal(to_unit(images), torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2))
 
 
 def test_images_go_through_in_parts(digits: Any) -> None:

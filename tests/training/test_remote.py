@@ -13,19 +13,10 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
-
-SMALL = [
-    "--batch-size=32",
-    "--generator.width=4",
-    "--generator.latent=8",
-    "--discriminator.width=4",
-    "--discriminator.hidden=16",
-    "--seed=7",
-    "--log-every=5",
-]
 
 HEAD = """
 import sys, tempfile

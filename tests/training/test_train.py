@@ -14,20 +14,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 from PIL import Image
+from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
 from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
-
-SMALL = [
-    "--batch-size=32",
-    "--generator.width=4",
-    "--generator.latent=8",
-    "--discriminator.width=4",
-    "--discriminator.hidden=16",
-    "--seed=7",
-    "--log-every=5",
-]
 
 
 def command(*flags: str) -> list[str]:
