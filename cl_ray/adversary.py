@@ -149,6 +149,13 @@ class Adversary:
         self.steps += 1
         return {name: (term.detach() * share).sum() for name, term in (d_terms | g_terms).items()}
 
+    def set_rates(self, share: float) -> None:
+        """Take the next steps at this share, 0 to 1, of the configured learning rates."""
+        rates = self.config.optimizer
+        for optimizer, rate in ((self.optimizer_g, rates.lr_g), (self.optimizer_d, rates.lr_d)):
+            for group in optimizer.param_groups:
+                group["lr"] = share * rate
+
     def _judge(
         self, images: Tensor, fakes: Tensor, seen: Sequence[Tensor], present: Tensor
     ) -> tuple[Terms, Tensor]:

@@ -5,11 +5,12 @@ written last and names the size and digest of every file: a folder without one w
 does not count. torch is imported where it is used: who only looks for checkpoints starts sooner.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.fs
@@ -20,6 +21,10 @@ WEIGHTS = {"averaged": "generator.safetensors", "discriminator": "discriminator.
 """The networks that people use, each in a file of its own; the rest is in state.pt."""
 
 
+FIGURE = "figure.json"
+"""What a checkpoint's figure is written to when it comes later than the checkpoint."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint holds.
@@ -28,7 +33,8 @@ class Manifest:
         name: Its folder's name.
         epoch: Epochs finished.
         step: Steps taken in all.
-        figure: The figure by which the best checkpoint is chosen; smaller is better.
+        figure: The figure by which the best checkpoint is chosen, smaller is better; None until
+            it is known.
         files: Size in bytes and SHA-256 of each file.
     """
 
@@ -50,6 +56,8 @@ class Checkpoints:
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str, keep: int = 3):
         self.filesystem, self.folder, self.keep = filesystem, f"{folder}/checkpoints", keep
+        self.held: set[str] = set()
+        """Names of those that are kept until `rate` has their figure."""
 
     def save(self, state: Mapping[str, Any], *, epoch: int, step: int, figure: float | None) -> str:
         """Write a checkpoint, then let go of those no longer kept.
@@ -89,6 +97,16 @@ class Checkpoints:
         self._write(f"{name}/manifest.json", json.dumps(manifest, indent=1).encode())
         self._prune()
         return name
+
+    def rate(self, name: str, figure: float | None) -> None:
+        """Give a checkpoint the figure that was not known when it was saved, and hold it no more.
+
+        It goes into a file beside the manifest, which is never written twice.
+        """
+        self.held.discard(name)
+        if figure is not None and self._manifest(name):
+            self._write(f"{name}/{FIGURE}", json.dumps(figure).encode())
+        self._prune()
 
     def load(self, name: str) -> dict[str, Any]:
         """The state that was saved under `name`, on the CPU.
@@ -200,12 +218,15 @@ class Checkpoints:
         manifests = self.list()
         best = best_of(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
+        kept |= self.held
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.base_name.startswith("step-") and info.base_name not in kept:
                 self._delete(info.base_name)
         if best:
             self._write("best.txt", f"{best.name}\n".encode())
+        elif self.filesystem.get_file_info(f"{self.folder}/best.txt").is_file:
+            self.filesystem.delete_file(f"{self.folder}/best.txt")
 
     def _delete(self, name: str) -> None:
         self._withdraw(name)
@@ -222,9 +243,14 @@ class Checkpoints:
         if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
             return None
         try:
-            return Manifest(name=name, **json.loads(self._read(f"{name}/manifest.json")))
+            manifest = Manifest(name=name, **json.loads(self._read(f"{name}/manifest.json")))
         except (ValueError, TypeError):
             return None  # its own last bytes never came: cut short as well
+        path = f"{self.folder}/{name}/{FIGURE}"
+        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+            with contextlib.suppress(ValueError):  # cut short: it has no figure yet
+                return replace(manifest, figure=float(json.loads(self._read(f"{name}/{FIGURE}"))))
+        return manifest
 
     def _read(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:

@@ -1,115 +1,65 @@
-"""The `cl-ray` command, one verb each."""
+"""The `cl-ray` command, one verb each: what `cl_ray/commands/` holds."""
 
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import tyro
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from cl_ray.config import Config, build, explain, preset
+from cl_ray.config import explain
 from cl_ray.errors import UserError
 
 INTERRUPTED = 130
 """The shell's exit status for a command that Ctrl-C ended."""
 
+COMMANDS = {
+    "train": "train G and D on pairs of images, or go on with a run",
+    "evaluate": "measure a run's samples and features beside real images",
+    "generate": "make images of noise, or variants of images",
+    "embed": "write D's features of a data set's images",
+    "report": "write a page of a run's pictures, curves and figures",
+    "export": "write a run's networks as ONNX files or torch.export programs",
+    "data": "turn a torchvision data set, a folder of images or Parquet into a data set",
+}
+"""What each verb does; its module is imported when it is asked for."""
 
-class TrainCommand(Config):
-    """Train G and D on pairs of images, or go on with the run of that name."""
 
-    config: str | None = Field(None, description="YAML file of fields to start from.")
-    address: str | None = Field(
-        None, description="Ray cluster to join; None starts Ray here, or obeys RAY_ADDRESS."
+def usage() -> str:
+    """What `cl-ray` alone prints."""
+    verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in COMMANDS.items())
+    return (
+        f"usage: cl-ray COMMAND [flags]\n\n{verbs}\n\n"
+        "`cl-ray COMMAND --help` lists a command's flags with their defaults."
     )
-    dashboard: bool = Field(False, description="Start the Ray dashboard and print its address.")
-    verbose: bool = Field(False, description="Show Ray's messages and the workers' output.")
-    max_failures: int = Field(3, ge=0, description="Times that dead workers are started again.")
-    from_checkpoint: str | None = Field(
-        None, description="Go back to this checkpoint of an existing run; later ones are deleted."
-    )
 
 
-LAUNCH = ("config", "address", "dashboard", "verbose", "max_failures", "from_checkpoint")
-
-
-def train_command(arguments: Sequence[str]) -> None:
-    """Run `cl-ray train`."""
-    base = starting_point(arguments)
-    command = parse(TrainCommand, arguments, default=base, prog="cl-ray train")
-    fields = command.model_dump(exclude=set(LAUNCH))
-    from cl_ray.training.train import Launch, train
-
-    options = {k: getattr(command, k) for k in LAUNCH if k != "config"}
-    train(build(fields, "the flags"), Launch(**options))
-
-
-def starting_point(arguments: Sequence[str]) -> TrainCommand:
-    """The config that the flags change: an existing run's own or the preset's, then the file's.
-
-    Raises:
-        UserError: The preset is unknown, the file or the run's config.yaml is wrong, or the run was
-            made with another preset.
-    """
-    given = {name: flag(arguments, name) for name in ("preset", "config", "name", "storage")}
-    run = existing_run(given["storage"] or Config().storage, given["name"])
-    if run is None:
-        base = preset(given["preset"] or default_preset())
-    else:
-        base = run
-        if given["preset"] not in (None, run.preset):
-            preset(str(given["preset"]))
-            raise UserError(
-                f"The run {run.name} was made with the preset {run.preset}, not {given['preset']}: "
-                "leave --preset out to go on with it, or take another --name."
-            )
-    if given["config"]:
-        base = Config.load(given["config"], base)
-        if given["preset"] not in (None, base.preset):
-            raise UserError(
-                f"{given['config']} says preset {base.preset} and the flag says {given['preset']}: "
-                "leave one of them out."
-            )
-    return TrainCommand.model_validate(base.model_dump())
-
-
-def existing_run(storage: str, name: str | None) -> Config | None:
-    """The config of a run that is there already."""
-    from cl_ray.data.dataset import first_line, without_keys
-    from cl_ray.training.folder import Folder
-
-    if not name:
-        return None
-    folder = Folder.at(storage, name)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point; a user's mistake ends it with one sentence and status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    verb = arguments[0]
     try:
-        text = folder.read("config.yaml")
-    except OSError as error:
-        raise UserError(
-            f"storage {without_keys(storage)!r} cannot be read: {first_line(error)}."
-        ) from error
-    if text is None:
-        return None
-    run = Config.from_yaml(text.decode(), f"{folder}/config.yaml")
-    return run.model_copy(update={"storage": folder.storage})
-
-
-def default_preset() -> str:
-    """`mnist` where a GPU is seen, `quick` on a CPU."""
-    return "mnist" if Path("/dev/nvidia0").exists() else "quick"
-
-
-def flag(arguments: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`, looked at before the rest can be parsed."""
-    value = None
-    for this, after in zip(arguments, [*arguments[1:], None], strict=True):
-        if this == f"--{name}":
-            value = after
-        elif this.startswith(f"--{name}="):
-            value = this.partition("=")[2]
-    return value
+        if verb not in COMMANDS:
+            raise UserError(f"There is no command {verb!r}; there are: {', '.join(COMMANDS)}.")
+        import_module(f"cl_ray.commands.{verb}").command(arguments[1:])
+    except UserError as error:
+        print(f"cl-ray: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `cl-ray train --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
+        )
+        sys.exit(INTERRUPTED)
 
 
 def parse(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
@@ -136,58 +86,3 @@ def parse(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = N
             raise UserError(f"In the flags: {explain(cause)}.") from None
         sys.stderr.write(complaint.getvalue())
         raise
-
-
-def data_command(arguments: Sequence[str]) -> None:
-    """Run `cl-ray data`."""
-    from cl_ray.data.sources import SourceConfig, write_dataset
-
-    source = parse(SourceConfig, arguments, prog="cl-ray data")
-    from rich.console import Console
-
-    from cl_ray.data.display import Stages, show
-
-    console = Console()
-    try:
-        with Stages(console) as stages:
-            info = write_dataset(source, stages.report)
-    except KeyboardInterrupt:
-        print("cl-ray: stopped; no data set was written.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    show(info, source.out, console)
-
-
-COMMANDS = {"train": train_command, "data": data_command}
-
-USAGE = """usage: cl-ray COMMAND [flags]
-
-  train   train G and D on pairs of images, or go on with a run
-  data    turn a torchvision data set, a folder of images or Parquet into a data set
-
-`cl-ray COMMAND --help` lists a command's flags with their defaults."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point; a user's mistake ends it with one sentence and status 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    command = COMMANDS.get(arguments[0])
-    try:
-        if command is None:
-            raise UserError(
-                f"There is no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}."
-            )
-        command(arguments[1:])
-    except UserError as error:
-        print(f"cl-ray: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `cl-ray train --help | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
-        )
-        sys.exit(INTERRUPTED)

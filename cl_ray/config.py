@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cl_ray.data.config import PairConfig, ShardConfig, ViewConfig
 from cl_ray.errors import UserError
+from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.losses.config import LossConfig
 from cl_ray.model import Model
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
@@ -26,6 +27,12 @@ class OptimizerConfig(Model):
     lr_d: float = Field(1e-3, gt=0, le=1, description="Learning rate of D.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
+    decay: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the run, its last, over which both learning rates fall to 0.",
+    )
     d_steps: int = Field(1, ge=1, le=100, description="Steps of D for each step of G.")
     average: float = Field(
         0.998, ge=0, lt=1, description="Decay a step of the averaged G; ramps up from 0."
@@ -40,7 +47,11 @@ class CheckpointConfig(Model):
         200, ge=0, description="Steps between checkpoints within an epoch; 0 is at its end only."
     )
     metric: str = Field(
-        "g/reconstruction", description="The epoch's figure whose smallest value marks the best."
+        "auto",
+        description="The figure that marks the best: one of the epoch's, such as "
+        "`g/reconstruction`, the smaller the better, or an evaluation's, such as "
+        "`evaluation/linear_probe`. auto: `evaluation/frechet` where that is measured, else "
+        "`g/reconstruction`.",
     )
 
 
@@ -92,6 +103,7 @@ class Config(Model):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -111,6 +123,11 @@ class Config(Model):
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
                     f"take {nearest} or another multiple of {unit}"
                 )
+        if self.shards.window <= self.pairs.candidates:
+            raise ValueError(
+                f"shards.window {self.shards.window} leaves no {self.pairs.candidates} candidates "
+                "beside an image: take a larger window or fewer pairs.candidates"
+            )
         gpus = self.gpus_per_worker or 0
         if gpus > 1 and gpus % 1:
             raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number or less than 1")
@@ -164,7 +181,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
         "epochs": 12,
-        "optimizer": {"average": 0.999},
+        "optimizer": {"average": 0.999, "decay": 0.5},
     },
 }
 """Each preset as its differences from the defaults: `quick` takes minutes on two CPU cores,

@@ -12,6 +12,7 @@ from cl_ray import distributed
 from cl_ray.adversary import Adversary, Batch
 from cl_ray.config import Config
 from cl_ray.data.shards import Shard
+from cl_ray.data.share import SPLIT
 from cl_ray.errors import UserError
 
 Figures = dict[str, float]
@@ -70,7 +71,7 @@ class Run:
         self.sums: Figures = {}
         """Sums of figures over those steps, for the epoch's means."""
         self.batch: Batch | None = None
-        """The batch seen last, to be looked at."""
+        """The epoch's last batch but one, to be looked at: the last may be nearly empty."""
 
     def epoch(self, watch: Callable[[Record], None] | None = None) -> Figures:
         """Train to the end of the epoch under way.
@@ -87,6 +88,7 @@ class Run:
             Diverged: A loss is not finite; names the step and the loss.
         """
         every = self.config.checkpoint.every
+        rows = self.shard.share.dataset.info.splits[SPLIT].rows
         pending: list[dict[str, Tensor]] = []
         begun = since = time.perf_counter()
         waited = total_waited = 0.0
@@ -94,16 +96,18 @@ class Run:
         batches = self.shard.batches(self.epochs, self.position)
         while self.position < self.shard.share.steps:
             asked = time.perf_counter()
-            self.batch = next(batches)
+            batch = next(batches)
             waited += time.perf_counter() - asked
-            pending.append(self.adversary.step(self.batch))
+            self.adversary.set_rates(self.rate())
+            pending.append(self.adversary.step(batch))
             self.position += 1
             last = self.position == self.shard.share.steps
+            self.batch = self.batch if self.batch and last else batch
             due = every and self.adversary.steps % every == 0
             if self.position % self.config.log_every == 0 or last or due:
                 figures = self._drain(pending)
                 now = time.perf_counter()
-                seen = len(pending) * self.config.batch_size
+                seen = min(len(pending) * self.config.batch_size, rows - images)
                 images, total_waited = images + seen, total_waited + waited
                 if watch:
                     step = self.adversary.steps
@@ -115,6 +119,18 @@ class Run:
         self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
         cost = {"seconds": seconds, "waited": total_waited / seconds}
         return {**means, **cost, "images_per_second": images / seconds}
+
+    def rate(self) -> float:
+        """Share of the learning rates at which the next step is taken: 1, then in a line to 0.
+
+        It follows from the position alone, so that a run that goes on has nothing to carry over;
+        one that is given more epochs goes back to the rates that a run of that length has there.
+        """
+        steps = self.shard.share.steps
+        whole = self.config.epochs * steps
+        falling = self.config.optimizer.decay * whole
+        left = whole - self.epochs * steps - self.position
+        return min(1.0, max(0.0, left / falling)) if falling else 1.0
 
     def _drain(self, pending: list[dict[str, Tensor]]) -> Figures:
         """Means of pending steps over all ranks; the one moment when the device is waited for."""

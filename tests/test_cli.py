@@ -23,6 +23,8 @@ from rich.console import Console
 import cl_ray
 from cl_ray import cli
 from cl_ray.checkpoint import Checkpoints
+from cl_ray.commands import train as train_verb
+from cl_ray.commands.train import TrainCommand, starting_point
 from cl_ray.config import Config, build, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.display import Stages, show
@@ -101,11 +103,11 @@ def test_the_script_and_the_module_are_one() -> None:
     script = Path(sys.executable).parent / "cl-ray"
     for command in ([sys.executable, "-m", "cl_ray"], [str(script)]):
         done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-        assert done.stdout == f"{cli.USAGE}\n"
+        assert done.stdout == f"{cli.usage()}\n"
 
 
 @pytest.mark.parametrize(
-    ("verb", "kind"), [("train", cli.TrainCommand), ("data", SourceConfig)], ids=["train", "data"]
+    ("verb", "kind"), [("train", TrainCommand), ("data", SourceConfig)], ids=["train", "data"]
 )
 def test_help_lists_every_field_with_its_help_and_default(
     capsys: pytest.CaptureFixture[str],
@@ -114,7 +116,7 @@ def test_help_lists_every_field_with_its_help_and_default(
     kind: type[Model],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")  # wider, its boxes stand side by side
-    monkeypatch.setattr(cli, "default_preset", lambda: "quick")
+    monkeypatch.setattr(train_verb, "default_preset", lambda: "quick")
     shown = said(capsys, verb, "--help", code=0)
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
     flags = leaves(kind)
@@ -160,13 +162,13 @@ def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_a_file_of_another_preset_starts_from_that_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: mnist\nseed: 5\n")
-    start = cli.starting_point([f"--config={file}"])
+    start = starting_point([f"--config={file}"])
     assert (start.preset, start.seed, start.epochs) == ("mnist", 5, preset("mnist").epochs)
     assert start.epochs != Config().epochs
     with pytest.raises(UserError, match="says preset mnist and the flag says quick"):
-        cli.starting_point([f"--config={file}", "--preset", "quick"])
+        starting_point([f"--config={file}", "--preset", "quick"])
     file.write_text("seed: 5\n")
-    assert cli.starting_point([f"--config={file}", "--preset=mnist"]).epochs == start.epochs
+    assert starting_point([f"--config={file}", "--preset=mnist"]).epochs == start.epochs
 
 
 def test_a_run_whose_end_was_cut_short_is_not_finished(tmp_path: Path, make_digits: Any) -> None:

@@ -12,7 +12,7 @@ from ranks import together
 from states import alike, pack, unpack
 
 from cl_ray import distributed
-from cl_ray.adversary import Adversary
+from cl_ray.adversary import Adversary, Terms
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.shards import ResidentShard, StreamingShard
 from cl_ray.data.share import Share
@@ -30,7 +30,9 @@ COST = ("seconds", "waited", "images_per_second")
 
 def begin(kind: str, data: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Run:
     """This rank's run, at its beginning; of a stream's windows, each worker has several."""
-    config = small(data=data, shards={"window": 16}, **{"log_every": 2, **fields})
+    fields["optimizer"] = {"decay": 0.5, **fields.get("optimizer", {})}
+    fields = {"epochs": EPOCHS, "shards": {"window": 16}, "log_every": 2, **fields}
+    config = small(data=data, **fields)
     rank, workers = distributed.world()
     share = Share(Dataset.open(data), config, workers, rank)
     return Run(config, KINDS[kind].read(share), dtype=dtype)
@@ -145,6 +147,16 @@ def test_both_kinds_of_shard_learn_of_other_pairs(one: dict[str, Told]) -> None:
     assert not alike(unpack(one["resident"].whole.end), unpack(one["streaming"].whole.end))
 
 
+def steps_of_epoch(adversary: Adversary, run: Run, epoch: int) -> list[Terms]:
+    """An epoch's steps one after another, at rates that fall over the run's second half."""
+    terms = []
+    for position, batch in enumerate(run.shard.batches(epoch)):
+        left = STEPS * EPOCHS - STEPS * epoch - position
+        adversary.set_rates(min(1.0, left / (STEPS * EPOCHS / 2)))
+        terms.append(adversary.step(batch))
+    return terms
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_is_its_batches_one_after_another(kind: str, data: str) -> None:
     run = begin(kind, data, torch.float64, log_every=4)
@@ -152,7 +164,7 @@ def test_an_epoch_is_its_batches_one_after_another(kind: str, data: str) -> None
     adversary = Adversary(run.config, (28, 28, 1), dtype=torch.float64)
     for epoch in range(EPOCHS):
         figures = losses(run.epoch(records.append))
-        terms = [adversary.step(batch) for batch in run.shard.batches(epoch)]
+        terms = steps_of_epoch(adversary, run, epoch)
         assert len(terms) == STEPS
         for name, figure in figures.items():
             mean = sum(term[name].item() for term in terms) / STEPS
@@ -203,7 +215,7 @@ def test_another_number_of_workers_starts_the_epoch_again(
     # The whole epoch follows, and what was counted of it before is forgotten.
     adversary = Adversary(run.config, (28, 28, 1))
     adversary.load_state_dict(of_two["adversary"])
-    terms = [adversary.step(batch) for batch in run.shard.batches(1)]
+    terms = steps_of_epoch(adversary, run, epoch=1)
     figures = losses(run.epoch())
     assert alike(run.adversary.state_dict(), adversary.state_dict())
     assert run.state_dict()["workers"] == 1
@@ -290,3 +302,18 @@ def test_a_batch_larger_than_the_data(kind: str, make_digits: MakeDigits) -> Non
     assert run.batch.present.tolist() == [True] * 10 + [False] * 38
     assert len(run.batch.positive) == len(run.batch.negative) == 48
     assert torch.tensor(list(figures.values())).isfinite().all()
+
+
+def test_the_rates_stay_then_fall_in_a_line(make_digits: MakeDigits) -> None:
+    optimizer = {"lr_g": 0.004, "lr_d": 0.001, "decay": 0.5}
+    run = begin("resident", make_digits(IMAGES), log_every=1, optimizer=optimizer)
+    taken = []
+
+    def watch(_: Record) -> None:
+        networks = run.adversary.optimizer_g, run.adversary.optimizer_d
+        taken.append([network.param_groups[0]["lr"] for network in networks])
+
+    for _ in range(EPOCHS):
+        run.epoch(watch)
+    shares = [1.0] * 7 + [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert taken == [pytest.approx([0.004 * s, 0.001 * s]) for s in shares]

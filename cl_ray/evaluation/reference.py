@@ -103,9 +103,10 @@ class Reference:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 about = About.model_validate_json((file.metadata() or {})[ENTRY])
-            network = Classifier(
-                about.shape, len(about.classes), about.config.width, about.config.features
-            )
+            with torch.random.fork_rng(devices=[]):  # first weights are drawn, in vain
+                network = Classifier(
+                    about.shape, len(about.classes), about.config.width, about.config.features
+                )
             network.load_state_dict(safetensors.torch.load_file(path))
             return cls(network, about)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:

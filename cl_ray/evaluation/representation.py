@@ -63,7 +63,12 @@ class Representation:
 
 
 def representation(
-    train: Floats, labels: Labels, test: Floats, test_labels: Labels, seed: int = 0
+    train: Floats,
+    labels: Labels,
+    test: Floats,
+    test_labels: Labels,
+    seed: int = 0,
+    few: bool = True,
 ) -> Representation:
     """Every score of some features.
 
@@ -73,6 +78,7 @@ def representation(
         test: [M, d], of test images.
         test_labels: [M].
         seed: Of the probe's validation part and the draws of few labels.
+        few: Whether to take the scores of few labels too.
 
     Returns:
         `knn_1`, `knn_20`: the majority of the nearest training images, see `nearest`;
@@ -88,7 +94,8 @@ def representation(
     x, q = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (train, test))
     y, truth = torch.from_numpy(labels), torch.from_numpy(test_labels)
     classes = int(y.max()) + 1
-    scores, notes = {}, []
+    scores: dict[str, Score] = {}
+    notes: list[str] = []
 
     clock = _Clock()
     neighbours = y[nearest(x, q, min(NEIGHBOURS, len(x)))]
@@ -105,6 +112,8 @@ def representation(
     right = _share(probe(q_unit).argmax(1) == truth)
     scores["linear_probe"] = Score(right, clock(), setting=f"penalty {probe.penalty:g}")
 
+    if not few:
+        return Representation(scores, notes)
     counts = torch.bincount(y, minlength=classes)
     name = f"labels_{FEW * classes}"
     if counts.min() < FEW:

@@ -1,12 +1,15 @@
 """Whether the workers fit: what the cluster has, and what its autoscaler may add."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 
 from cl_ray.config import Config
 from cl_ray.errors import UserError
+from cl_ray.training.autoscaler import HEAD, find_autoscaler
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Plan:
         cpus: CPUs of a worker.
         gpus: GPUs of a worker.
         threads: CPU threads of a worker.
-        waits_for: What is not there yet but may be added, in words; None if all is there.
+        waits_for: What is not there yet, and who may add it, in words; None if all is there.
     """
 
     cpus: float
@@ -40,37 +43,51 @@ def plan(config: Config, local: bool) -> Plan:
     """
     least, most = config.worker_range
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    live = {k: float(sum(node.get(k, 0.0) for node in nodes)) for k in ("CPU", "GPU")}
-    ceiling = autoscaler_ceiling()
-    able = {k: max(live[k], ceiling.get(k, 0.0)) for k in live}
+    live = {k: float(sum(_amount(k, node) for node in nodes)) for k in ("CPU", "GPU")}
     gpus = config.gpus_per_worker
     if gpus is None:
         gpus = _share(live["GPU"], most) if local and config.device in ("auto", "cuda") else 0.0
     cpus = config.cpus_per_worker or (max(1.0, live["CPU"] // most) if local else 1.0)
+    threads = config.threads or max(1, int(cpus))
+    room = sum(_room(node, cpus, gpus) for node in nodes)
+    if room >= least:
+        return Plan(cpus, gpus, threads, None)
+
+    autoscaler = None if local else find_autoscaler()
+    head: dict[str, float] = next((node for node in nodes if HEAD in node), {})
+
+    def able(worth: Callable[[dict[str, float]], float], now: float) -> float:
+        """What there is now, or may be: the head and all that the autoscaler starts."""
+        return max(now, worth(head) + autoscaler.reach(worth)) if autoscaler else now
+
     need = {"CPU": cpus * least, "GPU": gpus * least}
+    most_of = {k: able(partial(_amount, k), live[k]) for k in live}
     for kind, per_worker in (("CPU", cpus), ("GPU", gpus)):
-        if need[kind] > able[kind]:
-            may = f" and its autoscaler may add up to {ceiling[kind]:g}" if kind in ceiling else ""
-            fit = int(able[kind] // per_worker)
+        if need[kind] > most_of[kind]:
+            more = most_of[kind] - live[kind]
+            may = f" and its autoscaler may add {more:g}" if autoscaler else ""
+            fit = int(most_of[kind] // per_worker)
             flag = f"--{kind.lower()}s-per-worker"
             way = f"take --workers {fit}, or a smaller {flag}" if fit else f"take a smaller {flag}"
             raise UserError(
                 f"workers {least} with {per_worker:g} {kind} each need {need[kind]:g} {kind}; the "
                 f"cluster has {live[kind]:g}{may}: {way}."
             )
-    missing = [f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k]]
-    room = sum(_room(node, cpus, gpus) for node in nodes)
-    if room < least and not missing:  # enough in all, but no worker is split over nodes or GPUs
-        each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-        if able == live:
-            way = f"take --workers {room}, or give each less" if room else "give each less"
-            raise UserError(
-                f"workers {least} with {each} each do not fit: the cluster's nodes, {len(nodes)} "
-                f"of them, have room for {room}: {way}."
-            )
-        missing = [f"nodes with room for {least - room} more workers of {each}"]
-    threads = config.threads or max(1, int(cpus))
-    return Plan(cpus, gpus, threads, " and ".join(missing) or None)
+    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    fits = able(lambda node: _room(node, cpus, gpus), room)
+    if fits < least:  # enough in all, but no worker is split over nodes or GPUs
+        may = f", with those that its autoscaler may add for {fits:g}" if autoscaler else ""
+        way = f"take --workers {fits:g}, or give each less" if fits else "give each less"
+        raise UserError(
+            f"workers {least} with {each} each do not fit: the cluster's nodes, {len(nodes)} "
+            f"of them, have room for {room}{may}: {way}."
+        )
+    missing = " and ".join(f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k])
+    missing = missing or f"nodes with room for {least - room} more workers of {each}"
+    if math.isinf(fits):
+        source = "from the autoscaler, whose limit is not known here (Ctrl-C ends the waiting)"
+        return Plan(cpus, gpus, threads, f"{missing} {source}")
+    return Plan(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
 
 
 def _share(gpus: float, workers: int) -> float:
@@ -82,6 +99,11 @@ def _share(gpus: float, workers: int) -> float:
     return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0.0
 
 
+def _amount(kind: str, node: dict[str, float]) -> float:
+    """How many CPUs or GPUs a node has."""
+    return node.get(kind, 0.0)
+
+
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
     """How many workers a node holds; a fraction of a GPU is one of a single GPU."""
     room = math.floor(node.get("CPU", 0.0) / cpus + 1e-6)
@@ -90,11 +112,3 @@ def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
     elif gpus:
         room = min(room, int(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-6))
     return room
-
-
-def autoscaler_ceiling() -> dict[str, float]:
-    """The most the autoscaler may bring the cluster to; empty where there is none."""
-    from ray._private.state import state  # the only place that Ray 2.60 says it
-
-    most = state.get_max_resources_from_cluster_config()
-    return {k: float(v) for k, v in (most or {}).items() if k in ("CPU", "GPU")}

@@ -30,7 +30,8 @@ def running_ray(
     import ray
 
     if ray.is_initialized():
-        yield False
+        node = ray._private.worker._global_node  # None where Ray is reached through its client
+        yield node is not None and node.ray_init_cluster  # started here by ray.init(), not joined
         return
     address = address or os.environ.get("RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR

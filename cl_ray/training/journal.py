@@ -1,6 +1,7 @@
 """What a run writes down for people: metrics.jsonl, TensorBoard, pictures. Rank 0 only."""
 
 import json
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,14 +29,10 @@ class Journal:
 
     def __init__(self, folder: Folder, run: Run):
         self.run, self.mirror = run, Mirror(folder)
-        kept = [
-            line
-            for line in (folder.read("metrics.jsonl") or b"").decode().splitlines()
-            if json.loads(line)["epoch"] <= run.epochs
-        ]
+        lines = map(json.loads, (folder.read("metrics.jsonl") or b"").decode().splitlines())
         self.metrics = self.mirror.path / "metrics.jsonl"
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        self.metrics.write_text("".join(f"{line}\n" for line in kept))
+        self._write([line for line in lines if line["epoch"] <= run.epochs])
         self.events = SummaryWriter(
             str(self.mirror.path / "tensorboard"), purge_step=run.adversary.steps + 1
         )
@@ -59,7 +56,7 @@ class Journal:
         with self.metrics.open("a") as lines:
             lines.write(json.dumps({"epoch": epoch, "step": step, **figures}) + "\n")
         for name, value in figures.items():
-            self.events.add_scalar(f"epoch/{name}", value, epoch)
+            self.events.add_scalar(f"epoch/{name}", value, step)
         for name, grid in {"samples": self.samples(), "pairs": self.pairs()}.items():
             self.events.add_image(name, grid, step)
             file = self.mirror.path / "samples" / f"{name}-{epoch:04d}.png"
@@ -67,6 +64,31 @@ class Journal:
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
         self.events.flush()
         self.mirror.push()
+
+    def evaluated(self, epoch: int, step: int, figures: Figures) -> None:
+        """What an epoch's networks are worth: added to the epoch's line, and curves."""
+        named = {f"evaluation/{name}": value for name, value in figures.items()}
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        added = [line | named if line["epoch"] == epoch else line for line in lines]
+        self._write(added)
+        for name, value in named.items():
+            self.events.add_scalar(name, value, step)
+        self.events.flush()
+        self.mirror.push()
+
+    def lacks_evaluation(self, epoch: int) -> bool:
+        """Whether an epoch's line says nothing of what its networks are worth."""
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return any(
+            line["epoch"] == epoch and not any(k.startswith("evaluation/") for k in line)
+            for line in lines
+        )
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        """Put all lines in place at once: a kill leaves the old ones or the new ones."""
+        new = self.metrics.with_suffix(".new")
+        new.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        new.replace(self.metrics)
 
     @torch.no_grad()
     def samples(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
@@ -92,9 +92,11 @@ def train(
     places = {"storage": folder.storage, "data": dataset.location}
     config = config.model_copy(update={k: without_keys(v) for k, v in places.items()})
     check_pairs(config, dataset)
+    check_reference(config, dataset)
     folder.prepare()
-    _same_run(config, folder)
     checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
+    if checkpoints.newest():  # else there is nothing to go on with
+        _same_run(config, folder)
     if launch.from_checkpoint:
         checkpoints.return_to(launch.from_checkpoint)
     newest = checkpoints.newest()
@@ -111,7 +113,7 @@ def train(
             see_that_nodes_share(folder)
         folder.write("config.yaml", config.to_yaml().encode())
         if capacity.waits_for:
-            console.print(f"Waiting for {capacity.waits_for}, which the autoscaler may add.")
+            console.print(f"Waiting for {capacity.waits_for}.", soft_wrap=True)
         outcome = _fit(config, folder, dataset, launch, capacity, console)
     summary = _summary(outcome, folder, config, begun)
     if outcome["status"] != "finished":
@@ -151,6 +153,18 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"The images of {config.data} are (nearly) all alike: their pairwise distance at "
             f"pairs.quantile {config.pairs.quantile} is 0; take other data or a higher quantile."
         )
+
+
+def check_reference(config: Config, dataset: Dataset) -> None:
+    """See that the reference that evaluations go by is there; the packaged one is.
+
+    Raises:
+        UserError: It is not, or takes images of another shape.
+    """
+    if config.evaluation.every and config.evaluation.reference not in ("auto", "none"):
+        from cl_ray.evaluation.evaluate import Evaluator
+
+        Evaluator(dataset, config.evaluation)
 
 
 def _same_run(config: Config, folder: Folder) -> None:
@@ -292,8 +306,7 @@ def _version(package: str) -> str:
 
 
 def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
-    """The last table: how it went, where everything lies, how to look at it."""
-    table = Table(show_header=False, box=None)
+    """The last lines: how it went, where everything lies, how to look at it."""
     figures = summary["figures"]
     shown = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if "/" in k)
     memory = [f"{summary[k] / 1e9:.2f} GB" for k in ("driver_peak_bytes", "worker_peak_bytes")]
@@ -301,6 +314,7 @@ def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
         "trained": f"{summary['epochs']} epochs, {summary['steps']:,} steps in "
         f"{clock(summary['seconds'])} ({summary['workers']} workers, {summary['device']})",
         "figures": shown,
+        "worth": summary["worth"] or "not evaluated (evaluation.every is 0)",
         "memory": f"driver {memory[0]}, a worker {memory[1]} at the peak",
         "run folder": str(folder),
         "pictures": f"{folder}/samples/",
@@ -310,5 +324,5 @@ def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
         "go on": f"cl-ray train --name {folder.name} --storage "
         f"{shlex.quote(without_keys(folder.storage))} --epochs MORE",
     }.items():
-        table.add_row(f"[bold]{name}", value)
-    console.print(table, soft_wrap=True, highlight=False)
+        line = Text.assemble((f"{name:<12}", "bold"), value)
+        console.print(line, soft_wrap=True, highlight=False)

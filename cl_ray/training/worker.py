@@ -1,6 +1,7 @@
 """What every worker does: host a run, epoch by epoch."""
 
 import importlib
+import json
 import os
 import platform
 import resource
@@ -16,10 +17,13 @@ import torch
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
 from cl_ray.data.ray_shards import RankShard
 from cl_ray.errors import UserError
+from cl_ray.evaluation.evaluate import Evaluation, chosen_reference, in_words, larger_is_better
 from cl_ray.run import Diverged, Figures, Record, Run
 from cl_ray.training.device import describe, keep_freed_memory, resolve
+from cl_ray.training.evaluations import Evaluations, Job, weights_of
 from cl_ray.training.folder import Folder
 
 REFRESH = 0.25
@@ -116,11 +120,21 @@ class Host:
         self.journal = Journal(folder, run)
         self.told = 0.0
         self.figures: Figures = {}
+        dataset = run.shard.share.dataset
+        self.best_by = best_by(run.config, dataset)
+        self.evaluations = Evaluations(
+            run.config, dataset, folder.name, run.adversary.device, board.note.remote
+        )
+        self.evaluation: Evaluation | None = None
         self._tell({}, 0.0, force=True)
+        newest = checkpoints.newest()
+        if newest and not run.position and self.journal.lacks_evaluation(run.epochs):
+            self._evaluate(newest.name)  # stopped before it was over
 
     def watch(self, record: Record) -> None:
         """A record of the last steps: curves, progress, and a checkpoint if one is due."""
         self.journal.record(record)
+        self._take_in()
         self._tell(record.figures, record.images / record.seconds)
         every = self.run.config.checkpoint.every
         if every and record.step % every == 0 and record.position < self.run.shard.share.steps:
@@ -136,16 +150,44 @@ class Host:
         """
         self.figures = figures
         self.journal.epoch(figures)
-        self.checkpoints.save(
+        name = self.checkpoints.save(
             self.run.state_dict(),
             epoch=self.run.epochs,
             step=self.run.adversary.steps,
-            figure=figures.get(self.run.config.checkpoint.metric),
+            figure=figures.get(self.best_by),
         )
         self._tell(figures, figures["images_per_second"], force=True)
+        self._evaluate(name)
+
+    def _evaluate(self, checkpoint: str) -> None:
+        """Begin to evaluate the networks as they are, if that is due."""
+        epoch, adversary = self.run.epochs, self.run.adversary
+        if self.evaluations.due(epoch):
+            self.checkpoints.held.add(checkpoint)
+            self.evaluations.start(Job(epoch, adversary.steps, checkpoint, weights_of(adversary)))
+            self._take_in()
+
+    def _take_in(self, wait: bool = False) -> None:
+        """Write down what evaluations found, and mark the best checkpoint by it."""
+        for job, found in self.evaluations.finished(wait):
+            if isinstance(found, str):
+                self.board.note.remote(found)
+                self.checkpoints.rate(job.checkpoint, None)
+                continue
+            figures = found.figures()
+            self.journal.evaluated(job.epoch, job.step, {**figures, "seconds": found.seconds})
+            self.evaluation = found
+            self.folder.write("evaluation.json", json.dumps(found.to_dict(), indent=1).encode())
+            kind, _, name = self.best_by.partition("/")
+            best = figures.get(name) if kind == "evaluation" else None
+            if best is not None and larger_is_better(name):
+                best = -best
+            self.checkpoints.rate(job.checkpoint, best)
+            self.board.note.remote(f"epoch {job.epoch} is worth: {in_words(found)}")
 
     def close(self) -> None:
         """Leave the networks where people look for them."""
+        self._take_in(wait=True)
         self.journal.close()
         newest = self.checkpoints.newest()
         if newest:
@@ -162,6 +204,8 @@ class Host:
             "epochs": self.run.epochs,
             "steps": adversary.steps,
             "figures": self.figures,
+            "evaluation": self.evaluation.figures() if self.evaluation else None,
+            "worth": in_words(self.evaluation) if self.evaluation else None,
             "best": best.name if best else None,
             "device": describe(
                 adversary.device, torch.bfloat16 if adversary.autocast else adversary.dtype
@@ -189,6 +233,15 @@ class Host:
                     "memory": peak_memory(),
                 }
             )
+
+
+def best_by(config: Config, dataset: Dataset) -> str:
+    """The figure that marks the best checkpoint, `auto` resolved."""
+    if config.checkpoint.metric != "auto":
+        return config.checkpoint.metric
+    evaluation = config.evaluation
+    measured = evaluation.every and chosen_reference(dataset, evaluation.reference)
+    return "evaluation/frechet" if measured else "g/reconstruction"
 
 
 def peak_memory() -> int:

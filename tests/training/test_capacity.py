@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.state import state
-from ray._raylet import GcsClient
-from ray.core.generated import autoscaler_pb2
+from rich.console import Console
 
 from cl_ray.config import build
 from cl_ray.errors import UserError
 from cl_ray.training.capacity import Plan, plan
+from cl_ray.training.cluster import running_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,24 +25,6 @@ def cluster() -> Iterator[None]:
         )  # fmt: skip
         yield
         ray.shutdown()
-
-
-@pytest.fixture
-def autoscaler() -> Iterator[None]:
-    """What an autoscaler tells Ray of itself: up to 3 more nodes of 8 CPUs and 4 GPUs each."""
-
-    def report(nodes: int) -> None:
-        config = autoscaler_pb2.ClusterConfig()
-        for count, cpus, gpus in ((1, 4, 2), (nodes, 8, 4)):
-            group = config.node_group_configs.add(max_count=count)
-            group.resources["CPU"], group.resources["GPU"] = cpus, gpus
-        gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
-        gcs.report_cluster_config(config.SerializeToString())
-
-    report(3)
-    yield
-    report(0)
-    assert state.get_max_resources_from_cluster_config() == {"CPU": 4, "GPU": 2}
 
 
 def asked(local: bool = True, **fields: Any) -> Plan:
@@ -141,19 +122,8 @@ def test_gpus_that_no_worker_can_have_are_refused() -> None:
         asked(gpus_per_worker=0.5, device="cpu")
 
 
-@pytest.mark.usefixtures("autoscaler")
-def test_what_an_autoscaler_may_add_is_waited_for() -> None:
-    assert asked(local=False, workers=4) == Plan(1, 0, 1, None)
-    assert asked(local=False, workers=6).waits_for == "2 CPU"
-    assert asked(local=False, workers=5, gpus_per_worker=1).waits_for == "1 CPU and 3 GPU"
-    assert asked(local=False, workers=3, gpus_per_worker=0.6).waits_for == (
-        "nodes with room for 1 more workers of 1 CPU and 0.6 GPU"
-    )
-    assert refused(local=False, workers=30) == (
-        "workers 30 with 1 CPU each need 30 CPU; the cluster has 4 and its autoscaler may add up "
-        "to 28: take --workers 28, or a smaller --cpus-per-worker."
-    )
-    assert refused(local=False, workers=15, gpus_per_worker=1) == (
-        "workers 15 with 1 GPU each need 15 GPU; the cluster has 2 and its autoscaler may add up "
-        "to 14: take --workers 14, or a smaller --gpus-per-worker."
-    )
+def test_a_ray_that_this_process_started_is_this_machine_s_own() -> None:
+    """As in a notebook that called `ray.init()` itself; it is left running."""
+    with running_ray(None, False, False, Console(quiet=True)) as local:
+        assert local
+    assert ray.is_initialized()

@@ -1,0 +1,43 @@
+"""`cl-ray report`: the run's pictures, curves and figures as one HTML page."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from tyro.conf import Positional
+
+from cl_ray.cli import parse
+from cl_ray.model import Model
+
+
+class ReportCommand(Model):
+    """Write report.html, one page that needs nothing else, into a run folder."""
+
+    run: Positional[str] = Field(description="The run folder's path or URI.")
+    checkpoint: str = Field("last", description="Networks to show: last, best or a name.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where they compute.")
+    projector: bool = Field(
+        True, description="Write the embeddings for TensorBoard's projector into the run as well."
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run it."""
+    asked = parse(ReportCommand, arguments, prog="cl-ray report")
+    from rich.console import Console
+
+    from cl_ray.report.page import report
+
+    console = Console()
+    with console.status("Looking at the run …"):
+        made = report(asked.run, asked.checkpoint, asked.device, asked.projector)
+    for sentence in made.missing:
+        console.print(f"Left out: {sentence}", soft_wrap=True, highlight=False)
+    console.print(f"{made.location} ({made.bytes / 1e3:,.0f} kB)", soft_wrap=True, highlight=False)
+    if made.projector:
+        place = made.location.removesuffix("/report.html")
+        console.print(
+            f"The embeddings are in TensorBoard's projector: tensorboard --logdir {place}",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -1,0 +1,25 @@
+"""What is measured of a run while it trains."""
+
+from pydantic import Field
+
+from cl_ray.model import Model
+
+
+class EvaluationConfig(Model):
+    """How often a run is evaluated, and on how many images."""
+
+    every: int = Field(
+        1, ge=0, description="Epochs between two evaluations, the last one included; 0 is never."
+    )
+    reference: str = Field(
+        "auto",
+        description="Whose features fidelity is measured over: `mnist` (packaged), the path of "
+        "one that `python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: "
+        "`mnist` for the packaged digits, else none.",
+    )
+    samples: int = Field(
+        10_000, gt=5, description="Generated images, compared with as many real test images."
+    )
+    images: int = Field(
+        10_000, gt=5, description="Training images whose features and labels are learnt from."
+    )

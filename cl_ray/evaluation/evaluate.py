@@ -1,0 +1,284 @@
+"""Everything that is measured of a run's networks. Free of Ray, so that any process may do it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_ray.data.dataset import Dataset, Piece, Rows
+from cl_ray.errors import UserError
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.fidelity import NEIGHBOURS, Fidelity, Judge, classification
+from cl_ray.evaluation.reference import Features, Reference, load_features
+from cl_ray.evaluation.representation import Representation, representation
+from cl_ray.loading import LoadedRun
+
+GROUPS = 256
+"""Row groups that are read, drawn at random where a split has more."""
+PARTS = 20
+"""Of the images, one after another in float64."""
+
+Tell = Callable[[str], None]
+"""Called with the name of what is measured next."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How far G(x) is from x, as a mean square over pixels in [0, 1].
+
+    Args:
+        error: Of the test images.
+        mean_image: What the mean of the training images, given for every image, would leave.
+    """
+
+    error: float
+    mean_image: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint is worth.
+
+    Args:
+        checkpoint: Its name.
+        step: Steps that it was trained for.
+        data: The data set's name.
+        pairs: The mode that D's features were trained in; `labels` is supervised.
+        fidelity: Of the samples; None where there is no reference.
+        representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
+        reconstruction: Of the test images.
+        notes: A sentence for each thing that could not be measured or was measured otherwise.
+        seconds: What it took.
+    """
+
+    checkpoint: str
+    step: int
+    data: str
+    pairs: str
+    fidelity: Fidelity | None
+    representation: dict[str, Representation]
+    reconstruction: Reconstruction
+    notes: list[str]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What evaluation.json holds: plain values."""
+        scores = {
+            who: {name: asdict(score) for name, score in found.scores.items()}
+            for who, found in self.representation.items()
+        }
+        return {**asdict(self), "representation": scores}
+
+    def figures(self) -> dict[str, float]:
+        """One number a name, D's scores under their own; what curves and searches go by."""
+        found = {"reconstruction": self.reconstruction.error}
+        if self.fidelity:
+            values = self.fidelity.figures
+            found |= {name: figure.value for name, figure in values.items()}
+            if values["frechet"].floor > 0:
+                found["frechet_over_floor"] = values["frechet"].value / values["frechet"].floor
+        for who, scores in self.representation.items():
+            prefix = "" if who == "discriminator" else f"{who}_"
+            found |= {f"{prefix}{name}": s.accuracy for name, s in scores.scores.items()}
+        return found
+
+
+def in_words(evaluation: Evaluation) -> str:
+    """The figures that are looked at first, in one line."""
+    parts = []
+    if evaluation.fidelity:
+        distance = evaluation.fidelity.figures["frechet"]
+        over = f" ({distance.value / distance.floor:.0f} x its floor)" if distance.floor else ""
+        parts.append(f"Fréchet distance {distance.value:.3f}{over}")
+    scores = evaluation.representation.get("discriminator")
+    for name, words in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items():
+        if scores and name in scores.scores:
+            parts.append(f"{words} {scores.scores[name].accuracy:.2%}")
+    parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
+    return ", ".join(parts)
+
+
+SMALLER_IS_BETTER = ("frechet", "frechet_over_floor", "kernel", "reconstruction")
+
+
+def larger_is_better(figure: str) -> bool:
+    """Whether an evaluation's figure grows as the networks get better: shares and accuracies."""
+    return figure not in SMALLER_IS_BETTER
+
+
+class Evaluator:
+    """Evaluates networks of one run. What belongs to the data is read and computed once.
+
+    Args:
+        dataset: Whose split `test` the networks are measured on; without one, on training images.
+        config: How much of it.
+        seed: Of what is drawn.
+
+    Raises:
+        UserError: The reference is not there or does not take such images.
+    """
+
+    def __init__(self, dataset: Dataset, config: EvaluationConfig, seed: int = 0):
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self.notes: list[str] = []
+        self.reference = reference_of(dataset, config.reference)
+        if self.reference is None:
+            self.notes.append(
+                "Fidelity needs a reference's features: train one of labelled images with "
+                "`python -m cl_ray.evaluation.reference` and give it as --evaluation.reference."
+            )
+        elif isinstance(self.reference, Reference):
+            wanted = self.reference.about.shape
+            if wanted != dataset.info.shape:
+                raise UserError(
+                    f"evaluation.reference {config.reference!r} takes images of {list(wanted)}, "
+                    f"{dataset.info.name} has {list(dataset.info.shape)}: give another reference."
+                )
+        self._judge: Judge | None = None
+        self._images: tuple[Rows, Rows] | None = None
+
+    def evaluate(
+        self, run: LoadedRun, thorough: bool = False, tell: Tell | None = None
+    ) -> Evaluation:
+        """Measure the networks of `run`.
+
+        Args:
+            run: Networks for images of the data's shape.
+            thorough: Also measure G's encoder and the bare pixels, the scores of few labels, and
+                a classifier that is trained on the samples; else D's features and the samples.
+            tell: Told what is measured next.
+
+        Raises:
+            UserError: The networks make no finite features.
+        """
+        begun = time.perf_counter()
+        tell = tell or (lambda _: None)
+        notes = list(self.notes)
+        tell("images")
+        train, test = self.images()
+        if "test" not in self.dataset.info.splits:
+            notes.append("There is no split test: measured on training images.")
+        fidelity = self._fidelity(run, thorough, tell)
+        scores = self._representation(run, thorough, tell)
+        if train.label is None:
+            notes.append("The images have no labels, so the representation was not measured.")
+        for found in scores.values():
+            notes += [note for note in found.notes if note not in notes]
+        tell("reconstruction")
+        error = _mean_square(run.reconstruct(test.image), test.image)
+        mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
+        return Evaluation(
+            checkpoint=run.checkpoint,
+            step=run.step,
+            data=self.dataset.info.name,
+            pairs=run.config.pairs.mode,
+            fidelity=fidelity,
+            representation=scores,
+            reconstruction=Reconstruction(error, _mean_square(mean, test.image)),
+            notes=notes,
+            seconds=round(time.perf_counter() - begun, 1),
+        )
+
+    def images(self) -> tuple[Rows, Rows]:
+        """Training images that are learnt from, and the ones that the networks are measured on."""
+        if self._images is None:
+            wanted = self.config.images, self.config.samples
+            if "test" in self.dataset.info.splits:
+                train = draw(self.dataset, "train", wanted[0], self.seed)
+                test = draw(self.dataset, "test", wanted[1], self.seed)
+            else:  # no image is on both sides
+                rows = draw(self.dataset, "train", sum(wanted), self.seed)
+                cut = max(len(rows.id) - wanted[1], len(rows.id) // 2)
+                train, test = _part(rows, slice(0, cut)), _part(rows, slice(cut, None))
+            self._images = train, test
+        return self._images
+
+    def _fidelity(self, run: LoadedRun, thorough: bool, tell: Tell) -> Fidelity | None:
+        if self.reference is None:
+            return None
+        train, test = self.images()
+        if self._judge is None:
+            tell("floors of the real images")
+            count = min(self.config.samples, len(train.image), len(test.image))
+            if count <= NEIGHBOURS:
+                raise UserError(
+                    f"{self.dataset.location} has too few images to be evaluated by: it takes "
+                    f"more than {NEIGHBOURS} training and test images."
+                )
+            self._judge = Judge(self.reference, train.image, test.image, count, self.seed)
+        tell("samples")
+        samples = run.generate(self._judge.count, self.seed)
+        tell("distances")
+        found = self._judge.measure(samples)
+        if thorough and isinstance(self.reference, Reference) and train.label is not None:
+            tell("a classifier trained on the samples")
+            assert test.label is not None
+            labels = self.reference.predict(samples).argmax(1)
+            real = (train.image, train.label), (test.image, test.label)
+            classes = len(self.reference.about.classes)
+            accuracy = classification((samples, labels), *real, classes, self.seed)
+            found.figures["classification_accuracy"] = accuracy
+        return found
+
+    def _representation(
+        self, run: LoadedRun, thorough: bool, tell: Tell
+    ) -> dict[str, Representation]:
+        train, test = self.images()
+        if train.label is None or test.label is None:
+            return {}
+        ways: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+            "discriminator": run.embed
+        }
+        if thorough:
+            ways["encoder"] = lambda images: run.encode(images).numpy()
+            ways["pixels"] = lambda images: np.divide(
+                images.reshape(len(images), -1), 255, dtype=np.float32
+            )
+        found = {}
+        for who, features in ways.items():
+            tell(f"representation: {who}")
+            x, q = features(train.image), features(test.image)
+            found[who] = representation(x, train.label, q, test.label, self.seed, few=thorough)
+        return found
+
+
+def reference_of(dataset: Dataset, name: str) -> Features | None:
+    """The reference that a config names for a data set; None for none."""
+    chosen = chosen_reference(dataset, name)
+    return load_features(chosen) if chosen else None
+
+
+def chosen_reference(dataset: Dataset, name: str) -> str | None:
+    """The name of a data set's reference, `auto` resolved; None for none."""
+    if name == "auto":
+        return "mnist" if dataset.info.name == "mnist" else None
+    return None if name == "none" else name
+
+
+def draw(dataset: Dataset, split: str, count: int, seed: int) -> Rows:
+    """Rows of a split drawn at random without repetition, all of them if it has no more.
+
+    Of a split with more than GROUPS row groups, those of as many groups, drawn at random.
+    """
+    random = np.random.default_rng([seed, 1])
+    pieces = dataset.pieces(split)
+    groups = [pieces[i] for i in random.permutation(len(pieces))[:GROUPS]]
+    places = [(group, row) for group in groups for row in range(group.stop)]
+    chosen = [places[number] for number in random.permutation(len(places))[:count]]
+    rows = [Piece(group.shard, group.group, row, row + 1) for group, row in chosen]
+    return dataset.read(split, rows)
+
+
+def _part(rows: Rows, which: slice) -> Rows:
+    label = None if rows.label is None else rows.label[which]
+    return Rows(rows.id[which], rows.image[which], label)
+
+
+def _mean_square(images: NDArray[Any], others: NDArray[np.uint8]) -> float:
+    """Mean squared difference of [n, H, W, C], pixels in [0, 1], a few images at a time."""
+    parts = zip(np.array_split(images, PARTS), np.array_split(others, PARTS), strict=True)
+    total = sum(float(np.square(np.subtract(x, y, dtype=np.float64)).sum()) for x, y in parts)
+    return total / others.size / 255**2

@@ -1,0 +1,339 @@
+"""A run's networks as files that need neither cl_ray nor, as ONNX, PyTorch. Free of Ray.
+
+What another language wants of a model: pixels in and out. So every file takes or gives uint8 images
+[n, H, W, C], of any number n, and the scaling to [-1, 1] and back is part of it.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cl_ray.data.dataset import first_line, without_keys
+from cl_ray.errors import UserError
+from cl_ray.loading import LoadedRun, load
+from cl_ray.networks.images import to_uint8, to_unit
+
+Format = Literal["onnx", "torch"]
+
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
+"""What a file of each format ends in."""
+
+OPSET = 18
+"""Of the ONNX operators; onnxruntime has had it since 1.14, of February 2023."""
+
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+"""The packages of each format beyond cl_ray's own: the extra `export`."""
+
+RECORD = "model.json"
+
+OURS = re.compile(r"model\.json|(generate|encode|embed|score)\.(onnx|onnx\.data|pt2)")
+"""What an export may hold; weights of more than 2 GB lie in an onnx.data beside their onnx."""
+
+CHECKED = (1, 7, 64)
+"""Numbers of images for which a file is compared with PyTorch; it was traced with another."""
+
+TOLERANCE = 1e-4
+"""The largest difference, relative to the largest number; of pixels, one step of 255."""
+
+
+class Generate(nn.Module):
+    """Latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C]."""
+
+    def __init__(self, run: LoadedRun):
+        super().__init__()
+        self.generator = run.generator
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode."""
+        return to_uint8(self.generator.decode(latents))
+
+
+class Encode(nn.Module):
+    """Images, uint8 [n, H, W, C], to latent vectors, float32 [n, latent], of mean square 1."""
+
+    def __init__(self, run: LoadedRun):
+        super().__init__()
+        self.generator = run.generator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode."""
+        return self.generator.encode(to_unit(images))
+
+
+class Embed(nn.Module):
+    """Images, uint8 [n, H, W, C], to D's features, float32 [n, d]."""
+
+    def __init__(self, run: LoadedRun):
+        super().__init__()
+        self.discriminator = run.discriminator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed."""
+        return self.discriminator.features(to_unit(images))
+
+
+class Score(nn.Module):
+    """Images, uint8 [n, H, W, C], to D's scores, float32 [n], high for real."""
+
+    def __init__(self, run: LoadedRun):
+        super().__init__()
+        self.discriminator = run.discriminator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score: D's own `forward` without the projection and what training needs of it."""
+        features = self.discriminator.features(to_unit(images))
+        return self.discriminator.score(features).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the export.
+
+    Args:
+        module: What it computes.
+        takes: Its input's name.
+        gives: Its output's name.
+        expected: The same by the loaded run, to check it by.
+    """
+
+    module: nn.Module
+    takes: str
+    gives: str
+    expected: Callable[[Tensor], Any]
+
+
+def parts_of(run: LoadedRun) -> dict[str, Part]:
+    """The files of an export, without their ending."""
+    return {
+        "generate": Part(Generate(run), "latents", "images", run.decode),
+        "encode": Part(Encode(run), "images", "latents", run.encode),
+        "embed": Part(Embed(run), "images", "embeddings", run.embed),
+        "score": Part(Score(run), "images", "scores", run.score),
+    }
+
+
+def export(
+    where: str | Path,
+    out: str | Path,
+    format: Format = "onnx",
+    checkpoint: str = "last",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the averaged G and D of a run as files, each checked against PyTorch.
+
+    `generate` (latents to images), `encode` (images to latents), `embed` (images to D's features)
+    and `score` (images to D's scores), and a record of it all, `model.json`. The folder appears in
+    one rename.
+
+    Args:
+        where: The run folder's path or URI.
+        out: The folder to write.
+        format: `onnx`, or `torch`: programs of torch.export.
+        checkpoint: `last`, `best` or a checkpoint's name.
+        overwrite: Replace the export that is at `out`.
+
+    Returns:
+        What model.json holds.
+
+    Raises:
+        UserError: A package is missing, `out` is taken or cannot be written, there is no such run
+            or checkpoint, or what was written computes something else than PyTorch does.
+    """
+    if format not in ENDINGS:
+        raise UserError(f"format {format!r} is unknown; there are: {', '.join(ENDINGS)}.")
+    missing = [package for package in NEEDS[format] if find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"--format {format} needs {', '.join(missing)}: `pip install {' '.join(missing)}`."
+        )
+    path = check_free(str(out), overwrite)
+    run = load(where, checkpoint, device="cpu")
+    for network in (run.generator, run.discriminator):
+        network.to(memory_format=torch.contiguous_format)  # as the files have it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside `out`, so on the same disk; whatever happens, nothing of it stays.
+        with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
+            new = Path(work) / "new"
+            new.mkdir()
+            files = {}
+            for name, part in parts_of(run).items():
+                file = new / f"{name}{ENDINGS[format]}"
+                files[file.name] = _write(part, run, file, format)
+            record = _record(run, str(where), format, files)
+            (new / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            _swap(new, path, Path(work) / "old")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {first_line(error)}.") from error
+    return record
+
+
+def check_free(out: str, overwrite: bool) -> Path:
+    """The folder to write, seen to be free.
+
+    Raises:
+        UserError: Something is there, unless it is an export and `overwrite` is set.
+    """
+    if "://" in out:
+        raise UserError(f"{without_keys(out)} is a URI: export to a folder, and copy that there.")
+    path = Path(out).expanduser().absolute()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{out} is a file: give a folder as --out.")
+    there = sorted(file.name for file in path.iterdir())
+    foreign = [name for name in there if not OURS.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"{out} holds {foreign[0]}, which is no part of an export: give another --out."
+        )
+    if there and not overwrite:
+        raise UserError(
+            f"{out} is there already: give another --out, or --overwrite to replace it."
+        )
+    return path
+
+
+def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, Any]:
+    """Write one file, check it, and say what it takes and gives."""
+    examples = {n: _inputs(part, run, n) for n in (2, *CHECKED)}
+    shapes = ({0: torch.export.Dim("n", min=1)},)
+    part.module.eval()
+    if format == "onnx":
+        _onnx(part, examples[2], shapes, file)
+        compute = _onnx_session(file, part)
+    else:
+        program = torch.export.export(part.module, (examples[2],), dynamic_shapes=shapes)
+        torch.export.save(program, file)
+        compute = torch.export.load(file).module()
+    largest, expected = 0.0, np.empty(0)
+    for n in CHECKED:
+        with torch.no_grad():
+            found = compute(examples[n]).numpy()
+        expected = np.asarray(part.expected(examples[n]))
+        largest = max(largest, _difference(found, expected, f"{file.name}, for {n} images,"))
+    return {
+        "input": _port(part.takes, examples[2]),
+        "output": _port(part.gives, torch.from_numpy(expected)),
+        "largest_difference": largest,
+    }
+
+
+def _inputs(part: Part, run: LoadedRun, n: int) -> Tensor:
+    """Noise, of latent vectors or of pixels."""
+    if part.takes == "latents":
+        return run.noise(n, seed=n)
+    random = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random)
+
+
+def _onnx(part: Part, example: Tensor, shapes: Any, file: Path) -> None:
+    """Write an ONNX file."""
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        part.module,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        opset_version=OPSET,
+        input_names=[part.takes],
+        output_names=[part.gives],
+        verbose=False,
+    )
+    assert program is not None
+    program.save(file)
+
+
+def _onnx_session(file: Path, part: Part) -> Callable[[Tensor], Tensor]:
+    """What computes an ONNX file, as anybody would who has nothing else."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def compute(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([part.gives], {part.takes: x.numpy()})[0])
+
+    return compute
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any], what: str) -> float:
+    """The largest difference, in steps of 255 or relative to the largest number.
+
+    Raises:
+        UserError: It is beyond tolerance, or not even the shapes agree.
+    """
+    pixels = expected.dtype == np.uint8
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        raise UserError(
+            f"{what} gives {found.dtype} {list(found.shape)} where PyTorch gives "
+            f"{expected.dtype} {list(expected.shape)}: nothing was written."
+        )
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    if not pixels:
+        difference /= max(1.0, float(np.abs(expected).max()))
+    allowed = 1.0 if pixels else TOLERANCE
+    if not difference <= allowed:  # nor is NaN
+        raise UserError(
+            f"{what} differs from PyTorch by {difference:.2g}, and {allowed:g} is allowed: "
+            "nothing was written. Try other versions of torch and onnxruntime."
+        )
+    return difference
+
+
+def _port(name: str, example: Tensor) -> dict[str, Any]:
+    """An input's or output's name, type and shape."""
+    kind = str(example.dtype).removeprefix("torch.")
+    return {"name": name, "dtype": kind, "shape": ["n", *example.shape[1:]]}
+
+
+def _record(
+    run: LoadedRun, where: str, format: Format, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What model.json holds."""
+    packages = ("cl-ray", "torch", *NEEDS[format])
+    return {
+        "run": without_keys(where),
+        "checkpoint": run.checkpoint,
+        "step": run.step,
+        "format": format,
+        **({"opset": OPSET} if format == "onnx" else {}),
+        "images": "uint8 [n, height, width, channels], 0 to 255; "
+        + ("RGB" if run.shape[2] == 3 else "grey"),
+        "latents": "float32 [n, latent]; for `generate`, standard normal noise",
+        "files": files,
+        "config": run.config.model_dump(mode="json"),
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "source"  # only the source is there
+
+
+def _swap(new: Path, path: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `path`, which, if there is one, ends up as `old`."""
+    replaces = path.exists()
+    if replaces:
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if replaces:
+            os.rename(old, path)
+        raise

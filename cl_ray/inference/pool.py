@@ -1,0 +1,319 @@
+"""A pool of model actors on Ray Data, which hands them the numbers of the parts to make.
+
+Parts are made and written by the actors themselves, so nothing but numbers and figures goes
+through Ray's object store and the driver: memory grows neither with the images nor with the
+actors. Whatever is killed, at any moment, a part is there whole or is made again.
+"""
+
+import contextlib
+import errno
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.filesize import decimal
+
+from cl_ray.data.dataset import absolute, first_line, without_keys
+from cl_ray.errors import UserError
+from cl_ray.inference.output import Output, folder_names
+from cl_ray.inference.work import Work, part_size
+
+if TYPE_CHECKING:
+    from cl_ray.loading import LoadedRun
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_BLOCK = 4096
+"""Bytes that a disk allots at once: a PNG file of a digit takes a whole one."""
+BLOCKS = 4096
+"""Most blocks that Ray Data is given: what its driver holds for them does not grow either."""
+RETRIES = 3
+"""Times that a part is tried again whose actor died under it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made, seen to be possible; small and picklable.
+
+    Args:
+        run: The run folder's path or URI.
+        checkpoint: The name of one of its checkpoints.
+        work: What is made of it.
+        output: Where it goes.
+        record: What `_made.json` says of it.
+        size: Results in a part.
+        missing: The parts that are not there yet.
+    """
+
+    run: str
+    checkpoint: str
+    work: Work
+    output: Output
+    record: dict[str, Any]
+    size: int
+    missing: list[int]
+
+    @property
+    def parts(self) -> int:
+        """How many there are, missing or not."""
+        return -(-self.work.total // self.size)
+
+    @property
+    def done(self) -> int:
+        """Results that are there."""
+        return self.work.total - sum(stop - start for start, stop in map(self.span, self.missing))
+
+    def span(self, part: int) -> tuple[int, int]:
+        """The results of a part."""
+        start = part * self.size
+        return start, min(start + self.size, self.work.total)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The models at work.
+
+    Args:
+        actors: How many there are.
+        cpus: CPUs of each, and threads, rounded down.
+        gpus: GPUs of each; with none it computes on its CPUs.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a pool has made so far.
+
+    Args:
+        images: Results made.
+        seconds: Since the first actor began with its first part.
+        peak: Most bytes that an actor held.
+    """
+
+    images: int
+    seconds: float
+    peak: int
+
+
+def prepare(
+    run: str, work: Work, out: str, *, checkpoint: str = "last", overwrite: bool = False
+) -> Job:
+    """See that a work can be done, and claim the place for it. Needs no Ray.
+
+    Args:
+        run: The run folder's path or URI.
+        work: What is made.
+        out: A folder or URI; a name that ends in `.parquet` becomes a folder of Parquet files,
+            any other one of PNG files.
+        checkpoint: Which of the run's; see `cl_ray.load`.
+        overwrite: Replace what another request made at `out`.
+
+    Raises:
+        UserError: The run cannot be loaded, the data is of another shape than its images, or
+            `out` is taken or cannot be written.
+    """
+    output = Output.at(out)
+    from cl_ray.loading import load  # torch
+
+    loaded = load(absolute(run), checkpoint, "cpu")
+    if work.dataset is not None and work.dataset.info.shape != loaded.shape:
+        theirs, ours = ("x".join(map(str, s)) for s in (work.dataset.info.shape, loaded.shape))
+        raise UserError(
+            f"{work.dataset.location} has images of {theirs} and {run} makes {ours}: take the "
+            "data that it was trained on, or the like."
+        )
+    size = part_size(work, loaded)
+    record = {
+        "run": without_keys(absolute(run)),
+        "checkpoint": loaded.checkpoint,
+        "weights digest": digest(loaded),
+        **work.record(),
+        "images": work.total,
+        "images in a part": size,
+    }
+    complete = output.claim(record, overwrite)
+    missing = [] if complete else output.missing(-(-work.total // size))
+    return Job(absolute(run), loaded.checkpoint, work, output, record, size, missing)
+
+
+def digest(run: "LoadedRun") -> str:
+    """Of all weights: another run may come to lie where one was."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for network in (run.generator, run.discriminator):
+        for weight in network.state_dict().values():
+            total.update(weight.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def share_out(
+    actors: int | None, cpus: float | None, gpus: float | None, local: bool, parts: int
+) -> Pool:
+    """How many actors there are, and what each of them gets of Ray's cluster.
+
+    Args:
+        actors: As many as were asked for; None is as many as fit.
+        cpus: CPUs of each; None is 1, or with GPUs of this machine an equal part of its CPUs.
+        gpus: GPUs of each, a fraction allowed; None is 1 where this machine has one, else 0.
+        local: Whether the cluster is this machine's own.
+        parts: How many there are to make; more actors are of no use.
+
+    Raises:
+        UserError: None fits.
+    """
+    import ray
+
+    from cl_ray.training.autoscaler import find_autoscaler
+    from cl_ray.training.capacity import _room as room
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    if gpus is None:
+        gpus = min(1.0, largest["GPU"]) if local else 0.0
+    if cpus is None:
+        shared = local and gpus and largest["GPU"]
+        cpus = max(1.0, largest["CPU"] // largest["GPU"]) if shared else 1.0
+    fit = sum(room(node, cpus, gpus) for node in nodes)
+    wanted = min(actors or max(1, fit), parts)
+    if wanted > fit:
+        autoscaler = None if local else find_autoscaler()
+        more = autoscaler.reach(lambda node: room(node, cpus, gpus)) if autoscaler else 0
+        if not fit + more:
+            each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+            raise UserError(
+                f"An actor of {each} fits no machine of the cluster, of which the largest has "
+                f"{largest['CPU']:g} CPU and {largest['GPU']:g} GPU: take smaller "
+                "--cpus-per-actor and --gpus-per-actor."
+            )
+        wanted = int(min(wanted, fit + more))  # Ray's autoscaler sees those that wait for a place
+    return Pool(wanted, cpus, gpus)
+
+
+class Maker:
+    """An actor of the pool: holds the networks, makes and writes one part after another."""
+
+    def __init__(self, job: Job, pool: Pool):
+        import torch
+
+        from cl_ray.loading import load
+        from cl_ray.training.device import keep_freed_memory
+
+        keep_freed_memory()
+        torch.set_num_threads(max(1, int(pool.cpus)))
+        self.job = job
+        dataset = job.work.dataset
+        self.names = folder_names(dataset.info.classes) if dataset else None
+        self.complaint: str | None = None
+        try:
+            self.run = load(job.run, job.checkpoint, "cuda" if pool.gpus else "cpu")
+        except UserError as error:  # the driver could, this machine cannot
+            self.complaint = str(error)
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        """Parts by number in, a row of figures each out."""
+        rows = [self.one(int(part)) for part in batch["part"]]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def one(self, part: int) -> dict[str, Any]:
+        """Make a part and put it in place.
+
+        A complaint is handed on in words: Ray Data would wrap an exception in a traceback.
+        """
+        begun = time.perf_counter()
+        size, full, complaint = 0, False, self.complaint
+        start, stop = self.job.span(part)
+        try:
+            if complaint is None:
+                made = self.job.work.make(self.run, start, stop)
+                files = self.job.output.files(part, made, self.names)
+                size = sum(-(-len(blob) // DISK_BLOCK) * DISK_BLOCK for _, blob in files)
+                for name, blob in files:
+                    self.job.output.put(name, blob)
+        except UserError as error:
+            complaint = str(error)
+        except OSError as error:
+            full = error.errno in FULL
+            complaint = f"out {self.job.output} cannot be written: {first_line(error)}"
+        return {
+            "images": stop - start,
+            "bytes": size,
+            "full": full,
+            "complaint": complaint or "",
+            "seconds": time.perf_counter() - begun,
+            "peak": peak_memory(),
+        }
+
+
+def produce(job: Job, pool: Pool) -> Iterator[Made]:
+    """Make all parts that are missing, and yield after each how far it is. Ray runs already.
+
+    Raises:
+        UserError: A part cannot be read, made or written. Those that are there stay.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    blocks = min(len(job.missing), BLOCKS)
+    parts = ray.data.from_items([{"part": p} for p in job.missing], override_num_blocks=blocks)
+    made = parts.map_batches(
+        Maker,
+        fn_constructor_args=(job, pool),
+        batch_size=1,
+        # One at work and one waiting: a longer queue would end with one actor alone at work.
+        compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        max_task_retries=RETRIES,
+    )
+    images = peak = 0
+    begun = math.inf
+    blocks_made = iter(made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
+    with contextlib.closing(blocks_made):  # or, after an error, its actors would keep their CPUs
+        for block in blocks_made:
+            for values in zip(*block.values(), strict=True):
+                row = dict(zip(block, values, strict=True))
+                begun = min(begun, time.perf_counter() - row["seconds"])
+                if row["complaint"]:
+                    raise UserError(_explain(job, row))
+                images += int(row["images"])
+                peak = max(peak, int(row["peak"]))
+            yield Made(images, time.perf_counter() - begun, peak)
+    missing = job.output.missing(job.parts)
+    if missing:
+        raise UserError(
+            f"{len(missing)} parts are not in {job.output} although they were written: do all "
+            "machines see the same folder?"
+        )
+    job.output.finish(job.record)
+
+
+def _explain(job: Job, row: dict[str, Any]) -> str:
+    """Why it ended, what is there, and what would help."""
+    job = replace(job, missing=job.output.missing(job.parts))
+    there = job.done
+    state = f"{there:,} of {job.work.total:,} images are there"
+    if not row["full"]:
+        return f"{str(row['complaint']).rstrip('.')}; {state}, and the same command goes on."
+    need = int(row["bytes"]) / int(row["images"]) * (job.work.total - there)
+    return (
+        f"{row['complaint']}; {state}, and the rest takes about {decimal(int(need))}: make room "
+        "for it, and the same command goes on."
+    )
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at its peak."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""The run's pictures, curves and figures as one HTML file that needs nothing else."""

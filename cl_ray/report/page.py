@@ -1,0 +1,225 @@
+"""`report`: everything that is there of a run on one HTML page, and what is not, said so."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cl_ray.config import Config, differences, preset
+from cl_ray.data.dataset import Dataset, Rows, first_line, without_keys
+from cl_ray.errors import UserError
+from cl_ray.loading import LoadedRun, load
+from cl_ray.report import trained
+from cl_ray.report.balance import balance, curve_charts, evaluation_charts
+from cl_ray.report.facts import how_it_went, in_words, tiles
+from cl_ray.report.figures import fidelity_rows, representation_table
+from cl_ray.report.pictures import pairs, saved_epochs, strip
+from cl_ray.report.projector import write_projector
+from cl_ray.report.records import curves, epochs, record
+from cl_ray.training.folder import Folder
+
+FILE = "report.html"
+STRIP = 12
+"""Epochs of which samples are shown, at most."""
+STRIP_COLUMNS = 10
+PAIR_COLUMNS = 8
+HIDDEN = ("name", "storage", "preset")
+"""Fields that differ from the preset's in every run."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Args:
+        location: The page's path, or its URI without keys.
+        bytes: Its size.
+        missing: A sentence for each part that the run has nothing for.
+        projector: Whether TensorBoard's projector has the embeddings.
+    """
+
+    location: str
+    bytes: int
+    missing: list[str]
+    projector: bool
+
+
+def report(
+    where: str | Path, checkpoint: str = "last", device: str = "auto", projector: bool = True
+) -> Report:
+    """Write `report.html` into a run folder, and the embeddings for TensorBoard's projector.
+
+    Parts that need what is not there (no checkpoint yet, no evaluation, data that cannot be
+    reached) say so on the page in a sentence.
+
+    Args:
+        where: The run folder's path or URI.
+        checkpoint: Whose networks are shown: `last`, `best` or a checkpoint's name.
+        device: Where they compute: `auto`, `cpu`, `cuda` or `mps`.
+        projector: Whether to write the embeddings.
+
+    Returns:
+        Where the page lies, and what it lacks.
+
+    Raises:
+        UserError: There is no run folder, no checkpoint of the name that was given, or the page
+            cannot be written.
+    """
+    folder = run_folder(where)
+    missing: dict[str, str] = {}
+    text = (folder.read("config.yaml") or b"").decode(errors="replace")
+    config = _try(missing, "config", lambda: Config.from_yaml(text, f"{folder}/config.yaml"))
+    try:
+        run = load(where, checkpoint, device)
+    except UserError as error:
+        if checkpoint != "last":
+            raise
+        run, missing["networks"] = None, without_keys(str(error))
+    dataset = None
+    if config and run:
+        dataset = _try(missing, "data", partial(_data, config, run))
+    summary, evaluation = record(folder, "summary.json"), record(folder, "evaluation.json")
+    lines = epochs(folder)
+    found = curves(folder, lines)
+    ends = [int(line["step"]) for line in lines]
+    shown = _networks(run, dataset, missing)
+    there = saved_epochs(folder, "samples")
+    mapped: trained.Mapped | None = shown.get("map")
+    written = bool(projector and run and mapped)
+    if written and run and mapped:
+        try:
+            write_projector(
+                folder, run.step, mapped.components, mapped.rows, mapped.labels, mapped.split
+            )
+        except OSError as error:
+            raise UserError(
+                f"The embeddings cannot be written into {folder}/tensorboard "
+                f"({first_line(error)}): leave them out with --no-projector."
+            ) from error
+    fidelity = (evaluation or {}).get("fidelity") or {}
+    representation = (evaluation or {}).get("representation") or {}
+    context: dict[str, Any] = {
+        "name": folder.name.partition("?")[0],
+        "folder": str(folder),
+        "command": shlex.quote(str(folder)),
+        "made": f"{datetime.now():%-d %B %Y, %H:%M}",
+        "config": config,
+        "yaml": without_keys(text),
+        "changed": _changed(config),
+        "summary": summary,
+        "lines": lines,
+        "run": run,
+        "dataset": dataset,
+        "evaluation": evaluation,
+        "words": in_words(config, summary, lines, run),
+        "tiles": tiles(evaluation, summary, lines),
+        "went": how_it_went(summary, lines),
+        "strip": strip(folder, STRIP, STRIP_COLUMNS),
+        "epochs_saved": len(there),
+        "pairs": pairs(folder, PAIR_COLUMNS),
+        "curves": curve_charts(found, ends),
+        "balance": balance(found, ends, config),
+        "progress": evaluation_charts(lines),
+        "fidelity": fidelity,
+        "fidelity_rows": fidelity_rows(fidelity),
+        "representation": representation_table(representation),
+        "projector": written,
+        "missing": missing,
+        **shown,
+    }
+    blob = render(context).encode()
+    try:
+        folder.write(FILE, blob)
+    except OSError as error:
+        raise UserError(
+            f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_line(error)}."
+        ) from error
+    return Report(f"{folder}/{FILE}", len(blob), list(missing.values()), written)
+
+
+def run_folder(where: str | Path) -> Folder:
+    """The folder of a run that is there.
+
+    Raises:
+        UserError: It is not, or its storage is not reached.
+    """
+    storage, _, name = str(where).rstrip("/").rpartition("/")
+    folder = Folder.at(storage or ".", name)
+    try:
+        there = folder.read("config.yaml") is not None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {first_line(error)}.") from error
+    if not there:
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
+    return folder
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page; whatever it needs is in it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cl_ray.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html").render(context)
+
+
+def _data(config: Config, run: LoadedRun) -> Dataset:
+    dataset = Dataset.open(config.data)
+    if dataset.info.shape != run.shape:
+        raise UserError(
+            f"{without_keys(config.data)} now holds images of {dataset.info.shape}, and the run "
+            f"was trained on {run.shape}."
+        )
+    return dataset
+
+
+def _networks(
+    run: LoadedRun | None, dataset: Dataset | None, missing: dict[str, str]
+) -> dict[str, Any]:
+    """What the networks show, by the names that the page has for it; None for what they cannot."""
+    shown: dict[str, Any] = dict.fromkeys(
+        ("samples", "noise_ways", "image_ways", "neighbours", "map")
+    )
+    if run is None:
+        return shown
+    shown["samples"] = trained.samples(run)
+    shown["noise_ways"] = trained.ways_of_noise(run)
+    if dataset is None:
+        return shown
+    split = "test" if "test" in dataset.info.splits else "train"
+    rows: Rows | None = _try(missing, "data", lambda: trained.images_to_show(dataset, split))
+    if rows is None:
+        return shown
+    shown["image_ways"] = trained.ways_of_images(run, rows)
+    test = rows if split == "test" else None
+    shown["neighbours"] = _try(missing, "data", lambda: trained.neighbours(run, dataset, test))
+    shown["map"] = trained.mapped(run, dataset, rows, split)
+    if shown["map"] is None:
+        missing["map"] = f"{len(rows.id)} images are too few for a map."
+    return shown
+
+
+def _changed(config: Config | None) -> list[tuple[str, Any, Any]]:
+    if config is None:
+        return []
+    found = differences(preset(config.preset), config)
+    return [(k, old, new) for k, (old, new) in found.items() if k not in HIDDEN]
+
+
+def _try(missing: dict[str, str], part: str, make: Callable[[], T]) -> T | None:
+    """What `make` returns, or None and why."""
+    try:
+        return make()
+    except UserError as error:
+        missing[part] = without_keys(str(error))
+        return None

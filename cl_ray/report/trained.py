@@ -1,0 +1,205 @@
+"""What the networks of a checkpoint show: samples, ways between them, neighbours, a map."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cl_ray.data.dataset import Dataset, Rows
+from cl_ray.evaluation.classifier import Floats
+from cl_ray.evaluation.evaluate import draw
+from cl_ray.loading import LoadedRun
+from cl_ray.report.chart import TOP, Chart, dots, over_values
+from cl_ray.report.embedding import FEWEST, embedding_map
+from cl_ray.report.interpolation import slerp
+from cl_ray.report.neighbours import nearest_pixels
+from cl_ray.report.pictures import Picture, blocks, picture
+
+SEED = 1
+COLUMNS = 8
+"""Images a row: what a phone shows at their size."""
+STEPS, WAYS = 10, 4
+SHOWN, NEAREST = 8, 5
+COMPARED = 400
+"""Samples, and test images, whose nearest training image is looked for."""
+MAPPED = 2000
+PLANE = 360
+COLOURS = 10
+BANK_BYTES = 100_000_000
+"""Training images that are searched, at most: all 60,000 digits, or 8,000 of 64 x 64 in colour."""
+
+
+def images_to_show(dataset: Dataset, split: str) -> Rows:
+    """Images of a split, drawn at random, as many as the map shows."""
+    return draw(dataset, split, MAPPED, SEED)
+
+
+def samples(run: LoadedRun) -> list[Picture]:
+    """64 images of noise."""
+    images = run.generate(8 * COLUMNS, SEED)
+    return blocks(images, COLUMNS, 4, f"images that G made of noise, after {run.step:,} steps")
+
+
+def ways_of_noise(run: LoadedRun) -> Picture:
+    """From one sample to another."""
+    ends = run.noise(2 * WAYS, SEED + 1)
+    points = slerp(ends[:WAYS], ends[WAYS:], STEPS)
+    alt = (
+        f"{WAYS} rows: G's image of one random vector turns into that of another in {STEPS} steps."
+    )
+    return picture(run.decode(points.flatten(0, 1)), STEPS, alt)
+
+
+def ways_of_images(run: LoadedRun, real: Rows) -> Picture:
+    """From a real image, by what G makes of the way between their codes, to another."""
+    chosen = real.image[: 2 * WAYS]
+    codes = run.encode(chosen)
+    half = len(chosen) // 2
+    points = slerp(codes[:half], codes[half : 2 * half], STEPS - 2)
+    between = run.decode(points.flatten(0, 1)).reshape(half, STEPS - 2, *run.shape)
+    first, last = chosen[:half, None], chosen[half : 2 * half, None]
+    rows = np.concatenate([first, between, last], 1).reshape(-1, *run.shape)
+    alt = f"{half} rows: a real image, G's images of the way to another one, and that one."
+    return picture(rows, STEPS, alt)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Samples with their nearest training images, and how near those are.
+
+    Args:
+        rows: A sample, with the distance as its label, and the images nearest to it.
+        chart: How the distances are distributed, of samples and of real test images.
+        samples: Their median distance to the nearest training image.
+        floor: That of real test images; None where there are none.
+        nearer: Share of samples that are nearer than all but 1 % of the test images.
+        count: Samples that were looked at.
+        bank: Training images that were searched.
+        whole: Whether those are all there are.
+    """
+
+    rows: list[tuple[Picture, Picture]]
+    chart: Chart
+    samples: float
+    floor: float | None
+    nearer: float | None
+    count: int
+    bank: int
+    whole: bool
+
+
+def neighbours(run: LoadedRun, dataset: Dataset, test: Rows | None) -> Neighbours:
+    """The nearest training images of samples, and how much nearer they are than new images'."""
+    most = BANK_BYTES // int(np.prod(dataset.info.shape))
+    train = draw(dataset, "train", most, SEED)
+    made = run.generate(COMPARED, SEED)
+    found = nearest_pixels(train.image, made, NEAREST)
+    # The samples that are nearest to a training image come first: any copies are among these.
+    by_distance = np.argsort(found.distances[:, 0], kind="stable")
+    order = [*by_distance[: SHOWN // 2], *np.sort(by_distance[SHOWN // 2 :])[: SHOWN // 2]]
+    rows = [
+        (
+            picture(made[i : i + 1], 1, "A sample.", f"{found.distances[i, 0]:.2f}"),
+            picture(train.image[found.rows[i]], NEAREST, "Its nearest training images."),
+        )
+        for i in order
+    ]
+    sets: dict[str, tuple[str, np.ndarray]] = {"samples": ("fake", found.distances[:, 0])}
+    floor = nearer = None
+    if test is not None:
+        new = nearest_pixels(train.image, test.image[:COMPARED], 1).distances[:, 0]
+        sets["real test images"] = ("real", new)
+        floor = float(np.median(new))
+        nearer = float((found.distances[:, 0] < np.quantile(new, 0.01)).mean())
+    return Neighbours(
+        rows=rows,
+        chart=over_values(
+            "Distance to the nearest training image, share of images",
+            {name: (colour, values) for name, (colour, values) in sets.items()},
+            "Euclidean distance of pixels, each in [0, 1]",
+        ),
+        samples=float(np.median(found.distances[:, 0])),
+        floor=floor,
+        nearer=nearer,
+        count=len(made),
+        bank=len(train.id),
+        whole=len(train.id) == dataset.info.splits["train"].rows,
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The points of one label.
+
+    Args:
+        name: The label's; empty where there are none.
+        colour: A class of the style sheet.
+        dots: The points, as SVG's `d`.
+        count: How many.
+        x: Where the name stands.
+        y: The same, from above.
+    """
+
+    name: str
+    colour: str
+    dots: str
+    count: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A map of embeddings, and what was mapped.
+
+    Args:
+        groups: Points by label.
+        split: Which images they are.
+        count: How many.
+        kept: Share of variance that t-SNE saw.
+        components: Principal components, [n, d].
+        rows: The images.
+        labels: Their labels' names; None if there are none.
+        dimensions: Of the features.
+    """
+
+    groups: list[Group]
+    split: str
+    count: int
+    kept: float
+    components: Floats
+    rows: Rows
+    labels: list[str] | None
+    dimensions: int
+
+
+def mapped(run: LoadedRun, dataset: Dataset, rows: Rows, split: str) -> Mapped | None:
+    """D's features of images as points; None where they are too few for a map."""
+    if len(rows.id) < FEWEST:
+        return None
+    features = run.embed(rows.image)
+    plane = embedding_map(features)
+    low, high = plane.points.min(0), plane.points.max(0)
+    x, y = ((plane.points - low) / np.maximum(high - low, 1e-9) * (PLANE - 2 * TOP) + TOP).T
+    labels = None if rows.label is None else names(dataset, rows.label)
+    groups = []
+    for number in [None] if rows.label is None else np.unique(rows.label).tolist():
+        here = np.ones(len(x), bool) if rows.label is None else rows.label == number
+        groups.append(
+            Group(
+                name="" if number is None else names(dataset, np.array([number]))[0],
+                colour="ink" if number is None else f"c{number % COLOURS}",
+                dots=dots(x[here], y[here]),
+                count=int(here.sum()),
+                x=round(float(np.median(x[here])), 1),
+                y=round(float(np.median(y[here])), 1),
+            )
+        )
+    return Mapped(
+        groups, split, len(x), plane.kept, plane.components, rows, labels, features.shape[1]
+    )
+
+
+def names(dataset: Dataset, labels: np.ndarray) -> list[str]:
+    """What the labels are called."""
+    known = dataset.info.classes
+    return [known[i] if known and i < len(known) else str(i) for i in labels.tolist()]

@@ -1,0 +1,40 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from reported_run import EVALUATION, SUMMARY, train, write_digits
+
+from cl_ray.report.page import report
+from cl_ray.training.folder import Folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set of packaged digits, training and test."""
+    return write_digits(tmp_path_factory.mktemp("digits") / "digits")
+
+
+@pytest.fixture(scope="session")
+def trained(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished and evaluated run; tests leave it as it is."""
+    folder = Folder.at(str(tmp_path_factory.mktemp("runs")), "demo")
+    train(folder, digits)
+    folder.write("summary.json", json.dumps(SUMMARY).encode())
+    folder.write("evaluation.json", json.dumps(EVALUATION).encode())
+    return Path(folder.uri)
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to do as one likes with."""
+    return Path(shutil.copytree(trained, tmp_path / "demo"))
+
+
+@pytest.fixture(scope="session")
+def page(trained: Path) -> Path:
+    """The report of that run."""
+    made = report(trained)
+    assert made.missing == []
+    assert made.projector
+    return Path(made.location)

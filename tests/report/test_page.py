@@ -1,0 +1,234 @@
+"""The page says what is there, and what is not; where it cannot be made, one sentence says why."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from reported_run import EVALUATION, folder_of, train, write_digits
+from training.conftest import bucket  # noqa: F401
+
+from cl_ray import cli
+from cl_ray.errors import UserError
+from cl_ray.report.page import report
+
+
+def text_of(path: Path | str) -> str:
+    return Path(path).read_text()
+
+
+def section(page: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
+    assert found, name
+    return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", found.group(1)).split())
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)"', page)
+
+
+EVERY = [
+    "samples", "pairs", "ways", "neighbours", "figures", "map", "curves", "balance", "settings",
+]  # fmt: skip
+
+
+def test_a_finished_run_has_every_part(page: Path) -> None:
+    text = text_of(page)
+    assert sections(text) == EVERY
+    assert 'class="missing"' not in text
+    assert re.findall(r'href="#(\w+)"', text) == EVERY
+    figures = section(text, "figures")
+    assert "Measured at checkpoint step-00000030 on digits, in 80 s." in figures
+    assert "features of mnist-classifier, 10,000 images of each kind" in figures
+    for words in (
+        "Fréchet distance 0 if alike 1.9 floor 0.03; 63.3 × the floor",
+        "0.004 floor 0.00001",
+        "81.0% floor 95.0%",
+        "1 : 2.5 floor 1 : 1.2",
+        "Something new 0.123",
+        "1 nearest neighbour 97.67% 91.00%",
+        "100 labels, linear probe 88.00% ± 1.23 –",
+        "12.0 1",
+        "trained without labels",
+        "A note of &lt;the&gt; evaluation.",
+    ):
+        assert words in figures, words
+    settings = section(text, "settings")
+    for words in (
+        "generator.width 4 32", "seed 7 0", "latent: 10", "5 min 52 s in all", "353,227 parameters",
+        "1.23 GB at its peak", "cpu, 1 threads, float32", "torch 2.14.1",
+    ):  # fmt: skip
+        assert words in settings, words
+    assert "storage /" not in settings  # where it lies is no setting that was changed
+    assert "for 3 epochs, 30 steps of 32 pairs" in text
+    assert "still training" not in text
+    assert "0.0213" in section(text, "pairs")
+    assert "all 300 training images" in section(text, "neighbours")
+    assert "90 test images" in section(text, "map")
+
+
+def test_a_run_that_is_still_training(copied: Path) -> None:
+    (copied / "summary.json").unlink()
+    (copied / "evaluation.json").unlink()
+    config = (copied / "config.yaml").read_text().replace("epochs: 3", "epochs: 5")
+    (copied / "config.yaml").write_text(config)
+    text = text_of(report(copied).location)
+    assert sections(text) == EVERY
+    assert "3 of 5 epochs" in text
+    assert "still training, or was stopped" in text
+    assert "the run writes summary.json at its end" in section(text, "settings")
+    assert f"Not measured: cl-ray evaluate {copied}" in section(text, "figures")
+
+
+def test_a_run_that_has_nothing_yet(copied: Path) -> None:
+    for name in ("checkpoints", "samples", "tensorboard"):
+        shutil.rmtree(copied / name)
+    for file in copied.iterdir():
+        if file.name != "config.yaml":
+            file.unlink()
+    made = report(copied)
+    assert made.missing == [f"{copied} has no checkpoint yet: train it further."]
+    assert not made.projector
+    text = text_of(made.location)
+    assert sections(text) == EVERY
+    for name in EVERY:
+        assert len(re.findall(r"\w+", section(text, name))) > 5, name
+    for name in ("samples", "ways", "neighbours", "map"):
+        assert "has no checkpoint yet" in section(text, name)
+    assert "Nothing was recorded yet" in section(text, "curves")
+    assert "<img" not in text
+
+
+def test_data_that_is_not_reachable_any_more(copied: Path, tmp_path: Path) -> None:
+    config = (copied / "config.yaml").read_text()
+    gone = str(tmp_path / "gone")
+    (copied / "config.yaml").write_text(re.sub(r"\ndata: .*", f"\ndata: {gone}", config))
+    made = report(copied)
+    assert len(made.missing) == 1
+    assert gone in made.missing[0]
+    text = text_of(made.location)
+    for name in ("neighbours", "map"):
+        assert f"The data cannot be shown: {gone}" in section(text, name)
+    assert "From noise to noise" in section(text, "ways")
+    assert "From a real image" not in section(text, "ways")
+    assert "at checkpoint step-00000030" in section(text, "samples")
+
+
+def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "plain", labelled=False, test=False)
+    folder = folder_of(tmp_path / "demo")
+    train(folder, data, epochs=1)
+    made = report(folder.uri)
+    text = text_of(made.location)
+    assert "300 training images" in section(text, "map")
+    assert "have no labels, so the points have one colour" in section(text, "map")
+    assert "a real test image" not in section(text, "neighbours")
+    assert made.projector
+    metadata = next((tmp_path / "demo" / "tensorboard").rglob("metadata.tsv")).read_text()
+    assert metadata.splitlines()[0] == "id\tsplit"
+    assert {line.split("\t")[1] for line in metadata.splitlines()[1:]} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("left", "complaint"),
+    [
+        ({"fidelity": None}, "Not measured: cl-ray evaluate"),
+        ({"representation": None}, "which takes labels"),
+        ({"representation": {"discriminator": {}}}, "which takes labels"),
+        ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
+        ({"fidelity": {"features": "inception-v3", "figures": {}, "histogram": None}}, "Not meas"),
+        ({"checkpoint": "step-00000020"}, "The pictures on this page are of step-00000030"),
+    ],
+)
+def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: str) -> None:
+    folder_of(copied).write("evaluation.json", json.dumps(EVALUATION | left).encode())
+    text = text_of(report(copied, projector=False).location)
+    assert complaint in section(text, "figures")
+    assert sections(text) == EVERY
+    assert "None" not in section(text, "figures")
+
+
+def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
+    with (copied / "config.yaml").open("a") as config:
+        config.write("from_tomorrow: 3\n")
+    made = report(copied)
+    assert any("from_tomorrow" in sentence for sentence in made.missing)
+    text = text_of(made.location)
+    assert "cannot be read by this version" in text
+    assert "from_tomorrow" in section(text, "settings")
+    assert "G’s loss against D’s" in section(text, "balance")
+
+
+def test_a_page_on_remote_storage_is_that_of_the_local_folder(
+    trained: Path,
+    page: Path,
+    bucket: Any,  # noqa: F811
+) -> None:
+    uri = bucket.uri("runs", user="me:pass@")
+    remote, path = pyarrow.fs.FileSystem.from_uri(uri)
+    pyarrow.fs.copy_files(
+        str(trained), f"{path}/demo", destination_filesystem=remote,
+        source_filesystem=pyarrow.fs.LocalFileSystem(),
+    )  # fmt: skip
+    local = bucket.files("runs/demo/").pop("report.html").decode()
+    remote.delete_file(f"{path}/demo/report.html")
+    remote.delete_file(f"{path}/demo/tensorboard/projector_config.pbtxt")
+    made = report(uri.replace("/runs?", "/runs/demo?"))
+    assert made.location == "s3://bucket/runs/demo/report.html"
+    files = bucket.files("runs/demo/")
+    assert "tensorboard/projector_config.pbtxt" in files
+    assert len(files["report.html"]) == made.bytes
+    text = files["report.html"].decode()
+    assert "pass@" not in text
+    for name in EVERY[:-1]:
+        ours, theirs = (
+            section(t, name).replace(place, "HERE")
+            for t, place in ((text, "s3://bucket/runs/demo"), (local, str(trained)))
+        )
+        assert ours == theirs, name
+
+
+def test_the_command(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parent)
+    (copied / "tensorboard" / "projector_config.pbtxt").unlink(missing_ok=True)
+    cli.main(["report", "demo", "--checkpoint=best", "--no-projector"])
+    shown = capsys.readouterr().out
+    assert f"{copied}/report.html (" in shown
+    assert "kB)" in shown
+    assert "rojector" not in shown
+    assert not (copied / "tensorboard" / "projector_config.pbtxt").exists()
+    (copied / "checkpoints" / "step-00000030" / "manifest.json").unlink()
+    (copied / "checkpoints" / "step-00000020" / "manifest.json").unlink()
+    (copied / "checkpoints" / "step-00000010" / "manifest.json").unlink()
+    cli.main(["report", f"{copied}/"])
+    assert "has no checkpoint yet" in capsys.readouterr().out
+
+
+def test_what_is_no_run_or_no_checkpoint_is_one_sentence(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "report.html").unlink(missing_ok=True)
+    for flags, complaint in (
+        ([str(tmp_path / "nowhere")], "nowhere is not a run folder: it has no config.yaml."),
+        ([str(copied), "--checkpoint=step-00000099"], "There is no checkpoint step-00000099"),
+        ([str(copied), "--device=gpu"], "gpu"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["report", *flags])
+        said = capsys.readouterr()
+        assert complaint in said.err
+        assert "Traceback" not in said.err
+    assert not (tmp_path / "nowhere").exists()
+    assert not (copied / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written(copied: Path) -> None:
+    (copied / "report.html").unlink(missing_ok=True)
+    (copied / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report.html cannot be written \([\d,]+ bytes\)"):
+        report(copied, projector=False)

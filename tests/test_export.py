@@ -1,0 +1,205 @@
+"""An export computes what the run computes, and is there whole or not at all."""
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import cl_ray
+import cl_ray.export
+from cl_ray import cli
+from cl_ray.checkpoint import Checkpoints
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.data.writer import About, Picture, write
+from cl_ray.run import Run
+from cl_ray.training.folder import Folder
+
+SMALL = {"depth": 3, "width": 4}
+FILES = {
+    "generate": ("latents", "images"),
+    "encode": ("images", "latents"),
+    "embed": ("images", "embeddings"),
+    "score": ("images", "scores"),
+}
+SHAPES = {"grey": (28, 28, 1), "colour": (33, 33, 3)}
+
+
+@pytest.fixture(scope="module")
+def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of two runs, of one epoch each: grey digits, and colours of an odd size."""
+    folder = tmp_path_factory.mktemp("export")
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (70, *SHAPES["colour"]), dtype=np.uint8)
+    pictures = [Picture(image, None, "noise") for image in colours]
+    write({"train": pictures}, str(folder / "colours"), About("colours", "noise"))
+    found = {}
+    for name, data in (("grey", make_digits(100)), ("colour", str(folder / "colours"))):
+        config = Config(data=data, batch_size=32, generator=SMALL, discriminator=SMALL)
+        run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)))
+        run.epoch()
+        where = Folder.at(str(folder / "runs"), name)
+        where.write("config.yaml", config.to_yaml().encode())
+        Checkpoints(*where.open()).save(run.state_dict(), epoch=1, step=4, figure=0.5)
+        found[name] = Path(where.uri)
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence that `cl-ray export` says."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", *arguments])
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("cl-ray: ")
+    assert message.count("\n") == 1
+    return message.removeprefix("cl-ray: ").rstrip()
+
+
+def open_onnx(folder: Path, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    file = str(folder / f"{name}.onnx")
+    onnx.checker.check_model(file, full_check=True)
+    opsets = {opset.domain: opset.version for opset in onnx.load(file).opset_import}
+    assert opsets[""] == 18
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (takes,), (gives,) = session.get_inputs(), session.get_outputs()
+    assert (takes.name, gives.name) == FILES[name]
+    for port in (takes, gives):
+        assert port.shape[0] == "n"
+        assert port.type == ("tensor(uint8)" if port.name == "images" else "tensor(float)")
+    about = json.loads((folder / "model.json").read_text())["files"][f"{name}.onnx"]
+    assert [about["input"]["shape"], about["output"]["shape"]] == [takes.shape, gives.shape]
+    return lambda x: session.run(None, {takes.name: x})[0]
+
+
+def open_torch(folder: Path, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    module = torch.export.load(folder / f"{name}.pt2").module()
+    return lambda x: module(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [("grey", "onnx"), ("colour", "onnx"), ("colour", "torch")]
+)
+def test_the_files_compute_what_the_run_does(
+    capsys: pytest.CaptureFixture[str],
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    form: str,
+) -> None:
+    out = tmp_path / "deep" / "model"
+    monkeypatch.setenv("COLUMNS", "120")
+    cli.main(["export", str(runs[kind]), f"--out={out}", f"--format={form}"])
+    printed = capsys.readouterr().out
+    loaded, shape = cl_ray.load(runs[kind]), SHAPES[kind]
+    ending = {"onnx": "onnx", "torch": "pt2"}[form]
+    assert {file.name for file in out.iterdir()} == {f"{n}.{ending}" for n in FILES} | {
+        "model.json"
+    }
+    assert [file.name for file in out.parent.iterdir()] == ["model"]
+    compute = {name: {"onnx": open_onnx, "torch": open_torch}[form](out, name) for name in FILES}
+    random = np.random.default_rng(1)
+    for n in (1, 2, 9, 130):
+        latents = loaded.noise(n, seed=3).numpy()
+        pixels = compute["generate"](latents)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (n, *shape)
+        assert np.abs(pixels.astype(int) - loaded.generate(n, seed=3)).max() <= 1
+        images = random.integers(0, 256, (n, *shape), dtype=np.uint8)
+        for name, expected in {
+            "encode": loaded.encode(images).numpy(),
+            "embed": loaded.embed(images),
+            "score": loaded.score(images),
+        }.items():
+            assert compute[name](images).shape == expected.shape
+            assert np.allclose(compute[name](images), expected, rtol=1e-3, atol=1e-4), name
+
+    record = json.loads((out / "model.json").read_text())
+    assert (record["checkpoint"], record["step"], record["format"]) == ("step-00000004", 4, form)
+    assert Config.model_validate(record["config"]) == loaded.config
+    assert record["versions"]["torch"] == version("torch")
+    for name, about in record["files"].items():
+        line = next(line for line in printed.splitlines() if line.startswith(name))
+        assert f"{about['largest_difference']:.2g} of" in line
+        assert about["largest_difference"] <= 1
+
+
+def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(
+    capsys: pytest.CaptureFixture[str], runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run, out = str(runs["grey"]), tmp_path / "model"
+    arguments = (run, f"--out={out}", "--format=torch")
+    cli.main(["export", *arguments])
+    first = (out / "model.json").read_bytes()
+    assert refused(capsys, *arguments) == (
+        f"{out} is there already: give another --out, or --overwrite to replace it."
+    )
+    cli.main(["export", str(runs["colour"]), *arguments[1:], "--overwrite"])
+    assert (out / "model.json").read_bytes() != first
+
+    (out / "notes.txt").write_text("mine")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert refused(capsys, *arguments, "--overwrite") == (
+        f"{out} holds notes.txt, which is no part of an export: give another --out."
+    )
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "file").touch()
+    assert refused(capsys, run, f"--out={tmp_path}/file", "--overwrite") == (
+        f"{tmp_path}/file is a file: give a folder as --out."
+    )
+    assert "s3://bucket/model is a URI" in refused(capsys, run, "--out=s3://me:pass@bucket/model")
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_files_that_compute_something_else_are_refused(
+    capsys: pytest.CaptureFixture[str],
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+) -> None:
+    right = cl_ray.export.Encode.forward
+    monkeypatch.setattr(
+        cl_ray.export.Encode, "forward", lambda self, images: 1.001 * right(self, images)
+    )
+    message = refused(capsys, str(runs["grey"]), f"--out={tmp_path}/model", f"--format={form}")
+    ending = {"onnx": "onnx", "torch": "pt2"}[form]
+    assert message.startswith(f"encode.{ending}, for 1 images, differs from PyTorch by 0.001, ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str],
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, run = f"--out={tmp_path}/model", str(runs["grey"])
+    assert "not a run folder" in refused(capsys, str(tmp_path / "none"), out)
+    assert "there are: step-00000004" in refused(capsys, run, out, "--checkpoint=step-00000005")
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "config.yaml").write_bytes((runs["grey"] / "config.yaml").read_bytes())
+    assert "no checkpoint yet" in refused(capsys, str(tmp_path / "young"), out)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", run, out, "--format=tflite"])
+    assert end.value.code == 2
+    assert "tflite" in capsys.readouterr().err
+    with pytest.raises(cl_ray.UserError, match="format 'tflite' is unknown; there are: onnx, "):
+        cl_ray.export.export(run, tmp_path / "model", "tflite")  # type: ignore[arg-type]
+    monkeypatch.setattr(cl_ray.export, "NEEDS", {"onnx": ("onnx", "no_such_runtime")})
+    assert refused(capsys, run, out) == (
+        "--format onnx needs no_such_runtime: `pip install no_such_runtime`."
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["young"]

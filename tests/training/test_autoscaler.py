@@ -1,0 +1,161 @@
+"""A cluster whose nodes an autoscaler starts: what fits is waited for, what never will is refused.
+
+The cluster is a head without a CPU, and its nodes are processes on this machine.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+from small_run import SMALL
+
+from cl_ray.config import build
+from cl_ray.errors import UserError
+from cl_ray.training.autoscaler import UNKNOWN, Autoscaler, NodeType, find_autoscaler
+from cl_ray.training.capacity import Plan, plan
+from cl_ray.training.cluster import running_ray
+
+HEAD = Path(__file__).with_name("autoscaled.py")
+CONFIG = {
+    "max_workers": 3,
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
+        "large": {
+            "resources": {"CPU": 6, "GPU": 4}, "node_config": {}, "min_workers": 0, "max_workers": 2
+        },
+    },
+}  # fmt: skip
+FOUND = Autoscaler(
+    (NodeType({"CPU": 0}, 0), NodeType({"CPU": 1}, 3), NodeType({"CPU": 6, "GPU": 4}, 2)), 3
+)
+
+
+class Head:
+    """A cluster's head, in a process of its own; see autoscaled.py."""
+
+    def __init__(self, version: str):
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HEAD), version, json.dumps(CONFIG)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self.address = self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+        assert self.answer() == "done"
+
+
+@pytest.fixture(scope="module", params=["1", "2"])
+def head(request: pytest.FixtureRequest) -> Iterator[Head]:
+    """Of a cluster with an autoscaler of version 1 or 2, once it is told to start that."""
+    head = Head(request.param)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            ray.init(address=head.address, log_to_driver=False, logging_level="ERROR")
+            yield head
+    finally:
+        ray.shutdown()
+        head.process.communicate()  # the end of its input is the end of it
+
+
+def asked(**fields: Any) -> Plan:
+    return plan(build({"batch_size": 120, **fields}), local=False)
+
+
+def refused(**fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        asked(**fields)
+    return str(caught.value)
+
+
+def until(there: Callable[[], Any]) -> None:
+    for _ in range(120):
+        if there():
+            return
+        time.sleep(0.5)
+    raise AssertionError("it never came")
+
+
+def test_what_an_autoscaler_reaches() -> None:
+    """The best nodes first, as many as there may be of each and of all."""
+    assert FOUND.reach(lambda node: node.get("CPU", 0)) == 6 + 6 + 1
+    assert FOUND.reach(lambda node: node.get("GPU", 0)) == 4 + 4
+    some = Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 1), NodeType({"CPU": 9}, 0)), 2)
+    assert some.reach(lambda node: node["CPU"]) == float("inf")
+    assert Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 0)), 9).reach(lambda n: n["CPU"]) == 4
+    assert UNKNOWN.reach(lambda node: node["CPU"]) == float("inf")
+
+
+def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(head: Head) -> None:
+    with running_ray(None, False, False, Console(quiet=True)) as local:
+        assert not local  # joined, not started here
+
+    assert find_autoscaler() is None
+    assert refused() == (
+        "workers 1 with 1 CPU each need 1 CPU; the cluster has 0: take a smaller --cpus-per-worker."
+    )
+    head.tell("external")
+    until(find_autoscaler)
+    assert find_autoscaler() == UNKNOWN
+    assert asked(workers=40, gpus_per_worker=1).waits_for == (
+        "40 CPU and 40 GPU from the autoscaler, whose limit is not known here (Ctrl-C ends the "
+        "waiting)"
+    )
+    head.tell("end")
+    head.tell("bootstrap")
+    assert find_autoscaler() == FOUND
+    assert asked(workers=2).waits_for == "2 CPU, which the autoscaler may add"
+    assert asked(workers=8, gpus_per_worker=1).waits_for == (
+        "8 CPU and 8 GPU, which the autoscaler may add"
+    )
+    assert refused(workers=15) == (
+        "workers 15 with 1 CPU each need 15 CPU; the cluster has 0 and its autoscaler may add 13: "
+        "take --workers 13, or a smaller --cpus-per-worker."
+    )
+    assert refused(workers=10, gpus_per_worker=1) == (
+        "workers 10 with 1 GPU each need 10 GPU; the cluster has 0 and its autoscaler may add 8: "
+        "take --workers 8, or a smaller --gpus-per-worker."
+    )
+    assert refused(workers=3, cpus_per_worker=4) == (
+        "workers 3 with 4 CPU each do not fit: the cluster's nodes, 1 of them, have room for 0, "
+        "with those that its autoscaler may add for 2: take --workers 2, or give each less."
+    )
+    assert refused(cpus_per_worker=7) == (
+        "workers 1 with 7 CPU each do not fit: the cluster's nodes, 1 of them, have room for 0, "
+        "with those that its autoscaler may add for 0: give each less."
+    )
+
+
+@pytest.mark.parametrize("head", ["2"], indirect=True)  # of the version that `ray up` starts
+def test_a_run_that_waits_gets_its_node(head: Head, make_digits: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
+            f"--data={make_digits(100)}", *SMALL,
+        ],
+        env={**os.environ, "RAY_ADDRESS": head.address, "COLUMNS": "200"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Waiting for 1 CPU, which the autoscaler may add.\n" in done.stdout
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert (summary["status"], summary["workers"]) == ("finished", 1)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    assert sorted(node["Resources"].get("CPU", 0) for node in nodes) == [0, 1]
+    assert asked() == Plan(1, 0, 1, None)
