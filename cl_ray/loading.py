@@ -120,8 +120,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         UserError: There is no such run, no checkpoint yet, another version's run, a damaged
             file, or weights that are no numbers.
     """
-    storage, _, name = str(where).rstrip("/").rpartition("/")
-    folder = Folder.at(storage or ".", name)
+    folder = Folder.of(where)
     if folder.read("config.yaml") is None:
         raise UserError(f"{where} is not a run folder: it has no config.yaml.")
     checkpoints = Checkpoints(*folder.open())

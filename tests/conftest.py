@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bucket import bucket  # noqa: F401
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import About, Picture, write

@@ -92,8 +92,7 @@ def command(arguments: Sequence[str]) -> None:
                 console.print(f"measuring: {what}", highlight=False)
 
         found = evaluator.evaluate(run, thorough=True, tell=tell)
-    storage, _, name = asked.run.rstrip("/").rpartition("/")
-    folder = Folder.at(storage or ".", name)
+    folder = Folder.of(asked.run)
     show(found, console)
     folder.write("evaluation.json", json.dumps(found.to_dict(), indent=1).encode())
     console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)

@@ -59,6 +59,8 @@ class ProduceCommand(Model):
 
 def produce_here(asked: ProduceCommand, work: "Work") -> None:
     """See that it can be done, start or join Ray, make all that is missing, and say so."""
+    import ray.data  # noqa: F401  # which sets up its loggers, before they are made quiet
+
     from cl_ray.inference.pool import prepare, produce, share_out
     from cl_ray.training.cluster import running_ray, see_that_nodes_share
     from cl_ray.training.folder import Folder
@@ -77,7 +79,7 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     try:
         with running_ray(asked.address, False, asked.verbose, console) as local:
             if job.output.local:
-                see_that_nodes_share(Folder.at(*job.output.location.rsplit("/", 1)))
+                see_that_nodes_share(Folder.of(job.output.location), "out")
             each = asked.cpus_per_actor, asked.gpus_per_actor
             pool = share_out(asked.actors, *each, local, len(job.missing))
             say(console, f"{job.checkpoint} of {asked.run} by {actors(pool)}")

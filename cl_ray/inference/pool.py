@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -174,7 +175,7 @@ def share_out(
     import ray
 
     from cl_ray.training.autoscaler import find_autoscaler
-    from cl_ray.training.capacity import _room as room
+    from cl_ray.training.capacity import room
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
@@ -261,22 +262,26 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
         UserError: A part cannot be read, made or written. Those that are there stay.
     """
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     blocks = min(len(job.missing), BLOCKS)
     parts = ray.data.from_items([{"part": p} for p in job.missing], override_num_blocks=blocks)
-    made = parts.map_batches(
-        Maker,
-        fn_constructor_args=(job, pool),
-        batch_size=1,
-        # One at work and one waiting: a longer queue would end with one actor alone at work.
-        compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say how often a part is tried, and tries for ever unsaid.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        made = parts.map_batches(
+            Maker,
+            fn_constructor_args=(job, pool),
+            batch_size=1,
+            # One at work and one waiting: a longer queue would end with one actor alone at work.
+            compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            max_task_retries=RETRIES,
+        )
     images = peak = 0
     begun = math.inf
     blocks_made = iter(made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))

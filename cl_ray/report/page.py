@@ -148,8 +148,7 @@ def run_folder(where: str | Path) -> Folder:
     Raises:
         UserError: It is not, or its storage is not reached.
     """
-    storage, _, name = str(where).rstrip("/").rpartition("/")
-    folder = Folder.at(storage or ".", name)
+    folder = Folder.of(where)
     try:
         there = folder.read("config.yaml") is not None
     except OSError as error:

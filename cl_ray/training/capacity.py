@@ -49,8 +49,8 @@ def plan(config: Config, local: bool) -> Plan:
         gpus = _share(live["GPU"], most) if local and config.device in ("auto", "cuda") else 0.0
     cpus = config.cpus_per_worker or (max(1.0, live["CPU"] // most) if local else 1.0)
     threads = config.threads or max(1, int(cpus))
-    room = sum(_room(node, cpus, gpus) for node in nodes)
-    if room >= least:
+    fitting = sum(room(node, cpus, gpus) for node in nodes)
+    if fitting >= least:
         return Plan(cpus, gpus, threads, None)
 
     autoscaler = None if local else find_autoscaler()
@@ -74,18 +74,18 @@ def plan(config: Config, local: bool) -> Plan:
                 f"cluster has {live[kind]:g}{may}: {way}."
             )
     each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    fits = able(lambda node: _room(node, cpus, gpus), room)
+    fits = able(lambda node: room(node, cpus, gpus), fitting)
     if fits < least:  # enough in all, but no worker is split over nodes or GPUs
         may = f", with those that its autoscaler may add for {fits:g}" if autoscaler else ""
         way = f"take --workers {fits:g}, or give each less" if fits else "give each less"
         raise UserError(
             f"workers {least} with {each} each do not fit: the cluster's nodes, {len(nodes)} "
-            f"of them, have room for {room}{may}: {way}."
+            f"of them, have room for {fitting}{may}: {way}."
         )
     missing = " and ".join(f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k])
-    missing = missing or f"nodes with room for {least - room} more workers of {each}"
+    missing = missing or f"nodes with room for {least - fitting} more workers of {each}"
     if math.isinf(fits):
-        source = "from the autoscaler, whose limit is not known here (Ctrl-C ends the waiting)"
+        source = "from the autoscaler, whose limit is not known here"
         return Plan(cpus, gpus, threads, f"{missing} {source}")
     return Plan(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
 
@@ -104,11 +104,11 @@ def _amount(kind: str, node: dict[str, float]) -> float:
     return node.get(kind, 0.0)
 
 
-def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+def room(node: dict[str, float], cpus: float, gpus: float) -> int:
     """How many workers a node holds; a fraction of a GPU is one of a single GPU."""
-    room = math.floor(node.get("CPU", 0.0) / cpus + 1e-6)
+    workers = math.floor(node.get("CPU", 0.0) / cpus + 1e-6)
     if gpus >= 1:
-        room = min(room, math.floor(node.get("GPU", 0.0) / gpus + 1e-6))
+        workers = min(workers, math.floor(node.get("GPU", 0.0) / gpus + 1e-6))
     elif gpus:
-        room = min(room, int(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-6))
-    return room
+        workers = min(workers, int(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-6))
+    return workers

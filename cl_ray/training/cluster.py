@@ -58,8 +58,13 @@ def running_ray(
         ray.shutdown()
 
 
-def see_that_nodes_share(folder: Folder) -> None:
-    """Refuse a local path on several machines, of which one does not see what is written here."""
+def see_that_nodes_share(folder: Folder, flag: str = "storage") -> None:
+    """Refuse a local path on several machines, of which one does not see what is written here.
+
+    Args:
+        folder: Where this machine can write.
+        flag: What the path was given as.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -88,6 +93,6 @@ def see_that_nodes_share(folder: Folder) -> None:
     blind = [n["NodeManagerHostname"] for n, seen in zip(nodes, answers, strict=True) if not seen]
     if blind:
         raise UserError(
-            f"storage {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
-            "--storage s3://..., gs://... or a path that every machine mounts."
+            f"{flag} {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
+            f"--{flag} s3://..., gs://... or a path that every machine mounts."
         )

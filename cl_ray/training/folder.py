@@ -31,6 +31,13 @@ class Folder:
             storage if "://" in storage else str(Path(storage).expanduser().absolute()), name
         )
 
+    @classmethod
+    def of(cls, where: "str | Path") -> "Folder":
+        """The run folder that a path or URI names; a URI's options, `?scheme=http`, stay at it."""
+        place, mark, options = str(where).partition("?") if "://" in str(where) else (where, "", "")
+        storage, _, name = str(place).rstrip("/").rpartition("/")
+        return cls.at(f"{storage or '.'}{mark}{options}", name)
+
     @property
     def remote(self) -> bool:
         """Whether it is reached by a URI; such storage is taken to be shared by all nodes."""

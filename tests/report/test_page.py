@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow.fs
 import pytest
 from reported_run import EVALUATION, folder_of, train, write_digits
-from training.conftest import bucket  # noqa: F401
 
 from cl_ray import cli
 from cl_ray.errors import UserError
@@ -165,20 +164,20 @@ def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
 def test_a_page_on_remote_storage_is_that_of_the_local_folder(
     trained: Path,
     page: Path,
-    bucket: Any,  # noqa: F811
+    bucket: Any,
 ) -> None:
-    uri = bucket.uri("runs", user="me:pass@")
+    uri = bucket.uri("reported", user="me:pass@")
     remote, path = pyarrow.fs.FileSystem.from_uri(uri)
     pyarrow.fs.copy_files(
         str(trained), f"{path}/demo", destination_filesystem=remote,
         source_filesystem=pyarrow.fs.LocalFileSystem(),
     )  # fmt: skip
-    local = bucket.files("runs/demo/").pop("report.html").decode()
+    local = bucket.files("reported/demo/").pop("report.html").decode()
     remote.delete_file(f"{path}/demo/report.html")
     remote.delete_file(f"{path}/demo/tensorboard/projector_config.pbtxt")
-    made = report(uri.replace("/runs?", "/runs/demo?"))
-    assert made.location == "s3://bucket/runs/demo/report.html"
-    files = bucket.files("runs/demo/")
+    made = report(uri.replace("/reported?", "/reported/demo?"))
+    assert made.location == "s3://bucket/reported/demo/report.html"
+    files = bucket.files("reported/demo/")
     assert "tensorboard/projector_config.pbtxt" in files
     assert len(files["report.html"]) == made.bytes
     text = files["report.html"].decode()
@@ -186,7 +185,7 @@ def test_a_page_on_remote_storage_is_that_of_the_local_folder(
     for name in EVERY[:-1]:
         ours, theirs = (
             section(t, name).replace(place, "HERE")
-            for t, place in ((text, "s3://bucket/runs/demo"), (local, str(trained)))
+            for t, place in ((text, "s3://bucket/reported/demo"), (local, str(trained)))
         )
         assert ours == theirs, name
 

@@ -114,8 +114,7 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(head: Head)
     until(find_autoscaler)
     assert find_autoscaler() == UNKNOWN
     assert asked(workers=40, gpus_per_worker=1).waits_for == (
-        "40 CPU and 40 GPU from the autoscaler, whose limit is not known here (Ctrl-C ends the "
-        "waiting)"
+        "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )
     head.tell("end")
     head.tell("bootstrap")
