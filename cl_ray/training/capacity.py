@@ -90,6 +90,21 @@ def plan(config: Config, local: bool) -> Plan:
     return Plan(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
 
 
+def wait_for_room(plan: Plan, workers: int) -> None:
+    """Wait until the cluster has room for so many workers; Ctrl-C ends it.
+
+    The group that is asked for is what the autoscaler sees. Ray Train waits too, but its own
+    waiting does not heed Ctrl-C.
+    """
+    each = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
+    group = ray.util.placement_group([each] * workers)
+    try:
+        while not group.wait(1):
+            pass
+    finally:
+        ray.util.remove_placement_group(group)
+
+
 def _share(gpus: float, workers: int) -> float:
     """A worker's part of the GPUs: a whole one each if there are enough, else a fraction.
 

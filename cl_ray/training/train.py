@@ -106,7 +106,7 @@ def train(
         if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
             return _finished(folder, summary, console)
     with running_ray(launch.address, launch.dashboard, launch.verbose, console) as local:
-        from cl_ray.training.capacity import plan
+        from cl_ray.training.capacity import plan, wait_for_room
 
         capacity = plan(config, local)
         if not folder.remote:
@@ -114,6 +114,7 @@ def train(
         folder.write("config.yaml", config.to_yaml().encode())
         if capacity.waits_for:
             console.print(f"Waiting for {capacity.waits_for}.", soft_wrap=True)
+            wait_for_room(capacity, config.worker_range[0])
         outcome = _fit(config, folder, dataset, launch, capacity, console)
     summary = _summary(outcome, folder, config, begun)
     if outcome["status"] != "finished":
