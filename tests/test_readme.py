@@ -30,10 +30,16 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, make_digits: Any) -> Path:
+def digits(make_digits: Any) -> str:
+    """The small data set."""
+    return make_digits(200)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
     """An empty folder but for what a user brings: images, and a config."""
     folder = tmp_path_factory.mktemp("user")
-    rows = Dataset.open(make_digits(200)).read("train")
+    rows = Dataset.open(digits).read("train")
     assert rows.label is not None
     for number, (image, label) in enumerate(zip(rows.image, rows.label, strict=True)):
         file = folder / "path/to/images" / str(label) / f"{number}.png"
@@ -62,11 +68,11 @@ def test_the_two_commands_and_the_pictures_are_there() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cl-ray")])
-def test_commands_do_what_they_say(command: str, place: Path, make_digits: Any) -> None:
+def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> None:
     """In the README's order: later ones use the run `runs/demo` of the first."""
     shorter: list[str] = []
     if command.startswith("cl-ray train"):
-        shorter = SMALL if "--data" in command else [f"--data={make_digits(200)}", *SMALL]
+        shorter = SMALL if "--data" in command else [f"--data={digits}", *SMALL]
     done = run(place, command, *shorter)
     if "FashionMNIST" in command and done.returncode == 1:
         assert "cl-ray: " in done.stderr  # where the network does not allow, it says so
@@ -94,8 +100,8 @@ def test_tensorboard_finds_the_runs(place: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
-def test_python_runs_as_shown(script: str, place: Path, make_digits: Any) -> None:
-    small = f"data={make_digits(200)!r}, batch_size=32"
+def test_python_runs_as_shown(script: str, place: Path, digits: str) -> None:
+    small = f"data={digits!r}, batch_size=32"
     short = script.replace('name="notebook"', f'name="notebook", {small}')
     short = short.replace("Config()", f"Config({small})").replace('"mnist"', "config.data")
     done = subprocess.run(

@@ -150,7 +150,7 @@ def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path
         assert safetensors.torch.load(there[f"{network}.safetensors"])
         assert there[f"{network}.safetensors"] == there[f"{newest}/{network}.safetensors"]
     for line in ("run folder", "pictures", "networks", "checkpoints"):
-        assert f"{line:<11}  s3://bucket/runs/demo" in trained
+        assert f"{line:<12}s3://bucket/runs/demo" in trained
 
 
 def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
@@ -165,7 +165,8 @@ def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
     }
     assert lines == {1, 2}
     written = bucket.versions("runs/demo/")
-    assert all(n >= 2 for name, n in written.items() if name.startswith("tensorboard/"))
+    events = {n for name, n in written.items() if name.startswith("tensorboard/events")}
+    assert min(events) >= 2
     assert all(n == 1 for name, n in written.items() if name.startswith("samples/"))
 
 

@@ -1,0 +1,25 @@
+"""Data, config and space of searches that are over in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_search import SMALL, SPACE
+
+
+@pytest.fixture(scope="session")
+def digits(make_digits: Callable[[int], str]) -> str:
+    return make_digits(300)
+
+
+@pytest.fixture(scope="session")
+def flags(tmp_path_factory: pytest.TempPathFactory, digits: str) -> list[str]:
+    """Data, config and space."""
+    folder: Path = tmp_path_factory.mktemp("flags")
+    (folder / "small.yaml").write_text(SMALL)
+    (folder / "space.yaml").write_text(SPACE)
+    return [
+        f"--data={digits}",
+        f"--config={folder / 'small.yaml'}",
+        f"--space={folder / 'space.yaml'}",
+    ]

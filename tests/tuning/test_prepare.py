@@ -1,0 +1,164 @@
+"""Mistakes are answered with one sentence before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cl_ray.data.dataset import Dataset
+from cl_ray.errors import UserError
+from tuning.prepare import RECORD, Search, alone, prepare, subset
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def asked(flags: list[str], storage: Path, *more: str) -> Search:
+    return prepare([*flags, f"--storage={storage}", *more], "search")
+
+
+def begun(flags: list[str], storage: Path, *more: str) -> Search:
+    search = asked(flags, storage, "--name=s", *more)
+    search.folder.write(RECORD, search.record())
+    return search
+
+
+def complaint(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare(list(arguments), "search")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--metric=fid"], "metric 'fid' is not among what is measured"),
+        (["--metric=frechet", "--set=evaluation.reference=none"], "without a reference"),
+        (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
+        (["--scheduler=pbt", "--workers=2"], "takes over another's weights in its own process"),
+        (["--workers=2"], "workers 2 a trial is refused: Ray Tune can hang"),
+        (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "several metrics is refused"),
+        (["--set=losses.temperature"], "is not a field and its value"),
+        (["--set=losses.temperature=0"], "losses.temperature 0 is refused"),
+        (["--set=losses.heat=1"], "there is no field 'losses.heat'"),
+        (["--space=/nowhere.yaml"], "Cannot read the space /nowhere.yaml"),
+        (["--config=/nowhere.yaml"], "Cannot read the config /nowhere.yaml"),
+        (["--name=a/b"], "must be one plain folder name"),
+        (["--name=a", "--resume=b"], "There is no search"),
+        (["--gpus-per-trial=1.5"], "must be a whole number or less than 1"),
+        (["--trials=0"], "trials 0 is refused"),
+        (["--data=/nowhere"], "/nowhere"),
+        (["--storage=/proc/runs"], "cannot be written"),
+        (["--set=pairs.candidates=400"], "pairs.candidates 400 needs more than the 300 images"),
+    ],
+)
+def test_mistakes_are_named(flags: list[str], tmp_path: Path, more: list[str], words: str) -> None:
+    storage = f"--storage={tmp_path / 'runs'}"
+    assert words in complaint(*flags, storage, *more)
+    assert not list(tmp_path.rglob(RECORD))
+
+
+def test_figures_without_labels_or_reference_are_not_offered(tmp_path: Path) -> None:
+    assert "frechet" in {m.name for m in prepare([f"--storage={tmp_path}"], "search").metrics}
+
+
+def test_several_metrics_are_taken_each_in_its_direction(flags: list[str], tmp_path: Path) -> None:
+    search = asked(flags, tmp_path, "--metric=frechet", "--metric=linear_probe")
+    assert [(m.name, m.larger) for m in search.metrics] == [
+        ("frechet", False),
+        ("linear_probe", True),
+    ]
+    assert search.options.early == "none"
+    assert asked(flags, tmp_path).options.early == "asha"
+
+
+def test_a_search_that_is_there_is_not_begun_again(flags: list[str], tmp_path: Path) -> None:
+    begun(flags, tmp_path)
+    with pytest.raises(UserError, match="is there already: --resume s goes on with it"):
+        asked(flags, tmp_path, "--name=s")
+
+
+def test_going_on_takes_more_trials_and_remembers_the_rest(
+    flags: list[str], tmp_path: Path
+) -> None:
+    first = begun(flags, tmp_path, "--metric=knn_1", "--trials=3", "--set=losses.pair=0.3")
+    again = prepare(["--resume=s", f"--storage={tmp_path}", "--trials=9"], "search")
+    assert not again.fresh
+    assert again.wanted == 9
+    assert (again.space, again.base, again.metrics) == (first.space, first.base, first.metrics)
+    assert again.base.losses.pair == 0.3
+
+
+def test_going_on_with_other_settings_shows_the_difference(
+    flags: list[str], tmp_path: Path
+) -> None:
+    begun(flags, tmp_path)
+    resume = ["--resume=s", f"--storage={tmp_path}"]
+    text = complaint(*resume, "--epochs=7", "--metric=knn_1")
+    assert "epochs was 3, now 7" in text
+    assert "metric was (), now ('knn_1',)" in text
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "optimizer.lr_g: {kind: log, low: 0.0001, high: 0.1}\n"
+        "optimizer.beta1: {kind: float, low: 0, high: 0.9}\n"
+    )
+    text = complaint(*resume, f"--space={other}")
+    assert "optimizer.lr_g was {kind: log, low: 0.0001, high: 0.01}, now" in text
+    assert "optimizer.beta1 was not searched, now {kind: float" in text
+    assert "losses.pair was 0.1, now 0.5" in complaint(
+        *resume, *flags[1:2], "--set=losses.pair=0.5"
+    )
+    prepare([*resume, *flags], "search")  # the same once more is no difference
+
+
+def test_another_version_s_search_is_refused(flags: list[str], tmp_path: Path) -> None:
+    search = begun(flags, tmp_path)
+    saved = yaml.safe_load(search.record())
+    search.folder.write(RECORD, yaml.safe_dump({**saved, "version": 99}).encode())
+    text = complaint("--resume=s", f"--storage={tmp_path}")
+    assert "another version of cl_ray (its search.yaml says version 99" in text
+
+
+def test_two_processes_do_not_run_one_search(flags: list[str], tmp_path: Path) -> None:
+    search = begun(flags, tmp_path)
+    hold = (
+        "import fcntl, sys, time\n"
+        "lock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / "s" / ".lock"], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(UserError, match="runs in another process"), alone(search):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with alone(search):  # a killed process has let go
+        pass
+
+
+def test_trials_see_the_first_whole_groups_of_rows() -> None:
+    whole = Dataset.open("mnist")
+    part = subset(whole, 3000)
+    assert part.info.splits["train"].rows == 3072
+    assert part.info.splits["test"] == whole.info.splits["test"]
+    rows = part.read("train")
+    assert rows.image.shape == (3072, 28, 28, 1)
+    assert (rows.image == whole.read("train", whole.pieces("train")[:3]).image).all()
+    assert subset(whole, 1_000_000).info.splits["train"].rows == 60_000
+
+
+def test_the_file_itself_runs_and_says_how(tmp_path: Path) -> None:
+    script = ROOT / "tuning" / "search.py"
+    for flags, code, words in ((["--help"], 0, "--metric"), (["--resume=x"], 1, "no search")):
+        done = subprocess.run(
+            [sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,284 @@
+"""All that can be wrong with a search, found before anything is started."""
+
+import contextlib
+import fcntl
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cl_ray.cli import parse
+from cl_ray.commands.train import default_preset, flag
+from cl_ray.config import Config, build, differences, merge, preset
+from cl_ray.data.dataset import Dataset, SplitInfo, without_keys
+from cl_ray.data.share import SPLIT
+from cl_ray.errors import UserError
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.evaluate import chosen_reference, larger_is_better
+from cl_ray.training.folder import Folder
+from cl_ray.training.train import check_pairs, check_reference
+from tuning.options import MAY_CHANGE, Options
+from tuning.space import DEFAULT, Space, configured, nested
+from tuning.study import Metric
+
+VERSION = 1
+"""Of search.yaml and of what the study says of a trial."""
+RECORD = "search.yaml"
+ECONOMY = {"evaluation": {"samples": 2000, "images": 2000}}
+"""How trials are measured unless the config says otherwise: twelve are to end in minutes."""
+FIDELITY = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+REPRESENTATION = ("linear_probe", "knn_1", "knn_20")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that may start.
+
+    Args:
+        name: Its name.
+        folder: Where it is kept.
+        options: The flags, or those it was begun with.
+        space: What is searched.
+        config: What `cl-ray train` is to start from.
+        base: That config as the trials have it.
+        dataset: What they train on.
+        metrics: What is optimised.
+        fresh: Whether it is new.
+    """
+
+    name: str
+    folder: Folder
+    options: Options
+    space: Space
+    config: Config
+    base: Config
+    dataset: Dataset
+    metrics: list[Metric]
+    fresh: bool
+
+    @property
+    def trials(self) -> Folder:
+        """Where the trials' run folders lie."""
+        return Folder(self.folder.uri, "trials")
+
+    @property
+    def wanted(self) -> int:
+        """How many trials there are to be in all."""
+        pbt = self.options.scheduler == "pbt"
+        return self.options.population if pbt else self.options.trials
+
+    def record(self) -> bytes:
+        """What search.yaml says."""
+        plain = {
+            "version": VERSION,
+            "options": self.options.model_dump(mode="json"),
+            "space": self.space.to_dict(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        return yaml.safe_dump(plain, sort_keys=False).encode()
+
+
+def prepare(arguments: Sequence[str], prog: str) -> Search:
+    """The search that the flags ask for.
+
+    Raises:
+        UserError: One sentence on what is wrong and the way out.
+    """
+    resume = flag(arguments, "resume")
+    if resume is None:
+        return _begin(parse(Options, arguments, prog=prog))
+    folder = Folder.at(flag(arguments, "storage") or Options().storage, resume)
+    saved = _saved(folder)
+    before = Options.model_validate(saved["options"])
+    blank = before.model_copy(update={"metric": (), "set": (), "space": None, "config": None})
+    options = parse(Options, arguments, prog=prog, default=blank)
+    return _go_on(options, before, saved, folder)
+
+
+def _begin(options: Options) -> Search:
+    name = options.name or f"search-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Folder.at(options.storage, name)
+    if _read(folder) is not None:
+        raise UserError(
+            f"The search {name} is there already: --resume {name} goes on with it, another --name "
+            "begins anew."
+        )
+    config = _config(options)
+    space = Space.load(options.space) if options.space else Space.from_yaml(DEFAULT)
+    options = options.model_copy(update={"name": name, "storage": without_keys(folder.storage)})
+    return _search(folder, options, space, config, fresh=True)
+
+
+def _go_on(options: Options, before: Options, saved: dict[str, Any], folder: Folder) -> Search:
+    """A search that was begun, as far as the flags agree with it."""
+    changes = {
+        field: (getattr(before, field), getattr(options, field))
+        for field in Options.model_fields
+        if field not in MAY_CHANGE and getattr(options, field) not in ((), getattr(before, field))
+    }
+    space = Space.from_yaml(yaml.safe_dump(saved["space"]), f"{folder}/{RECORD}")
+    config = build(saved["config"], f"{folder}/{RECORD}")
+    if options.space:
+        new = Space.load(options.space)
+        for field in {**space.to_dict(), **new.to_dict()}:
+            pair = space.to_dict().get(field), new.to_dict().get(field)
+            if pair[0] != pair[1]:
+                changes[field] = pair
+    if options.config or options.set:
+        asked = options.model_copy(update={"preset": before.preset, "data": before.data})
+        changes |= differences(config, _config(asked))
+    if changes:
+        shown = "; ".join(
+            f"{k} was {_shown(old)}, now {_shown(new)}" for k, (old, new) in changes.items()
+        )
+        raise UserError(
+            f"The search {folder} was begun otherwise: {shown}. Leave that out to go on with it, "
+            "or begin another with --name."
+        )
+    kept = {f: getattr(before, f) for f in ("metric", "set", "space", "config", "name")}
+    options = options.model_copy(update={**kept, "resume": None})
+    return _search(folder, options, space, config, fresh=False)
+
+
+def _search(folder: Folder, options: Options, space: Space, config: Config, fresh: bool) -> Search:
+    """See that everything goes together."""
+    dataset = Dataset.open(config.data)
+    if options.images:
+        dataset = subset(dataset, options.images)
+    trials: dict[str, Any] = {"epochs": options.epochs, "checkpoint": {"keep": 1}}
+    if config.evaluation == EvaluationConfig(reference=config.evaluation.reference):
+        trials = merge(trials, ECONOMY)
+    trials["data"] = dataset.location
+    base = build(merge(config.model_dump(), trials), "the trials' config")
+    base = base.model_copy(update={"workers": options.workers})
+    space.check(base, options.space or "the space")
+    if fresh:
+        for point in space.known(base):
+            configured(base, point)
+    check_pairs(base, dataset)
+    check_reference(base, dataset)
+    metrics = metrics_of(options.metric, dataset, base)
+    folder.prepare()
+    return Search(folder.name, folder, options, space, config, base, dataset, metrics, fresh)
+
+
+def _config(options: Options) -> Config:
+    """The preset, then the file's fields, then the flags'."""
+    config = preset(options.preset or default_preset())
+    if options.config:
+        config = Config.load(options.config, config)
+    given: dict[str, Any] = {}
+    for pair in options.set:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"set {pair!r} is not a field and its value, as `seed=1`.")
+        given[field.strip()] = yaml.safe_load(value)
+    if options.data:
+        given["data"] = options.data
+    fields = merge(config.model_dump(), {**nested(given), "name": None})
+    return build(fields, "the flags")
+
+
+def metrics_of(names: Sequence[str], dataset: Dataset, base: Config) -> list[Metric]:
+    """What is optimised.
+
+    Raises:
+        UserError: The evaluation of such data does not give it.
+    """
+    there = ["reconstruction"]
+    if dataset.info.labelled:
+        there = [*REPRESENTATION, *there]
+    if chosen_reference(dataset, base.evaluation.reference):
+        there = [*FIDELITY, *there]
+    for name in names:
+        if name not in there:
+            known = (*FIDELITY, *REPRESENTATION)
+            why = ""
+            if name in FIDELITY:
+                why = " without a reference (--set evaluation.reference=...)"
+            elif name in REPRESENTATION:
+                why = " without labels"
+            where = f"this data{why}" if name in known else "networks"
+            raise UserError(
+                f"metric {name!r} is not among what is measured of {where}: take "
+                f"{', '.join(there)}."
+            )
+    return [Metric(name, larger_is_better(name)) for name in names or there[:1]]
+
+
+def subset(dataset: Dataset, images: int) -> Dataset:
+    """The first training images, in whole row groups; the distances of all of them still hold."""
+    info = dataset.info.splits[SPLIT]
+    groups = -(-images // dataset.info.row_group)
+    shards, rows = [], 0
+    for shard in info.shards:
+        left = groups * dataset.info.row_group - rows
+        if left > 0:
+            shards.append(shard.model_copy(update={"rows": min(shard.rows, left)}))
+            rows += shards[-1].rows
+    cut = SplitInfo(rows=rows, shards=shards, distances=info.distances)
+    splits = {**dataset.info.splits, SPLIT: cut}
+    return replace(dataset, info=dataset.info.model_copy(update={"splits": splits}))
+
+
+def lacking() -> str | None:
+    """A sentence on the package that report.html needs, if it is not there."""
+    if importlib.util.find_spec("plotly") is None:
+        return "report.html needs plotly, which is not there: pip install plotly."
+    return None
+
+
+@contextlib.contextmanager
+def alone(search: Search) -> Iterator[None]:
+    """Hold the search's folder; a killed process lets go of it.
+
+    Raises:
+        UserError: It is running in another process.
+    """
+    if search.folder.remote:  # an object store has no locks
+        yield
+        return
+    with (Path(search.folder.uri) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"The search {search.folder} runs in another process: wait for it or end it."
+            ) from error
+        yield
+
+
+def _saved(folder: Folder) -> dict[str, Any]:
+    text = _read(folder)
+    if text is None:
+        raise UserError(
+            f"There is no search {folder}: begin it with --name {folder.name}, or say where it "
+            "is with --storage."
+        )
+    saved = yaml.safe_load(text)
+    version = saved.get("version") if isinstance(saved, dict) else None
+    if version != VERSION:
+        raise UserError(
+            f"The search {folder} was written by another version of cl_ray (its {RECORD} says "
+            f"version {version}, this one reads {VERSION}): take another --name."
+        )
+    return dict(saved)
+
+
+def _read(folder: Folder) -> bytes | None:
+    try:
+        return folder.read(RECORD)
+    except OSError as error:
+        raise UserError(
+            f"storage {without_keys(folder.storage)!r} cannot be read: {error}."
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
+    return "not searched" if value is None else str(value)

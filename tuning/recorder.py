@@ -1,0 +1,158 @@
+"""Hears of every trial from Ray Tune and writes it down: in the study, then for people."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from tuning.leaderboard import in_words
+from tuning.study import Metric, Row, StudyFile, conclude, row_of, take_up
+from tuning.trial import ERROR, Job
+
+Show = Callable[[str, list[Row]], None]
+"""Called with a line on what happened, or none, and all trials."""
+
+
+class Recorder(Callback):
+    """Keeps the study and tells whoever shows it.
+
+    Args:
+        study: The study.
+        file: Where it is kept.
+        job: What the trials have in common.
+        show: Shows what happened.
+        keep: Called with all trials when one is over.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        file: StudyFile,
+        job: Job,
+        show: Show,
+        keep: Callable[[list[Row]], None],
+    ):
+        self.study, self.file, self.job, self.show, self.keep = study, file, job, show, keep
+        self.trials: dict[int, optuna.Trial] = {}
+        self.rows: dict[int, Row] = {}
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state != optuna.trial.TrialState.WAITING:
+                self.rows[trial.number] = row_of(trial)
+
+    def begin(self, number: int, values: dict[str, Any]) -> None:
+        """A trial runs, for the first time or again."""
+        known = self.rows.get(number)
+        self.rows[number] = known or Row(number, "running", values)
+        if not known:
+            self.tell(f"trial {number} starts: {in_words(values)}")
+        elif number not in self.trials:
+            self.tell(f"trial {number} goes on after epoch {known.epoch}")
+        self.trial(number)
+
+    def hear(self, result: dict[str, Any]) -> None:
+        """A trial has finished an epoch, or diverged in it."""
+        number = int(result["number"])
+        row = heard(result, self.job.metrics, self.rows[number])
+        self.rows[number] = row
+        trial = self.trial(number)
+        bad = row.status in ("diverged", "collapsed")
+        progress = {k: v for k, v in row.__dict__.items() if k not in ("number", "status")}
+        trial.set_user_attr("progress", progress)
+        if len(self.job.metrics) == 1 and not bad:
+            trial.report(row.figures[self.job.metrics[0].name], row.epoch)
+        epochs = self.job.base.epochs
+        scores = "  ".join(
+            f"{m.name} {row.figures[m.name]:.4g}" for m in self.job.metrics if not bad
+        )
+        speed = f"  {result['speed']:,.0f} images/s" if result["speed"] else ""
+        self.tell(f"trial {number} epoch {row.epoch}/{epochs}  {row.reason or scores}{speed}")
+
+    def end(self, number: int, error: str | None = None) -> None:
+        """A trial is over."""
+        row = self.rows[number]
+        if error is not None:
+            row = replace(row, status="failed", reason=error)
+        elif row.status == "running":
+            row = replace(row, status="stopped")
+        conclude(self.study, self.trial(number), row, self.job.metrics)
+        self.rows[number] = row
+        self.keep(list(self.rows.values()))
+        self.file.push()
+        said = {"stopped": f"is stopped after epoch {row.epoch}", "finished": "is finished"}
+        self.tell(f"trial {number} {said.get(row.status, f'{row.status}: {row.reason}')}")
+
+    def trial(self, number: int) -> optuna.Trial:
+        """The study's own."""
+        if number not in self.trials:
+            self.trials[number] = take_up(self.study, number)
+        return self.trials[number]
+
+    def error_of(self, number: int) -> str:
+        """Why a trial failed: what it wrote down, or that it could not."""
+        text = (self.job.run_folder(number).read(ERROR) or b"").decode().strip()
+        return text.splitlines()[-1] if text else "its process died"
+
+    def tell(self, line: str = "") -> None:
+        """Pass it on."""
+        self.show(line, list(self.rows.values()))
+
+    # What Ray Tune calls.
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial runs."""
+        self.begin(number_of(trial), trial.config["point"]["values"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A trial said something."""
+        self.hear(result)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        """A trial is over, by itself or stopped."""
+        self.end(number_of(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial failed and is tried again."""
+        number = number_of(trial)
+        self.tell(f"trial {number} is tried once more: {self.error_of(number)}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial failed for good."""
+        number = number_of(trial)
+        self.end(number, self.error_of(number))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Time goes by."""
+        self.tell()
+
+    def __reduce__(self) -> Any:
+        """Ray Tune pickles a search's callbacks for a restoring that is not used."""
+        return Callback, ()
+
+
+def number_of(trial: Trial) -> int:
+    """The study's number of one of Tune's trials."""
+    return int(trial.config["point"]["number"])
+
+
+def heard(result: dict[str, Any], metrics: list[Metric], before: Row) -> Row:
+    """A trial's result as a row."""
+    bad = result["status"] in ("diverged", "collapsed")
+    epoch = int(result["epoch"])
+    reached = {} if bad else {epoch: float(result[metrics[0].name])}
+    return Row(
+        number=int(result["number"]),
+        status=result["status"],
+        values=dict(result["values"]),
+        figures={} if bad else dict(result["figures"]),
+        epoch=epoch,
+        seconds=round(result["seconds"], 2),
+        reason=result["reason"],
+        history={**{k: v for k, v in before.history.items() if k < epoch}, **reached},
+    )

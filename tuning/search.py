@@ -1,0 +1,187 @@
+"""`python tuning/search.py`: search for the balance between G and D.
+
+    python tuning/search.py                                     # a small sweep, minutes on 2 cores
+    python tuning/search.py --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
+    python tuning/search.py --resume s1 --trials 24             # eight more
+    python tuning/search.py --scheduler pbt --population 4      # weights are taken over
+    python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
+    cl-ray train --config runs/s1/best.yaml
+
+Ctrl-C, a killed driver or machine: `--resume NAME` goes on where each trial was.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file, its folder is on the path in place of the one above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from rich.console import Console
+from rich.text import Text
+
+from cl_ray.cli import INTERRUPTED
+from cl_ray.errors import UserError
+from cl_ray.training.progress import clock
+from tuning.prepare import RECORD, Search, alone, lacking, prepare
+
+PROG = "python tuning/search.py"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point; a user's mistake ends it with one sentence and status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console()
+    try:
+        search = prepare(arguments, PROG)
+        with alone(search):
+            over = run(search, console)
+    except UserError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        over = False
+    if not over:
+        print(f"{PROG}: stopped; go on with: {go_on(search)}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def run(search: Search, console: Console) -> bool:
+    """Search until all trials are over; whether they are."""
+    import optuna
+
+    from cl_ray.training.cluster import running_ray, see_that_nodes_share
+    from tuning.display import Display
+    from tuning.leaderboard import write
+    from tuning.study import StudyFile, open_study, rows_of, sampler_of, unfinished
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options, folder = search.options, search.folder
+    file = StudyFile(folder, options.study)
+    storage = file.open()
+    done = (
+        0
+        if search.fresh
+        else len(rows_of(open_study(storage, search.name, search.metrics, None, False)))
+    )
+    sampler = sampler_of(
+        options.sampler, options.seed + (done if options.sampler != "random" else 0), search.wanted
+    )
+    study = open_study(storage, search.name, search.metrics, sampler, search.fresh)
+    if search.fresh:
+        for point in search.space.known(search.base):
+            study.enqueue_trial(point)
+    folder.write(RECORD, search.record())
+    introduce(search, study, console)
+    missing = lacking()
+    if missing:
+        console.print(missing, soft_wrap=True)
+    if unfinished(study) or len(rows_of(study)) < search.wanted:
+        from tuning.tune_trials import job_of, quiet, run_trials, share_out
+
+        quiet()
+        with running_ray(options.address, options.dashboard, options.verbose, console) as local:
+            if not options.verbose:
+                for name in ("ray.tune", "ray.train"):
+                    logging.getLogger(name).setLevel(logging.CRITICAL)
+            room = share_out(search, local)
+            if not folder.remote:
+                see_that_nodes_share(folder)
+            console.print(
+                f"{room}." + (f" Waiting for {room.waits_for}." if room.waits_for else "")
+            )
+            from tuning.recorder import Recorder
+
+            with Display(console, search.metrics, options.epochs, search.wanted) as display:
+                recorder = Recorder(
+                    study,
+                    file,
+                    job_of(search, room),
+                    display.show,
+                    lambda rows: write(folder, rows, search.metrics, search.config),
+                )
+                run_trials(search, study, room, recorder)
+    rows = rows_of(study)
+    write(folder, rows, search.metrics, search.config)
+    file.push()
+    over = not unfinished(study) and len(rows) >= search.wanted
+    conclude(search, rows, console, over)
+    return over
+
+
+def introduce(search: Search, study: object, console: Console) -> None:
+    """What will be done, in three lines."""
+    from tuning.study import rows_of
+
+    options = search.options
+    names = " and ".join(
+        f"{m.name} ({'larger' if m.larger else 'smaller'} is better)" for m in search.metrics
+    )
+    rows = rows_of(study)  # type: ignore[arg-type]
+    done = f", {sum(r.status != 'running' for r in rows)} of them done" if rows else ""
+    images = search.dataset.info.splits["train"].rows
+    console.print(
+        Text(
+            f"Search {search.name}: {search.wanted} trials{done}, each of up to {options.epochs} "
+            f"epochs of {images:,} images, for {names}.\n"
+            f"{len(search.space.parameters)} fields are searched by {options.sampler}; "
+            f"{EARLY[options.early]}."
+        ),
+        soft_wrap=True,
+    )
+
+
+EARLY = {
+    "asha": "successive halving stops trials early",
+    "median": "the median rule stops trials early",
+    "none": "no trial is stopped early",
+    "pbt": "the worse trials take over the better ones' weights",
+}
+
+
+def conclude(search: Search, rows: list, console: Console, over: bool) -> None:  # type: ignore[type-arg]
+    """The leaderboard, where everything lies, and how to go on."""
+    from tuning.leaderboard import best_of, ranked, table_of
+
+    if not rows:
+        return
+    console.print()
+    console.print(table_of(ranked(rows, search.metrics), search.metrics, search.options.epochs))
+    folder = search.folder
+    best = best_of(rows, search.metrics)
+    sentence = None
+    if over:
+        from tuning.report import write_report
+
+        sentence = write_report(search, rows)
+    seconds = sum(row.seconds for row in rows)
+    where = shlex.quote(str(folder))
+    lines = {
+        "trained": f"{sum(r.epoch for r in rows)} epochs in {clock(seconds)} of training",
+        "matters": sentence or "",
+        "table": f"{folder}/leaderboard.csv, leaderboard.json",
+        "report": f"{folder}/report.html" if sentence else "",
+        "best": f"cl-ray train --config {where}/best.yaml" if best else "no trial came to an end",
+        "look": f"tensorboard --logdir {where}/trials",
+        "study": f"optuna-dashboard {search.options.study or f'{where}/study.log'}",
+        "go on": ""
+        if not over
+        else f"{PROG} --resume {search.name} --storage "
+        f"{shlex.quote(search.folder.storage)} --trials MORE",
+    }
+    console.print()
+    for name, value in lines.items():
+        if value:
+            console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
+
+
+def go_on(search: Search) -> str:
+    """The command that goes on with it."""
+    storage = shlex.quote(search.folder.storage)
+    return f"{PROG} --resume {search.name} --storage {storage}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Trials of one worker: Ray Tune, with each trial in a process that the next one takes over."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import optuna
+import pyarrow.fs
+import ray
+from ray import tune
+
+from cl_ray.config import Config
+from cl_ray.data.share import SPLIT, Share
+from cl_ray.errors import UserError
+from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.training.capacity import plan
+from cl_ray.training.folder import Folder
+from tuning.prepare import Search
+from tuning.recorder import Recorder, number_of
+from tuning.schedulers import scheduler_of
+from tuning.searcher import StudySearch, point
+from tuning.study import rows_of, unfinished
+from tuning.trial import Job, Training
+
+ATTEMPTS = 2
+"""Times that a trial is tried before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How the cluster is shared out.
+
+    Args:
+        concurrent: Trials at once.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+        threads: CPU threads of each.
+        waits_for: What is not there yet, in words.
+    """
+
+    concurrent: int
+    cpus: float
+    gpus: float
+    threads: int
+    waits_for: str | None
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        many = "trials at once" if self.concurrent > 1 else "trial at a time"
+        return f"{self.concurrent} {many}, {self.cpus:g} CPU{gpus} each"
+
+
+def share_out(search: Search, local: bool) -> Room:
+    """How many trials run at once, from what the cluster has.
+
+    Raises:
+        UserError: So many can never run at once, or not even one.
+    """
+    options, base = search.options, search.base
+    have = ray.cluster_resources()
+    wide = options.workers
+    gpus = options.gpus_per_trial
+    if gpus is None and local and base.device in ("auto", "cuda") and have.get("GPU"):
+        gpus = 1.0
+    concurrent = options.concurrent
+    if concurrent is None:
+        room = int(have.get("CPU", 1) // ((options.cpus_per_trial or 1) * wide))
+        if gpus:
+            room = int(have.get("GPU", 0) * int(1 / gpus) if gpus < 1 else have["GPU"] // gpus)
+        concurrent = max(1, min(room, search.wanted))
+    wanted = {
+        "workers": concurrent * wide,
+        "cpus_per_worker": options.cpus_per_trial,
+        "gpus_per_worker": gpus,
+        "threads": None,
+    }
+    try:
+        got = plan(base.model_copy(update=wanted), local)
+    except UserError as error:
+        words = {
+            "--workers": "--concurrent",
+            "-per-worker": "-per-trial",
+            "workers": "concurrent",
+        }
+        text = str(error)
+        for theirs, ours in words.items():
+            text = text.replace(theirs, ours)
+        raise UserError(text) from error
+    return Room(concurrent, got.cpus, got.gpus, got.threads, got.waits_for)
+
+
+def job_of(search: Search, room: Room) -> Job:
+    """What the trials have in common."""
+    return Job(
+        search=search.name,
+        folder=search.trials,
+        base=search.base,
+        dataset=search.dataset,
+        metrics=search.metrics,
+        threads=room.threads,
+        replaced=search.options.scheduler == "pbt",
+    )
+
+
+def run_trials(search: Search, study: optuna.Study, room: Room, recorder: Recorder) -> None:
+    """Bring the study to its number of trials, those first that were begun."""
+    begun = unfinished(study)
+    count = len(begun) + max(0, search.wanted - len(rows_of(study)))
+    if not count:
+        return
+    options, job = search.options, recorder.job
+    share = Share(search.dataset, search.base)
+    evaluator = Evaluator(search.dataset, search.base.evaluation, search.base.seed)
+    evaluator.images()
+    resources = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
+    trainable = tune.with_parameters(
+        Training,
+        job=job,
+        rows=search.dataset.read(SPLIT, share.pieces(0)) if share.resident else None,
+        evaluator=evaluator,
+    )
+    before = [row for row in rows_of(study) if row.number not in begun]
+    scheduler = scheduler_of(
+        options.early, search.metrics[0], options.epochs, search.space, options.seed, before
+    )
+    searched: dict[str, Any] = {}
+    space: dict[str, Any] = {}
+    if options.early == "pbt":  # Ray refuses it a searcher: the population is drawn at once
+        base: Config = search.base
+        numbers: list[int | None] = [*begun, *[None] * (count - len(begun))]
+        points = [point(study, lambda t: search.space.suggest(t, base), n) for n in numbers]
+        space = {"point": tune.grid_search(points)}
+    else:
+        searched = {
+            "search_alg": StudySearch(study, search.metrics, search.space, search.base, begun),
+            "num_samples": count,
+        }
+    tuner = tune.Tuner(
+        named(trainable, search.name, resources),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            **searched,
+            scheduler=scheduler,
+            max_concurrent_trials=room.concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"{search.name}-{number_of(trial):04d}",
+            trial_dirname_creator=lambda trial: f"{number_of(trial):04d}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{uuid4().hex[:8]}",
+            storage_path=search.folder.uri,
+            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_at_end=False, num_to_keep=4 if options.early == "pbt" else None
+            ),
+            callbacks=[recorder],
+            verbose=0,
+        ),
+    )
+    forget(search.folder)
+    try:
+        tuner.fit()
+    finally:
+        forget(search.folder)
+
+
+def named(trainable: type, search: str, resources: dict[str, float]) -> type:
+    """The trials' class under a name that the dashboard's actors and processes are found by.
+
+    `tune.with_parameters` calls it _Inner, and `tune.with_resources` ResourceTrainable.
+    """
+    request = tune.PlacementGroupFactory([resources])
+    own = {"default_resource_request": classmethod(lambda cls, config: request)}
+    return type(f"Trial_{search}", (trainable,), own)
+
+
+def forget(folder: Folder) -> None:
+    """Delete what Ray Tune itself kept of this search, or left of a killed one."""
+    filesystem, path = folder.open()
+    for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
+        if info.base_name.startswith("tune-"):
+            filesystem.delete_dir(info.path)
+
+
+def quiet() -> None:
+    """Tune's own files and words that nobody needs: a trial's folder is a run's."""
+    for name, value in {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_WARN_THRESHOLD_S": "30",
+        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }.items():
+        os.environ.setdefault(name, value)
