@@ -123,11 +123,6 @@ class Config(Model):
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
                     f"take {nearest} or another multiple of {unit}"
                 )
-        if self.shards.window <= self.pairs.candidates:
-            raise ValueError(
-                f"shards.window {self.shards.window} leaves no {self.pairs.candidates} candidates "
-                "beside an image: take a larger window or fewer pairs.candidates"
-            )
         gpus = self.gpus_per_worker or 0
         if gpus > 1 and gpus % 1:
             raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number or less than 1")

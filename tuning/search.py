@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point; a user's mistake ends it with one sentence and status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console()
+    over, search = False, None
     try:
         search = prepare(arguments, PROG)
         with alone(search):
@@ -42,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{PROG}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        over = False
+        pass
     if not over:
-        print(f"{PROG}: stopped; go on with: {go_on(search)}", file=sys.stderr)
+        way = f"go on with: {go_on(search)}" if search else "nothing was begun"
+        print(f"{PROG}: stopped; {way}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
