@@ -123,7 +123,9 @@ class Evaluations:
         self.under_way: tuple[Job, ray.ObjectRef] | None = None
         self.here: NetworkEvaluator | None = None
         self.actor: ray.actor.ActorHandle[Any] | None = None
-        if config.evaluation.every and ray.available_resources().get("CPU", 0) >= 1:
+        least, most = config.worker_range  # an elastic run's workers may want the CPU themselves
+        free = ray.available_resources().get("CPU", 0) >= 1
+        if config.evaluation.every and least == most and free:
             kind = ray.remote(num_cpus=1)(NetworkEvaluator)
             self.actor = kind.remote(config, dataset, name, threads=1)
             self.ready = self.actor.ready.remote()

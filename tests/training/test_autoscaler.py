@@ -71,6 +71,8 @@ def head(request: pytest.FixtureRequest) -> Iterator[Head]:
             yield head
     finally:
         ray.shutdown()
+        # An earlier ray.init() left it there; unset, the next one sets it for all its parts anew.
+        os.environ.pop("RAY_AUTH_MODE", None)
         head.process.communicate()  # the end of its input is the end of it
 
 
