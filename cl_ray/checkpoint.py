@@ -230,7 +230,9 @@ class Checkpoints:
 
     def _delete(self, name: str) -> None:
         self._withdraw(name)
-        self.filesystem.delete_dir(f"{self.folder}/{name}")
+        # A store that keeps versions may still list a folder of which nothing is left.
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(f"{self.folder}/{name}")
 
     def _withdraw(self, name: str) -> None:
         """Take a checkpoint's manifest away: whatever is cut short from here on, it is gone."""

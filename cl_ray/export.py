@@ -6,11 +6,9 @@ What another language wants of a model: pixels in and out. So every file takes o
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cl_ray.data.dataset import first_line, without_keys
+from cl_ray.data.writer import swap
 from cl_ray.errors import UserError
 from cl_ray.loading import LoadedRun, load
+from cl_ray.machine import version
 from cl_ray.networks.images import to_uint8, to_unit
 
 Format = Literal["onnx", "torch"]
@@ -175,7 +175,7 @@ def export(
                 files[file.name] = _write(part, run, file, format)
             record = _record(run, str(where), format, files)
             (new / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-            _swap(new, path, Path(work) / "old")
+            swap(str(new), str(path), f"{work}/old")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {first_line(error)}.") from error
     return record
@@ -315,25 +315,5 @@ def _record(
         "latents": "float32 [n, latent]; for `generate`, standard normal noise",
         "files": files,
         "config": run.config.model_dump(mode="json"),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: version(package) for package in packages},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return "source"  # only the source is there
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `path`, which, if there is one, ends up as `old`."""
-    replaces = path.exists()
-    if replaces:
-        os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except OSError:
-        if replaces:
-            os.rename(old, path)
-        raise

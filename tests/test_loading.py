@@ -6,19 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_folder import leave, trained_run
 
 import cl_ray
 from cl_ray.checkpoint import Checkpoints
-from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
 from cl_ray.errors import UserError
 from cl_ray.loading import BLOCK
 from cl_ray.run import Run
 from cl_ray.training.folder import Folder
-
-SMALL = {"depth": 2, "width": 4}
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +25,8 @@ def digits(make_digits: Any) -> str:
 @pytest.fixture(scope="module")
 def trained(digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     """A run folder with one checkpoint, and the run."""
-    config = Config(data=digits, batch_size=32, generator=SMALL, discriminator=SMALL)
-    run = Run(config, ResidentShard.read(Share(Dataset.open(digits), config)))
-    run.epoch()
-    folder = Folder.at(str(tmp_path_factory.mktemp("runs")), "demo")
-    folder.write("config.yaml", config.to_yaml().encode())
-    Checkpoints(*folder.open()).save(run.state_dict(), epoch=1, step=10, figure=0.5)
-    return Path(folder.uri), run
+    run = trained_run(digits)
+    return leave(run, tmp_path_factory.mktemp("runs"), step=10), run
 
 
 def test_the_loaded_networks_are_the_run_s(trained: tuple[Path, Run], digits: str) -> None:

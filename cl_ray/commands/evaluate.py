@@ -118,7 +118,10 @@ def show(evaluation: "Evaluation", console: Console) -> None:
             table.add_row("samples of each label", " ".join(map(str, fidelity.histogram)), "")
         console.print(table)
     if evaluation.representation:
-        title = f"Representation, learnt from pairs by {evaluation.pairs}"
+        title = (
+            f"Representation, learnt from pairs by {evaluation.pairs}; read by "
+            f"{evaluation.learnt_from:,} training images"
+        )
         table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")
         scores = {who: found.scores for who, found in evaluation.representation.items()}
         for name in scores["discriminator"]:

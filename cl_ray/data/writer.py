@@ -167,7 +167,7 @@ def write(
             with filesystem.open_output_stream(f"{folder}/{INFO_FILE}") as stream:
                 stream.write((info.model_dump_json(indent=1) + "\n").encode())
             if local:
-                _swap(folder, path, os.path.join(work, "old"))
+                swap(folder, path, os.path.join(work, "old"))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {first_line(error)}.") from error
     return info
@@ -375,7 +375,7 @@ def _clear(filesystem: pafs.FileSystem, folder: str) -> None:
         filesystem.delete_file(path)
 
 
-def _swap(new: str, path: str, old: str) -> None:
+def swap(new: str, path: str, old: str) -> None:
     """Puts the folder `new` in the place of `path`, whose content, if any, ends up in `old`."""
     replaces = os.path.exists(path)
     if replaces:

@@ -47,6 +47,7 @@ class Evaluation:
         step: Steps that it was trained for.
         data: The data set's name.
         pairs: The mode that D's features were trained in; `labels` is supervised.
+        learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
         fidelity: Of the samples; None where there is no reference.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
         reconstruction: Of the test images.
@@ -58,6 +59,7 @@ class Evaluation:
     step: int
     data: str
     pairs: str
+    learnt_from: int
     fidelity: Fidelity | None
     representation: dict[str, Representation]
     reconstruction: Reconstruction
@@ -94,9 +96,10 @@ def in_words(evaluation: Evaluation) -> str:
         over = f" ({distance.value / distance.floor:.0f} x its floor)" if distance.floor else ""
         parts.append(f"Fréchet distance {distance.value:.3f}{over}")
     scores = evaluation.representation.get("discriminator")
-    for name, words in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items():
-        if scores and name in scores.scores:
-            parts.append(f"{words} {scores.scores[name].accuracy:.2%}")
+    if scores:
+        first, probe = (scores.scores[name].accuracy for name in ("knn_1", "linear_probe"))
+        of = f"of {evaluation.learnt_from:,} training images"
+        parts.append(f"1-NN {first:.2%} and linear probe {probe:.2%} {of}")
     parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
     return ", ".join(parts)
 
@@ -175,6 +178,7 @@ class Evaluator:
             step=run.step,
             data=self.dataset.info.name,
             pairs=run.config.pairs.mode,
+            learnt_from=len(train.image),
             fidelity=fidelity,
             representation=scores,
             reconstruction=Reconstruction(error, _mean_square(mean, test.image)),

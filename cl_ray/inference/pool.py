@@ -8,8 +8,6 @@ actors. Whatever is killed, at any moment, a part is there whole or is made agai
 import contextlib
 import errno
 import math
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from cl_ray.data.dataset import absolute, first_line, without_keys
 from cl_ray.errors import UserError
 from cl_ray.inference.output import Output, folder_names
 from cl_ray.inference.work import Work, part_size
+from cl_ray.machine import peak_memory
 
 if TYPE_CHECKING:
     from cl_ray.loading import LoadedRun
@@ -316,9 +315,3 @@ def _explain(job: Job, row: dict[str, Any]) -> str:
         f"{row['complaint']}; {state}, and the rest takes about {decimal(int(need))}: make room "
         "for it, and the same command goes on."
     )
-
-
-def peak_memory() -> int:
-    """Bytes that this process held at its peak."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,7 +6,6 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
 from cl_ray.data.dataset import Dataset, without_keys
 from cl_ray.errors import UserError
+from cl_ray.machine import peak_memory, version
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
 from cl_ray.training.folder import Folder
 from cl_ray.training.progress import Progress, clock
@@ -283,8 +283,6 @@ def _watch(board: Any, progress: Progress, config: Config, over: threading.Event
 def _summary(
     outcome: dict[str, Any], folder: Folder, config: Config, begun: float
 ) -> dict[str, Any]:
-    from cl_ray.training.worker import peak_memory
-
     packages = ("cl-ray", "ray", "torch", "torchvision", "pyarrow")
     summary = {
         **outcome,
@@ -293,17 +291,10 @@ def _summary(
         "pairs": config.pairs.mode,
         "seconds": round(time.monotonic() - begun, 1),
         "driver_peak_bytes": peak_memory(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: version(package) for package in packages},
     }
     folder.write("summary.json", json.dumps(summary, indent=1).encode())
     return summary
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except Exception:
-        return "source"  # a job that ships only the source
 
 
 def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:

@@ -3,8 +3,6 @@
 import importlib
 import json
 import os
-import platform
-import resource
 import socket
 import threading
 import time
@@ -21,6 +19,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.ray_shards import RankShard
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, chosen_reference, in_words, larger_is_better
+from cl_ray.machine import peak_memory
 from cl_ray.run import Diverged, Figures, Record, Run
 from cl_ray.training.device import describe, keep_freed_memory, resolve
 from cl_ray.training.evaluations import Evaluations, Job, weights_of
@@ -242,9 +241,3 @@ def best_by(config: Config, dataset: Dataset) -> str:
     evaluation = config.evaluation
     measured = evaluation.every and chosen_reference(dataset, evaluation.reference)
     return "evaluation/frechet" if measured else "g/reconstruction"
-
-
-def peak_memory() -> int:
-    """Bytes that this process held at its peak."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

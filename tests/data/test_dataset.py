@@ -1,36 +1,22 @@
-"""The read side and the write side of data at rest, on real Parquet files."""
+"""The read side of data at rest, on real Parquet files."""
 
 import hashlib
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from made_sets import ABOUT, BIG, images, pictures
 
 from cl_ray.data import dataset as dataset_module
 from cl_ray.data.dataset import Dataset, Piece
-from cl_ray.data.writer import About, Picture, check_free, write
+from cl_ray.data.writer import write
 from cl_ray.errors import UserError
-
-ABOUT = About(name="tiny", source="a test", licence="CC0")
-BIG = 64  # 64 × 64 × 3: row groups of 85 rows
-
-
-def images(count: int, side: int = 28, channels: int = 1, seed: int = 0) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return random.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
-
-
-def pictures(pixels: np.ndarray, labels: bool = False) -> Iterator[Picture]:
-    for number, image in enumerate(pixels):
-        yield Picture(image, number % 3 if labels else None, f"image {number}")
 
 
 @pytest.fixture(scope="module")
@@ -246,188 +232,6 @@ def test_one_image_has_no_distance(tmp_path: Path) -> None:
     assert info.splits["train"].distances == []
     with pytest.raises(UserError, match="one image only"):
         Dataset.open(str(tmp_path / "set")).distance_quantile("train", 0.5)
-
-
-def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
-    digests, orders = [], []
-    for number, seed in enumerate((0, 0, 1)):
-        out = str(tmp_path / str(number))
-        info = write({"train": pictures(images(300))}, out, ABOUT, seed=seed)
-        digests.append(info.splits["train"].shards[0].sha256)
-        orders.append(Dataset.open(out).read("train").id.tolist())
-    assert digests[0] == digests[1] != digests[2]
-    assert orders[0] != sorted(orders[0]) != orders[2] != orders[0]
-
-
-def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
-    pixels = images(40)
-    write({"train": pictures(pixels, True)}, str(tmp_path / "set"), ABOUT, test_fraction=0.25)
-    data = Dataset.open(str(tmp_path / "set"))
-    train, test = data.read("train"), data.read("test")
-    assert (len(train.id), len(test.id)) == (30, 10)
-    place = {image.tobytes(): number for number, image in enumerate(pixels)}
-    origin = [
-        [place[image.tobytes()] for image in rows.image[np.argsort(rows.id)]]
-        for rows in (train, test)
-    ]
-    assert sorted(origin[0] + origin[1]) == list(range(40))
-    # Both are numbered 0, 1, ... in the source's order, and it is not the tail that is held out.
-    assert origin == [sorted(origin[0]), sorted(origin[1])]
-    assert origin[1] != list(range(30, 40))
-    assert test.label is not None
-    assert test.label[np.argsort(test.id)].tolist() == [number % 3 for number in origin[1]]
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.99])
-def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(UserError, match="leaves one split empty"):
-        write({"train": pictures(images(4))}, str(tmp_path / "set"), ABOUT, test_fraction=fraction)
-    assert os.listdir(tmp_path) == []
-
-
-def test_holding_out_beside_a_test_split_is_refused(tmp_path: Path) -> None:
-    splits = {"train": pictures(images(4)), "test": pictures(images(4))}
-    with pytest.raises(UserError, match="test split of its own"):
-        write(splits, str(tmp_path / "set"), ABOUT, test_fraction=0.5)
-
-
-def bad(image: np.ndarray, label: int | None = None) -> Picture:
-    return Picture(image, label, "bad.png")
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        (bad(images(1, 30)[0]), r"bad.png is 30 × 30 and image 0 is 28 × 28: add `--size N`"),
-        (bad(images(1, 28, 3)[0]), "bad.png is in colour and image 0 is grey: add `--color grey`"),
-        (bad(images(1)[0], 0), "image 0 has no label but bad.png has one: .*--label-column none"),
-    ],
-)
-def test_images_that_do_not_go_together_leave_nothing(
-    tmp_path: Path, picture: Picture, message: str
-) -> None:
-    def stream() -> Iterator[Picture]:
-        yield from pictures(images(3))
-        yield picture
-
-    with pytest.raises(UserError, match=message):
-        write({"train": stream()}, str(tmp_path / "set"), ABOUT)
-    with pytest.raises(UserError, match=message):
-        write({"train": pictures(images(3)), "test": [picture]}, str(tmp_path / "set"), ABOUT)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        (bad(images(1, 28)[0][:, :26]), "bad.png is not square but 26 × 28: add `--size N`"),
-        (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 64: add `--size N`"),
-        (bad(images(1, 65)[0]), "bad.png is 65 × 65"),
-        (bad(images(1)[0], -1), "bad.png has the label -1: leave"),
-        (bad(images(1)[0], 2), "bad.png has the label 2, but there are 2 classes"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(tmp_path: Path, picture: Picture, message: str) -> None:
-    about = About(name="tiny", source="a test", classes=["a", "b"])
-    with pytest.raises(UserError, match=message):
-        write({"train": [picture]}, str(tmp_path / "set"), about)
-    assert os.listdir(tmp_path) == []
-
-
-def test_empty_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image in the split test"):
-        write({"train": pictures(images(3)), "test": []}, str(tmp_path / "set"), ABOUT)
-
-
-def test_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
-    out = str(tmp_path / "set")
-    write({"train": pictures(images(3))}, out, ABOUT)
-    with pytest.raises(UserError, match=f"{out} is there already: .*--overwrite"):
-        write({"train": pictures(images(5))}, out, ABOUT)
-
-    def failing() -> Iterator[Picture]:
-        yield from pictures(images(5))
-        raise UserError("no more")
-
-    with pytest.raises(UserError, match="no more"):
-        write({"train": failing()}, out, ABOUT, overwrite=True)
-    assert len(Dataset.open(out).read("train").id) == 3
-    write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
-    assert len(Dataset.open(out).read("train").id) == 5
-    assert os.listdir(tmp_path) == ["set"]
-
-
-def test_old_data_comes_back_if_the_new_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = str(tmp_path / "set")
-    write({"train": pictures(images(3))}, out, ABOUT)
-    rename = os.rename
-
-    def failing(old: str, new: str) -> None:
-        if old.endswith("/new"):
-            raise PermissionError("no")
-        rename(old, new)
-
-    monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(UserError, match=f"{out} cannot be written: no"):
-        write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
-    assert len(Dataset.open(out).read("train").id) == 3
-    assert os.listdir(tmp_path) == ["set"]
-
-
-def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
-    seen: list[list[str]] = []
-    write(
-        {"train": pictures(images(3))},
-        str(tmp_path / "set"),
-        ABOUT,
-        progress=lambda stage, done, total: seen.append(os.listdir(tmp_path)),
-    )
-    assert all(len(names) == 1 and names[0].startswith(".set-") for names in seen)
-    assert len(seen) == 2
-
-
-def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a data set"):
-        write({"train": pictures(images(3))}, str(tmp_path), ABOUT, overwrite=True)
-    with pytest.raises(UserError, match="is a file"):
-        check_free(str(tmp_path / "thesis.tex"), overwrite=True)
-    with pytest.raises(UserError, match="mnist names the packaged data set"):
-        check_free("mnist", overwrite=True)
-    with pytest.raises(UserError, match="cannot be written"):
-        write({"train": pictures(images(3))}, str(tmp_path / "thesis.tex" / "set"), ABOUT)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-def test_far_filesystem_gets_the_record_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A filesystem that is not local, as s3:// would be: no rename, so the order is what counts.
-    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(dataset_module, "_connect", lambda location: (bucket, "key/set"))
-    out = "s3://bucket/key/set"
-    write({"train": pictures(images(85 * 17, BIG, 3))}, out, ABOUT)
-    folder = tmp_path / "key" / "set"
-    assert len(list(folder.glob("train-*-of-00002.parquet"))) == 2
-    first = Dataset.open(out)
-    assert first.location == out
-    assert len(first.read("train").id) == 85 * 17
-
-    record = folder / "dataset.json"
-    seen: list[bool] = []
-    write(
-        {"train": pictures(images(3))},
-        out,
-        ABOUT,
-        overwrite=True,
-        progress=lambda stage, done, total: seen.append(record.exists()),
-    )
-    # There while the source is read, gone before a shard is written, back at the end.
-    assert seen == [True, False]
-    assert sorted(os.listdir(folder)) == ["dataset.json", "train-00000-of-00001.parquet"]
-    assert len(Dataset.open(out).read("train").id) == 3
 
 
 def open_error(location: str | Path) -> str:

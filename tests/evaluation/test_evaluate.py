@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from five_steps import small
 from numpy.typing import NDArray
+from run_folder import leave, trained_run
 
-from cl_ray.checkpoint import Checkpoints
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
 from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
@@ -24,8 +21,6 @@ from cl_ray.evaluation.fidelity import frechet
 from cl_ray.evaluation.reference import Reference
 from cl_ray.evaluation.representation import nearest
 from cl_ray.loading import LoadedRun, load
-from cl_ray.run import Run
-from cl_ray.training.folder import Folder
 
 TRAIN, TEST = 300, 120
 MEASURED = EvaluationConfig(reference="mnist", samples=TEST, images=TRAIN)
@@ -49,13 +44,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def folder(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    config = small(data=digits)
-    run = Run(config, ResidentShard.read(Share(Dataset.open(digits), config)))
-    run.epoch()
-    place = Folder.at(str(tmp_path_factory.mktemp("runs")), "demo")
-    place.write("config.yaml", config.to_yaml().encode())
-    Checkpoints(*place.open()).save(run.state_dict(), epoch=1, step=25, figure=None)
-    return Path(place.uri)
+    return leave(trained_run(digits), tmp_path_factory.mktemp("runs"), step=25)
 
 
 class Copyist(LoadedRun):

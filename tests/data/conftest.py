@@ -1,0 +1,42 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_images import Make, in_order
+
+from cl_ray.data.dataset import Dataset, DatasetInfo, Rows
+from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.errors import UserError
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes a data set of a source; returns its record and its train rows in source order."""
+
+    def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, Rows]:
+        out = str(tmp_path / "made" / "set")
+        written = write_dataset(SourceConfig(source=str(source), out=out, overwrite=True, **flags))
+        data = Dataset.open(out)
+        assert data.info == written
+        return written, in_order(data)
+
+    return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Expects a source to be refused in one sentence, with nothing left; returns the sentence."""
+
+    def run(source: str | Path, **flags: Any) -> str:
+        folder = tmp_path / "refused"
+        with pytest.raises(UserError) as caught:
+            write_dataset(SourceConfig(source=str(source), out=str(folder / "set"), **flags))
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.endswith(".")
+        assert not folder.exists() or not os.listdir(folder)
+        return message
+
+    return run
