@@ -15,7 +15,7 @@ test: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy cl_ray
+	$(VENV)/bin/mypy cl_ray tuning
 
 setup: $(READY)
 

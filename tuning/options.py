@@ -44,7 +44,9 @@ class Options(Model):
     concurrent: int | None = Field(
         None, ge=1, description="Trials at once; None is as many as the cluster has room for."
     )
-    workers: int = Field(1, ge=1, description="Workers a trial; more than one is refused.")
+    workers: int = Field(
+        1, ge=1, description="Workers of a trial; with more than one, each is a TorchTrainer."
+    )
     cpus_per_trial: float | None = Field(
         None, gt=0, description="CPUs of a trial; None shares out what the machine has."
     )
@@ -92,13 +94,6 @@ class Options(Model):
             raise ValueError(
                 "scheduler 'pbt' with several metrics is refused: it must say which trial is the "
                 "better one: give one --metric"
-            )
-        if self.workers > 1:
-            raise ValueError(
-                f"workers {self.workers} a trial is refused: Ray Tune can hang on a trainer inside "
-                "a trial that is stopped early (ray#54305): give each trial more with "
-                "--cpus-per-trial or --gpus-per-trial, and train the best with `cl-ray train "
-                f"--config best.yaml --workers {self.workers}`"
             )
         return self
 

@@ -92,7 +92,7 @@ def run(search: Search, console: Console) -> bool:
             if not folder.remote:
                 see_that_nodes_share(folder)
             console.print(
-                f"{room}." + (f" Waiting for {room.waits_for}." if room.waits_for else "")
+                f"{room}." + (f" Waiting for {room.plan.waits_for}." if room.plan.waits_for else "")
             )
             from tuning.recorder import Recorder
 

@@ -1,4 +1,4 @@
-"""Trials of one worker: Ray Tune, with each trial in a process that the next one takes over."""
+"""Ray Tune runs the trials, each in a process that the next one takes over."""
 
 import os
 from dataclasses import dataclass
@@ -14,14 +14,17 @@ from cl_ray.config import Config
 from cl_ray.data.share import SPLIT, Share
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.training.capacity import plan
+from cl_ray.training.autoscaler import HEAD
+from cl_ray.training.capacity import Plan, plan
 from cl_ray.training.folder import Folder
+from tuning.one_worker import OneWorkerTrial
 from tuning.prepare import Search
 from tuning.recorder import Recorder, number_of
 from tuning.schedulers import scheduler_of
 from tuning.searcher import StudySearch, point
+from tuning.several_workers import SeveralWorkersTrial
 from tuning.study import rows_of, unfinished
-from tuning.trial import Job, Training
+from tuning.trial import Job
 
 ATTEMPTS = 2
 """Times that a trial is tried before it counts as failed."""
@@ -33,22 +36,19 @@ class Room:
 
     Args:
         concurrent: Trials at once.
-        cpus: CPUs of each.
-        gpus: GPUs of each.
-        threads: CPU threads of each.
-        waits_for: What is not there yet, in words.
+        workers: Workers of each.
+        plan: What each worker asks for.
     """
 
     concurrent: int
-    cpus: float
-    gpus: float
-    threads: int
-    waits_for: str | None
+    workers: int
+    plan: Plan
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        gpus = f" and {self.plan.gpus:g} GPU" if self.plan.gpus else ""
         many = "trials at once" if self.concurrent > 1 else "trial at a time"
-        return f"{self.concurrent} {many}, {self.cpus:g} CPU{gpus} each"
+        wide = f"of {self.workers} workers, " if self.workers > 1 else ""
+        return f"{self.concurrent} {many}, {wide}{self.plan.cpus:g} CPU{gpus} each"
 
 
 def share_out(search: Search, local: bool) -> Room:
@@ -87,7 +87,7 @@ def share_out(search: Search, local: bool) -> Room:
         for theirs, ours in words.items():
             text = text.replace(theirs, ours)
         raise UserError(text) from error
-    return Room(concurrent, got.cpus, got.gpus, got.threads, got.waits_for)
+    return Room(concurrent, wide, got)
 
 
 def job_of(search: Search, room: Room) -> Job:
@@ -98,7 +98,7 @@ def job_of(search: Search, room: Room) -> Job:
         base=search.base,
         dataset=search.dataset,
         metrics=search.metrics,
-        threads=room.threads,
+        plan=room.plan,
         replaced=search.options.scheduler == "pbt",
     )
 
@@ -110,16 +110,7 @@ def run_trials(search: Search, study: optuna.Study, room: Room, recorder: Record
     if not count:
         return
     options, job = search.options, recorder.job
-    share = Share(search.dataset, search.base)
-    evaluator = Evaluator(search.dataset, search.base.evaluation, search.base.seed)
-    evaluator.images()
-    resources = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
-    trainable = tune.with_parameters(
-        Training,
-        job=job,
-        rows=search.dataset.read(SPLIT, share.pieces(0)) if share.resident else None,
-        evaluator=evaluator,
-    )
+    trainable, resources = trainable_of(search, job, room)
     before = [row for row in rows_of(study) if row.number not in begun]
     scheduler = scheduler_of(
         options.early, search.metrics[0], options.epochs, search.space, options.seed, before
@@ -163,6 +154,25 @@ def run_trials(search: Search, study: optuna.Study, room: Room, recorder: Record
         tuner.fit()
     finally:
         forget(search.folder)
+
+
+def trainable_of(search: Search, job: Job, room: Room) -> tuple[type, dict[str, float]]:
+    """The trials' class, with what they share put into the object store once, and their resources.
+
+    A trial of several workers computes nothing itself: its process lives beside the head, which
+    no lost machine takes away, and its workers ask for their own.
+    """
+    if room.workers > 1:
+        return tune.with_parameters(SeveralWorkersTrial, job=job), {HEAD: 0.001}
+    share = Share(search.dataset, search.base)
+    evaluator = Evaluator(search.dataset, search.base.evaluation, search.base.seed)
+    evaluator.images()
+    rows = search.dataset.read(SPLIT, share.pieces(0)) if share.resident else None
+    plan = room.plan
+    return (
+        tune.with_parameters(OneWorkerTrial, job=job, rows=rows, evaluator=evaluator),
+        {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})},
+    )
 
 
 def named(trainable: type, search: str, resources: dict[str, float]) -> type:

@@ -8,6 +8,7 @@ torchmetrics is imported where it is used: it takes seconds.
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ SUBSETS, SUBSET = 100, 1000
 """The kernel distance is the mean over so many subsets of at most so many rows."""
 BLOCK = 1000
 """Rows whose distances to all others are in memory at once: 80 MB of float64 for 10,000."""
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""Rank 0 measures by itself; torchmetrics would wait for the other ranks, which are not there."""
 
 
 def fidelity(real: Floats, fake: Floats, k: int = NEIGHBOURS, seed: int = 0) -> dict[str, float]:
@@ -77,7 +80,7 @@ def frechet(real: Floats, fake: Floats) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(_Given(real.shape[1]))
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), **ALONE)
     metric.update(_double(real), real=True)
     metric.update(_double(fake), real=False)
     return max(float(metric.compute()), 0.0)  # rounding may leave less than nothing
@@ -94,7 +97,9 @@ def kernel(real: Floats, fake: Floats, seed: int = 0) -> float:
     size = min(SUBSET, len(real), len(fake))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, as is meant
-        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            _Given(real.shape[1]), subsets=SUBSETS, subset_size=size, **ALONE
+        )
         metric.update(_double(real), real=True)
         metric.update(_double(fake), real=False)
         torch.manual_seed(seed)

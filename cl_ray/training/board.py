@@ -10,6 +10,7 @@ class Board:
         self.run, self._progress = run, dict[str, Any]()
         self._notes: list[str] = []
         self._fatal: str | None = None
+        self._reached, self._allowed, self._over = -1, 0, False
 
     def __repr__(self) -> str:
         return f"cl_ray.Board({self.run})"
@@ -33,3 +34,27 @@ class Board:
     def look(self, seen: int) -> tuple[dict[str, Any], list[str]]:
         """The progress, and the notes from the `seen`-th on."""
         return self._progress, self._notes[seen:]
+
+    # A gate before each epoch, for a host that decides between epochs whether to go on.
+
+    def allow(self, epochs: int) -> None:
+        """Let the run train until it has so many epochs."""
+        self._allowed = epochs
+
+    def end(self) -> None:
+        """Let it train no epoch more."""
+        self._over = True
+
+    def passes(self, epochs: int) -> bool | None:
+        """Whether a run of so many epochs trains another; None while nothing is decided.
+
+        All ranks ask after each epoch, and each hears the same of it.
+        """
+        self._reached = max(self._reached, epochs)
+        if epochs < self._allowed:
+            return True
+        return False if self._over else None
+
+    def reached(self) -> int:
+        """Epochs after which the run last asked; -1 before it has."""
+        return self._reached

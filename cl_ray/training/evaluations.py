@@ -107,6 +107,7 @@ class Evaluations:
         name: The run's.
         device: What an evaluation in between computes on.
         say: Tells the user where evaluations are done.
+        beside: Whether they may be done beside the training, where a CPU is free.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Evaluations:
         name: str,
         device: torch.device,
         say: Callable[[str], Any],
+        beside: bool = True,
     ):
         self.config, self.dataset, self.name = config, dataset, name
         self.device, self.say = device, say
@@ -125,7 +127,8 @@ class Evaluations:
         self.actor: ray.actor.ActorHandle[Any] | None = None
         least, most = config.worker_range  # an elastic run's workers may want the CPU themselves
         free = ray.available_resources().get("CPU", 0) >= 1
-        if config.evaluation.every and least == most and free:
+        self.beside = beside
+        if beside and config.evaluation.every and least == most and free:
             kind = ray.remote(num_cpus=1)(NetworkEvaluator)
             self.actor = kind.remote(config, dataset, name, threads=1)
             self.ready = self.actor.ready.remote()
@@ -164,7 +167,7 @@ class Evaluations:
         if self.actor and not ray.wait([self.ready], timeout=PATIENCE)[0]:
             ray.kill(self.actor)
             self.actor = None
-        if self.actor is None and self.here is None:
+        if self.beside and self.actor is None and self.here is None:
             self.say("evaluations interrupt the training: no CPU is free beside the workers'")
 
     def _collect(self, wait: bool) -> None:

@@ -200,43 +200,12 @@ def _fit(
 ) -> dict[str, Any]:
     """Run the workers to their end; the progress is shown by a thread beside."""
     import ray
-    import ray.data
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cl_ray.data.ray_shards import RankSplit
-    from cl_ray.training.board import Board
-    from cl_ray.training.worker import work
+    from cl_ray.training.trainer import board_for, trainer_for
 
-    # On the node of this command: any other may leave the cluster, and the board with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(folder.name)
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={
-            "config": config,
-            "folder": folder,
-            "board": board,
-            "threads": capacity.threads,
-        },
-        # NCCL refuses two workers on one GPU.
-        torch_config=TorchConfig(backend="gloo" if capacity.gpus % 1 else None),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=capacity.gpus > 0,
-            resources_per_worker={"CPU": capacity.cpus, "GPU": capacity.gpus}
-            if capacity.gpus
-            else {"CPU": capacity.cpus},
-        ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.storage,
-            failure_config=FailureConfig(max_failures=launch.max_failures),
-            logging_config=LoggingConfig(log_level="INFO" if launch.verbose else "ERROR"),
-        ),
-        datasets={"train": ray.data.from_items(list(dataset.info.splits))},
-        dataset_config=RankSplit(dataset, config),
+    board = board_for(folder)
+    trainer = trainer_for(
+        config, folder, dataset, capacity, board, launch.max_failures, verbose=launch.verbose
     )
     over = threading.Event()
     with Progress(console, config.epochs) as progress:

@@ -27,13 +27,15 @@ from cl_ray.training.folder import Folder
 
 REFRESH = 0.25
 """Seconds between two words of progress."""
+GATE = 0.05
+"""Seconds between two questions whether to go on."""
 
 
 def work(setup: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's loop: one call on every rank, again after each failure.
 
     Args:
-        setup: `config`, `folder`, `board` and `threads`.
+        setup: `config`, `folder`, `board`, `threads` and whether it is `gated`.
 
     Returns:
         What rank 0 knows at the end: `status`, `figures`, `memory` and more.
@@ -80,9 +82,10 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     print(f"cl_ray run {folder.name}, {where} (process {os.getpid()})")
     if rank == 0:
         board.note.remote(f"{where}; its shard ({shares.share.gigabytes:.3g} GB) {keeps}; {begun}")
-    host = Host(run, folder, checkpoints, board) if rank == 0 else None
+    gated: bool = setup["gated"]
+    host = Host(run, folder, checkpoints, board, beside=not gated) if rank == 0 else None
     started = time.perf_counter()
-    while run.epochs < config.epochs:
+    while run.epochs < config.epochs and (not gated or _may_go_on(board, run.epochs)):
         figures = run.epoch(host.watch if host else None)
         if host:
             host.finish_epoch(figures)
@@ -91,10 +94,17 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
         host.close()
     seconds = time.perf_counter() - started
     return {
-        "status": "finished",
+        "status": "finished" if run.epochs >= config.epochs else "ended",
         "training_seconds": seconds,
         **(host.summary() if host else {}),
     }
+
+
+def _may_go_on(board: "ray.actor.ActorHandle[Any]", epochs: int) -> bool:
+    """Wait until it is decided whether a run of so many epochs trains another."""
+    while (verdict := ray.get(board.passes.remote(epochs))) is None:
+        time.sleep(GATE)
+    return bool(verdict)
 
 
 def _import_what_is_slow() -> None:
@@ -112,6 +122,7 @@ class Host:
         folder: Folder,
         checkpoints: Checkpoints,
         board: "ray.actor.ActorHandle[Any]",
+        beside: bool,
     ):
         from cl_ray.training.journal import Journal  # TensorBoard is rank 0's alone
 
@@ -122,7 +133,7 @@ class Host:
         dataset = run.shard.share.dataset
         self.best_by = best_by(run.config, dataset)
         self.evaluations = Evaluations(
-            run.config, dataset, folder.name, run.adversary.device, board.note.remote
+            run.config, dataset, folder.name, run.adversary.device, board.note.remote, beside
         )
         self.evaluation: Evaluation | None = None
         self._tell({}, 0.0, force=True)

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from prdc import compute_prdc
+from ranks import together
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
@@ -102,6 +103,20 @@ def test_kernel_is_the_mean_over_subsets(monkeypatch: pytest.MonkeyPatch) -> Non
     assert kernel(real, fake, seed=1) == pytest.approx(whole, rel=0.2)
     assert kernel(real, fake, seed=1) == kernel(real, fake, seed=1)
     assert kernel(real, fake, seed=1) != kernel(real, fake, seed=2)
+
+
+def alone() -> dict[str, float] | None:
+    """Figures on rank 0, while rank 1 has something else to do."""
+    import torch.distributed as dist
+
+    sets = normal(40, 3, 0), normal(40, 3, 1)
+    return fidelity(*sets) if dist.get_rank() == 0 else None
+
+
+def test_a_rank_measures_without_the_others() -> None:
+    there, nothing = together(alone, 2)
+    assert nothing is None
+    assert there == pytest.approx(fidelity(normal(40, 3, 0), normal(40, 3, 1)))
 
 
 def test_nobody_elses_random_numbers_are_drawn() -> None:

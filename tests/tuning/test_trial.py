@@ -17,26 +17,28 @@ from cl_ray.data.share import Share
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.run import Run
+from cl_ray.training.capacity import Plan
 from cl_ray.training.folder import Folder
+from tuning.one_worker import OneWorkerTrial
 from tuning.study import Metric
-from tuning.trial import ERROR, Job, Training
+from tuning.trial import ERROR, Job
 
 EPOCHS = 3
 
 
-def begin(folder: Path, data: str, values: dict[str, Any], **job: Any) -> Training:
+def begin(folder: Path, data: str, values: dict[str, Any], **job: Any) -> OneWorkerTrial:
     """A trial as Ray Tune sets it up, with no Ray around it."""
     dataset = Dataset.open(data)
     fields = {**yaml.safe_load(SMALL), "epochs": EPOCHS, "checkpoint": {"keep": 1}}
     base = build(merge(preset("quick").model_dump(), fields))
-    trial = object.__new__(Training)
+    trial = object.__new__(OneWorkerTrial)
     common = Job(
         search="s",
         folder=Folder(str(folder), "trials"),
         base=base,
         dataset=dataset,
         metrics=[Metric("frechet", larger=False)],
-        threads=1,
+        plan=Plan(1.0, 0.0, 1, None),
         **job,
     )
     evaluator = Evaluator(dataset, base.evaluation, base.seed)
@@ -60,13 +62,17 @@ VALUES = {"optimizer.lr_g": 0.003, "generator.depth": 2}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Training, list[Any]]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, digits: str
+) -> tuple[OneWorkerTrial, list[Any]]:
     """A trial that ran to its end, and what it said."""
     trial = begin(tmp_path_factory.mktemp("whole"), digits, VALUES)
     return trial, [trial.step() for _ in range(EPOCHS)]
 
 
-def test_it_trains_what_a_run_of_those_values_trains(whole: tuple[Training, list[Any]]) -> None:
+def test_it_trains_what_a_run_of_those_values_trains(
+    whole: tuple[OneWorkerTrial, list[Any]],
+) -> None:
     trial, results = whole
     assert [r["epoch"] for r in results] == [1, 2, 3]
     assert [r["status"] for r in results] == ["running", "running", "finished"]
@@ -80,7 +86,7 @@ def test_it_trains_what_a_run_of_those_values_trains(whole: tuple[Training, list
     assert alike(weights(run), weights(trial.run))
 
 
-def test_its_figures_are_the_evaluation_s(whole: tuple[Training, list[Any]]) -> None:
+def test_its_figures_are_the_evaluation_s(whole: tuple[OneWorkerTrial, list[Any]]) -> None:
     trial, results = whole
     loaded = cl_ray.load(trial.folder.uri)
     figures = trial.evaluator.evaluate(loaded).figures()
@@ -89,7 +95,7 @@ def test_its_figures_are_the_evaluation_s(whole: tuple[Training, list[Any]]) -> 
 
 
 def test_the_process_is_kept_for_other_trials(
-    whole: tuple[Training, list[Any]], digits: str, tmp_path: Path
+    whole: tuple[OneWorkerTrial, list[Any]], digits: str, tmp_path: Path
 ) -> None:
     trial = begin(tmp_path, digits, {"generator.depth": 1})
     trial.step()
@@ -105,7 +111,7 @@ def test_the_process_is_kept_for_other_trials(
 
 @pytest.mark.parametrize("stop", ["between epochs", "before it was measured", "in mid-epoch"])
 def test_another_process_goes_on_and_repeats_nothing(
-    whole: tuple[Training, list[Any]], digits: str, tmp_path: Path, stop: str
+    whole: tuple[OneWorkerTrial, list[Any]], digits: str, tmp_path: Path, stop: str
 ) -> None:
     values = {**VALUES, "log_every": 4, "optimizer.average": 0.998}
     first = begin(tmp_path, digits, values)
@@ -123,7 +129,7 @@ def test_another_process_goes_on_and_repeats_nothing(
     assert alike(weights(again.run), weights(whole[0].run))
 
 
-def cut_short(trial: Training, stop: str) -> None:
+def cut_short(trial: OneWorkerTrial, stop: str) -> None:
     """End a trial in its second epoch, as a kill would."""
 
     def killed(*_: Any) -> None:
@@ -140,7 +146,7 @@ def cut_short(trial: Training, stop: str) -> None:
         trial.step()
 
 
-def test_one_that_was_over_says_so_again(whole: tuple[Training, list[Any]]) -> None:
+def test_one_that_was_over_says_so_again(whole: tuple[OneWorkerTrial, list[Any]]) -> None:
     trial, results = whole
     steps = trial.run.adversary.steps
     again = trial.step()
@@ -170,7 +176,7 @@ def test_one_picture_of_all_noise_ends_it(digits: str, tmp_path: Path) -> None:
     assert result["done"]
 
 
-def test_an_early_picture_may_still_be_one(whole: tuple[Training, list[Any]]) -> None:
+def test_an_early_picture_may_still_be_one(whole: tuple[OneWorkerTrial, list[Any]]) -> None:
     assert whole[0].run.adversary.steps < 100
 
 
@@ -182,7 +188,7 @@ def test_an_error_is_left_in_the_folder(digits: str, tmp_path: Path) -> None:
 
 
 def test_a_population_s_trial_takes_over_another_s_networks(
-    whole: tuple[Training, list[Any]], digits: str, tmp_path: Path
+    whole: tuple[OneWorkerTrial, list[Any]], digits: str, tmp_path: Path
 ) -> None:
     """The one that diverged goes on where the better one stands, with its own rates."""
     better = begin(tmp_path / "better", digits, VALUES, replaced=True)
