@@ -52,7 +52,7 @@ class OneWorkerTrial(Trial):
         newest = self.checkpoints.newest()
         if newest:
             self.run.load_state_dict(self.checkpoints.load(newest.name))
-        self.journal = Journal(self.folder, self.run)
+        self.journal = Journal(self.folder, self.run, self.job.search)
         return "goes on from " + newest.name if newest else "starts"
 
     def advance(self) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class OneWorkerTrial(Trial):
         self.checkpoints.return_to(name)
         self.checkpoints.held = set()
         self.cleanup()
-        self.journal = Journal(self.folder, self.run)  # as far as it goes along with that
+        # What it wrote itself beyond that is dropped.
+        self.journal = Journal(self.folder, self.run, self.job.search)
         self.ended = self.reason = ""
 
     def cleanup(self) -> None:

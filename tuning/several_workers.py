@@ -76,7 +76,7 @@ class SeveralWorkersTrial(Trial):
                 self.job.plan,
                 self.board,
                 MAX_FAILURES,
-                gated=True,
+                search=self.job.search,
             )
             self.outcome = trainer.fit().return_value
         except BaseException as error:  # told where the trial is asked for its result

@@ -1,4 +1,4 @@
-"""What a run writes down for people: metrics.jsonl, TensorBoard, pictures. Rank 0 only."""
+"""What a run says to people: metrics.jsonl, TensorBoard, pictures, Ray's metrics. Rank 0 only."""
 
 import json
 from typing import Any
@@ -13,9 +13,17 @@ from cl_ray.config import Config, differences, preset
 from cl_ray.networks.images import to_unit
 from cl_ray.run import Figures, Record, Run
 from cl_ray.training.folder import Folder, Mirror
+from cl_ray.training.gauges import Gauges
 
 SHOWN = 64
 """Samples in a grid; half as many pairs are shown with their reconstructions."""
+COMPARED = (
+    "evaluation/frechet",
+    "evaluation/linear_probe",
+    "evaluation/knn_1",
+    "epoch/g/reconstruction",
+)
+"""Curves whose last values stand beside the hyperparameters in TensorBoard's HPARAMS tab."""
 
 
 class Journal:
@@ -25,10 +33,12 @@ class Journal:
         folder: The run folder.
         run: The run, where it stands now; what was written beyond that is dropped, as the run
             will write it again.
+        search: The name of the search that the run is a trial of.
     """
 
-    def __init__(self, folder: Folder, run: Run):
+    def __init__(self, folder: Folder, run: Run, search: str | None = None):
         self.run, self.mirror = run, Mirror(folder)
+        self.gauges = Gauges(search or folder.name, folder.name if search else "")
         lines = map(json.loads, (folder.read("metrics.jsonl") or b"").decode().splitlines())
         self.metrics = self.mirror.path / "metrics.jsonl"
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +59,9 @@ class Journal:
             "speed/images_per_second", record.images / record.seconds, record.step
         )
         self.events.add_scalar("speed/waited", record.waited / record.seconds, record.step)
+        place = {"epoch": record.epoch, "step": record.step}
+        speed = {"images_per_second": record.images / record.seconds}
+        self.gauges.set({**place, **record.figures, **speed})
 
     def epoch(self, figures: Figures) -> None:
         """A finished epoch: one line, two pictures, and all of it in the run folder."""
@@ -57,6 +70,7 @@ class Journal:
             lines.write(json.dumps({"epoch": epoch, "step": step, **figures}) + "\n")
         for name, value in figures.items():
             self.events.add_scalar(f"epoch/{name}", value, step)
+        self.gauges.set({"epoch": epoch, "step": step, **figures})
         for name, grid in {"samples": self.samples(), "pairs": self.pairs()}.items():
             self.events.add_image(name, grid, step)
             file = self.mirror.path / "samples" / f"{name}-{epoch:04d}.png"
@@ -73,6 +87,7 @@ class Journal:
         self._write(added)
         for name, value in named.items():
             self.events.add_scalar(name, value, step)
+        self.gauges.set(named)
         self.events.flush()
         self.mirror.push()
 
@@ -110,6 +125,7 @@ class Journal:
 
     def close(self) -> None:
         """Write out what is still in memory."""
+        self.gauges.close()
         self.events.close()
         self.mirror.push()
 
@@ -127,7 +143,7 @@ class Journal:
             "seed": config.seed,
         }
         others = {k: str(v) for k, (_, v) in changed.items() if k not in ("name", "storage")}
-        for summary in hparams({**others, **searched}, {"epoch/g/reconstruction": 0.0}):
+        for summary in hparams({**others, **searched}, dict.fromkeys(COMPARED, 0.0)):
             self.events._get_file_writer().add_summary(summary)
         self.events.add_text("config", f"```yaml\n{config.to_yaml()}```")
 

@@ -33,7 +33,7 @@ def trainer_for(
     board: "ray.actor.ActorHandle[Any]",
     max_failures: int,
     verbose: bool = False,
-    gated: bool = False,
+    search: str | None = None,
 ) -> TorchTrainer:
     """A trainer that goes on from the newest checkpoint in the folder.
 
@@ -45,7 +45,8 @@ def trainer_for(
         board: Where rank 0 leaves word.
         max_failures: Times that dead workers are started again.
         verbose: Show Ray Train's own messages.
-        gated: Ask the board before each epoch whether to go on, and evaluate in between.
+        search: The search that this is a trial of: then the workers ask the board before each
+            epoch whether to go on, and evaluate in between.
     """
     each = {"CPU": capacity.cpus, **({"GPU": capacity.gpus} if capacity.gpus else {})}
     return TorchTrainer(
@@ -55,7 +56,7 @@ def trainer_for(
             "folder": folder,
             "board": board,
             "threads": capacity.threads,
-            "gated": gated,
+            "search": search,
         },
         # NCCL refuses two workers on one GPU.
         torch_config=TorchConfig(backend="gloo" if capacity.gpus % 1 else None),

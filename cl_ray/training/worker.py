@@ -35,7 +35,8 @@ def work(setup: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's loop: one call on every rank, again after each failure.
 
     Args:
-        setup: `config`, `folder`, `board`, `threads` and whether it is `gated`.
+        setup: `config`, `folder`, `board`, `threads`, and the `search` that it is a trial of, if
+            any: then it asks before each epoch whether to go on, and evaluates in between.
 
     Returns:
         What rank 0 knows at the end: `status`, `figures`, `memory` and more.
@@ -82,10 +83,10 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     print(f"cl_ray run {folder.name}, {where} (process {os.getpid()})")
     if rank == 0:
         board.note.remote(f"{where}; its shard ({shares.share.gigabytes:.3g} GB) {keeps}; {begun}")
-    gated: bool = setup["gated"]
-    host = Host(run, folder, checkpoints, board, beside=not gated) if rank == 0 else None
+    search: str | None = setup["search"]
+    host = Host(run, folder, checkpoints, board, search) if rank == 0 else None
     started = time.perf_counter()
-    while run.epochs < config.epochs and (not gated or _may_go_on(board, run.epochs)):
+    while run.epochs < config.epochs and (not search or _may_go_on(board, run.epochs)):
         figures = run.epoch(host.watch if host else None)
         if host:
             host.finish_epoch(figures)
@@ -122,18 +123,23 @@ class Host:
         folder: Folder,
         checkpoints: Checkpoints,
         board: "ray.actor.ActorHandle[Any]",
-        beside: bool,
+        search: str | None,
     ):
         from cl_ray.training.journal import Journal  # TensorBoard is rank 0's alone
 
         self.run, self.folder, self.checkpoints, self.board = run, folder, checkpoints, board
-        self.journal = Journal(folder, run)
+        self.journal = Journal(folder, run, search)
         self.told = 0.0
         self.figures: Figures = {}
         dataset = run.shard.share.dataset
         self.best_by = best_by(run.config, dataset)
         self.evaluations = Evaluations(
-            run.config, dataset, folder.name, run.adversary.device, board.note.remote, beside
+            run.config,
+            dataset,
+            folder.name,
+            run.adversary.device,
+            board.note.remote,
+            beside=search is None,
         )
         self.evaluation: Evaluation | None = None
         self._tell({}, 0.0, force=True)

@@ -37,7 +37,6 @@ def complaint(*arguments: str) -> str:
         (["--metric=frechet", "--set=evaluation.reference=none"], "without a reference"),
         (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
         (["--scheduler=pbt", "--workers=2"], "takes over another's weights in its own process"),
-        (["--workers=2"], "workers 2 a trial is refused: Ray Tune can hang"),
         (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "several metrics is refused"),
         (["--set=losses.temperature"], "is not a field and its value"),
         (["--set=losses.temperature=0"], "losses.temperature 0 is refused"),

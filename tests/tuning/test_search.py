@@ -18,7 +18,7 @@ COMMAND = [sys.executable, str(ROOT / "tuning" / "search.py")]
 
 def search(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *flags], capture_output=True, text=True, timeout=300, env=environment()
+        [*COMMAND, *flags], capture_output=True, text=True, timeout=400, env=environment()
     )
 
 

@@ -1,0 +1,141 @@
+"""Figures of runs and trials on the node's own metrics port, where Prometheus reads them."""
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+from small_run import SMALL
+
+from cl_ray.cli import parse
+from cl_ray.config import Config
+from cl_ray.training.train import train
+from tuning.search import main
+
+ROOT = Path(__file__).parent.parent.parent
+LINE = re.compile(r"^ray_(cl_ray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A Ray that says its figures twice a second."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield ray.nodes()[0]["MetricsExportPort"]
+    ray.shutdown()
+
+
+class Scraper(threading.Thread):
+    """Reads the port until told to stop; keeps every value of each (name, run, trial)."""
+
+    def __init__(self, port: int):
+        super().__init__(daemon=True)
+        self.port, self.over = port, threading.Event()
+        self.seen: dict[tuple[str, str, str], list[float]] = {}
+
+    def run(self) -> None:
+        while not self.over.wait(0.3):
+            self.look()
+
+    def look(self) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        for name, labels, value in LINE.findall(text):
+            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            values = self.seen.setdefault((name, tags["run"], tags["trial"]), [])
+            if not values or values[-1] != float(value):
+                values.append(float(value))
+
+    def __enter__(self) -> "Scraper":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(2)  # what was said last
+        self.over.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(300)
+
+
+@pytest.fixture(scope="module")
+def run(port: int, digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scraper]:
+    storage = tmp_path_factory.mktemp("runs")
+    flags = [
+        "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
+        "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL,
+    ]  # fmt: skip
+    config = parse(Config, flags, prog="cl-ray train")
+    with Scraper(port) as scraper:
+        train(config, console=Console(quiet=True))
+    return storage / "r", scraper
+
+
+def test_a_run_s_figures(run: tuple[Path, Scraper]) -> None:
+    folder, scraper = run
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = {name: values for (name, r, t), values in scraper.seen.items() if (r, t) == ("r", "")}
+    assert seen["cl_ray_epoch"][-1] == 3
+    assert seen["cl_ray_running"][0] == 1
+    for name, value in lines[-1].items():
+        if name.startswith(("d/", "g/", "score/")):
+            plain = f"cl_ray_{name.replace('/', '_')}"
+            assert seen[plain][-1] == pytest.approx(value, rel=1e-4), name
+
+
+def test_the_grafana_file_shows_what_there_is(run: tuple[Path, Scraper]) -> None:
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    asked = {
+        match
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for match in re.findall(r"ray_(cl_ray_\w+)", target["expr"])
+    }
+    assert len(asked) > 8
+    assert asked <= {name for name, _, _ in run[1].seen}
+    names = {variable["name"] for variable in board["templating"]["list"]}
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
+
+
+def test_every_trial_s_figures(
+    port: int, run: tuple[Path, Scraper], digits: str, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}\n")
+    small = [f"--set={flag[2:].replace('-', '_')}" for flag in SMALL]
+    with Scraper(port) as scraper:
+        main(
+            [
+                "--name=s", f"--storage={tmp_path}", f"--data={digits}", "--trials=3",
+                "--epochs=2", "--concurrent=2", "--cpus-per-trial=0.5", "--scheduler=none",
+                "--images=300", f"--space={tmp_path / 'space.yaml'}", "--metric=reconstruction",
+                "--set=evaluation.reference=mnist", *small,
+            ]
+        )  # fmt: skip
+    rows = {r["trial"]: r for r in json.loads((tmp_path / "s/leaderboard.json").read_text())}
+    for number in range(3):
+        of = {
+            name: values
+            for (name, search, trial), values in scraper.seen.items()
+            if (search, trial) == ("s", f"{number:04d}")
+        }
+        assert of["cl_ray_epoch"][-1] == 2
+        figure = rows[number]["figures"]["reconstruction"]
+        assert of["cl_ray_evaluation_reconstruction"][-1] == pytest.approx(figure, rel=1e-4)
+        assert {"cl_ray_d_adversarial", "cl_ray_images_per_second"} <= set(of)
