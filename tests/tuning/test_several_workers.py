@@ -29,4 +29,3 @@ def test_trainers_that_are_stopped_early_come_to_their_end(
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == row["epoch"]
         assert "\nworkers: 2\n" in (folder / "config.yaml").read_text()
         assert row["figures"]["reconstruction"] == row["history"][str(row["epoch"])]
-        assert len(list((folder / "checkpoints").iterdir())) == 1
