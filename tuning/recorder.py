@@ -51,6 +51,7 @@ class Recorder(Callback):
         elif number not in self.trials:
             self.tell(f"trial {number} goes on after epoch {known.epoch}")
         self.trial(number)
+        self.file.push()  # before it leaves anything in its folder
 
     def hear(self, result: dict[str, Any]) -> None:
         """A trial has finished an epoch, or diverged in it."""
@@ -63,6 +64,7 @@ class Recorder(Callback):
         trial.set_user_attr("progress", progress)
         if len(self.job.metrics) == 1 and not bad:
             trial.report(row.figures[self.job.metrics[0].name], row.epoch)
+        self.file.push()
         epochs = self.job.base.epochs
         scores = "  ".join(
             f"{m.name} {row.figures[m.name]:.4g}" for m in self.job.metrics if not bad

@@ -1,0 +1,131 @@
+"""Searches that hang, of ten; and what a search that is killed five times loses.
+
+    python benchmarks/search_faults.py
+
+Short ASHA searches, two trials at once, of one worker and of two, with and without the dashboard
+and another Ray cluster on the machine. Then one search whose driver is killed with SIGKILL at
+five random moments: trials that are lost or trained twice, and epochs that are trained again.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py")]
+LIMIT = 300.0
+"""Seconds after which a search counts as hanging."""
+SMALL = [
+    *("--images=500", "--set=batch_size=32", "--set=threads=1", "--set=evaluation.samples=200"),
+    *("--set=evaluation.images=200", "--set=log_every=5"),
+]
+SPACE = """
+optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}
+generator.width: {kind: int, low: 4, high: 8}
+discriminator.width: {kind: int, low: 4, high: 8}
+"""
+
+
+def flags(folder: Path, name: str) -> list[str]:
+    """What all searches here have in common."""
+    space = folder / "space.yaml"
+    space.write_text(SPACE)
+    return [f"--storage={folder}", f"--name={name}", f"--space={space}", *SMALL]
+
+
+def hangs(folder: Path, console: Console) -> None:
+    """Ten searches under every circumstance that matters."""
+    hung = 0
+    for number in range(10):
+        dashboard, beside, workers = number % 2, number // 2 % 2, 1 + (number >= 6)
+        if beside:
+            ray.init(address="local", num_cpus=1, logging_level="ERROR", log_to_driver=False)
+        begun = time.perf_counter()
+        command = [
+            *(*SEARCH, *flags(folder, f"h{number}"), "--trials=4", "--epochs=2"),
+            *("--scheduler=asha", "--concurrent=2", f"--workers={workers}"),
+            *(f"--cpus-per-trial={1 / workers}", "--dashboard" if dashboard else "--no-dashboard"),
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+            ended = "ended" if done.returncode == 0 else f"failed: {done.stderr[-300:]}"
+        except subprocess.TimeoutExpired:
+            hung += 1
+            ended = "HANGS"
+        if beside:
+            ray.shutdown()
+        words = f"dashboard {bool(dashboard)}, another Ray {bool(beside)}, workers {workers}"
+        console.print(f"{number}: {words}: {ended} after {time.perf_counter() - begun:.0f} s")
+    console.print(f"searches that hang: {hung} of 10")
+
+
+def lines(folder: Path) -> dict[str, list[str]]:
+    """The lines of every trial's metrics.jsonl."""
+    return {
+        file.parent.name: file.read_text().splitlines()
+        for file in folder.glob("trials/*/metrics.jsonl")
+    }
+
+
+def kills(folder: Path, console: Console) -> None:
+    """A search whose driver dies five times."""
+    chance = random.Random(0)
+    search = folder / "k"
+    begin = [
+        *(*SEARCH, *flags(folder, "k"), "--trials=8", "--epochs=3", "--scheduler=none"),
+        "--concurrent=2",
+    ]
+    resume = [*SEARCH, f"--storage={folder}", "--resume=k"]
+    lost = worst = 0
+    before: dict[str, list[str]] = {}
+    for number in range(5):
+        process = subprocess.Popen(
+            resume if (search / "search.yaml").exists() else begin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        begun = time.monotonic()
+        known = sum(map(len, lines(search).values()))
+        while sum(map(len, lines(search).values())) == known and time.monotonic() - begun < LIMIT:
+            time.sleep(0.1)  # until it trains again
+        time.sleep(chance.uniform(0, 8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(3)  # its processes follow it
+        after = lines(search)
+        console.print(f"killed {number + 1}: {sum(map(len, after.values()))} epochs are done")
+        for trial, epochs in before.items():
+            whole = [line for line in epochs if "evaluation/" in line]
+            gone = [line for line in whole if line not in after[trial]]  # the very seconds and all
+            worst, lost = max(worst, len(gone)), lost + (bool(gone) and len(whole) == 3)
+        before = after
+    done = subprocess.run(resume, capture_output=True, text=True, timeout=2 * LIMIT)
+    rows = json.loads((search / "leaderboard.json").read_text())
+    finished = sum(row["status"] == "finished" for row in rows)
+    numbers = [row["trial"] for row in rows]
+    repeated = len(numbers) - len(set(numbers))
+    console.print(
+        f"resumed to its end with status {done.returncode}: {finished} of 8 trials finished; "
+        f"finished ones lost {lost}, trained twice {repeated}; finished epochs that a trial "
+        f"trained again, at most {worst}"
+    )
+
+
+def main() -> None:
+    """Print the figures."""
+    console = Console(soft_wrap=True, highlight=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        kills(Path(scratch), console)
+        hangs(Path(scratch), console)
+
+
+if __name__ == "__main__":
+    main()
