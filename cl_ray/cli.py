@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
@@ -16,6 +16,9 @@ from cl_ray.errors import UserError
 
 INTERRUPTED = 130
 """The shell's exit status for a command that Ctrl-C ended."""
+
+RunPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""The run that a verb is about: its folder's path or URI, with no flag before it."""
 
 COMMANDS = {
     "train": "train G and D on pairs of images, or go on with a run",

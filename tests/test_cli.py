@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,20 @@ def test_help_lists_every_field_with_its_help_and_default(
         end = text[start:].partition(field.description)[2]
         default = "required" if field.default is PydanticUndefined else f"default: {field.default}"
         assert end.startswith(f" ({default})"), (flag, end[:60])
+
+
+@pytest.mark.parametrize("verb", [v for v in cli.COMMANDS if v not in ("train", "data")])
+def test_help_of_the_other_verbs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    shown = said(capsys, verb, "--help", code=0)
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
+    kind = getattr(import_module(f"cl_ray.commands.{verb}"), f"{verb.capitalize()}Command")
+    for name, field in kind.model_fields.items():
+        assert re.search(rf" --{name.replace('_', '-')}[ ,]| {name.upper()} ", text), name
+        assert field.description, name
+        assert " ".join(field.description.split()) in text, name
 
 
 def test_mistakes_on_the_command_line_are_named(

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
-from cl_ray.cli import parse
+from cl_ray.cli import RunPath, parse
 from cl_ray.errors import UserError
 from cl_ray.model import Model
 
@@ -36,7 +35,7 @@ WORDS = {
 class EvaluateCommand(Model):
     """Measure a run's samples and features, beside what real images reach; needs no Ray."""
 
-    run: Positional[str] = Field(description="Run folder or its URI.")
+    run: RunPath = Field(description="Run folder or its URI.")
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
     data: str | None = Field(
         None, description="Data set to measure on; None is what the run was trained on."

@@ -7,16 +7,15 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tyro.conf import Positional
 
-from cl_ray.cli import parse
+from cl_ray.cli import RunPath, parse
 from cl_ray.model import Model
 
 
 class ExportCommand(Model):
     """Write a run's networks as files for other programs, each checked against PyTorch."""
 
-    run: Positional[str] = Field(description="Run folder or its URI.")
+    run: RunPath = Field(description="Run folder or its URI.")
     out: str = Field(description="Folder to write.")
     format: Literal["onnx", "torch"] = Field(
         "onnx", description="onnx, for onnxruntime and others, or torch, programs of torch.export."

@@ -9,9 +9,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import Positional
 
-from cl_ray.cli import INTERRUPTED
+from cl_ray.cli import INTERRUPTED, RunPath
 from cl_ray.model import Model
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ LOG_EVERY = 10.0
 class ProduceCommand(Model):
     """A run, a place for what is made, and the models at work."""
 
-    run: Positional[str] = Field(description="Run folder or its URI.")
+    run: RunPath = Field(description="Run folder or its URI.")
     out: str = Field(
         description="Folder or URI. A name that ends in .parquet becomes a folder of Parquet files "
         "that reads as one table, any other a folder of PNG files."

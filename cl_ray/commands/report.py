@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
-from tyro.conf import Positional
 
-from cl_ray.cli import parse
+from cl_ray.cli import RunPath, parse
 from cl_ray.model import Model
 
 
 class ReportCommand(Model):
     """Write report.html, one page that needs nothing else, into a run folder."""
 
-    run: Positional[str] = Field(description="The run folder's path or URI.")
+    run: RunPath = Field(description="The run folder's path or URI.")
     checkpoint: str = Field("last", description="Networks to show: last, best or a name.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where they compute.")
     projector: bool = Field(
