@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "write a page of a run's pictures, curves and figures",
     "export": "write a run's networks as ONNX files or torch.export programs",
     "data": "turn a torchvision data set, a folder of images or Parquet into a data set",
+    "doctor": "look for what would stop a run on this machine or cluster",
 }
 """What each verb does; its module is imported when it is asked for."""
 

@@ -7,6 +7,7 @@ has a small data set and small networks appended to it, and TensorBoard a port o
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -46,13 +47,21 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(file)
     (folder / "mine.yaml").write_text("epochs: 2\n")
+    (folder / "tuning").symlink_to(ROOT / "tuning")  # searches are typed in the repository
     return folder
+
+
+MEASURED_LITTLE = [
+    "--set=evaluation.reference=mnist",
+    "--set=evaluation.samples=60",
+    "--set=evaluation.images=60",
+]
 
 
 def run(place: Path, command: str, *shorter: str) -> subprocess.CompletedProcess[str]:
     """Type a command; `cl-ray` is found as in the README."""
     program, *flags = shlex.split(command)
-    words = [sys.executable, "-m", "cl_ray"] if program == "cl-ray" else [program]
+    words = {"cl-ray": [sys.executable, "-m", "cl_ray"], "python": [sys.executable]}[program]
     return subprocess.run(
         [*words, *flags, *shorter], cwd=place, capture_output=True, text=True, timeout=500
     )
@@ -67,12 +76,18 @@ def test_the_two_commands_and_the_pictures_are_there() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cl-ray")])
+RUN = [c for c in COMMANDS if c.startswith(("cl-ray", "python tuning/search.py"))]
+
+
+@pytest.mark.parametrize("command", RUN)
 def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> None:
     """In the README's order: later ones use the run `runs/demo` of the first."""
     shorter: list[str] = []
     if command.startswith("cl-ray train"):
         shorter = SMALL if "--data" in command else [f"--data={digits}", *SMALL]
+    elif command.startswith("python tuning"):
+        more = 3 if "--resume" in command else 2
+        shorter = [f"--data={digits}", f"--trials={more}", "--epochs=1", *MEASURED_LITTLE]
     done = run(place, command, *shorter)
     if "FashionMNIST" in command and done.returncode == 1:
         assert "cl-ray: " in done.stderr  # where the network does not allow, it says so
@@ -85,18 +100,36 @@ def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> No
             assert any((place / path).iterdir()), f"{path} is empty"
 
 
-def test_tensorboard_finds_the_runs(place: Path) -> None:
-    (command,) = [c for c in COMMANDS if c.startswith("tensorboard")]
-    words = [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port=0"]
-    process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True)
+def serve(place: Path, words: list[str], page: str) -> str:
+    """What a program that serves pages answers when asked for one."""
+    process = subprocess.Popen(
+        words, cwd=place, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+    )
     try:
-        assert process.stderr
-        found = next(m for line in process.stderr if (m := re.search(r"http://\S+", line)))
-        with urllib.request.urlopen(f"{found.group()}data/runs", timeout=60) as answer:
-            assert "demo/tensorboard" in answer.read().decode()
+        assert process.stdout
+        found = next(m for line in process.stdout if (m := re.search(r"http://[^\s/]+:\d+", line)))
+        with urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer:
+            return str(answer.read().decode())
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+
+
+def test_tensorboard_finds_the_runs_and_the_trials(place: Path) -> None:
+    runs, trials = [c for c in COMMANDS if c.startswith("tensorboard")]
+    for command, found in ((runs, "demo/tensorboard"), (trials, "0000/tensorboard")):
+        words = [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port=0"]
+        assert found in serve(place, words, "/data/runs")
+
+
+def test_optuna_dashboard_opens_the_study(place: Path) -> None:
+    (command,) = [c for c in COMMANDS if c.startswith("optuna-dashboard")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "from optuna_dashboard._cli import main; main()"
+    words = [sys.executable, "-c", code, *shlex.split(command)[1:], f"--port={port}"]
+    assert '"s1"' in serve(place, words, "/api/studies")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))

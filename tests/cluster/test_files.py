@@ -1,0 +1,139 @@
+"""What lies in cluster/, as far as it can be checked in seconds and without a cloud."""
+
+import json
+import re
+import stat
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parent.parent.parent
+CLUSTER = ROOT / "cluster"
+CLOUDS = ("aws", "gcp", "azure")
+TARGETS = (*CLOUDS, "onprem")
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ray_takes_it(target: str) -> None:
+    validate_config(prepare_config(read(f"{target}.yaml")))
+
+
+def test_ray_would_complain() -> None:
+    config = read("aws.yaml") | {"idle_timeout": 5}
+    with pytest.raises(Exception, match="idle_timeout"):
+        validate_config(prepare_config(config))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_token_and_loopback_everywhere(target: str) -> None:
+    config = read(f"{target}.yaml")
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for place in ("head", "worker"):
+        commands = config[f"{place}_start_ray_commands"]
+        assert "chmod 600 ~/.ray/auth_token" in commands
+        (start,) = [command for command in commands if "ray start" in command]
+        assert "RAY_AUTH_MODE=token ray start" in start
+        assert "--dashboard-host=0.0.0.0" not in start
+    (head,) = [c for c in config["head_start_ray_commands"] if "ray start" in c]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert any("RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_commands_are_shell(target: str) -> None:
+    """A `#` in a plain YAML line cuts it off: what is left is no shell."""
+    config = read(f"{target}.yaml")
+    keys = [key for key in config if key.endswith("_commands")]
+    for command in (c for key in keys for c in config[key]):
+        done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_mounted_is_here_and_what_is_installed_is_pinned(target: str) -> None:
+    config = read(f"{target}.yaml")
+    for local in config["file_mounts"].values():
+        assert local.startswith("~") or (ROOT / local).is_file(), local
+    setup = "\n".join(config["setup_commands"])
+    assert "--python 3.11" in setup
+    assert "--constraints ~/cl_ray/constraints.txt" in setup
+    assert "ray==2.60.0" in (ROOT / "constraints.txt").read_text()
+
+
+@pytest.mark.parametrize("target", CLOUDS)
+def test_bounded_and_cheap(target: str) -> None:
+    config = read(f"{target}.yaml")
+    assert 0 < config["max_workers"] <= 8
+    assert 0 < config["idle_timeout_minutes"] <= 10
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert head["resources"]["CPU"] == 0
+    assert head["max_workers"] == 0
+    assert set(types) == {"gpu-spot", "gpu-on-demand"}
+    assert all(t.get("min_workers", 0) == 0 and t["max_workers"] <= 4 for t in types.values())
+    assert types["gpu-spot"]["priority"] > types["gpu-on-demand"]["priority"]
+    spot, demand = (json.dumps(types[name]).lower() for name in ("gpu-spot", "gpu-on-demand"))
+    assert '"spot"' in spot
+    assert '"spot"' not in demand
+
+
+def test_aws_is_closed_and_clean() -> None:
+    config = read("aws.yaml")
+    assert config["provider"]["cache_stopped_nodes"] is False
+    for kind, node in config["available_node_types"].items():
+        node = node["node_config"]
+        assert node["ImageId"].startswith("ami-")
+        assert node["SecurityGroupIds"]  # else Ray makes one that the world may knock at
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+        disk = node["BlockDeviceMappings"][0]["Ebs"]
+        assert (disk["VolumeType"], disk["Encrypted"]) == ("gp3", True)
+        role = "cl-ray-head" if kind == "head" else "cl-ray-worker"
+        assert node["IamInstanceProfile"] == {"Name": role}
+        assert {spec["ResourceType"] for spec in node["TagSpecifications"]} == {
+            "instance",
+            "volume",
+        }
+
+
+def test_policies_reach_one_bucket_and_one_cluster() -> None:
+    storage = json.loads((CLUSTER / "aws-storage-policy.json").read_text())
+    resources = {s["Resource"] for s in storage["Statement"]}
+    assert resources == {"arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"}
+    actions = {a for s in storage["Statement"] for a in s["Action"]}
+    assert all(action.startswith("s3:") and "*" not in action for action in actions)
+    autoscaler = json.loads((CLUSTER / "aws-autoscaler-policy.json").read_text())
+    for statement in autoscaler["Statement"]:
+        named = statement["Action"]
+        for action in [named] if isinstance(named, str) else named:
+            assert "*" not in action
+            if action in ("ec2:TerminateInstances", "iam:PassRole"):
+                assert statement["Condition"]
+
+
+def test_a_job_carries_the_code_and_not_much_more(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True, excludes=[".git", ".venv"])
+    names = zipfile.ZipFile(package).namelist()
+    assert package.stat().st_size < 20e6
+    inside = {Path(name).parts[0] for name in names}
+    assert {"cl_ray", "tuning", "pyproject.toml", "constraints.txt"} <= inside
+    assert not inside & {"tests", "benchmarks", "docs", "runs", ".git", ".venv", "cluster"}
+    assert any(name.endswith("mnist/dataset.json") for name in names)
+
+
+def test_no_secret_lies_here() -> None:
+    for file in CLUSTER.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE", file.read_text()), file
+            assert not stat.S_IMODE(file.stat().st_mode) & 0o022

@@ -1,0 +1,92 @@
+"""cluster/kubernetes, field by field; nothing here needs Kubernetes."""
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kuberay import KINDS
+from pydantic import ValidationError
+
+from cl_ray.cli import parse
+from cl_ray.commands.train import TrainCommand
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "cluster" / "kubernetes"
+FREE = {"labels", "rayStartParams", "limits", "requests"}
+"""Fields whose keys are no field's name."""
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def fields(given: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """The path of every field."""
+    pairs = given.items() if isinstance(given, dict) else enumerate(given)
+    for key, value in pairs:
+        if isinstance(key, str):
+            yield (*path, key)
+        if isinstance(value, dict | list) and key not in FREE:
+            yield from fields(value, *path, key)
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob", "storage"])
+def test_every_field_is_known(name: str) -> None:
+    manifest = read(name)
+    kind = KINDS[manifest["kind"]]
+    kind.model_validate(manifest)
+    paths = list(fields(manifest))
+    assert len(paths) > 5
+    for *way, last in paths:  # a misspelt one is found, wherever it stands
+        wrong = copy.deepcopy(manifest)
+        place = wrong
+        for step in way:
+            place = place[step]
+        place[f"{last}s"] = place.pop(last)
+        with pytest.raises(ValidationError, match=f"{last}s"):
+            kind.model_validate(wrong)
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_what_a_cluster_must_have(name: str) -> None:
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"  # not reached from outside
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["minReplicas"] == 0 < group["maxReplicas"] <= 8
+    claim = read("storage")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for pod in (cluster["headGroupSpec"], group):
+        inside = pod["template"]["spec"]
+        volumes = {v["name"]: v for v in inside["volumes"]}
+        claimed = volumes["runs"]["persistentVolumeClaim"]["claimName"]
+        assert claimed == claim["metadata"]["name"]
+        for container in inside["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    (worker,) = group["template"]["spec"]["containers"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_the_job_resumes_and_ends() -> None:
+    spec = read("rayjob")["spec"]
+    python, _, module, verb, *flags = spec["entrypoint"].split()
+    assert (python, module, verb) == ("python", "cl_ray", "train")
+    asked = parse(TrainCommand, flags, prog="cl-ray train")
+    assert asked.name  # the same name goes on; without one each retry would begin anew
+    assert asked.storage == "/runs"
+    assert spec["backoffLimit"] > 0
+    assert spec["shutdownAfterJobFinishes"] is True
+
+
+def test_the_image_has_this_ray() -> None:
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    assert "FROM rayproject/ray:2.60.0-py311-gpu" in dockerfile
+    for copied in re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.MULTILINE):
+        assert all((ROOT / file).exists() for file in copied.split())

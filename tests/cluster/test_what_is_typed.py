@@ -1,0 +1,110 @@
+"""What cluster/README.md says can be typed is taken by the program that it names."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from ray.scripts.scripts import cli as ray
+
+from cl_ray.cli import parse
+from cl_ray.commands.doctor import DoctorCommand
+from cl_ray.commands.train import TrainCommand
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "cluster" / "README.md").read_text()
+MAIN = (ROOT / "README.md").read_text().partition("## On a cluster\n")[2].partition("\n## ")[0]
+COMMANDS = [
+    part
+    for text in (README, MAIN)
+    for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    for part in line.split(" && ")
+]
+JOBS = [command.partition(" -- ")[2] for command in COMMANDS if " -- " in command]
+ELSEWHERE = {"aws", "az", "docker", "gcloud", "helm", "kubectl"}
+"""Programs that are not here; their commands are only read as shell."""
+
+
+def test_the_main_readme_says_nothing_else() -> None:
+    """Its commands are those of cluster/README.md."""
+    lines = re.findall(r"^    (\S.*)$", MAIN, re.MULTILINE)
+    assert lines
+    for command in (part for line in lines for part in line.split(" && ")):
+        known = command.replace("-- python", "--submission-id first -- python")
+        assert command in README or known in README, command
+
+
+def test_links_and_files_are_there() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / "cluster" / link).exists(), link
+    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
+        titles = [t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.+)$", README, re.M)]
+        assert anchor in titles
+    for file in re.findall(r"cluster/[\w./-]+\.(?:ya?ml|py)", README):
+        assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_is_shell(command: str) -> None:
+    assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
+    program = re.sub(r"^\(umask 077; ", "", command).split()[0]
+    assert program in {".", "export", "python", "ray"} | ELSEWHERE
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ray ")])
+def test_ray_takes_it(command: str) -> None:
+    words = shlex.split(command.partition(" -- ")[0])[1:]
+    group: click.Command = ray
+    context = click.Context(group)
+    while isinstance(group, click.Group):
+        name = words.pop(0)
+        found = group.get_command(context, name)
+        assert found is not None, name
+        group = found
+    if " -- " in command:
+        words += ["--", "true"]
+    group.make_context(str(group.name), words, parent=context)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_job_takes_its_flags(job: str) -> None:
+    python, *words = shlex.split(job)
+    assert python == "python"
+    if words[0] == "tuning/search.py":
+        done = subprocess.run(
+            [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        flags = [word for word in words if word.startswith("--")]
+        assert flags
+        assert all(flag in done.stdout for flag in flags)
+    else:
+        _, module, verb, *flags = words
+        kind = {"train": TrainCommand, "doctor": DoctorCommand}[verb]
+        assert module == "cl_ray"
+        assert parse(kind, flags, prog=f"cl-ray {verb}")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "aws_account" in c])
+def test_the_account_script_takes_it(command: str) -> None:
+    script, *flags = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, script, *flags, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for flag in (word for word in flags if word.startswith("--")):
+        assert flag in done.stdout
+
+
+def test_a_range_that_is_the_whole_world_is_refused() -> None:
+    for given, said in (("0.0.0.0/0", "whole world"), ("nowhere", "no address range")):
+        done = subprocess.run(
+            [sys.executable, "cluster/aws_account.py", "create",
+             "--bucket=b", f"--ssh-from={given}"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert said in done.stderr
