@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from itertools import pairwise
 from pathlib import Path
@@ -108,8 +110,15 @@ def serve(place: Path, words: list[str], page: str) -> str:
     try:
         assert process.stdout
         found = next(m for line in process.stdout if (m := re.search(r"http://[^\s/]+:\d+", line)))
-        with urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer:
-            return str(answer.read().decode())
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer:
+                    return str(answer.read().decode())
+            except urllib.error.URLError:  # some print their address before they listen
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

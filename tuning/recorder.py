@@ -56,6 +56,7 @@ class Recorder(Callback):
     def hear(self, result: dict[str, Any]) -> None:
         """A trial has finished an epoch, or diverged in it."""
         number = int(result["number"])
+        before = self.rows[number].history
         row = heard(result, self.job.metrics, self.rows[number])
         self.rows[number] = row
         trial = self.trial(number)
@@ -63,7 +64,9 @@ class Recorder(Callback):
         progress = {k: v for k, v in row.__dict__.items() if k not in ("number", "status")}
         trial.set_user_attr("progress", progress)
         if len(self.job.metrics) == 1 and not bad:
-            trial.report(row.figures[self.job.metrics[0].name], row.epoch)
+            for epoch, value in row.history.items():
+                if epoch not in before:  # an epoch whose end a killed driver did not hear is told
+                    trial.report(value, epoch)
         self.file.push()
         epochs = self.job.base.epochs
         scores = "  ".join(
@@ -148,6 +151,7 @@ def heard(result: dict[str, Any], metrics: list[Metric], before: Row) -> Row:
     bad = result["status"] in ("diverged", "collapsed")
     epoch = int(result["epoch"])
     reached = {} if bad else {epoch: float(result[metrics[0].name])}
+    written = {} if bad else {int(k): float(v) for k, v in result["history"].items()}
     return Row(
         number=int(result["number"]),
         status=result["status"],
@@ -156,5 +160,8 @@ def heard(result: dict[str, Any], metrics: list[Metric], before: Row) -> Row:
         epoch=epoch,
         seconds=round(result["seconds"], 2),
         reason=result["reason"],
-        history={**{k: v for k, v in before.history.items() if k < epoch}, **reached},
+        history={
+            **{k: v for k, v in sorted({**written, **before.history}.items()) if k < epoch},
+            **reached,
+        },
     )

@@ -104,6 +104,8 @@ class Trial(tune.Trainable):
             k.removeprefix("evaluation/"): v for k, v in line.items() if k.startswith("evaluation/")
         }
         scores = {m.name: evaluation.get(m.name, m.worst) for m in self.job.metrics}
+        first = f"evaluation/{self.job.metrics[0].name}"
+        lines = self.lines()
         over = epochs >= self.run_config.epochs
         return {
             **scores,
@@ -111,7 +113,8 @@ class Trial(tune.Trainable):
             "values": self.values,
             "epoch": epochs,
             "figures": {**evaluation, **{k: v for k, v in line.items() if k[:2] in ("d/", "g/")}},
-            "seconds": sum(line["seconds"] for line in self.lines()),
+            "history": {line["epoch"]: line[first] for line in lines if first in line},
+            "seconds": sum(line["seconds"] for line in lines),
             "speed": line.get("images_per_second", 0.0),
             "status": self.ended or ("finished" if over else "running"),
             "reason": self.reason,
