@@ -2,6 +2,7 @@
 
 import json
 import traceback
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Job:
         return Folder(self.folder.uri, f"{number:04d}")
 
 
-class Trial(tune.Trainable):
+class Trial(tune.Trainable, ABC):
     """One run after another in the same process; Ray Tune calls it.
 
     A trial's `config` holds its `point`: its `number` and its `values`. It tells a result after
@@ -90,13 +91,13 @@ class Trial(tune.Trainable):
             self._note_error()
             raise
 
+    @abstractmethod
     def open(self) -> str:
         """Get ready to train; says whether it starts or from where it goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self) -> dict[str, Any]:
         """An epoch, or what the last one said; see `told`."""
-        raise NotImplementedError
 
     def told(self, line: dict[str, Any], epochs: int) -> dict[str, Any]:
         """What Tune and the leaderboard hear: a line of metrics.jsonl, after so many epochs."""

@@ -24,7 +24,9 @@ def read(name: str) -> Any:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_ray_takes_it(target: str) -> None:
-    validate_config(prepare_config(read(f"{target}.yaml")))
+    config = prepare_config(read(f"{target}.yaml"))
+    validate_config(config)  # raises on what it does not know
+    assert config["head_node_type"] in config["available_node_types"]
 
 
 def test_ray_would_complain() -> None:

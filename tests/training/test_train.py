@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 from PIL import Image
+from processes import children
 from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -141,21 +141,6 @@ def test_another_config_under_the_same_name_is_refused(trained: tuple[int, Path,
     assert "optimizer.lr_g was" in done.stderr
     assert "now 0.002" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def children(pid: int) -> Iterator[tuple[int, str]]:
-    """All descendants of a process, with their titles."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                status = (entry / "status").read_text()
-                title = (entry / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            parent = int(re.search(r"PPid:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
-            if parent == pid:
-                yield int(entry.name), title
-                yield from children(int(entry.name))
 
 
 def wait_for(condition: Any, what: str, seconds: float = 120) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from processes import children
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
@@ -40,21 +41,6 @@ def environment() -> dict[str, str]:
 def start(log: Path, *flags: str) -> subprocess.Popen[bytes]:
     with log.open("w") as out:
         return subprocess.Popen([*COMMAND, *flags], stdout=out, stderr=out, env=environment())
-
-
-def children(pid: int) -> Iterator[tuple[int, str]]:
-    """All descendants of a process, with their titles."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                status = (entry / "status").read_text()
-                title = (entry / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            parent = int(re.search(r"PPid:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
-            if parent == pid:
-                yield int(entry.name), title
-                yield from children(int(entry.name))
 
 
 def wait_for(condition: Callable[[], Any], process: Any, what: str) -> None:
