@@ -3,7 +3,7 @@
 For a pair (x+, x-): f+ = G(x+), f- = G(x-), fz = G(z). D tells {x+, x-} from {f+, f-, fz}, picks
 which of f+ and f- came from x+, and draws two views of x+ together in its embedding, away from
 x-, the rest of the batch and the fakes; its score stays smooth at x+. G fools D, stays near x,
-and hides f+ from f-.
+hides f+ from f-, and spreads its latent vectors evenly.
 
 Noise and views are drawn for the global batch from (seed, step) and each rank takes its rows;
 every loss is a mean over the global batch. So N workers take the step of one.
@@ -21,10 +21,19 @@ from torch import Tensor
 from cl_ray import distributed
 from cl_ray.config import Config
 from cl_ray.data.views import Views, draw_views, view
-from cl_ray.losses.adversarial import OBJECTIVES, Scores
+from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
-from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
+from cl_ray.losses.penalties import (
+    approximate_r1,
+    between,
+    draw_signs,
+    signs,
+    slopes,
+    squared_slope,
+    unit_slope,
+)
+from cl_ray.losses.uniformity import uniformity
 from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
 from cl_ray.networks.images import to_unit
 
@@ -58,6 +67,7 @@ class Chance(NamedTuple):
         first: One view of x+.
         second: Another, of its partner.
         signs: Directions in which D's slope is taken, as `draw_signs` draws them.
+        shares: Where between a real image and a fake it is taken, [b] in [0, 1].
     """
 
     noise: Tensor
@@ -65,6 +75,7 @@ class Chance(NamedTuple):
     first: Views
     second: Views
     signs: Tensor
+    shares: Tensor
 
 
 def generator_of(*numbers: int) -> torch.Generator:
@@ -138,12 +149,13 @@ class Adversary:
                 seen.append(positive + self.config.losses.r1_spread * direction)
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
-                fakes = self.generator(images, drawn.noise, drawn.moves)
+                fakes, latents = self.generator(images, drawn.noise, drawn.moves)
             with self._cast():
                 d_terms, anchor = self._judge(images, fakes.detach(), seen, batch.present)
+            d_terms |= self._penalties(positive, fakes.detach()[len(images) :], drawn.shares)
             self._descend(self.optimizer_d, self.weights_d, d_terms, share)
         with self._cast():
-            g_terms = self._fool(images, fakes, anchor)
+            g_terms = self._fool(images, fakes, latents, anchor, batch.present)
         self._descend(self.optimizer_g, self.weights_g, g_terms, share)
         self._average()
         self.steps += 1
@@ -177,15 +189,41 @@ class Adversary:
         terms |= {"score/real": real.mean(0), "score/fake": fake.mean(0)}
         return terms, anchor.detach()
 
-    def _fool(self, images: Tensor, fakes: Tensor, anchor: Tensor) -> Terms:
+    def _penalties(self, real: Tensor, fake: Tensor, shares: Tensor) -> Terms:
+        """D's exact penalties, in full precision, at x+ and fz [b, C, H, W] each."""
+        weights, terms = self.config.losses, {}
+
+        def slope(images: Tensor) -> Tensor:
+            return slopes(lambda x: self.discriminator(x)[0], images.to(self.dtype))
+
+        if weights.r1:
+            terms["d/r1"] = squared_slope(slope(real))
+        if weights.r2:
+            terms["d/r2"] = squared_slope(slope(fake))
+        if weights.gradient_penalty:
+            points = between(real, fake.to(self.dtype), shares)
+            terms["d/gradient_penalty"] = unit_slope(slope(points))
+        return terms
+
+    def _fool(
+        self, images: Tensor, fakes: Tensor, latents: Tensor, anchor: Tensor, present: Tensor
+    ) -> Terms:
         """G's terms; `anchor`, D's embedding of x+, is one step of D old, which saves a pass."""
         weights = self.config.losses
         fake, (f_positive, f_negative, _) = self._score(fakes, parts=3)
+        real = None
+        if weights.objective in RELATIVE:
+            with torch.no_grad():
+                real = self._score(images, parts=2)[0]
         error = reconstruction(fakes[: len(images)].to(self.dtype), images)
         terms = {
-            "g/adversarial": self.objective(Scores(fake), "generator"),
+            "g/adversarial": self.objective(Scores(fake, real), "generator"),
             "g/reconstruction": error.view(2, -1).mean(0),
         }
+        if weights.uniformity:
+            terms["g/uniformity"] = uniformity(
+                latents.to(self.dtype).view(2, len(present), -1), present
+            )
         if weights.indistinguishability:
             margin = pair_margin(anchor, f_positive, f_negative, weights.temperature)
             terms["g/indistinguishability"] = indistinguishability(margin)
@@ -231,12 +269,14 @@ class Adversary:
         first = draw_views(self.config.views, total, random)
         second = draw_views(self.config.views, total, random)
         directions = draw_signs(total, self.shape, random)[rows].to(self.device, non_blocking=True)
+        shares = torch.rand(total, generator=random)
 
         def here(drawn: Tensor) -> Tensor:
             return drawn[rows].to(self.device, self.dtype, non_blocking=True)
 
         views = Views(*map(here, first)), Views(*map(here, second))
-        return Chance(here(noise), torch.cat([here(move) for move in moves]), *views, directions)
+        moved = torch.cat([here(move) for move in moves])
+        return Chance(here(noise), moved, *views, directions, here(shares))
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

@@ -176,6 +176,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
         "epochs": 12,
+        "losses": {"uniformity": 5.0},
         "optimizer": {"average": 0.999, "decay": 0.5},
     },
 }

@@ -26,27 +26,38 @@ class Case:
     """What is compared."""
 
     objective: str
-    mode: str
-    d_steps: int
+    mode: str = "views"
+    d_steps: int = 1
+    penalty: str = ""
 
     def __str__(self) -> str:
-        return f"{self.objective}, {self.mode}, {self.d_steps} of D"
+        named = f"{self.objective}, {self.mode}, {self.d_steps} of D"
+        return f"{named}, {self.penalty}" if self.penalty else named
 
     @property
     def config(self) -> Config:
         """Small networks that are otherwise as they come."""
         return small(
             pairs={"mode": self.mode},
-            losses={"objective": self.objective},
+            losses={"objective": self.objective} | ({self.penalty: 2.0} if self.penalty else {}),
             optimizer={"d_steps": self.d_steps},
         )
 
 
 CASES = [
-    Case(objective, mode, d_steps)
-    for objective in OBJECTIVES
-    for mode in MODES
-    for d_steps in (1, 2)
+    *(
+        Case(objective, mode, d_steps)
+        for objective in ("non-saturating", "pair-critic")
+        for mode in MODES
+        for d_steps in (1, 2)
+    ),
+    *(
+        Case(objective, penalty="gradient_penalty" if objective == "wasserstein" else "")
+        for objective in OBJECTIVES
+        if objective not in ("non-saturating", "pair-critic")
+    ),
+    Case("relativistic", "labels", 2, "r1"),
+    Case("relativistic", "labels", 2, "r2"),
 ]
 
 

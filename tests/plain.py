@@ -5,6 +5,7 @@ from the package the networks, the views and the source of chance, which have te
 """
 
 import copy
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -88,17 +89,9 @@ class Plain:
             e_first = self.discriminator(view(x_positive, views[0]))[1]
             e_second = self.discriminator(view(x_partner, views[1]))[1]
 
-            if weights.objective == "non-saturating":
-                told = -sum(log_sigmoid(s).mean() for s in (s_x_positive, s_x_negative)) / 2
-                told -= (
-                    sum(log_sigmoid(-s).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
-                )
-            else:
-                of_images = (s_f_positive.mean() + s_f_negative.mean()) / 2
-                real = (s_x_positive.mean() + s_x_negative.mean()) / 2
-                squares = ((s_x_positive**2).mean() + (s_x_negative**2).mean()) / 2
-                squares += sum((s**2).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
-                told = -(of_images - s_f_noise.mean()) - (real - s_f_noise.mean()) + squares / 2
+            real_scores = s_x_positive, s_x_negative
+            fake_scores = s_f_positive, s_f_negative, s_f_noise
+            told = TOLD[weights.objective](real_scores, fake_scores)
             others = [e_x_negative, e_f_positive, e_f_negative, e_f_noise]
             drawn = drawn_together(e_first, e_second, others, tau)
             picked = -log_sigmoid(margin(anchor, e_f_positive, e_f_negative, tau)).mean()
@@ -110,8 +103,19 @@ class Plain:
             step = weights.r1_spread * signs(directions, (1, 28, 28)).double()
             slope = (self.discriminator(x_positive + step)[0] - s_x_positive) / weights.r1_spread
             terms["d/approximate_r1"] = (slope**2).mean() / 2
+            share = torch.rand(len(batch.present), generator=random).double()[batch.present]
+            mixed = torch.stack(
+                [t * x + (1 - t) * f for t, x, f in zip(share, x_positive, f_noise, strict=True)]
+            )
+            penalties = {
+                "r1": (self.slopes(x_positive) ** 2 / 2).mean(),
+                "r2": (self.slopes(f_noise) ** 2 / 2).mean(),
+                "gradient_penalty": ((self.slopes(mixed) - 1) ** 2).mean(),
+            }
+            terms |= {f"d/{name}": term for name, term in penalties.items()}
             self.adam_d.descend(
                 weights.adversarial * told
+                + sum(getattr(weights, name) * term for name, term in penalties.items())
                 + weights.contrastive * drawn
                 + weights.pair * picked
                 + weights.approximate_r1 * terms["d/approximate_r1"]
@@ -123,22 +127,23 @@ class Plain:
         (s_f_positive, e_f_positive), (s_f_negative, e_f_negative), (s_f_noise, _) = map(
             self.discriminator, (f_positive, f_negative, f_noise)
         )
-        if weights.objective == "non-saturating":
-            fooled = (
-                -sum(log_sigmoid(s).mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
-            )
-        else:
-            fooled = (s_f_positive.mean() + s_f_negative.mean()) / 2 - s_f_noise.mean()
+        with torch.no_grad():
+            real_scores = [self.discriminator(x)[0] for x in (x_positive, x_negative)]
+        fooled = FOOLED[weights.objective](real_scores, (s_f_positive, s_f_negative, s_f_noise))
         near = ((f_positive - x_positive).abs().mean() + (f_negative - x_negative).abs().mean()) / 2
         gap = margin(anchor.detach(), e_f_positive, e_f_negative, tau)  # by D before its last step
         hidden = -(log_sigmoid(gap) + log_sigmoid(-gap)).mean() / 2
         terms["g/adversarial"] = fooled
         terms["g/reconstruction"] = near
         terms["g/indistinguishability"] = hidden
+        terms["g/uniformity"] = uneven(
+            [self.generator.encode(images) for images in (x_positive, x_negative)]
+        )
         self.adam_g.descend(
             weights.adversarial * fooled
             + weights.reconstruction * near
             + weights.indistinguishability * hidden
+            + weights.uniformity * terms["g/uniformity"]
         )
 
         decay = min(optimizer.average, (1 + self.steps) / (10 + self.steps))
@@ -163,10 +168,78 @@ class Plain:
         moved = [g.encode(images) + jitter * moves for images, moves in (positive, negative)]
         return [g.decode(z) for z in (*moved, noise)]
 
+    def slopes(self, images: Tensor) -> Tensor:
+        """The length of the gradient of D's score, image by image."""
+        lengths = []
+        for image in images:
+            leaf = image.detach()[None].requires_grad_()
+            (slope,) = torch.autograd.grad(self.discriminator(leaf)[0][0], leaf, create_graph=True)
+            lengths.append(torch.sqrt((slope**2).sum()))
+        return torch.stack(lengths)
+
 
 def log_sigmoid(x: Tensor) -> Tensor:
     """Of scores of moderate size."""
     return -torch.log(1 + torch.exp(-x))
+
+
+Told = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""A player's loss, given the scores of x+, x- and of f+, f-, fz."""
+
+
+def mean_of(scores: Iterable[Tensor]) -> Tensor:
+    """Over all parts and pairs."""
+    return torch.stack(list(scores)).mean()
+
+
+def critic(x: Sequence[Tensor], f: Sequence[Tensor]) -> Tensor:
+    """D's loss of the objective `pair-critic`."""
+    squares = mean_of(s**2 for s in x) + mean_of(s**2 for s in f)
+    return -(mean_of(f[:2]) - f[2].mean()) - (mean_of(x) - f[2].mean()) + squares / 2
+
+
+def entropy(x: Sequence[Tensor], f: Sequence[Tensor]) -> Tensor:
+    """D's loss of Goodfellow's objectives."""
+    return -mean_of(map(log_sigmoid, x)) - mean_of(log_sigmoid(-s) for s in f)
+
+
+TOLD: dict[str, Told] = {
+    "non-saturating": entropy,
+    "minimax": entropy,
+    "pair-critic": critic,
+    "hinge": lambda x, f: (
+        mean_of((1 - s).clamp(min=0) for s in x) + mean_of((1 + s).clamp(min=0) for s in f)
+    ),
+    "least-squares": lambda x, f: (
+        mean_of((s - 1) ** 2 for s in x) / 2 + mean_of(s**2 for s in f) / 2
+    ),
+    "wasserstein": lambda x, f: mean_of(f) - mean_of(x),
+    "relativistic": lambda x, f: (
+        -mean_of(log_sigmoid(real - fake) for real, fake in zip((x[1], x[0], x[0]), f, strict=True))
+    ),
+}
+FOOLED: dict[str, Told] = {
+    "non-saturating": lambda x, f: -mean_of(map(log_sigmoid, f)),
+    "minimax": lambda x, f: mean_of(log_sigmoid(-s) for s in f),
+    "pair-critic": lambda x, f: mean_of(f[:2]) - f[2].mean(),
+    "hinge": lambda x, f: -mean_of(f),
+    "least-squares": lambda x, f: mean_of((s - 1) ** 2 for s in f) / 2,
+    "wasserstein": lambda x, f: -mean_of(f),
+    "relativistic": lambda x, f: (
+        -mean_of(log_sigmoid(fake - real) for real, fake in zip((x[1], x[0], x[0]), f, strict=True))
+    ),
+}
+
+
+def uneven(parts: Sequence[Tensor]) -> Tensor:
+    """Wang and Isola's uniformity of latent vectors, vector by vector."""
+    directions = [z / z.norm() for part in parts for z in part]
+    losses = []
+    for i, own in enumerate(directions):
+        others = [v for j, v in enumerate(directions) if j != i]
+        potentials = torch.stack([torch.exp(-2 * ((own - v) ** 2).sum()) for v in others])
+        losses.append(torch.log(potentials.mean()))
+    return torch.stack(losses).mean()
 
 
 def margin(anchor: Tensor, right: Tensor, wrong: Tensor, temperature: float) -> Tensor:

@@ -23,9 +23,13 @@ from ranks import together
 from states import alike, pack, unpack
 
 from cl_ray.adversary import Adversary, Terms
+from cl_ray.losses.adversarial import OBJECTIVES
 
 WEIGHTS = ["adversarial", "contrastive", "pair", "approximate_r1"]
-WEIGHTS += ["reconstruction", "indistinguishability"]
+WEIGHTS += ["reconstruction", "indistinguishability", "uniformity"]
+DIFFERENCES = {"wasserstein", "relativistic"}
+"""Objectives that know D's scores by their differences alone."""
+PENALTIES = ["r1", "r2", "gradient_penalty"]
 
 
 def made(dtype: torch.dtype = torch.float64, **fields: Any) -> Adversary:
@@ -35,6 +39,11 @@ def made(dtype: torch.dtype = torch.float64, **fields: Any) -> Adversary:
 def step(adversary: Adversary, *numbers: int) -> list[Terms]:
     """Steps on the batches of these numbers, partners apart; returns their terms."""
     return [adversary.step(global_batch(number, "labels")) for number in numbers]
+
+
+def without(name: str, *several: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """All weights but one."""
+    return [{n: w for n, w in weights.items() if n != name} for weights in several]
 
 
 def moved(before: dict[str, torch.Tensor], adversary: Adversary) -> set[str]:
@@ -60,7 +69,11 @@ def test_many_workers_take_the_step_of_one(
 ) -> None:
     one = alone[CASES.index(case)]
     ranks = [outcomes[CASES.index(case)] for outcomes in many]
-    assert largest_difference(ranks[0].weights, one.weights) < 1e-12  # 2e-14 where last measured
+    ours, theirs, rounding = ranks[0].weights, one.weights, 1e-13
+    if case.objective in DIFFERENCES:  # the bias of D's score cancels: Adam scales up its rounding
+        ours, theirs = without("discriminator.score.bias", ours, theirs)
+        rounding = 1e-10
+    assert largest_difference(ours, theirs) < 1e-12  # 2e-14 where last measured
     for rank in ranks[1:]:
         assert alike(rank.weights, ranks[0].weights)
     for number, expected in enumerate(one.terms):
@@ -68,7 +81,8 @@ def test_many_workers_take_the_step_of_one(
             assert rank.terms[number].keys() == expected.keys()
         for name, term in expected.items():
             total = sum(rank.terms[number][name].item() for rank in ranks)
-            assert total == pytest.approx(term.item(), rel=1e-12, abs=1e-13)
+            beside = rounding if name.startswith("score/") else 1e-13
+            assert total == pytest.approx(term.item(), rel=1e-12, abs=beside)
 
 
 def assert_plain(**fields: Any) -> list[Terms]:
@@ -87,17 +101,24 @@ def assert_plain(**fields: Any) -> list[Terms]:
 
 
 @pytest.mark.parametrize("d_steps", [1, 2])
-@pytest.mark.parametrize("objective", ["non-saturating", "pair-critic"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_is_the_plain_one(objective: str, d_steps: int) -> None:
     losses = {"pair": 0.7, "temperature": 0.5, "reconstruction": 2.0, "indistinguishability": 0.6}
+    losses |= {"uniformity": 0.4, "gradient_penalty": 3.0}
     terms = assert_plain(
         losses={"objective": objective, "adversarial": 0.9, "contrastive": 1.3, **losses},
         optimizer={"d_steps": d_steps, "lr_g": 3e-4, "lr_d": 7e-4, "beta1": 0.4, "beta2": 0.95},
     )
-    named = {"d/adversarial", "d/contrastive", "d/pair", "d/approximate_r1"}
+    named = {"d/adversarial", "d/contrastive", "d/pair", "d/approximate_r1", "d/gradient_penalty"}
     named |= {"score/real", "score/fake"}
-    named |= {"g/adversarial", "g/reconstruction", "g/indistinguishability"}
+    named |= {"g/adversarial", "g/reconstruction", "g/indistinguishability", "g/uniformity"}
     assert all(seen.keys() == named for seen in terms)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_an_exact_penalty_is_the_plain_one(penalty: str) -> None:
+    terms = assert_plain(losses={penalty: 2.5, "objective": "relativistic"})
+    assert all(seen[f"d/{penalty}"] > 0 for seen in terms)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -117,7 +138,7 @@ def test_gs_step_leaves_d_alone() -> None:
 
 def test_ds_step_leaves_g_alone() -> None:
     # D's loss looks at the fakes, and G has none of its own.
-    weights = ["adversarial", "reconstruction", "indistinguishability"]
+    weights = ["adversarial", "reconstruction", "indistinguishability", "uniformity"]
     adversary = made(losses=dict.fromkeys(weights, 0.0))
     before = weights_of(adversary)
     step(adversary, 0, 1)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 Player = Literal["discriminator", "generator"]
 
@@ -20,7 +21,8 @@ class Scores:
 
     Args:
         fake: [3, b]: of f+ = G(x+), f- = G(x-) and fz = G(z).
-        real: [2, b]: of x+ and x-. Absent in G's step, which D's view of real images cannot move.
+        real: [2, b]: of x+ and x-. In G's step only the objectives of RELATIVE are given them:
+            D's view of real images is nothing that G could move.
     """
 
     fake: Tensor
@@ -29,8 +31,18 @@ class Scores:
     @property
     def seen(self) -> Tensor:
         """The real scores, which D's step always has."""
-        assert self.real is not None, "only D's step scores real images"
+        assert self.real is not None, "the step did not score the real images"
         return self.real
+
+
+def minimax(scores: Scores, player: Player) -> Tensor:
+    """Goodfellow et al. (2014), equation 1, on logits: G minimises log(1 - D(f)) itself.
+
+    D: mean softplus(-s(x)) + mean softplus(s(f)); G: -mean softplus(s(f)).
+    """
+    if player == "generator":
+        return -softplus(scores.fake).mean(0)
+    return non_saturating(scores, player)
 
 
 def non_saturating(scores: Scores, player: Player) -> Tensor:
@@ -61,9 +73,59 @@ def pair_critic(scores: Scores, player: Player) -> Tensor:
     return -(of_images - of_noise) - (real - of_noise) + 0.5 * bound
 
 
+def hinge(scores: Scores, player: Player) -> Tensor:
+    """Lim and Ye (2017); Miyato et al. (2018), equations 16 and 17.
+
+    D: mean max(0, 1 - s(x)) + mean max(0, 1 + s(f)); G: -mean s(f).
+    """
+    if player == "generator":
+        return -scores.fake.mean(0)
+    return relu(1 - scores.seen).mean(0) + relu(1 + scores.fake).mean(0)
+
+
+def least_squares(scores: Scores, player: Player) -> Tensor:
+    """Mao et al. (2017), equation 9: targets 1 for real and 0 for fake, G's target 1.
+
+    D: mean (s(x) - 1)^2 / 2 + mean s(f)^2 / 2; G: mean (s(f) - 1)^2 / 2.
+    """
+    if player == "generator":
+        return (scores.fake - 1).square().mean(0) / 2
+    return ((scores.seen - 1).square().mean(0) + scores.fake.square().mean(0)) / 2
+
+
+def wasserstein(scores: Scores, player: Player) -> Tensor:
+    """Arjovsky et al. (2017), equation 2; D's slope is bounded by `losses.gradient_penalty`.
+
+    D: mean s(f) - mean s(x); G: -mean s(f).
+    """
+    if player == "generator":
+        return -scores.fake.mean(0)
+    return scores.fake.mean(0) - scores.seen.mean(0)
+
+
+def relativistic(scores: Scores, player: Player) -> Tensor:
+    """Relativistic pairing (Jolicoeur-Martineau, 2018; R3GAN: Huang et al., 2024, equation 2).
+
+    D: mean softplus(s(f) - s(x)); G: mean softplus(s(x) - s(f)). Each fake is set against a real
+    image that it was not made of, as the pairing of independent draws asks: f+ against x-,
+    f- against x+, fz against x+.
+    """
+    x_positive, x_negative = scores.seen
+    margin = scores.fake - torch.stack([x_negative, x_positive, x_positive])
+    return softplus(margin if player == "discriminator" else -margin).mean(0)
+
+
 Objective = Callable[[Scores, Player], Tensor]
 
 OBJECTIVES: dict[str, Objective] = {
     "non-saturating": non_saturating,
     "pair-critic": pair_critic,
+    "minimax": minimax,
+    "hinge": hinge,
+    "least-squares": least_squares,
+    "wasserstein": wasserstein,
+    "relativistic": relativistic,
 }
+
+RELATIVE = {"relativistic"}
+"""Objectives that set G's fakes against real images, and so need their scores in G's step."""

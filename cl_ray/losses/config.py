@@ -2,17 +2,25 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cl_ray.model import Model
+
+Objective = Literal[
+    "non-saturating",
+    "pair-critic",
+    "minimax",
+    "hinge",
+    "least-squares",
+    "wasserstein",
+    "relativistic",
+]
 
 
 class LossConfig(Model):
     """What D and G are asked for, and how much."""
 
-    objective: Literal["non-saturating", "pair-critic"] = Field(
-        "non-saturating", description="The adversarial objective."
-    )
+    objective: Objective = Field("non-saturating", description="The adversarial objective.")
     adversarial: float = Field(
         1.0, ge=0, description="Weight of the adversarial term, for D and G."
     )
@@ -22,6 +30,15 @@ class LossConfig(Model):
     r1_spread: float = Field(
         0.1, gt=0, le=1, description="Step in each pixel by which that slope is taken."
     )
+    r1: float = Field(
+        0.0, ge=0, description="Weight of the exact squared slope of D's score at real images."
+    )
+    r2: float = Field(0.0, ge=0, description="Weight of the same at fakes of noise.")
+    gradient_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of (|slope| - 1)^2 between real images and fakes of noise.",
+    )
     contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE in D's loss.")
     temperature: float = Field(0.2, gt=0, le=10, description="Temperature of InfoNCE.")
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
@@ -29,3 +46,18 @@ class LossConfig(Model):
     indistinguishability: float = Field(
         0.1, ge=0, description="Weight in G's loss of D's advantage in telling f+ from f-."
     )
+    uniformity: float = Field(
+        1.0,
+        ge=0,
+        description="Weight in G's loss of how unevenly its encoder spreads images over the sphere "
+        "that noise is drawn from.",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "LossConfig":
+        if self.objective == "wasserstein" and not self.gradient_penalty:
+            raise ValueError(
+                "objective 'wasserstein' has no bound of its own: set losses.gradient_penalty, "
+                "10 as in its paper"
+            )
+        return self

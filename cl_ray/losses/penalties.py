@@ -1,6 +1,7 @@
 """What keeps D's score smooth."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,3 +43,42 @@ def signs(drawn: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The drawn [b, words] as an int64 tensor of -1 and 1, [b, *shape]."""
     bits = (drawn[:, :, None] >> torch.arange(WORD, device=drawn.device)) & 1
     return (bits * 2 - 1).flatten(1)[:, : math.prod(shape)].view(len(drawn), *shape)
+
+
+def slopes(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The gradient of each image's score towards that image, to be differentiated once more.
+
+    Args:
+        score: Gives the scores [b] of images; an image's score depends on that image alone.
+        images: [b, C, H, W].
+
+    Returns:
+        [b, C H W].
+    """
+    images = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(images).sum(), images, create_graph=True)
+    return gradient.flatten(1)
+
+
+def squared_slope(slopes: Tensor) -> Tensor:
+    """|grad s|^2 / 2, [b]: R1 of real images and R2 of fakes.
+
+    Mescheder et al. (2018), equation 9 and the paragraph after it; the weight is their gamma.
+    """
+    return slopes.square().sum(1) / 2
+
+
+def unit_slope(slopes: Tensor) -> Tensor:
+    """(|grad s| - 1)^2, [b]: Gulrajani et al. (2017), equation 3, its penalty without lambda."""
+    return (torch.linalg.vector_norm(slopes, dim=1) - 1).square()
+
+
+def between(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+    """Points on the lines from fakes to real images, where Gulrajani et al. take the slope.
+
+    Args:
+        real: [b, C, H, W].
+        fake: [b, C, H, W].
+        share: How much of the real image, [b] in [0, 1].
+    """
+    return torch.lerp(fake, real, share[:, None, None, None])

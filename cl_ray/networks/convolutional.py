@@ -130,14 +130,17 @@ class ConvolutionalGenerator(nn.Module):
         """Latent vectors [B, latent] to images [B, C, H, W] in [-1, 1]."""
         return self.decoder(latents * torch.rsqrt(latents.square().mean(1, keepdim=True) + 1e-6))
 
-    def forward(self, images: Tensor, noise: Tensor, moves: Tensor) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
         """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent].
+
+        Beside them the images' latent vectors [B, latent], unmoved.
 
         The images' latent vectors are moved by `moves` [B, latent], unit noise, times the jitter:
         what is decoded near them must still be their images, and so they spread out over the
         sphere that noise lies on (Yue et al., 2026, Sphere Encoder, section 3).
         """
-        return self.decode(torch.cat([self.encode(images) + self.jitter * moves, noise]))
+        latents = self.encode(images)
+        return self.decode(torch.cat([latents + self.jitter * moves, noise])), latents
 
 
 class ConvolutionalDiscriminator(nn.Module):
@@ -164,13 +167,19 @@ class ConvolutionalDiscriminator(nn.Module):
         """Images [B, C, H, W] in [-1, 1] to the representation, the deepest map [B, plan.flat]."""
         return self.trunk(images)
 
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores [B], high is real, of features [B, plan.flat]."""
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
+            return self.score(features.to(self.score.weight.dtype)).squeeze(1)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Unit embeddings [B, embedding] of features [B, plan.flat]."""
+        return functional.normalize(self.projection(features), dim=1)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
         features = self.features(images)
-        embedding = functional.normalize(self.projection(features), dim=1)
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
-            score = self.score(features.to(self.score.weight.dtype))
-        return score.squeeze(1), embedding
+        return self.scores(features), self.embed(features)
 
 
 def _initialize(module: nn.Module) -> None:

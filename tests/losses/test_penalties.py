@@ -1,9 +1,20 @@
 """The penalties against their definitions."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
+from cl_ray.losses.penalties import (
+    approximate_r1,
+    between,
+    draw_signs,
+    signs,
+    slopes,
+    squared_slope,
+    unit_slope,
+)
 
 SHAPE = (2, 5, 7)
 
@@ -46,3 +57,49 @@ def test_its_mean_is_r1() -> None:
     spread = 1e-3
     many = approximate_r1(score(x), score(x + spread * directions), spread)
     assert many.mean().item() == pytest.approx(exact.item(), rel=0.03)
+
+
+def bent(x: Tensor, weight: Tensor) -> Tensor:
+    """A score of images that is not linear: tanh of a weighted sum of cubes."""
+    return torch.tanh((x.flatten(1) ** 3) @ weight)
+
+
+def slope_by_hand(x: list[float], weight: list[float]) -> list[float]:
+    inner = sum(w * v**3 for w, v in zip(weight, x, strict=True))
+    return [(1 - math.tanh(inner) ** 2) * w * 3 * v**2 for w, v in zip(weight, x, strict=True)]
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float) -> None:
+    random = torch.Generator().manual_seed(count)
+    weight = torch.randn(70, generator=random, dtype=torch.float64) * size
+    images = torch.rand(count, *SHAPE, generator=random, dtype=torch.float64) * 2 - 1
+    found = slopes(lambda x: bent(x, weight), images)
+    assert found.shape == (count, 70)
+    half, unit = squared_slope(found), unit_slope(found)
+    for i, image in enumerate(images.flatten(1).tolist()):
+        expected = slope_by_hand(image, weight.tolist())
+        squares = sum(v**2 for v in expected)
+        assert half[i].item() == pytest.approx(squares / 2, abs=1e-12)
+        assert unit[i].item() == pytest.approx((math.sqrt(squares) - 1) ** 2, abs=1e-12)
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("penalty", [squared_slope, unit_slope])
+def test_they_can_be_descended(penalty: type) -> None:
+    """Their gradient towards the weights, by central differences."""
+    random = torch.Generator().manual_seed(5)
+    weight = torch.randn(70, generator=random, dtype=torch.float64).mul_(0.3).requires_grad_()
+    images = torch.rand(3, *SHAPE, generator=random, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda w: penalty(slopes(lambda x: bent(x, w), images)), (weight,)
+    )
+
+
+def test_points_between_lie_on_the_lines() -> None:
+    real, fake = torch.rand(2, 3, *SHAPE, dtype=torch.float64)
+    points = between(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    assert torch.equal(points[0], fake[0])
+    assert torch.allclose(points[1], 0.25 * real[1] + 0.75 * fake[1], rtol=0, atol=1e-15)
+    assert torch.equal(points[2], real[2])
