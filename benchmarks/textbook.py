@@ -14,7 +14,7 @@ from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
 from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.families import build_discriminator, build_generator
 
 
 class Textbook:
@@ -22,9 +22,9 @@ class Textbook:
 
     def __init__(self, config: Config, shape: tuple[int, int, int]):
         self.config = config
-        self.g = ConvolutionalGenerator(shape, config.generator)
-        self.d = ConvolutionalDiscriminator(shape, config.discriminator)
-        self.averaged = ConvolutionalGenerator(shape, config.generator).requires_grad_(False)
+        self.g = build_generator(shape, config.generator)
+        self.d = build_discriminator(shape, config.discriminator)
+        self.averaged = build_generator(shape, config.generator).requires_grad_(False)
         self.averaged.load_state_dict(self.g.state_dict())
         rates, betas = config.optimizer, (config.optimizer.beta1, config.optimizer.beta2)
         self.adam_g = torch.optim.Adam(self.g.parameters(), rates.lr_g, betas, foreach=False)

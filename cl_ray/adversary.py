@@ -34,7 +34,7 @@ from cl_ray.losses.penalties import (
     unit_slope,
 )
 from cl_ray.losses.uniformity import uniformity
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.families import build_discriminator, build_generator
 from cl_ray.networks.images import to_unit
 
 Terms = dict[str, Tensor]
@@ -66,6 +66,7 @@ class Chance(NamedTuple):
         moves: What moves the latent vectors of x+ and x-, [2 b, latent].
         first: One view of x+.
         second: Another, of its partner.
+        extras: Further numbers that G takes for f+, f- and fz, [3 b, extras]; None if none.
         signs: Directions in which D's slope is taken, as `draw_signs` draws them.
         shares: Where between a real image and a fake it is taken, [b] in [0, 1].
     """
@@ -74,6 +75,7 @@ class Chance(NamedTuple):
     moves: Tensor
     first: Views
     second: Views
+    extras: Tensor | None
     signs: Tensor
     shares: Tensor
 
@@ -106,8 +108,8 @@ class Adversary:
         self.dtype = torch.float32 if self.autocast else dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            generator = ConvolutionalGenerator(shape, config.generator)
-            discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
+            generator = build_generator(shape, config.generator)
+            discriminator = build_discriminator(shape, config.discriminator)
         layout: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         self.generator = generator.to(**layout, memory_format=torch.channels_last)
         self.discriminator = discriminator.to(**layout, memory_format=torch.channels_last)
@@ -149,7 +151,7 @@ class Adversary:
                 seen.append(positive + self.config.losses.r1_spread * direction)
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
-                fakes, latents = self.generator(images, drawn.noise, drawn.moves)
+                fakes, latents = self.generator(images, drawn.noise, drawn.moves, drawn.extras)
             with self._cast():
                 d_terms, anchor = self._judge(images, fakes.detach(), seen, batch.present)
             d_terms |= self._penalties(positive, fakes.detach()[len(images) :], drawn.shares)
@@ -276,7 +278,11 @@ class Adversary:
 
         views = Views(*map(here, first)), Views(*map(here, second))
         moved = torch.cat([here(move) for move in moves])
-        return Chance(here(noise), moved, *views, directions, here(shares))
+        extras = None
+        if self.generator.extras:
+            parts = torch.randn(3, total, self.generator.extras, generator=random)
+            extras = torch.cat([here(part) for part in parts])
+        return Chance(here(noise), moved, *views, extras, directions, here(shares))
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

@@ -15,7 +15,9 @@ from cl_ray.adversary import generator_of
 from cl_ray.checkpoint import WEIGHTS, Checkpoints
 from cl_ray.config import Config
 from cl_ray.errors import UserError
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.discriminator import Discriminator
+from cl_ray.networks.families import build_discriminator, build_generator
+from cl_ray.networks.generator import Generator
 from cl_ray.networks.images import to_uint8, to_unit
 from cl_ray.training.folder import Folder
 
@@ -43,8 +45,8 @@ class LoadedRun:
     shape: tuple[int, int, int]
     checkpoint: str
     step: int
-    generator: ConvolutionalGenerator
-    discriminator: ConvolutionalDiscriminator
+    generator: Generator
+    discriminator: Discriminator
     device: torch.device
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
@@ -58,20 +60,48 @@ class LoadedRun:
         drawn = torch.cat([torch.empty(0, latent), *blocks])
         return drawn[start - first * BLOCK :][:n]
 
-    def generate(self, n: int, seed: int = 0, start: int = 0) -> NDArray[np.uint8]:
+    def generate(
+        self, n: int, seed: int = 0, start: int = 0, truncation: float = 1.0
+    ) -> NDArray[np.uint8]:
         """Images [n, H, W, C] of noise, number `start` on of those that the seed gives.
 
+        Args:
+            n: How many.
+            seed: Everything random follows from it.
+            start: The first one's number.
+            truncation: 0 to 1: less pulls the styles of a style-based G to their mean, for
+                images that are less varied and safer (Karras et al., 2018, appendix B).
+
         Raises:
-            UserError: n is below 1.
+            UserError: n is below 1, or G knows no truncation.
         """
         if n < 1:
             raise UserError(f"n {n} must be 1 or more images.")
-        return self.decode(self.noise(n, seed, start))
+        self.allows(truncation)
+        return self.decode(self.noise(n, seed, start), truncation)
+
+    def allows(self, truncation: float) -> None:
+        """See that images can be truncated so.
+
+        Raises:
+            UserError: They cannot.
+        """
+        family = self.config.generator.family
+        if not 0 <= truncation <= 1:
+            raise UserError(f"truncation {truncation} must be 0 to 1.")
+        if truncation < 1 and family != "style":
+            raise UserError(
+                f"truncation {truncation} is for a style-based generator, and this run's is "
+                f"{family!r}: leave it out, or train with --generator.family style."
+            )
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Images [n, H, W, C] of latent vectors [n, latent]."""
-        parts = [to_uint8(self.generator.decode(z.to(self.device))) for z in latents.split(BLOCK)]
+    def decode(self, latents: Tensor, truncation: float = 1.0) -> NDArray[np.uint8]:
+        """Images [n, H, W, C] of latent vectors [n, latent]; for `truncation` see `generate`."""
+        parts = [
+            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation))
+            for z in latents.split(BLOCK)
+        ]
         return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
@@ -137,8 +167,8 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
     shape = (height, width, channels)
     place = resolve_device(device)
     layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
-    generator = ConvolutionalGenerator(shape, config.generator)
-    discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
+    generator = build_generator(shape, config.generator)
+    discriminator = build_discriminator(shape, config.discriminator)
     for network, part in ((generator, "averaged"), (discriminator, "discriminator")):
         weights = safetensors.torch.load(blobs[WEIGHTS[part]])
         for key, weight in weights.items():
@@ -148,7 +178,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
                     "all numbers: take an earlier checkpoint."
                 )
         network.load_state_dict(weights)
-        network.to(**layout).requires_grad_(False)
+        network.to(**layout).requires_grad_(False).eval()
     return LoadedRun(
         config=config,
         shape=shape,

@@ -21,6 +21,10 @@ ABSENT = [3, 8, 9, 10, 11]
 """Rows of the global batch that the short batches lack: of 2 workers' 6 and 6, 1 and 4."""
 
 
+G = {"depth": 2, "width": 4, "latent": 8}
+D = {"depth": 2, "width": 4, "hidden": 16, "embedding": 8}
+
+
 @dataclass(frozen=True)
 class Case:
     """What is compared."""
@@ -29,10 +33,12 @@ class Case:
     mode: str = "views"
     d_steps: int = 1
     penalty: str = ""
+    family: str = "convolutional"
 
     def __str__(self) -> str:
         named = f"{self.objective}, {self.mode}, {self.d_steps} of D"
-        return f"{named}, {self.penalty}" if self.penalty else named
+        further = [self.penalty, self.family if self.family != "convolutional" else ""]
+        return ", ".join([named, *filter(None, further)])
 
     @property
     def config(self) -> Config:
@@ -41,6 +47,12 @@ class Case:
             pairs={"mode": self.mode},
             losses={"objective": self.objective} | ({self.penalty: 2.0} if self.penalty else {}),
             optimizer={"d_steps": self.d_steps},
+            generator={"family": self.family, **G},
+            discriminator={
+                "family": self.family,
+                "spectral_norm": self.objective == "least-squares",
+                **D,
+            },
         )
 
 
@@ -58,6 +70,8 @@ CASES = [
     ),
     Case("relativistic", "labels", 2, "r1"),
     Case("relativistic", "labels", 2, "r2"),
+    Case("non-saturating", family="residual"),
+    Case("relativistic", "labels", 2, "r1", family="style"),
 ]
 
 
@@ -80,8 +94,8 @@ def small(**fields: Any) -> Config:
         {
             "batch_size": PAIRS,
             "seed": 3,
-            "generator": {"depth": 2, "width": 4, "latent": 8},
-            "discriminator": {"depth": 2, "width": 4, "hidden": 16, "embedding": 8},
+            "generator": G,
+            "discriminator": D,
             **fields,
         }
     )

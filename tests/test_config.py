@@ -92,7 +92,9 @@ def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
         config = changed(path, field)
         if config is not None:
             fields = merge(fields, nested(path, leaf(config, path)))
-    config = build({**fields, "batch_size": 12, "workers": (1, 4), "device": "cuda"})
+    apart = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
+    apart |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
+    config = build(merge(fields, apart))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
     assert config.worker_range == (1, 4)
@@ -153,6 +155,12 @@ def test_merge_replaces_leaves_only() -> None:
             {"losses": {"objective": "gan"}},
             ["losses.objective", "'gan'", "'non-saturating'", "'pair-critic'"],
         ),
+        ({"losses": {"objective": "wasserstein"}}, ["'wasserstein'", "losses.gradient_penalty"]),
+        (
+            {"discriminator": {"family": "residual", "spectral_norm": True}},
+            ["spectral_norm", "'residual'", "'convolutional'"],
+        ),
+        ({"generator": {"family": "vit"}}, ["generator.family", "'vit'", "'style'"]),
         ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
         ({"preset": "slow"}, ["preset", "'slow'", "quick", "mnist"]),
         ({"name": "a/b"}, ["name", "'a/b'", "folder name"]),

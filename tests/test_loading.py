@@ -48,6 +48,33 @@ def test_the_loaded_networks_are_the_run_s(trained: tuple[Path, Run], digits: st
     assert loaded.shape == (28, 28, 1)
 
 
+@pytest.mark.parametrize("family", ["convolutional", "residual", "style"])
+def test_every_family_is_loaded_as_it_was_trained(digits: str, tmp_path: Path, family: str) -> None:
+    small = {"depth": 2, "width": 4, "family": family}
+    normed = {**small, "spectral_norm": family == "convolutional"}
+    run = trained_run(digits, generator=small, discriminator=normed)
+    loaded = cl_ray.load(leave(run, tmp_path, step=10))
+    assert loaded.config.generator.family == family
+    images = Dataset.open(digits).read("train").image[:20]
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    run.adversary.discriminator.eval()
+    with torch.no_grad():
+        features = run.adversary.discriminator.features(x)
+        decoded = run.adversary.averaged.decode(loaded.noise(20, seed=1))
+    assert np.allclose(loaded.embed(images), features, atol=1e-4)
+    made = loaded.generate(20, seed=1).astype(float)
+    expected = (decoded.permute(0, 2, 3, 1) + 1) * 127.5
+    assert np.abs(made - expected.numpy()).max() < 0.6
+    if family == "style":
+        near = loaded.generate(20, seed=1, truncation=0.3)
+        assert near.std(0).mean() < made.std(0).mean()
+    else:
+        with pytest.raises(UserError, match=rf"truncation 0.3 .*{family!r}.*family style"):
+            loaded.generate(20, truncation=0.3)
+    with pytest.raises(UserError, match=r"truncation 1.5 must be 0 to 1"):
+        loaded.generate(20, truncation=1.5)
+
+
 def test_more_images_begin_with_the_same(trained: tuple[Path, Run]) -> None:
     loaded = cl_ray.load(str(trained[0]), checkpoint="best")
     many = loaded.generate(BLOCK + 30, seed=4)

@@ -22,6 +22,12 @@ class GenerateCommand(ProduceCommand):
         None, ge=1, description=f"Images to make of noise; None is {COUNT:,}."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    truncation: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Of a style-based generator: less than 1 gives less varied and safer images.",
+    )
     around: str | None = Field(
         None, description="Data set whose images are varied instead, their labels kept."
     )
@@ -43,6 +49,8 @@ class GenerateCommand(ProduceCommand):
                 f"count {self.count} is of no use with --around: --copies says how many variants "
                 "of each image are made"
             )
+        if self.around is not None and self.truncation is not None:
+            raise ValueError(f"truncation {self.truncation} is of no use with --around: leave it")
         for name in ("split", "copies", "distance"):
             if self.around is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} {getattr(self, name)} is of no use without --around DATA")
@@ -57,7 +65,8 @@ def command(arguments: Sequence[str]) -> None:
 
     work: Work
     if asked.around is None:
-        work = FromNoise(asked.count or COUNT, asked.seed)
+        truncation = 1.0 if asked.truncation is None else asked.truncation
+        work = FromNoise(asked.count or COUNT, asked.seed, truncation)
     else:
         dataset, split = Dataset.open(asked.around), asked.split or SPLIT
         dataset.groups(split)  # is there such a split?

@@ -62,21 +62,28 @@ class FromNoise:
 
     total: int
     seed: int
+    truncation: float = 1.0
     dataset: None = None
     grain: int = 1
 
     def width(self, run: "LoadedRun") -> int:
-        """Bytes of an image."""
+        """Bytes of an image.
+
+        Raises:
+            UserError: The run's generator knows no truncation.
+        """
+        run.allows(self.truncation)
         return int(np.prod(run.shape))
 
     def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
         """Images number `start` to `stop`."""
-        images = run.generate(stop - start, self.seed, start)
+        images = run.generate(stop - start, self.seed, start, self.truncation)
         return table(np.arange(start, stop), None, image=tensors(images))
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
-        return {"verb": "generate", "count": self.total, "seed": self.seed}
+        asked = {"verb": "generate", "count": self.total, "seed": self.seed}
+        return asked | ({"truncation": self.truncation} if self.truncation < 1 else {})
 
 
 @dataclass(frozen=True)

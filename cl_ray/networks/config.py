@@ -2,16 +2,18 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cl_ray.model import Model
+
+Family = Literal["convolutional", "residual", "style"]
 
 
 class GeneratorConfig(Model):
     """G: an encoder to the latent space and a decoder back."""
 
-    family: Literal["convolutional"] = Field("convolutional", description="Kind of network.")
-    depth: int = Field(3, ge=1, le=12, description="Convolutions in the encoder and the decoder.")
+    family: Family = Field("convolutional", description="Kind of network.")
+    depth: int = Field(3, ge=1, le=12, description="Levels of the encoder and of the decoder.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
     latent: int = Field(10, ge=1, le=4096, description="Dimensions of the latent space.")
     jitter: float = Field(
@@ -25,8 +27,23 @@ class GeneratorConfig(Model):
 class DiscriminatorConfig(Model):
     """D: a trunk with a score head and a projection head."""
 
-    family: Literal["convolutional"] = Field("convolutional", description="Kind of network.")
-    depth: int = Field(3, ge=1, le=12, description="Convolutions in the trunk.")
+    family: Family = Field("convolutional", description="Kind of network.")
+    depth: int = Field(3, ge=1, le=12, description="Levels of the trunk.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
     hidden: int = Field(256, ge=8, le=8192, description="Dimensions inside the projection head.")
     embedding: int = Field(64, ge=2, le=4096, description="Dimensions of the projection e.")
+    spectral_norm: bool = Field(
+        False,
+        description="Divide each weight on the score's way by its largest singular value "
+        "(convolutional family).",
+    )
+
+    @model_validator(mode="after")
+    def _normalisable(self) -> "DiscriminatorConfig":
+        if self.spectral_norm and self.family != "convolutional":
+            raise ValueError(
+                f"spectral_norm does not go with family {self.family!r}, whose blocks start at "
+                "zero and so have no singular value to divide by: take 'convolutional', or "
+                "losses.r1 to bound D"
+            )
+        return self

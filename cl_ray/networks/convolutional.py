@@ -9,31 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
-
-SMALLEST = 6
-"""A side of fewer pixels than this is not halved again."""
-
-
-class Plan:
-    """Sides and channels, level by level, of a stack of `depth` convolutions.
-
-    The first convolutions halve the side while it is at least SMALLEST and double the channels,
-    up to 8 times `width`; the rest keep both.
-    """
-
-    def __init__(self, side: int, channels: int, depth: int, width: int):
-        self.sides, self.channels = [side], [channels]
-        for level in range(depth):
-            halve = self.sides[-1] >= SMALLEST
-            self.sides.append(self.sides[-1] // 2 if halve else self.sides[-1])
-            last = self.channels[-1]
-            self.channels.append((width * min(2**level, 8)) if halve or level == 0 else last)
-
-    @property
-    def flat(self) -> int:
-        """Numbers in one image's deepest map."""
-        return self.channels[-1] * self.sides[-1] ** 2
+from cl_ray.networks.plan import Plan
 
 
 class PixelNorm(nn.Module):
@@ -69,7 +45,7 @@ class ImageConv(nn.Conv2d):
 def down(plan: Plan) -> nn.Sequential:
     """Images [B, C, S, S] to flat maps [B, plan.flat]."""
     layers: list[nn.Module] = []
-    for level in range(len(plan.sides) - 1):
+    for level in range(plan.depth):
         channels = plan.channels[level], plan.channels[level + 1]
         if plan.sides[level + 1] < plan.sides[level]:
             layers.append(
@@ -85,13 +61,12 @@ def down(plan: Plan) -> nn.Sequential:
 
 def up(plan: Plan) -> nn.Sequential:
     """Flat maps [B, plan.flat] to images [B, C, S, S] in [-1, 1]: `down`, backwards."""
-    deepest = plan.channels[-1], plan.sides[-1], plan.sides[-1]
     layers: list[nn.Module] = [
-        nn.Unflatten(1, deepest),
+        nn.Unflatten(1, plan.deepest),
         PixelNorm(),
         nn.LeakyReLU(0.2, inplace=True),
     ]
-    for level in reversed(range(len(plan.sides) - 1)):
+    for level in reversed(range(plan.depth)):
         channels = plan.channels[level + 1], plan.channels[level]
         if plan.sides[level + 1] < plan.sides[level]:
             odd = plan.sides[level] % 2  # 4x4, stride 2 makes 2s; one row more makes 2s + 1
@@ -102,92 +77,6 @@ def up(plan: Plan) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class ConvolutionalGenerator(nn.Module):
-    """G: `encode` an image to a latent vector, `decode` a latent vector to an image.
-
-    Args:
-        shape: Height, width and channels of an image.
-        config: Depth, width and latent dimensions.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], config: GeneratorConfig):
-        super().__init__()
-        plan = Plan(shape[0], shape[2], config.depth, config.width)
-        self.jitter = config.jitter
-        self.encoder = nn.Sequential(down(plan), nn.Linear(plan.flat, config.latent))
-        self.decoder = nn.Sequential(nn.Linear(config.latent, plan.flat), up(plan))
-        self.apply(_initialize)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to latent vectors [B, latent] of mean square 1.
-
-        Noise lies near the same sphere, so the decoder sees one kind of input.
-        """
-        z = self.encoder(images)
-        return z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-6)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latent vectors [B, latent] to images [B, C, H, W] in [-1, 1]."""
-        return self.decoder(latents * torch.rsqrt(latents.square().mean(1, keepdim=True) + 1e-6))
-
-    def forward(self, images: Tensor, noise: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent].
-
-        Beside them the images' latent vectors [B, latent], unmoved.
-
-        The images' latent vectors are moved by `moves` [B, latent], unit noise, times the jitter:
-        what is decoded near them must still be their images, and so they spread out over the
-        sphere that noise lies on (Yue et al., 2026, Sphere Encoder, section 3).
-        """
-        latents = self.encode(images)
-        return self.decode(torch.cat([latents + self.jitter * moves, noise])), latents
-
-
-class ConvolutionalDiscriminator(nn.Module):
-    """D: a trunk of features, a score head and a projection head.
-
-    Args:
-        shape: Height, width and channels of an image.
-        config: Depth, width, and the projection's dimensions.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], config: DiscriminatorConfig):
-        super().__init__()
-        plan = Plan(shape[0], shape[2], config.depth, config.width)
-        self.trunk = down(plan)
-        self.score = nn.Linear(plan.flat, 1)
-        self.projection = nn.Sequential(
-            nn.Linear(plan.flat, config.hidden),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Linear(config.hidden, config.embedding),
-        )
-        self.apply(_initialize)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to the representation, the deepest map [B, plan.flat]."""
-        return self.trunk(images)
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores [B], high is real, of features [B, plan.flat]."""
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
-            return self.score(features.to(self.score.weight.dtype)).squeeze(1)
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Unit embeddings [B, embedding] of features [B, plan.flat]."""
-        return functional.normalize(self.projection(features), dim=1)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
-        features = self.features(images)
-        return self.scores(features), self.embed(features)
-
-
-def _initialize(module: nn.Module) -> None:
-    """He initialisation for leaky rectifiers (He et al., 2015, equation 15), biases zero."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        if isinstance(module, nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_out")
-        else:
-            nn.init.kaiming_normal_(module.weight, a=0.2)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def decoder(inputs: int, plan: Plan) -> nn.Sequential:
+    """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1]."""
+    return nn.Sequential(nn.Linear(inputs, plan.flat), up(plan))

@@ -15,7 +15,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
 from cl_ray.loading import LoadedRun
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.families import build_discriminator, build_generator
 from cl_ray.training.device import keep_freed_memory
 
 PATIENCE = 60.0
@@ -50,11 +50,11 @@ class NetworkEvaluator:
         self.config, self.name, self.device = config, name, torch.device(device)
         self.shape = dataset.info.shape
         self.evaluator = Evaluator(dataset, config.evaluation, config.seed)
-        self.generator = ConvolutionalGenerator(self.shape, config.generator)
-        self.discriminator = ConvolutionalDiscriminator(self.shape, config.discriminator)
+        self.generator = build_generator(self.shape, config.generator)
+        self.discriminator = build_discriminator(self.shape, config.discriminator)
         layout: dict[str, Any] = {"device": self.device, "memory_format": torch.channels_last}
         for network in (self.generator, self.discriminator):
-            network.to(**layout).requires_grad_(False)
+            network.to(**layout).requires_grad_(False).eval()
 
     def __repr__(self) -> str:
         return f"cl_ray.Evaluation({self.name})"

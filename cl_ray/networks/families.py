@@ -1,0 +1,73 @@
+"""The families of networks: what G and D of a config are built of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from cl_ray.networks import convolutional, residual, style
+from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+from cl_ray.networks.discriminator import Discriminator
+from cl_ray.networks.generator import Generator
+from cl_ray.networks.plan import Plan
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of network.
+
+    Args:
+        trunk: Builds what takes images [B, C, S, S] to flat maps [B, plan.flat], for D and for
+            G's encoder.
+        decoder: Builds what takes vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
+    """
+
+    trunk: Callable[[Plan], nn.Module]
+    decoder: Callable[[int, Plan], nn.Module]
+
+
+FAMILIES = {
+    "convolutional": Family(convolutional.down, convolutional.decoder),
+    "residual": Family(residual.trunk, residual.decoder),
+    "style": Family(residual.trunk, style.StyleDecoder),
+}
+
+
+def build_generator(shape: tuple[int, int, int], config: GeneratorConfig) -> Generator:
+    """G for images of that height, width and channels, its weights drawn."""
+    plan = Plan(shape[0], shape[2], config.depth, config.width)
+    family = FAMILIES[config.family]
+    encoder = nn.Sequential(family.trunk(plan), nn.Linear(plan.flat, config.latent))
+    network = Generator(encoder, family.decoder(config.latent, plan), config.jitter)
+    return network.apply(initialize)
+
+
+def build_discriminator(shape: tuple[int, int, int], config: DiscriminatorConfig) -> Discriminator:
+    """D for images of that height, width and channels, its weights drawn."""
+    plan = Plan(shape[0], shape[2], config.depth, config.width)
+    trunk = FAMILIES[config.family].trunk(plan)
+    network = Discriminator(trunk, plan.flat, config.hidden, config.embedding).apply(initialize)
+    if config.spectral_norm:
+        for module in (*network.trunk.modules(), network.score):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                parametrizations.spectral_norm(module)
+    return network
+
+
+def initialize(module: nn.Module) -> None:
+    """He initialisation for leaky rectifiers (He et al., 2015, equation 15), biases zero.
+
+    Modules with starting weights of their own are left to them.
+    """
+    if isinstance(module, residual.ZeroConv):
+        nn.init.zeros_(module.weight)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        transposed = isinstance(module, nn.ConvTranspose2d)
+        nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_out" if transposed else "fan_in")
+        if isinstance(module, residual.FixupConv):
+            with torch.no_grad():
+                module.weight.mul_(module.gain)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
