@@ -18,7 +18,7 @@ from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
-from cl_ray.networks.convolutional import ConvolutionalDiscriminator, ConvolutionalGenerator
+from cl_ray.networks.families import build_discriminator, build_generator
 
 
 def command(*flags: str) -> list[str]:
@@ -89,9 +89,9 @@ def test_leaves_a_run_folder_worth_opening(trained: tuple[int, Path, str]) -> No
     assert summary["driver_peak_bytes"] > 5e7
 
     shape = (28, 28, 1)
-    generator = ConvolutionalGenerator(shape, config.generator)
+    generator = build_generator(shape, config.generator)
     generator.load_state_dict(safetensors.torch.load_file(folder / "generator.safetensors"))
-    discriminator = ConvolutionalDiscriminator(shape, config.discriminator)
+    discriminator = build_discriminator(shape, config.discriminator)
     discriminator.load_state_dict(safetensors.torch.load_file(folder / "discriminator.safetensors"))
 
     for picture in ("samples", "pairs"):
