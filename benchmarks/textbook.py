@@ -5,7 +5,6 @@ DCGAN tutorial does. `benchmarks/step.py` measures `Adversary.step` against it.
 """
 
 import torch
-from torch import Tensor
 
 from cl_ray.adversary import Batch, generator_of
 from cl_ray.config import Config
@@ -14,6 +13,7 @@ from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
 from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
+from cl_ray.losses.uniformity import uniformity
 from cl_ray.networks.families import build_discriminator, build_generator
 
 
@@ -44,10 +44,11 @@ class Textbook:
             for images in (batch.positive, batch.partner, batch.negative)
         )
 
-        def recoded(images: Tensor, move: Tensor) -> Tensor:
-            return self.g.decode(self.g.encode(images) + config.generator.jitter * move)
-
-        f_positive, f_negative = recoded(x, moves[0]), recoded(other, moves[1])
+        latents = torch.stack([self.g.encode(x), self.g.encode(other)])
+        f_positive, f_negative = (
+            self.g.decode(z + config.generator.jitter * move)
+            for z, move in zip(latents, moves, strict=True)
+        )
         f_noise = self.g.decode(z)
         fakes = (f_positive, f_negative, f_noise)
         self.adam_d.zero_grad()
@@ -79,6 +80,7 @@ class Textbook:
             weights.adversarial * objective(Scores(torch.stack(fake_scores)), "generator").mean()
             + weights.reconstruction * error
             + weights.indistinguishability * indistinguishability(margin).mean()
+            + weights.uniformity * uniformity(latents, batch.present).mean()
         )
         loss_g.backward()
         self.adam_g.step()

@@ -33,10 +33,11 @@ def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
             {"D tells": "d/pair", "G hides": "g/indistinguishability"},
         ),
         _alone(curves, ends, "D’s squared slope at real images (R1)", "d/approximate_r1", "d"),
+        _alone(curves, ends, "Unevenness of G’s latent vectors", "g/uniformity", "g"),
     ]
     known = {
         "d/adversarial", "g/adversarial", "g/reconstruction", "d/contrastive", "d/pair",
-        "g/indistinguishability", "d/approximate_r1",
+        "g/indistinguishability", "d/approximate_r1", "g/uniformity",
     }  # fmt: skip
     for name in sorted(curves):
         if name[:2] in ("d/", "g/") and name not in known:

@@ -153,7 +153,7 @@ def test_the_plots_hold_every_point(browser: Browser, page: Path) -> None:
         ".map(s => [...s.querySelectorAll('.line')].map(p => [p.getAttribute('d'),"
         " p.getTotalLength(), p.dataset.values.split('|').length, getComputedStyle(p).stroke]))"
     )
-    assert [len(lines) for lines in plots] == [2, 1, 1, 2, 1, 1, 2, 1]
+    assert [len(lines) for lines in plots] == [2, 1, 1, 2, 1, 1, 1, 2, 1]
     for lines in plots:
         assert len({stroke for *_, stroke in lines}) == len(lines)  # told apart by colour
         for path, length, values, _ in lines:
