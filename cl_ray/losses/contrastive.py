@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cl_ray import distributed
+from cl_ray.losses.others import gather_others
 
 
 def info_nce(
@@ -25,20 +25,14 @@ def info_nce(
     Returns:
         Losses [b], the mean of each image's two queries; those of absent rows mean nothing.
     """
-    rank, workers = distributed.world()
     local = len(present)
-    rows = torch.cat([torch.stack([first, second]), others]).transpose(0, 1)  # [b, 2 + k, e]
-    keys = distributed.gather(rows).transpose(0, 1)  # [2 + k, N b, e]
-    here = distributed.gather(present.to(rows.dtype)).bool()  # [N b]
-    absent = ~here.expand(len(keys), -1).reshape(-1)
-
-    similarity = torch.stack([first, second]).flatten(0, 1) @ keys.flatten(0, 1).T / temperature
-    query = torch.arange(2 * local, device=rows.device)
-    total = workers * local
-    itself = (query // local) * total + rank * local + query % local
-    positive = (1 - query // local) * total + rank * local + query % local
+    keys, here, itself = gather_others(torch.cat([torch.stack([first, second]), others]), present)
+    similarity = torch.stack([first, second]).flatten(0, 1) @ keys.T / temperature
+    query = torch.arange(2 * local, device=keys.device)
+    itself = itself[: 2 * local]
+    positive = itself.roll(local)  # the other view's place
     similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    blocked = absent.expand(len(query), -1).clone()
+    blocked = (~here).expand(len(query), -1).clone()
     blocked[query, itself] = True
     blocked[query, positive] = False  # an absent row keeps its own positive: finite, then masked
     loss = torch.nn.functional.cross_entropy(

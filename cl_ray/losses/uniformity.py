@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray import distributed
+from cl_ray.losses.others import gather_others
 
 SHARPNESS = 2.0
 """Wang and Isola's t, the value of all their experiments."""
@@ -23,21 +23,15 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
     Returns:
         [b], from -4 t to 0, the mean of each pair's k; 0 where there is no other.
     """
-    rank, workers = distributed.world()
     parts, local = latents.shape[:2]
     own = normalize(latents, dim=2)
-    rows = distributed.gather(own.transpose(0, 1))  # [N b, k, d]
-    others = rows.transpose(0, 1).flatten(0, 1)
-    here = distributed.gather(present.to(rows.dtype)).bool().repeat(parts)  # [k N b]
-
+    others, here, itself = gather_others(own, present)
     cosine = own.flatten(0, 1) @ others.T
     potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
     if potential.dtype == torch.bfloat16:
         potential = potential.float()
-    query = torch.arange(parts * local, device=rows.device)
-    itself = (query // local) * workers * local + rank * local + query % local
-    counted = here.expand(len(query), -1).clone()
-    counted[query, itself] = False
+    counted = here.expand(len(itself), -1).clone()
+    counted[torch.arange(len(itself), device=itself.device), itself] = False
     number = counted.sum(1)
     potential = potential.masked_fill(~counted, float("-inf"))
     potential = potential.masked_fill((number == 0)[:, None], 0)  # finite, then masked

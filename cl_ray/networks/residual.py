@@ -75,7 +75,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """[B, C, s, s] to [B, C, side, side], bilinear: twice the side is the filter 1 3 3 1."""
+    """`enlarge` to a side, as a layer."""
 
     def __init__(self, side: int):
         super().__init__()
@@ -83,7 +83,14 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Interpolate."""
-        return functional.interpolate(x, (self.side, self.side), mode="bilinear")
+        return enlarge(x, self.side)
+
+
+def enlarge(x: Tensor, side: int) -> Tensor:
+    """[B, C, s, s] to [B, C, side, side], bilinear: to twice the side, the filter 1 3 3 1."""
+    if x.shape[-1] == side:
+        return x
+    return functional.interpolate(x, (side, side), mode="bilinear")
 
 
 def trunk(plan: Plan) -> nn.Sequential:

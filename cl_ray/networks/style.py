@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from cl_ray.networks.generator import to_sphere
 from cl_ray.networks.plan import Plan
+from cl_ray.networks.residual import enlarge
 
 MAPPING = 4
 """Layers of the mapping network; StyleGAN's 8 are for 512 dimensions."""
@@ -167,10 +168,3 @@ class StyleDecoder(nn.Module):
         begins = 1 + (torch.special.ndtr(extras[:, -2]) * (layers - 1)).long()
         begins = torch.where(mixes, begins, layers)
         return [torch.where((begins <= n)[:, None], other, w) for n in range(layers)]
-
-
-def enlarge(x: Tensor, side: int) -> Tensor:
-    """[B, C, s, s] to [B, C, side, side] by the filter 1 3 3 1."""
-    if x.shape[-1] == side:
-        return x
-    return functional.interpolate(x, (side, side), mode="bilinear")

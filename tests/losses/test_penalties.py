@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_ray.losses.penalties import (
-    approximate_r1,
-    between,
-    draw_signs,
-    signs,
-    slopes,
-    squared_slope,
-    unit_slope,
-)
+from cl_ray.losses import penalties
+from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
 
 SHAPE = (2, 5, 7)
 
@@ -75,9 +68,9 @@ def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float)
     random = torch.Generator().manual_seed(count)
     weight = torch.randn(70, generator=random, dtype=torch.float64) * size
     images = torch.rand(count, *SHAPE, generator=random, dtype=torch.float64) * 2 - 1
-    found = slopes(lambda x: bent(x, weight), images)
+    found = penalties.slopes(lambda x: bent(x, weight), images)
     assert found.shape == (count, 70)
-    half, unit = squared_slope(found), unit_slope(found)
+    half, unit = penalties.squared_slope(found), penalties.unit_slope(found)
     for i, image in enumerate(images.flatten(1).tolist()):
         expected = slope_by_hand(image, weight.tolist())
         squares = sum(v**2 for v in expected)
@@ -86,20 +79,20 @@ def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float)
     assert not images.requires_grad
 
 
-@pytest.mark.parametrize("penalty", [squared_slope, unit_slope])
+@pytest.mark.parametrize("penalty", [penalties.squared_slope, penalties.unit_slope])
 def test_they_can_be_descended(penalty: type) -> None:
     """Their gradient towards the weights, by central differences."""
     random = torch.Generator().manual_seed(5)
     weight = torch.randn(70, generator=random, dtype=torch.float64).mul_(0.3).requires_grad_()
     images = torch.rand(3, *SHAPE, generator=random, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda w: penalty(slopes(lambda x: bent(x, w), images)), (weight,)
+        lambda w: penalty(penalties.slopes(lambda x: bent(x, w), images)), (weight,)
     )
 
 
 def test_points_between_lie_on_the_lines() -> None:
     real, fake = torch.rand(2, 3, *SHAPE, dtype=torch.float64)
-    points = between(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    points = penalties.between(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
     assert torch.equal(points[0], fake[0])
     assert torch.allclose(points[1], 0.25 * real[1] + 0.75 * fake[1], rtol=0, atol=1e-15)
     assert torch.equal(points[2], real[2])
