@@ -232,7 +232,8 @@ def test_trials_can_be_looked_at(story: Story) -> None:
 def test_it_says_what_it_does(story: Story) -> None:
     killed, interrupted, last = story.said
     assert "2 trials at once, 1 CPU each" in killed or "2 trials at once" in killed
-    assert re.search(r"trial 0 epoch 1/3  frechet [\d.]+", killed)
+    # Which epoch's line is missing is chance: a process may be killed before it has said it.
+    assert re.search(r"trial \d epoch \d/3  frechet [\d.]+", killed)
     storage = story.folder.parent
     assert f"go on with: python tuning/search.py --resume s --storage {storage}" in interrupted
     assert "Traceback" not in killed + interrupted + last

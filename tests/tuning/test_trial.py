@@ -18,6 +18,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.run import Run
 from cl_ray.training.capacity import Plan
+from cl_ray.training.device import resolve
 from cl_ray.training.folder import Folder
 from tuning.one_worker import OneWorkerTrial
 from tuning.study import Metric
@@ -80,7 +81,8 @@ def test_it_trains_what_a_run_of_those_values_trains(
     config = trial.run.config
     assert config.optimizer.lr_g == 0.003
     assert config.generator.depth == 2
-    run = Run(config, ResidentShard.read(Share(trial.job.dataset, config)))
+    device, dtype = resolve(config)  # bfloat16 on some processors
+    run = Run(config, ResidentShard.read(Share(trial.job.dataset, config), device), device, dtype)
     for _ in range(EPOCHS):
         run.epoch()
     assert alike(weights(run), weights(trial.run))
@@ -167,7 +169,7 @@ def test_a_loss_that_is_no_number_ends_it_with_the_worst_score(digits: str, tmp_
 def test_one_picture_of_all_noise_ends_it(digits: str, tmp_path: Path) -> None:
     trial = begin(tmp_path, digits, {"batch_size": 2})
     with torch.no_grad():
-        trial.run.adversary.averaged.decode = lambda z: torch.zeros(len(z), 1, 28, 28)  # type: ignore[method-assign]
+        trial.run.adversary.averaged.decode = lambda z, *_, **__: torch.zeros(len(z), 1, 28, 28)  # type: ignore[method-assign]
     result = trial.step()
     assert trial.run.adversary.steps > 100
     assert result["status"] == "collapsed"
