@@ -23,6 +23,8 @@ from cl_ray.model import Model
 
 INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
+STACKED = "stacked-mnist"
+"""A source that is made of the packaged digits, see `stacked.py`."""
 SMALLEST, LARGEST = 28, 64
 QUANTILES = np.linspace(0, 1, 101)
 
@@ -179,6 +181,11 @@ class Dataset:
         make = f"`cl-ray data --source {location} --out data/NAME`"
         try:
             sizes = _sizes(filesystem, path)
+            if sizes is None and location == STACKED:
+                raise UserError(
+                    f"{STACKED} has to be made first: `cl-ray data --source {STACKED} --out "
+                    f"data/{STACKED}`, then give data/{STACKED}."
+                )
             if sizes is None:
                 raise UserError(
                     f"{location} is not a folder: give `{PACKAGED}` or a folder that "

@@ -1,4 +1,4 @@
-"""A name or a path → a data set: torchvision's sets, folders of images, Parquet."""
+"""A name or a path → a data set: torchvision's sets, stacked digits, folders, Parquet."""
 
 import difflib
 import os
@@ -13,6 +13,7 @@ from cl_ray.data.dataset import (
     LARGEST,
     PACKAGED,
     SMALLEST,
+    STACKED,
     Dataset,
     DatasetInfo,
     connect,
@@ -22,6 +23,7 @@ from cl_ray.data.folder import find_images
 from cl_ray.data.named import find_named, torchvision_names
 from cl_ray.data.parquet import NO_LABELS, find_rows
 from cl_ray.data.pixels import Color, to_pixels
+from cl_ray.data.stacked import COUNTS, find_stacked
 from cl_ray.data.writer import Found, Picture, Progress, check_free, write
 from cl_ray.errors import UserError
 from cl_ray.model import Model
@@ -34,8 +36,9 @@ class SourceConfig(Model):
 
     source: str = Field(
         description="A torchvision data set (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
-        "(the packaged one), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. "
-        "A folder of images may have a subfolder a class, and train/ and test/ on top."
+        f"(the packaged one), `{STACKED}` (three packaged digits in the colours of an image, 1000 "
+        "classes), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. A folder "
+        "of images may have a subfolder a class, and train/ and test/ on top."
     )
     out: str = Field(description="Folder or URI that the data set is written to.")
     size: int | None = Field(
@@ -56,6 +59,16 @@ class SourceConfig(Model):
         lt=1,
         description="Share of the images, drawn at random, to hold out for testing.",
     )
+    count: int | None = Field(
+        None,
+        ge=1,
+        description=f"Images that {STACKED} makes for training; by default {COUNTS['train']:,}.",
+    )
+    test_count: int | None = Field(
+        None,
+        ge=1,
+        description=f"Images that {STACKED} makes for testing; by default {COUNTS['test']:,}.",
+    )
     image_column: str | None = Field(
         None, description="Parquet column of the images: uint8 pixels or encoded files."
     )
@@ -65,7 +78,12 @@ class SourceConfig(Model):
         "leaves the labels of any source out.",
     )
     licence: str | None = Field(None, description="Terms of use, recorded with the data.")
-    seed: int = Field(0, ge=0, description="Decides the order of the rows and which are held out.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Decides the order of the rows, which are held out and which digits are "
+        "stacked.",
+    )
     overwrite: bool = Field(False, description="Replace the data set that is at `out`.")
 
 
@@ -116,6 +134,15 @@ def find(config: SourceConfig) -> Found:
     """
     source = config.source
     convert = partial(to_pixels, size=config.size, color=config.color)
+    asked = {"train": config.count, "test": config.test_count}
+    if source == STACKED:
+        counts = {split: asked[split] or count for split, count in COUNTS.items()}
+        return find_stacked(counts, config.seed, convert)
+    if any(asked.values()):
+        raise UserError(
+            f"--count and --test-count say how many images {STACKED} makes; {source} has as many "
+            "as it has: leave them out."
+        )
     bare = "/" not in source and source not in (".", "..", PACKAGED)
     names = torchvision_names() if bare else {}
     if source in names:
@@ -127,12 +154,12 @@ def find(config: SourceConfig) -> Found:
     except OSError as error:
         raise UserError(f"{source} cannot be read: {first_line(error)}.") from error
     if kind == pafs.FileType.NotFound and bare:
-        lower = {name.lower(): name for name in names}
+        lower = {name.lower(): name for name in (STACKED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
         hint = f" (closest: {', '.join(lower[name] for name in close)})" if close else ""
         raise UserError(
             f"{source} is neither a folder nor a data set of torchvision's{hint}: give a folder, "
-            f"or one of {', '.join(names)}."
+            f"or one of {', '.join([STACKED, *names])}."
         )
     if kind == pafs.FileType.NotFound:
         raise UserError(f"{source} does not exist: give a folder or the name of a data set.")
