@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, one_hot
+from torch.nn.functional import cross_entropy, linear
 
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Floats, Labels
@@ -28,6 +28,10 @@ FEW_PENALTY = 1e-2
 GRAPH, DIMENSIONS, EDGES, ALPHA = 60_000, 64, 5, 0.99
 """Label spreading: at most so many images, their principal components and neighbours; alpha is
 that of Zhou et al. (2004, section 4)."""
+MANY = 200
+"""More classes than this are read by neighbours only. At 1000, each of a probe's up to seven fits
+took 25 s of one core for 10,000 images, and arrays [60,000, SEEDS, 1000] of spread labels, of which
+several are there at once, would take 2.4 GB each."""
 BLOCK = 500
 """Queries whose distances to all others are in memory at once: 120 MB for 60,000."""
 
@@ -86,6 +90,7 @@ def representation(
         `labels_100` (of ten classes): a linear probe on 10 labels a class and nothing else;
         `labels_100_spread`: the same labels spread over the other training images, see
         `spread_labels`. Comparable with semi-supervised figures, which use those images too.
+        Of more than MANY classes the first two only, with a note.
 
     Raises:
         UserError: The arrays do not go together or are not finite.
@@ -104,6 +109,13 @@ def representation(
     seconds = clock()
     scores["knn_1"] = Score(first, seconds, setting="Euclidean")
     scores[f"knn_{NEIGHBOURS}"] = Score(votes, seconds, setting="Euclidean")
+
+    if classes > MANY:
+        left_out = "the linear probe" + (" and the scores of few labels" if few else "")
+        notes.append(
+            f"{classes} classes or more are too many for {left_out}, measured of up to {MANY}."
+        )
+        return Representation(scores, notes)
 
     mean, deviation = x.mean(0), x.std(0)
     deviation[deviation < 1e-6 * deviation.max()] = 1  # a dead feature stays 0
@@ -151,7 +163,10 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> Tensor:
 
 def majority(neighbours: Tensor, classes: int) -> Tensor:
     """The commonest of each row's labels [M, k], the smaller one of two: [M]."""
-    return one_hot(neighbours, classes).sum(1).argmax(1)
+    votes = torch.zeros(len(neighbours), classes, dtype=torch.int32)
+    return votes.scatter_add_(1, neighbours, torch.ones_like(neighbours, dtype=torch.int32)).argmax(
+        1
+    )
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,20 @@ def test_a_rare_class_costs_only_the_few_labels(easy: Any) -> None:
     assert found.notes == ["labels_40 needs 10 labels of every class: class 2 has 9."]
 
 
+def test_many_classes_are_read_by_neighbours_only() -> None:
+    """A probe of a thousand classes would take many minutes, and spreading labels many GB."""
+    x, y = (part.numpy() for part in blobs(3 * 1000, 8, 1000, 3))
+    q, truth = (part.numpy() for part in blobs(1000, 8, 1000, 3, seed=1))
+    found = representation(x, y, q, truth)
+    assert set(found.scores) == {"knn_1", "knn_20"}
+    for k in (1, 20):
+        theirs = KNeighborsClassifier(k).fit(x, y).score(q, truth)
+        assert found.scores[f"knn_{k}"].accuracy == pytest.approx(theirs)
+    (note,) = found.notes
+    assert note.startswith("1000 classes or more are too many for the linear probe and the scores")
+    assert "few labels" not in representation(x, y, q, truth, few=False).notes[0]
+
+
 def test_dead_and_tiny_features(easy: Any) -> None:
     x, y, q, truth = easy
     dead = [np.concatenate([part, np.full_like(part, 7)], 1) for part in (x, q)]
