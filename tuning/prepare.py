@@ -14,11 +14,12 @@ import yaml
 from cl_ray.cli import parse
 from cl_ray.commands.train import default_preset, flag
 from cl_ray.config import Config, build, differences, merge, preset
-from cl_ray.data.dataset import Dataset, SplitInfo, without_keys
+from cl_ray.data.dataset import STACKED, Dataset, SplitInfo, without_keys
 from cl_ray.data.share import SPLIT
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import chosen_reference, larger_is_better
+from cl_ray.evaluation.representation import MANY
 from cl_ray.training.folder import Folder
 from cl_ray.training.train import check_pairs, check_reference
 from tuning.options import MAY_CHANGE, Options
@@ -31,6 +32,7 @@ RECORD = "search.yaml"
 ECONOMY = {"evaluation": {"samples": 2000, "images": 2000}}
 """How trials are measured unless the config says otherwise: twelve are to end in minutes."""
 FIDELITY = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+MODES = ("modes", "mode_kl")
 REPRESENTATION = ("linear_probe", "knn_1", "knn_20")
 
 
@@ -190,16 +192,22 @@ def metrics_of(names: Sequence[str], dataset: Dataset, base: Config) -> list[Met
         UserError: The evaluation of such data does not give it.
     """
     there = ["reconstruction"]
+    many = len(dataset.info.classes or ()) > MANY
     if dataset.info.labelled:
-        there = [*REPRESENTATION, *there]
-    if chosen_reference(dataset, base.evaluation.reference):
-        there = [*FIDELITY, *there]
+        there = [*(REPRESENTATION[1:] if many else REPRESENTATION), *there]
+    reference = chosen_reference(dataset, base.evaluation.reference)
+    if reference:
+        there = [*FIDELITY, *(MODES if reference == STACKED else ()), *there]
     for name in names:
         if name not in there:
-            known = (*FIDELITY, *REPRESENTATION)
+            known = (*FIDELITY, *MODES, *REPRESENTATION)
             why = ""
             if name in FIDELITY:
                 why = " without a reference (--set evaluation.reference=...)"
+            elif name in MODES:
+                why = f", not being {STACKED}"
+            elif dataset.info.labelled:
+                why = f" of more than {MANY} classes"
             elif name in REPRESENTATION:
                 why = " without labels"
             where = f"this data{why}" if name in known else "networks"

@@ -25,11 +25,17 @@ WORDS = {
     "label_entropy": "entropy of the labels, nats",
     "label_balance": "rarest label : commonest",
     "classification_accuracy": "accuracy of a classifier trained on them",
+    "modes": "modes with a sample",
+    "mode_kl": "KL(samples || data) over modes, nats",
     "knn_1": "1-NN",
     "knn_20": "20-NN",
     "linear_probe": "linear probe",
 }
 """What figures are called in the table; those of few labels carry the number in their name."""
+
+
+LISTED = 40
+"""Labels whose samples are listed one by one, at most."""
 
 
 class EvaluateCommand(Model):
@@ -44,7 +50,10 @@ class EvaluateCommand(Model):
         None, description="As --evaluation.reference of `cl-ray train`; None is the run's own."
     )
     samples: int = Field(
-        10_000, gt=5, description="Generated images, compared with as many real test images."
+        10_000,
+        gt=5,
+        description="Generated images, compared with as many real test images. Modes of stacked "
+        "digits are always counted in 26,000, as papers do.",
     )
     images: int | None = Field(
         None, gt=5, description="Training images that are learnt from; None is all of them."
@@ -113,8 +122,17 @@ def show(evaluation: "Evaluation", console: Console) -> None:
             if name == "frechet" and figure.floor:
                 shown += f"  ({figure.value / figure.floor:.1f} x)"
             table.add_row(WORDS[name], shown, f"{figure.floor:.4f}")
-        if fidelity.histogram:
+        if fidelity.histogram and len(fidelity.histogram) <= LISTED:
             table.add_row("samples of each label", " ".join(map(str, fidelity.histogram)), "")
+        console.print(table)
+    modes = evaluation.modes
+    if modes:
+        title = f"Mode collapse: {modes.of:,} modes of stacked digits"
+        head = f"{modes.count:,} samples, by {modes.features}"
+        table = Table(head, "samples", "real triples", title=title, title_justify="left")
+        found, divergence = modes.figures["modes"], modes.figures["mode_kl"]
+        table.add_row(WORDS["modes"], f"{found.value:.0f}", f"{found.floor:.0f}")
+        table.add_row(WORDS["mode_kl"], f"{divergence.value:.4f}", f"{divergence.floor:.4f}")
         console.print(table)
     if evaluation.representation:
         title = (

@@ -13,9 +13,10 @@ class EvaluationConfig(Model):
     )
     reference: str = Field(
         "auto",
-        description="Whose features fidelity is measured over: `mnist` (packaged), the path of "
-        "one that `python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: "
-        "`mnist` for the packaged digits, else none.",
+        description="Whose features fidelity is measured over: `mnist` (packaged), "
+        "`stacked-mnist` (the same on each channel, which also counts modes), the path of one that "
+        "`python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: `mnist` "
+        "for the packaged digits, `stacked-mnist` for such data, else none.",
     )
     samples: int = Field(
         10_000, gt=5, description="Generated images, compared with as many real test images."

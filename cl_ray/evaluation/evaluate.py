@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import Dataset, Piece, Rows
+from cl_ray.data.dataset import STACKED, Dataset, Piece, Rows
+from cl_ray.data.stacked import is_stacked
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.fidelity import NEIGHBOURS, Fidelity, Judge, classification
-from cl_ray.evaluation.reference import Features, Reference, load_features
+from cl_ray.evaluation.modes import SAMPLES, ModeJudge, Modes
+from cl_ray.evaluation.reference import Features, Reference, StackedReference, load_features
 from cl_ray.evaluation.representation import Representation, representation
 from cl_ray.loading import LoadedRun
 
@@ -49,6 +51,7 @@ class Evaluation:
         pairs: The mode that D's features were trained in; `labels` is supervised.
         learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
         fidelity: Of the samples; None where there is no reference.
+        modes: Of the samples, where the reference reads stacked digits; else None.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
         reconstruction: Of the test images.
         notes: A sentence for each thing that could not be measured or was measured otherwise.
@@ -61,6 +64,7 @@ class Evaluation:
     pairs: str
     learnt_from: int
     fidelity: Fidelity | None
+    modes: Modes | None
     representation: dict[str, Representation]
     reconstruction: Reconstruction
     notes: list[str]
@@ -82,6 +86,8 @@ class Evaluation:
             found |= {name: figure.value for name, figure in values.items()}
             if values["frechet"].floor > 0:
                 found["frechet_over_floor"] = values["frechet"].value / values["frechet"].floor
+        if self.modes:
+            found |= {name: figure.value for name, figure in self.modes.figures.items()}
         for who, scores in self.representation.items():
             prefix = "" if who == "discriminator" else f"{who}_"
             found |= {f"{prefix}{name}": s.accuracy for name, s in scores.scores.items()}
@@ -95,16 +101,22 @@ def in_words(evaluation: Evaluation) -> str:
         distance = evaluation.fidelity.figures["frechet"]
         over = f" ({distance.value / distance.floor:.0f} x its floor)" if distance.floor else ""
         parts.append(f"Fréchet distance {distance.value:.3f}{over}")
+    if evaluation.modes:
+        modes = evaluation.modes
+        found, divergence = (modes.figures[name].value for name in ("modes", "mode_kl"))
+        of = f"{modes.of} modes in {modes.count:,} samples"
+        parts.append(f"{found:.0f} of {of}, KL {divergence:.3f}")
     scores = evaluation.representation.get("discriminator")
     if scores:
-        first, probe = (scores.scores[name].accuracy for name in ("knn_1", "linear_probe"))
-        of = f"of {evaluation.learnt_from:,} training images"
-        parts.append(f"1-NN {first:.2%} and linear probe {probe:.2%} {of}")
+        called = {"knn_1": "1-NN", "linear_probe": "linear probe"}
+        there = scores.scores
+        told = [f"{n} {there[k].accuracy:.2%}" for k, n in called.items() if k in there]
+        parts.append(f"{' and '.join(told)} of {evaluation.learnt_from:,} training images")
     parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
     return ", ".join(parts)
 
 
-SMALLER_IS_BETTER = ("frechet", "frechet_over_floor", "kernel", "reconstruction")
+SMALLER_IS_BETTER = ("frechet", "frechet_over_floor", "kernel", "mode_kl", "reconstruction")
 
 
 def larger_is_better(figure: str) -> bool:
@@ -133,14 +145,14 @@ class Evaluator:
                 "Fidelity needs a reference's features: train one of labelled images with "
                 "`python -m cl_ray.evaluation.reference` and give it as --evaluation.reference."
             )
-        elif isinstance(self.reference, Reference):
-            wanted = self.reference.about.shape
-            if wanted != dataset.info.shape:
-                raise UserError(
-                    f"evaluation.reference {config.reference!r} takes images of {list(wanted)}, "
-                    f"{dataset.info.name} has {list(dataset.info.shape)}: give another reference."
-                )
+        elif self.reference.shape not in (None, dataset.info.shape):
+            raise UserError(
+                f"evaluation.reference {config.reference!r} takes images of "
+                f"{list(self.reference.shape or ())}, {dataset.info.name} has "
+                f"{list(dataset.info.shape)}: give another reference."
+            )
         self._judge: Judge | None = None
+        self._modes: ModeJudge | None = None
         self._images: tuple[Rows, Rows] | None = None
 
     def evaluate(
@@ -151,7 +163,8 @@ class Evaluator:
         Args:
             run: Networks for images of the data's shape.
             thorough: Also measure G's encoder and the bare pixels, the scores of few labels, and
-                a classifier that is trained on the samples; else D's features and the samples.
+                a classifier that is trained on the samples, and count modes in as many samples as
+                papers do; else D's features and the samples.
             tell: Told what is measured next.
 
         Raises:
@@ -165,6 +178,11 @@ class Evaluator:
         if "test" not in self.dataset.info.splits:
             notes.append("There is no split test: measured on training images.")
         fidelity = self._fidelity(run, thorough, tell)
+        modes = self._count_modes(run, thorough, tell)
+        if thorough and modes:
+            notes.append(
+                f"No classifier was trained on the samples: {modes.of} classes have too few each."
+            )
         scores = self._representation(run, thorough, tell)
         if train.label is None:
             notes.append("The images have no labels, so the representation was not measured.")
@@ -180,6 +198,7 @@ class Evaluator:
             pairs=run.config.pairs.mode,
             learnt_from=len(train.image),
             fidelity=fidelity,
+            modes=modes,
             representation=scores,
             reconstruction=Reconstruction(error, _mean_square(mean, test.image)),
             notes=notes,
@@ -222,10 +241,18 @@ class Evaluator:
             assert test.label is not None
             labels = self.reference.predict(samples).argmax(1)
             real = (train.image, train.label), (test.image, test.label)
-            classes = len(self.reference.about.classes)
-            accuracy = classification((samples, labels), *real, classes, self.seed)
+            accuracy = classification((samples, labels), *real, self.reference.classes, self.seed)
             found.figures["classification_accuracy"] = accuracy
         return found
+
+    def _count_modes(self, run: LoadedRun, thorough: bool, tell: Tell) -> Modes | None:
+        if not isinstance(self.reference, StackedReference):
+            return None
+        tell("modes")
+        self._modes = self._modes or ModeJudge(self.reference, self.seed)
+        return self._modes.measure(
+            run.generate(SAMPLES if thorough else self.config.samples, self.seed)
+        )
 
     def _representation(
         self, run: LoadedRun, thorough: bool, tell: Tell
@@ -257,6 +284,8 @@ def reference_of(dataset: Dataset, name: str) -> Features | None:
 
 def chosen_reference(dataset: Dataset, name: str) -> str | None:
     """The name of a data set's reference, `auto` resolved; None for none."""
+    if name == "auto" and is_stacked(dataset.info):
+        return STACKED
     if name == "auto":
         return "mnist" if dataset.info.name == "mnist" else None
     return None if name == "none" else name

@@ -25,7 +25,7 @@ from cl_ray.evaluation.classifier import (
     outputs,
     train_classifier,
 )
-from cl_ray.evaluation.reference import Features, Reference
+from cl_ray.evaluation.reference import Features, Reference, StackedReference
 
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage: Naeem et al. recommend 5 (section 4.3)."""
@@ -307,10 +307,10 @@ class Judge:
     def _figures(self, images: Pixels) -> tuple[dict[str, float], list[int] | None]:
         features = self.reference.features(images)
         figures = fidelity(self.real, features, seed=self.seed)
-        if not isinstance(self.reference, Reference):
+        if not isinstance(self.reference, Reference | StackedReference):
             return figures, None
-        classes = len(self.reference.about.classes)
-        labels = self.reference.probabilities(features).argmax(1)
+        classes = self.reference.classes
+        labels = self.reference.labels(features)
         histogram = label_histogram(labels, classes).tolist()
         return figures | label_figures(labels, classes), histogram
 

@@ -96,6 +96,8 @@ WHILE_TRAINING = (
         "Precision, recall and coverage",
         {"precision": "precision", "recall": "recall", "coverage": "coverage"},
     ),
+    ("Modes with a sample", {"modes": "modes"}),
+    ("Divergence of the samples’ modes from the data’s, nats", {"KL": "mode_kl"}),
     ("Accuracy of D’s features", {"1 neighbour": "knn_1", "linear probe": "linear_probe"}),
     ("Reconstruction: mean square, pixels in [0, 1]", {"G": "reconstruction"}),
 )
@@ -110,9 +112,10 @@ def evaluation_charts(lines: list[dict[str, Any]]) -> list[Chart]:
     """
     charts = []
     for title, names in WHILE_TRAINING:
-        keys = {label: f"evaluation/{name}" for label, name in names.items()}
+        everything = {label: f"evaluation/{name}" for label, name in names.items()}
+        keys = {k: v for k, v in everything.items() if any(v in line for line in lines)}
         measured = [ln for ln in lines if all(k in ln for k in keys.values())]
-        if len(measured) > 1:
+        if keys and len(measured) > 1:
             steps = np.array([ln["step"] for ln in measured], np.int64)
             found = {
                 label: (f"c{i}", Curve(steps, np.array([ln[key] for ln in measured], np.float64)))

@@ -76,6 +76,10 @@ def measures(classes: int | None) -> dict[str, Measure]:
         "classification_accuracy": Measure(
             "Classifier trained on samples", "real test images that it labels rightly", accuracy, 1
         ),
+        "modes": Measure("Modes found", "with at least one sample", "{:.0f}".format),
+        "mode_kl": Measure(
+            "Divergence over modes", "KL(samples || data), nats", number, ratio=True
+        ),
     }
 
 

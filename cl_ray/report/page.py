@@ -102,6 +102,7 @@ def report(
                 f"({first_line(error)}): leave them out with --no-projector."
             ) from error
     fidelity = (evaluation or {}).get("fidelity") or {}
+    modes = (evaluation or {}).get("modes") or {}
     representation = (evaluation or {}).get("representation") or {}
     context: dict[str, Any] = {
         "name": folder.name.partition("?")[0],
@@ -127,6 +128,8 @@ def report(
         "progress": evaluation_charts(lines),
         "fidelity": fidelity,
         "fidelity_rows": fidelity_rows(fidelity),
+        "modes": modes,
+        "mode_rows": fidelity_rows(modes),
         "representation": representation_table(representation),
         "projector": written,
         "missing": missing,

@@ -102,7 +102,7 @@ def test_other_images_are_refused(mnist: Reference, images: Any, words: str) -> 
 
 
 def test_an_unknown_reference_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no reference cifar: give mnist, or the path"):
+    with pytest.raises(UserError, match="no reference cifar: give mnist, stacked-mnist, or"):
         load_features("cifar")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes((files("cl_ray.evaluation") / "mnist.safetensors").read_bytes()[:-100])

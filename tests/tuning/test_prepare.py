@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.errors import UserError
 from tuning.prepare import RECORD, Search, alone, prepare, subset
 
@@ -60,6 +61,17 @@ def test_mistakes_are_named(flags: list[str], tmp_path: Path, more: list[str], w
 
 def test_figures_without_labels_or_reference_are_not_offered(tmp_path: Path) -> None:
     assert "frechet" in {m.name for m in prepare([f"--storage={tmp_path}"], "search").metrics}
+
+
+def test_modes_are_offered_of_stacked_digits_only(flags: list[str], tmp_path: Path) -> None:
+    out = str(tmp_path / "stacked")
+    write_dataset(SourceConfig(source="stacked-mnist", out=out, count=300, test_count=60))
+    data = [*flags[1:], f"--data={out}", "--set=evaluation.reference=auto"]
+    search = asked(data, tmp_path, "--metric=modes", "--metric=mode_kl")
+    assert [(m.name, m.larger) for m in search.metrics] == [("modes", True), ("mode_kl", False)]
+    storage = f"--storage={tmp_path}"
+    assert "of more than 200 classes" in complaint(*data, storage, "--metric=linear_probe")
+    assert "not being stacked-mnist" in complaint(*flags, storage, "--metric=modes")
 
 
 def test_several_metrics_are_taken_each_in_its_direction(flags: list[str], tmp_path: Path) -> None:

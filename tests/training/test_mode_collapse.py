@@ -1,0 +1,57 @@
+"""Stacked digits from the command that makes them to the page that shows their modes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import SMALL
+
+from cl_ray.cli import main
+from cl_ray.report.balance import evaluation_charts
+
+
+def test_modes_from_the_data_to_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    data, folder = tmp_path / "triples", tmp_path / "demo"
+    main(["data", "--source=stacked-mnist", f"--out={data}", "--count=320", "--test-count=90"])
+    flags = ["--name=demo", f"--storage={tmp_path}", f"--data={data}", "--epochs=2", *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-m", "cl_ray", "train", *flags, "--evaluation.samples=300"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 1000 modes in 300 samples" in done.stdout
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert 1 <= line["evaluation/modes"] <= 300
+        assert 1 < line["evaluation/mode_kl"] < 7.5  # 300 samples cannot have 1000 modes
+        assert "evaluation/linear_probe" not in line
+    titles = [chart.title for chart in evaluation_charts(lines)]
+    assert {"Modes with a sample", "Accuracy of D’s features"} <= set(titles)
+
+    capsys.readouterr()
+    main(["evaluate", str(folder)])
+    shown = capsys.readouterr().out
+    saved = json.loads((folder / "evaluation.json").read_text())
+    assert saved["modes"]["count"] == 26_000
+    found: dict[str, Any] = saved["modes"]["figures"]
+    rows = [line.split("│")[1:4] for line in shown.splitlines() if line.startswith("│")]
+    table = {name.strip(): (value.strip(), floor.strip()) for name, value, floor in rows}
+    assert table["modes with a sample"] == (f"{found['modes']['value']:.0f}", "1000")
+    divergence = table["KL(samples || data) over modes, nats"]
+    assert divergence == tuple(f"{found['mode_kl'][which]:.4f}" for which in ("value", "floor"))
+    assert "samples of each label" not in shown  # a thousand numbers
+    assert "too many for the linear probe and the scores of few labels" in shown
+    assert "No classifier was trained on the samples" in shown
+
+    main(["report", str(folder), "--no-projector"])
+    page = (folder / "report.html").read_text()
+    assert "Of 1,000 modes, in 26,000 samples" in page
+    row = page.split("<b>Modes found</b>")[1].split("</p>")[1]
+    assert f"<b>{found['modes']['value']:.0f}</b> <small>floor 1000</small>" in row
