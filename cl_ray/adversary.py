@@ -3,7 +3,8 @@
 For a pair (x+, x-): f+ = G(x+), f- = G(x-), fz = G(z). D tells {x+, x-} from {f+, f-, fz}, picks
 which of f+ and f- came from x+, and draws two views of x+ together in its embedding, away from
 x-, the rest of the batch and the fakes; its score stays smooth at x+. G fools D, stays near x,
-hides f+ from f-, and spreads its latent vectors evenly.
+hides f+ from f-, and spreads its latent vectors evenly. If labels are used, a fake of an image
+is made as one of that image's class, fz as one of x+'s, so that its classes are the data's.
 
 Noise and views are drawn for the global batch from (seed, step) and each rank takes its rows;
 every loss is a mean over the global batch. So N workers take the step of one.
@@ -22,6 +23,7 @@ from cl_ray import distributed
 from cl_ray.config import Config
 from cl_ray.data.views import Views, draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
+from cl_ray.losses.classification import classification
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
 from cl_ray.losses.penalties import (
@@ -34,11 +36,14 @@ from cl_ray.losses.penalties import (
     unit_slope,
 )
 from cl_ray.losses.uniformity import uniformity
-from cl_ray.networks.families import build_discriminator, build_generator
+from cl_ray.networks.families import build_networks
 from cl_ray.networks.images import to_unit
 
 Terms = dict[str, Tensor]
 """A figure of each of a rank's b pairs, [b], by name."""
+
+WHOSE = (0, 1, 0, 1, 0, 0, 0, 0)
+"""Of which image of the pair each thing that D sees has the class: x+, x-, f+, f-, fz, views."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,19 @@ class Batch:
         partner: What is seen in x+'s other view: x+ again, or another image of its class.
         negative: x-.
         present: Bool [b]; false rows only fill the last batch up and count for nothing.
+        labels: Classes of x+ and x-, int64 [b, 2]; None where labels are not used.
     """
 
     positive: Tensor
     partner: Tensor
     negative: Tensor
     present: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def classes(self) -> Tensor | None:
+        """Of each kind of thing that D sees, in its order, [8, b]."""
+        return None if self.labels is None else self.labels.T[list(WHOSE)]
 
 
 class Chance(NamedTuple):
@@ -94,6 +106,7 @@ class Adversary:
         shape: Height, width and channels of an image.
         device: Where to compute.
         dtype: Of weights and computation; torch.bfloat16 means float32 weights under autocast.
+        classes: The names of the labels, if `config.condition` uses them.
     """
 
     def __init__(
@@ -102,14 +115,15 @@ class Adversary:
         shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        classes: Sequence[str] = (),
     ):
         self.config, self.shape, self.device = config, shape, torch.device(device)
+        self.classes = tuple(classes)
         self.autocast = dtype == torch.bfloat16
         self.dtype = torch.float32 if self.autocast else dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            generator = build_generator(shape, config.generator)
-            discriminator = build_discriminator(shape, config.discriminator)
+            generator, discriminator = build_networks(config, shape, len(self.classes))
         layout: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         self.generator = generator.to(**layout, memory_format=torch.channels_last)
         self.discriminator = discriminator.to(**layout, memory_format=torch.channels_last)
@@ -143,6 +157,7 @@ class Adversary:
         images = torch.cat([positive, negative])
         present = batch.present.to(self.dtype)
         share = present / distributed.sum_over_ranks(present.sum())  # [b]; 0 for absent rows
+        of_fakes = None if batch.classes is None else batch.classes[2:5].flatten()
         for turn in range(self.config.optimizer.d_steps):
             drawn = self._draw(len(present), turn)
             seen = [view(positive, drawn.first), view(partner, drawn.second)]
@@ -151,13 +166,16 @@ class Adversary:
                 seen.append(positive + self.config.losses.r1_spread * direction)
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
-                fakes, latents = self.generator(images, drawn.noise, drawn.moves, drawn.extras)
+                fakes, latents = self.generator(
+                    images, drawn.noise, drawn.moves, drawn.extras, of_fakes
+                )
             with self._cast():
-                d_terms, anchor = self._judge(images, fakes.detach(), seen, batch.present)
-            d_terms |= self._penalties(positive, fakes.detach()[len(images) :], drawn.shares)
+                d_terms, anchor = self._judge(images, fakes.detach(), seen, batch)
+            made = fakes.detach()[len(images) :]
+            d_terms |= self._penalties(positive, made, drawn.shares, batch.classes)
             self._descend(self.optimizer_d, self.weights_d, d_terms, share)
         with self._cast():
-            g_terms = self._fool(images, fakes, latents, anchor, batch.present)
+            g_terms = self._fool(images, fakes, latents, anchor, batch)
         self._descend(self.optimizer_g, self.weights_g, g_terms, share)
         self._average()
         self.steps += 1
@@ -171,32 +189,43 @@ class Adversary:
                 group["lr"] = share * rate
 
     def _judge(
-        self, images: Tensor, fakes: Tensor, seen: Sequence[Tensor], present: Tensor
+        self, images: Tensor, fakes: Tensor, seen: Sequence[Tensor], batch: Batch
     ) -> tuple[Terms, Tensor]:
         """D's terms, and its embedding of x+, out of one pass over all that D sees."""
-        weights = self.config.losses
-        s, e = self._score(torch.cat([images, fakes, *seen]), parts=5 + len(seen))
+        weights, classes, parts = self.config.losses, batch.classes, 5 + len(seen)
+        every = None if classes is None else classes[:parts]
+        s, e, logits = self._score(torch.cat([images, fakes, *seen]), parts, every)
         real, fake = s[:2], s[2:5]
         anchor, x_negative, f_positive, f_negative, f_noise, first, second = e[:7]
         terms = {"d/adversarial": self.objective(Scores(fake, real), "discriminator")}
         if weights.contrastive:
             others = torch.stack([x_negative, f_positive, f_negative, f_noise])
-            terms["d/contrastive"] = info_nce(first, second, others, present, weights.temperature)
+            terms["d/contrastive"] = info_nce(
+                first, second, others, batch.present, weights.temperature
+            )
         if weights.pair:
             terms["d/pair"] = pair_score(
                 pair_margin(anchor, f_positive, f_negative, weights.temperature)
             )
         if weights.approximate_r1:
             terms["d/approximate_r1"] = approximate_r1(real[0], s[7], weights.r1_spread)
+        if logits is not None and every is not None:
+            of_real, of_fake = slice(0, 2), slice(2, 5)
+            terms["d/classification"] = classification(
+                logits[of_real], every[of_real]
+            ) + classification(logits[of_fake], every[of_fake])
         terms |= {"score/real": real.mean(0), "score/fake": fake.mean(0)}
         return terms, anchor.detach()
 
-    def _penalties(self, real: Tensor, fake: Tensor, shares: Tensor) -> Terms:
+    def _penalties(
+        self, real: Tensor, fake: Tensor, shares: Tensor, classes: Tensor | None
+    ) -> Terms:
         """D's exact penalties, in full precision, at x+ and fz [b, C, H, W] each."""
         weights, terms = self.config.losses, {}
+        labels = None if classes is None else classes[0]  # fz has x+'s
 
         def slope(images: Tensor) -> Tensor:
-            return slopes(lambda x: self.discriminator(x)[0], images.to(self.dtype))
+            return slopes(lambda x: self.discriminator(x, labels)[0], images.to(self.dtype))
 
         if weights.r1:
             terms["d/r1"] = squared_slope(slope(real))
@@ -208,15 +237,16 @@ class Adversary:
         return terms
 
     def _fool(
-        self, images: Tensor, fakes: Tensor, latents: Tensor, anchor: Tensor, present: Tensor
+        self, images: Tensor, fakes: Tensor, latents: Tensor, anchor: Tensor, batch: Batch
     ) -> Terms:
         """G's terms; `anchor`, D's embedding of x+, is one step of D old, which saves a pass."""
-        weights = self.config.losses
-        fake, (f_positive, f_negative, _) = self._score(fakes, parts=3)
+        weights, classes, present = self.config.losses, batch.classes, batch.present
+        of_images, of_fakes = (None, None) if classes is None else (classes[:2], classes[2:5])
+        fake, (f_positive, f_negative, _), logits = self._score(fakes, 3, of_fakes)
         real = None
         if weights.objective in RELATIVE:
             with torch.no_grad():
-                real = self._score(images, parts=2)[0]
+                real = self._score(images, 2, of_images)[0]
         error = reconstruction(fakes[: len(images)].to(self.dtype), images)
         terms = {
             "g/adversarial": self.objective(Scores(fake, real), "generator"),
@@ -229,13 +259,29 @@ class Adversary:
         if weights.indistinguishability:
             margin = pair_margin(anchor, f_positive, f_negative, weights.temperature)
             terms["g/indistinguishability"] = indistinguishability(margin)
+        if logits is not None and of_fakes is not None:
+            terms["g/classification"] = classification(logits, of_fakes)
         return terms
 
-    def _score(self, images: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-        """D's scores [parts, b] and embeddings [parts, b, e] of [parts b, C, H, W]."""
-        scores, embeddings = self.discriminator(images)
-        scores, embeddings = scores.to(self.dtype), embeddings.to(self.dtype)
-        return scores.view(parts, -1), embeddings.view(parts, len(scores) // parts, -1)
+    def _score(
+        self, images: Tensor, parts: int, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of [parts b, C, H, W], as of classes [parts, b]: what D makes of them, part by part.
+
+        Returns:
+            Scores [parts, b], embeddings [parts, b, e] and, if D is to name the classes, their
+            logits [parts, b, classes].
+        """
+        d = self.discriminator
+        features = d.features(images)
+        scores = d.scores(features, None if labels is None else labels.flatten())
+        named = self.config.condition == "classifier" and self.config.losses.classification > 0
+        several = [scores, d.embed(features), *([d.classify(features)] if named else [])]
+        scores, embeddings, *logits = (
+            found.to(self.dtype).view(parts, len(images) // parts, *found.shape[1:])
+            for found in several
+        )
+        return scores, embeddings, logits[0] if logits else None
 
     def _descend(
         self,

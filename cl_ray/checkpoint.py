@@ -78,7 +78,7 @@ class Checkpoints:
         self._withdraw(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
-        facts = {"config": state["config"], "shape": state["shape"], "step": step}
+        facts = {key: state[key] for key in ("config", "shape", "classes")} | {"step": step}
         about = {"cl_ray": json.dumps(facts)}  # one entry: safetensors writes several in any order
         blobs = {
             file: safetensors.torch.save(

@@ -55,6 +55,7 @@ class CheckpointConfig(Model):
     )
 
 
+Condition = Literal["none", "classifier", "projection"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -94,6 +95,12 @@ class Config(Model):
     threads: int | None = Field(
         None, ge=1, description="CPU threads a worker; None is its CPUs, rounded down."
     )
+    condition: Condition = Field(
+        "none",
+        description="Whether G and D are told the labels, so that G makes images of a class asked "
+        "for. classifier: D also names the class of what it sees (AC-GAN). projection: D's score "
+        "is of an image and its class.",
+    )
     log_every: int = Field(20, ge=1, description="Steps between two lines of curves.")
     pairs: PairConfig = PairConfig()
     views: ViewConfig = ViewConfig()
@@ -104,6 +111,13 @@ class Config(Model):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def supervision(self) -> str:
+        """What labels the training sees, in words; empty for none."""
+        used = [f"pairs by {self.pairs.mode}"] if self.pairs.mode == "labels" else []
+        used += [f"condition {self.condition}"] if self.condition != "none" else []
+        return ", ".join(used)
 
     @property
     def worker_range(self) -> tuple[int, int]:

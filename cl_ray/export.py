@@ -50,15 +50,18 @@ TOLERANCE = 1e-4
 
 
 class Generate(nn.Module):
-    """Latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C]."""
+    """Latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C].
+
+    Of a run with classes it also takes their numbers, int64 [n].
+    """
 
     def __init__(self, run: LoadedRun):
         super().__init__()
         self.generator = run.generator
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode."""
-        return to_uint8(self.generator.decode(latents))
+        return to_uint8(self.generator.decode(latents, labels=labels))
 
 
 class Encode(nn.Module):
@@ -86,7 +89,10 @@ class Embed(nn.Module):
 
 
 class Score(nn.Module):
-    """Images, uint8 [n, H, W, C], to D's scores, float32 [n], high for real."""
+    """Images, uint8 [n, H, W, C], to D's scores, float32 [n], high for real.
+
+    With the condition `projection`, as ones of the class that D takes them for.
+    """
 
     def __init__(self, run: LoadedRun):
         super().__init__()
@@ -95,7 +101,10 @@ class Score(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Score: D's own `forward` without the projection and what training needs of it."""
         features = self.discriminator.features(to_unit(images))
-        return self.discriminator.score(features).squeeze(1)
+        scores = self.discriminator.score(features).squeeze(1)
+        if self.discriminator.projects:  # that class has the largest inner product
+            scores = scores + self.discriminator.classify(features).amax(1)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -104,24 +113,29 @@ class Part:
 
     Args:
         module: What it computes.
-        takes: Its input's name.
+        takes: Its inputs' names.
         gives: Its output's name.
         expected: The same by the loaded run, to check it by.
     """
 
     module: nn.Module
-    takes: str
+    takes: tuple[str, ...]
     gives: str
-    expected: Callable[[Tensor], Any]
+    expected: Callable[..., Any]
 
 
 def parts_of(run: LoadedRun) -> dict[str, Part]:
     """The files of an export, without their ending."""
+
+    def decode(latents: Tensor, labels: Tensor | None = None) -> NDArray[np.uint8]:
+        return run.decode(latents, labels=None if labels is None else labels.numpy())
+
+    given = ("latents", "labels") if run.classes else ("latents",)
     return {
-        "generate": Part(Generate(run), "latents", "images", run.decode),
-        "encode": Part(Encode(run), "images", "latents", run.encode),
-        "embed": Part(Embed(run), "images", "embeddings", run.embed),
-        "score": Part(Score(run), "images", "scores", run.score),
+        "generate": Part(Generate(run), given, "images", decode),
+        "encode": Part(Encode(run), ("images",), "latents", run.encode),
+        "embed": Part(Embed(run), ("images",), "embeddings", run.embed),
+        "score": Part(Score(run), ("images",), "scores", run.score),
     }
 
 
@@ -210,46 +224,51 @@ def check_free(out: str, overwrite: bool) -> Path:
 def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, Any]:
     """Write one file, check it, and say what it takes and gives."""
     examples = {n: _inputs(part, run, n) for n in (2, *CHECKED)}
-    shapes = ({0: torch.export.Dim("n", min=1)},)
+    shapes = ({0: torch.export.Dim("n", min=1)},) * len(part.takes)
     part.module.eval()
     if format == "onnx":
         _onnx(part, examples[2], shapes, file)
         compute = _onnx_session(file, part)
     else:
-        program = torch.export.export(part.module, (examples[2],), dynamic_shapes=shapes)
+        program = torch.export.export(part.module, examples[2], dynamic_shapes=shapes)
         torch.export.save(program, file)
         compute = torch.export.load(file).module()
     largest, expected = 0.0, np.empty(0)
     for n in CHECKED:
         with torch.no_grad():
-            found = compute(examples[n]).numpy()
-        expected = np.asarray(part.expected(examples[n]))
+            found = compute(*examples[n]).numpy()
+        expected = np.asarray(part.expected(*examples[n]))
         largest = max(largest, _difference(found, expected, f"{file.name}, for {n} images,"))
+    first, *further = (
+        _port(name, example) for name, example in zip(part.takes, examples[2], strict=True)
+    )
     return {
-        "input": _port(part.takes, examples[2]),
+        "input": first,
+        **({"further_inputs": further} if further else {}),
         "output": _port(part.gives, torch.from_numpy(expected)),
         "largest_difference": largest,
     }
 
 
-def _inputs(part: Part, run: LoadedRun, n: int) -> Tensor:
-    """Noise, of latent vectors or of pixels."""
-    if part.takes == "latents":
-        return run.noise(n, seed=n)
+def _inputs(part: Part, run: LoadedRun, n: int) -> tuple[Tensor, ...]:
+    """Noise, of latent vectors with their classes or of pixels."""
+    if "latents" in part.takes:
+        kinds = run.kinds(n, seed=n)
+        return (run.noise(n, seed=n), *(() if kinds is None else (torch.from_numpy(kinds),)))
     random = torch.Generator().manual_seed(n)
-    return torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random)
+    return (torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random),)
 
 
-def _onnx(part: Part, example: Tensor, shapes: Any, file: Path) -> None:
+def _onnx(part: Part, example: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
     """Write an ONNX file."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     program = torch.onnx.export(
         part.module,
-        (example,),
+        example,
         dynamo=True,
         dynamic_shapes=shapes,
         opset_version=OPSET,
-        input_names=[part.takes],
+        input_names=list(part.takes),
         output_names=[part.gives],
         verbose=False,
     )
@@ -257,14 +276,15 @@ def _onnx(part: Part, example: Tensor, shapes: Any, file: Path) -> None:
     program.save(file)
 
 
-def _onnx_session(file: Path, part: Part) -> Callable[[Tensor], Tensor]:
+def _onnx_session(file: Path, part: Part) -> Callable[..., Tensor]:
     """What computes an ONNX file, as anybody would who has nothing else."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def compute(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([part.gives], {part.takes: x.numpy()})[0])
+    def compute(*given: Tensor) -> Tensor:
+        named = {name: x.numpy() for name, x in zip(part.takes, given, strict=True)}
+        return torch.from_numpy(session.run([part.gives], named)[0])
 
     return compute
 
@@ -313,6 +333,7 @@ def _record(
         "images": "uint8 [n, height, width, channels], 0 to 255; "
         + ("RGB" if run.shape[2] == 3 else "grey"),
         "latents": "float32 [n, latent]; for `generate`, standard normal noise",
+        **({"classes": list(run.classes)} if run.classes else {}),
         "files": files,
         "config": run.config.model_dump(mode="json"),
         "versions": {package: version(package) for package in packages},

@@ -1,6 +1,7 @@
 """A trained run in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cl_ray.checkpoint import WEIGHTS, Checkpoints
 from cl_ray.config import Config
 from cl_ray.errors import UserError
 from cl_ray.networks.discriminator import Discriminator
-from cl_ray.networks.families import build_discriminator, build_generator
+from cl_ray.networks.families import build_networks
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.images import to_uint8, to_unit
 from cl_ray.training.folder import Folder
@@ -39,6 +40,7 @@ class LoadedRun:
         generator: The averaged G.
         discriminator: D.
         device: Where they compute.
+        classes: The names of its classes, if it was trained with `condition`; else none.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class LoadedRun:
     generator: Generator
     discriminator: Discriminator
     device: torch.device
+    classes: tuple[str, ...] = ()
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
         """Latent vectors [n, latent] number `start` on, a pure function of seed and number."""
@@ -60,8 +63,61 @@ class LoadedRun:
         drawn = torch.cat([torch.empty(0, latent), *blocks])
         return drawn[start - first * BLOCK :][:n]
 
+    def kinds(
+        self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
+    ) -> NDArray[np.int64] | None:
+        """The classes of images [n] number `start` on that a seed gives, all alike often.
+
+        Args:
+            n: How many.
+            seed: Everything random follows from it.
+            start: The first one's number.
+            label: A class's name or number, to have only that; None is any.
+
+        Returns:
+            Numbers of classes [n]; None if the run knows none.
+
+        Raises:
+            UserError: There is no such class.
+        """
+        if label is not None:
+            return np.full(n, self.class_number(label))
+        if not self.classes:
+            return None
+        numbers = np.arange(start, start + n)
+        blocks = {
+            block: torch.randperm(BLOCK, generator=generator_of(seed, block, 1)).numpy()
+            for block in np.unique(numbers // BLOCK).tolist()
+        }
+        place = [blocks[number // BLOCK][number % BLOCK] for number in numbers.tolist()]
+        # Block after block goes on where the last one stopped, so that no class falls short.
+        return (np.array(place, np.int64) + numbers // BLOCK * BLOCK) % len(self.classes)
+
+    def class_number(self, label: int | str) -> int:
+        """The number of a class that is given by name or number.
+
+        Raises:
+            UserError: The run was trained without classes, or has none of that name or number.
+        """
+        if not self.classes:
+            raise UserError(
+                f"class {label} cannot be asked for: this run was trained without classes. "
+                "Train one with --condition projection on labelled data."
+            )
+        if str(label) in self.classes:
+            return self.classes.index(str(label))
+        if str(label).isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+        raise UserError(f"class {label!r} is unknown; the run has: {known}.")
+
     def generate(
-        self, n: int, seed: int = 0, start: int = 0, truncation: float = 1.0
+        self,
+        n: int,
+        seed: int = 0,
+        start: int = 0,
+        truncation: float = 1.0,
+        label: int | str | None = None,
     ) -> NDArray[np.uint8]:
         """Images [n, H, W, C] of noise, number `start` on of those that the seed gives.
 
@@ -71,14 +127,16 @@ class LoadedRun:
             start: The first one's number.
             truncation: 0 to 1: less pulls the styles of a style-based G to their mean, for
                 images that are less varied and safer (Karras et al., 2018, appendix B).
+            label: The name or number of the class that all are to be of; None is `kinds`.
 
         Raises:
-            UserError: n is below 1, or G knows no truncation.
+            UserError: n is below 1, G knows no truncation, or there is no such class.
         """
         if n < 1:
             raise UserError(f"n {n} must be 1 or more images.")
         self.allows(truncation)
-        return self.decode(self.noise(n, seed, start), truncation)
+        kinds = self.kinds(n, seed, start, label)
+        return self.decode(self.noise(n, seed, start), truncation, kinds)
 
     def allows(self, truncation: float) -> None:
         """See that images can be truncated so.
@@ -96,11 +154,28 @@ class LoadedRun:
             )
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, truncation: float = 1.0) -> NDArray[np.uint8]:
-        """Images [n, H, W, C] of latent vectors [n, latent]; for `truncation` see `generate`."""
+    def decode(
+        self,
+        latents: Tensor,
+        truncation: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Images [n, H, W, C] of latent vectors [n, latent]; for `truncation` see `generate`.
+
+        Args:
+            latents: What to decode.
+            truncation: Of a style-based G.
+            labels: Numbers of the images' classes [n], which a run with classes needs.
+
+        Raises:
+            UserError: Labels are given that the run does not know, or not given that it needs.
+        """
+        kinds: Sequence[Tensor | None] = [None] * len(latents)
+        if self.classes:
+            kinds = self._known(labels, len(latents)).to(self.device).split(BLOCK)
         parts = [
-            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation))
-            for z in latents.split(BLOCK)
+            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation, labels=kind))
+            for z, kind in zip(latents.split(BLOCK), kinds, strict=False)
         ]
         return torch.cat(parts).cpu().numpy()
 
@@ -109,9 +184,29 @@ class LoadedRun:
         """Latent vectors [n, latent] of images [n, H, W] or [n, H, W, C], mean square 1."""
         return torch.cat([self.generator.encode(x).cpu() for x in self._blocks(images)])
 
-    def reconstruct(self, images: Images) -> NDArray[np.uint8]:
-        """G(x) [n, H, W, C] of images [n, H, W] or [n, H, W, C]."""
-        return self.decode(self.encode(images))
+    def reconstruct(
+        self, images: Images, labels: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """G(x) [n, H, W, C] of images [n, H, W] or [n, H, W, C].
+
+        Where the run knows classes, as ones of `labels` [n], or of what D takes them for.
+        """
+        if self.classes and labels is None:
+            labels = self.classify(images)
+        return self.decode(self.encode(images), labels=labels)
+
+    @torch.no_grad()
+    def classify(self, images: Images) -> NDArray[np.int64]:
+        """The numbers of the classes [n] that D takes images [n, H, W] or [n, H, W, C] for.
+
+        Raises:
+            UserError: The run was trained without classes.
+        """
+        if not self.classes:
+            raise UserError("This run was trained without classes: train with --condition.")
+        d = self.discriminator
+        parts = [d.classify(d.features(x)).argmax(1).cpu() for x in self._blocks(images)]
+        return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def embed(self, images: Images) -> NDArray[np.float32]:
@@ -120,9 +215,29 @@ class LoadedRun:
         return torch.cat(features).numpy()
 
     @torch.no_grad()
-    def score(self, images: Images) -> NDArray[np.float32]:
-        """D's scores, float32 [n], high for real, of images [n, H, W] or [n, H, W, C]."""
-        return torch.cat([self.discriminator(x)[0].cpu() for x in self._blocks(images)]).numpy()
+    def score(self, images: Images, labels: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """D's scores, float32 [n], high for real, of images [n, H, W] or [n, H, W, C].
+
+        With the condition `projection`, as ones of `labels` [n], or of what D takes them for.
+        """
+        blocks, d = self._blocks(images), self.discriminator
+        kinds: Sequence[Tensor | None] = [None] * len(blocks)
+        if d.projects:
+            labels = self.classify(images) if labels is None else labels
+            kinds = self._known(labels, len(labels)).to(self.device).split(BLOCK)
+        parts = [d(x, kind)[0].cpu() for x, kind in zip(blocks, kinds, strict=True)]
+        return torch.cat(parts).numpy()
+
+    def _known(self, labels: NDArray[np.int64] | None, count: int) -> Tensor:
+        """Numbers of classes [count] that the run knows."""
+        if labels is None or len(labels) != count:
+            raise UserError(f"This run knows classes: give the {count} labels of what it makes.")
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise UserError(
+                f"labels are {labels.min()} to {labels.max()}; this run's classes are 0 to "
+                f"{len(self.classes) - 1}."
+            )
+        return torch.from_numpy(labels)
 
     def _blocks(self, images: Images) -> list[Tensor]:
         images = torch.as_tensor(images)
@@ -167,8 +282,8 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
     shape = (height, width, channels)
     place = resolve_device(device)
     layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
-    generator = build_generator(shape, config.generator)
-    discriminator = build_discriminator(shape, config.discriminator)
+    classes = tuple(about.get("classes", ()))  # which no run had before there was `condition`
+    generator, discriminator = build_networks(config, shape, len(classes))
     for network, part in ((generator, "averaged"), (discriminator, "discriminator")):
         weights = safetensors.torch.load(blobs[WEIGHTS[part]])
         for key, weight in weights.items():
@@ -187,6 +302,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         generator=generator,
         discriminator=discriminator,
         device=place,
+        classes=classes,
     )
 
 

@@ -63,7 +63,8 @@ class Run:
         dtype: torch.dtype = torch.float32,
     ):
         self.config, self.shard = config, shard
-        self.adversary = Adversary(config, shard.share.dataset.info.shape, device, dtype)
+        share = shard.share
+        self.adversary = Adversary(config, share.dataset.info.shape, device, dtype, share.classes)
         self.epochs = 0
         """Epochs finished."""
         self.position = 0
@@ -160,6 +161,7 @@ class Run:
             "workers": self.shard.share.workers,
             "config": self.config.to_yaml(),
             "shape": list(self.shard.share.dataset.info.shape),
+            "classes": self.shard.share.classes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

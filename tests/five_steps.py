@@ -17,6 +17,7 @@ from cl_ray.losses.adversarial import OBJECTIVES
 
 MODES = ["views", "labels"]
 STEPS, PAIRS, SHAPE = 5, 12, (28, 28, 1)
+CLASSES = ("ant", "bee", "cat")
 ABSENT = [3, 8, 9, 10, 11]
 """Rows of the global batch that the short batches lack: of 2 workers' 6 and 6, 1 and 4."""
 
@@ -34,10 +35,12 @@ class Case:
     d_steps: int = 1
     penalty: str = ""
     family: str = "convolutional"
+    condition: str = "none"
 
     def __str__(self) -> str:
         named = f"{self.objective}, {self.mode}, {self.d_steps} of D"
         further = [self.penalty, self.family if self.family != "convolutional" else ""]
+        further.append(self.condition if self.condition != "none" else "")
         return ", ".join([named, *filter(None, further)])
 
     @property
@@ -45,6 +48,7 @@ class Case:
         """Small networks that are otherwise as they come."""
         return small(
             pairs={"mode": self.mode},
+            condition=self.condition,
             losses={"objective": self.objective} | ({self.penalty: 2.0} if self.penalty else {}),
             optimizer={"d_steps": self.d_steps},
             generator={"family": self.family, **G},
@@ -72,6 +76,9 @@ CASES = [
     Case("relativistic", "labels", 2, "r2"),
     Case("non-saturating", family="residual"),
     Case("relativistic", "labels", 2, "r1", family="style"),
+    Case("non-saturating", condition="classifier"),
+    Case("least-squares", condition="projection"),  # with spectral norm
+    Case("relativistic", "labels", 2, "gradient_penalty", "style", "projection"),
 ]
 
 
@@ -101,7 +108,7 @@ def small(**fields: Any) -> Config:
     )
 
 
-def global_batch(number: int, mode: str) -> Batch:
+def global_batch(number: int, mode: str, labelled: bool = False) -> Batch:
     """All rows of step `number`; the same pixels in both modes but for the partners."""
     random = torch.Generator().manual_seed(number)
     positive, negative, other = torch.randint(
@@ -110,12 +117,21 @@ def global_batch(number: int, mode: str) -> Batch:
     present = torch.ones(PAIRS, dtype=torch.bool)
     if number in (2, STEPS - 1):
         present[ABSENT] = False
-    return Batch(positive, positive if mode == "views" else other, negative, present)
+    drawn = torch.randint(0, len(CLASSES), (PAIRS, 2), generator=random)
+    partner, labels = positive if mode == "views" else other, drawn if labelled else None
+    return Batch(positive, partner, negative, present, labels)
 
 
 def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
     """Some rows of a batch."""
-    return Batch(*(c[rows] for c in (batch.positive, batch.partner, batch.negative, batch.present)))
+    columns = batch.positive, batch.partner, batch.negative, batch.present, batch.labels
+    return Batch(*(None if column is None else column[rows] for column in columns))
+
+
+def made(config: Config, dtype: torch.dtype = torch.float64) -> Adversary:
+    """An adversary of that config, with three classes if it uses labels."""
+    classes = CLASSES if config.condition != "none" else ()
+    return Adversary(config, SHAPE, dtype=dtype, classes=classes)
 
 
 def take(cases: list[Case]) -> list[Outcome]:
@@ -124,8 +140,9 @@ def take(cases: list[Case]) -> list[Outcome]:
     local = PAIRS // workers
     outcomes = []
     for case in cases:
-        adversary = Adversary(case.config, SHAPE, dtype=torch.float64)
-        batches = [global_batch(number, case.mode) for number in range(STEPS)]
+        adversary = made(case.config)
+        labelled = case.condition != "none"
+        batches = [global_batch(number, case.mode, labelled) for number in range(STEPS)]
         mine = slice(rank * local, (rank + 1) * local)
         terms = [adversary.step(rows_of(batch, mine)) for batch in batches]
         outcomes.append(Outcome(weights_of(adversary), terms))

@@ -69,6 +69,9 @@ class Plain:
         x_positive, x_partner, x_negative = map(
             images, (batch.positive, batch.partner, batch.negative)
         )
+        y_positive = y_negative = None
+        if batch.labels is not None:
+            y_positive, y_negative = batch.labels[batch.present].T
         for turn in range(optimizer.d_steps):
             random = generator_of(self.config.seed, self.steps, turn)
             noise, m_positive, m_negative = torch.randn(
@@ -77,17 +80,16 @@ class Plain:
             views = [self.views(batch.present, random) for _ in range(2)]
             directions = draw_signs(len(batch.present), (1, 28, 28), random)[batch.present]
             f_positive, f_negative, f_noise = self.fakes(
-                (x_positive, m_positive), (x_negative, m_negative), noise
+                (x_positive, m_positive, y_positive), (x_negative, m_negative, y_negative), noise
             )
 
-            (s_x_positive, anchor), (s_x_negative, e_x_negative) = map(
-                self.discriminator, (x_positive, x_negative)
-            )
-            (s_f_positive, e_f_positive), (s_f_negative, e_f_negative), (s_f_noise, e_f_noise) = (
-                self.discriminator(fake.detach()) for fake in (f_positive, f_negative, f_noise)
-            )
-            e_first = self.discriminator(view(x_positive, views[0]))[1]
-            e_second = self.discriminator(view(x_partner, views[1]))[1]
+            s_x_positive, anchor = self.discriminator(x_positive, y_positive)
+            s_x_negative, e_x_negative = self.discriminator(x_negative, y_negative)
+            s_f_positive, e_f_positive = self.discriminator(f_positive.detach(), y_positive)
+            s_f_negative, e_f_negative = self.discriminator(f_negative.detach(), y_negative)
+            s_f_noise, e_f_noise = self.discriminator(f_noise.detach(), y_positive)
+            e_first = self.discriminator(view(x_positive, views[0]), y_positive)[1]
+            e_second = self.discriminator(view(x_partner, views[1]), y_positive)[1]
 
             real_scores = s_x_positive, s_x_negative
             fake_scores = s_f_positive, s_f_negative, s_f_noise
@@ -101,16 +103,27 @@ class Plain:
             terms["score/real"] = (s_x_positive.mean() + s_x_negative.mean()) / 2
             terms["score/fake"] = sum(s.mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
             step = weights.r1_spread * signs(directions, (1, 28, 28)).double()
-            slope = (self.discriminator(x_positive + step)[0] - s_x_positive) / weights.r1_spread
+            beside = self.discriminator(x_positive + step, y_positive)[0]
+            slope = (beside - s_x_positive) / weights.r1_spread
             terms["d/approximate_r1"] = (slope**2).mean() / 2
+            terms["d/classification"] = torch.zeros(())
+            if self.config.condition == "classifier":
+                seen = [(x_positive, y_positive), (x_negative, y_negative)]
+                terms["d/classification"] = self.unnamed(seen) + self.unnamed(
+                    [
+                        (f_positive.detach(), y_positive),
+                        (f_negative.detach(), y_negative),
+                        (f_noise.detach(), y_positive),
+                    ]
+                )
             share = torch.rand(len(batch.present), generator=random).double()[batch.present]
             mixed = torch.stack(
                 [t * x + (1 - t) * f for t, x, f in zip(share, x_positive, f_noise, strict=True)]
             )
             penalties = {
-                "r1": (self.slopes(x_positive) ** 2 / 2).mean(),
-                "r2": (self.slopes(f_noise) ** 2 / 2).mean(),
-                "gradient_penalty": ((self.slopes(mixed) - 1) ** 2).mean(),
+                "r1": (self.slopes(x_positive, y_positive) ** 2 / 2).mean(),
+                "r2": (self.slopes(f_noise, y_positive) ** 2 / 2).mean(),
+                "gradient_penalty": ((self.slopes(mixed, y_positive) - 1) ** 2).mean(),
             }
             terms |= {f"d/{name}": term for name, term in penalties.items()}
             self.adam_d.descend(
@@ -119,16 +132,18 @@ class Plain:
                 + weights.contrastive * drawn
                 + weights.pair * picked
                 + weights.approximate_r1 * terms["d/approximate_r1"]
+                + weights.classification * terms["d/classification"]
             )
 
         f_positive, f_negative, f_noise = self.fakes(
-            (x_positive, m_positive), (x_negative, m_negative), noise
+            (x_positive, m_positive, y_positive), (x_negative, m_negative, y_negative), noise
         )
-        (s_f_positive, e_f_positive), (s_f_negative, e_f_negative), (s_f_noise, _) = map(
-            self.discriminator, (f_positive, f_negative, f_noise)
-        )
+        s_f_positive, e_f_positive = self.discriminator(f_positive, y_positive)
+        s_f_negative, e_f_negative = self.discriminator(f_negative, y_negative)
+        s_f_noise, _ = self.discriminator(f_noise, y_positive)
         with torch.no_grad():
-            real_scores = [self.discriminator(x)[0] for x in (x_positive, x_negative)]
+            pairs = (x_positive, y_positive), (x_negative, y_negative)
+            real_scores = [self.discriminator(x, y)[0] for x, y in pairs]
         fooled = FOOLED[weights.objective](real_scores, (s_f_positive, s_f_negative, s_f_noise))
         near = ((f_positive - x_positive).abs().mean() + (f_negative - x_negative).abs().mean()) / 2
         gap = margin(anchor.detach(), e_f_positive, e_f_negative, tau)  # by D before its last step
@@ -139,8 +154,14 @@ class Plain:
         terms["g/uniformity"] = uneven(
             [self.generator.encode(images) for images in (x_positive, x_negative)]
         )
+        terms["g/classification"] = torch.zeros(())
+        if self.config.condition == "classifier":
+            terms["g/classification"] = self.unnamed(
+                [(f_positive, y_positive), (f_negative, y_negative), (f_noise, y_positive)]
+            )
         self.adam_g.descend(
-            weights.adversarial * fooled
+            weights.classification * terms["g/classification"]
+            + weights.adversarial * fooled
             + weights.reconstruction * near
             + weights.indistinguishability * hidden
             + weights.uniformity * terms["g/uniformity"]
@@ -161,19 +182,34 @@ class Plain:
         return Views(*(part.double()[present] for part in drawn))
 
     def fakes(
-        self, positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], noise: Tensor
+        self,
+        positive: tuple[Tensor, Tensor, Tensor | None],
+        negative: tuple[Tensor, Tensor, Tensor | None],
+        noise: Tensor,
     ) -> list[Tensor]:
-        """f+ and f-, each of images and what moves their latent vectors, and fz."""
+        """f+ and f-, each of images, what moves their latent vectors and classes, and fz."""
         g, jitter = self.generator, self.config.generator.jitter
-        moved = [g.encode(images) + jitter * moves for images, moves in (positive, negative)]
-        return [g.decode(z) for z in (*moved, noise)]
+        made = [g.decode(g.encode(x) + jitter * m, labels=y) for x, m, y in (positive, negative)]
+        return [*made, g.decode(noise, labels=positive[2])]
 
-    def slopes(self, images: Tensor) -> Tensor:
+    def unnamed(self, seen: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """-log of the share that D's softmax gives the right class, image by image."""
+        losses = []
+        for images, labels in seen:
+            assert labels is not None
+            logits = self.discriminator.classify(self.discriminator.features(images))
+            for row, label in zip(logits, labels.tolist(), strict=True):
+                losses.append(torch.log(torch.exp(row).sum()) - row[label])
+        return torch.stack(losses).mean()
+
+    def slopes(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The length of the gradient of D's score, image by image."""
         lengths = []
-        for image in images:
+        for number, image in enumerate(images):
             leaf = image.detach()[None].requires_grad_()
-            (slope,) = torch.autograd.grad(self.discriminator(leaf)[0][0], leaf, create_graph=True)
+            label = None if labels is None else labels[number : number + 1]
+            score = self.discriminator(leaf, label)[0][0]
+            (slope,) = torch.autograd.grad(score, leaf, create_graph=True)
             lengths.append(torch.sqrt((slope**2).sum()))
         return torch.stack(lengths)
 

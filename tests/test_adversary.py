@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import five_steps
 import pytest
 import torch
 from five_steps import (
     CASES,
-    SHAPE,
     Case,
     Outcome,
     global_batch,
@@ -34,12 +34,13 @@ PENALTIES = ["r1", "r2", "gradient_penalty"]
 
 
 def made(dtype: torch.dtype = torch.float64, **fields: Any) -> Adversary:
-    return Adversary(small(**fields), SHAPE, dtype=dtype)
+    return five_steps.made(small(**fields), dtype)
 
 
 def step(adversary: Adversary, *numbers: int) -> list[Terms]:
     """Steps on the batches of these numbers, partners apart; returns their terms."""
-    return [adversary.step(global_batch(number, "labels")) for number in numbers]
+    labelled = adversary.config.condition != "none"
+    return [adversary.step(global_batch(number, "labels", labelled)) for number in numbers]
 
 
 def determined(objective: str, *several: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -96,7 +97,8 @@ def assert_plain(**fields: Any) -> list[Terms]:
     plain = Plain(ours.config, ours)
     terms = step(ours, 0, 1, 2)
     for number, seen in enumerate(terms):
-        expected = plain.step(global_batch(number, "labels"))
+        labelled = ours.config.condition != "none"
+        expected = plain.step(global_batch(number, "labels", labelled))
         for name, term in seen.items():
             free = objective in DIFFERENCES and name in OF_SCORES
             beside = 1e-9 if free else 1e-12
@@ -126,6 +128,20 @@ def test_a_step_is_the_plain_one(objective: str, d_steps: int) -> None:
 def test_an_exact_penalty_is_the_plain_one(penalty: str) -> None:
     terms = assert_plain(losses={penalty: 2.5, "objective": "relativistic"})
     assert all(seen[f"d/{penalty}"] > 0 for seen in terms)
+
+
+@pytest.mark.parametrize("objective", ["non-saturating", "relativistic"])
+@pytest.mark.parametrize("condition", ["classifier", "projection"])
+def test_a_step_with_labels_is_the_plain_one(condition: str, objective: str) -> None:
+    losses = {"objective": objective, "classification": 0.8, "r1": 0.5, "gradient_penalty": 0.3}
+    terms = assert_plain(losses=losses, condition=condition)
+    named = {"d/classification", "g/classification"} if condition == "classifier" else set()
+    assert all({n for n in seen if "classification" in n} == named for seen in terms)
+
+
+def test_a_classification_of_no_weight_is_left_out() -> None:
+    terms = assert_plain(losses={"classification": 0.0}, condition="classifier")
+    assert not [name for seen in terms for name in seen if name.endswith("/classification")]
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

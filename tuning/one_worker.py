@@ -105,6 +105,7 @@ class OneWorkerTrial(Trial):
             generator=adversary.averaged,
             discriminator=adversary.discriminator,
             device=adversary.device,
+            classes=adversary.classes,
         )
         collapsed = one_picture(loaded, self.job, self.run.epochs)
         if collapsed:

@@ -24,6 +24,7 @@ WORDS = {
     "coverage": "coverage",
     "label_entropy": "entropy of the labels, nats",
     "label_balance": "rarest label : commonest",
+    "class_accuracy": "of the class asked for",
     "classification_accuracy": "accuracy of a classifier trained on them",
     "modes": "modes with a sample",
     "mode_kl": "KL(samples || data) over modes, nats",
@@ -135,8 +136,9 @@ def show(evaluation: "Evaluation", console: Console) -> None:
         table.add_row(WORDS["mode_kl"], f"{divergence.value:.4f}", f"{divergence.floor:.4f}")
         console.print(table)
     if evaluation.representation:
+        labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
-            f"Representation, learnt from pairs by {evaluation.pairs}; read by "
+            f"Representation, learnt from pairs by {evaluation.pairs}{labels}; read by "
             f"{evaluation.learnt_from:,} training images"
         )
         table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")

@@ -1,8 +1,9 @@
 """`cl-ray generate`: images of noise, or variants of images that are there."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from pydantic import Field, model_validator
 
 from cl_ray.cli import parse
@@ -28,6 +29,11 @@ class GenerateCommand(ProduceCommand):
         le=1,
         description="Of a style-based generator: less than 1 gives less varied and safer images.",
     )
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = Field(
+        None,
+        description="Of a run that was trained with --condition: make only this class, a name or "
+        "a number.",
+    )
     around: str | None = Field(
         None, description="Data set whose images are varied instead, their labels kept."
     )
@@ -51,6 +57,10 @@ class GenerateCommand(ProduceCommand):
             )
         if self.around is not None and self.truncation is not None:
             raise ValueError(f"truncation {self.truncation} is of no use with --around: leave it")
+        if self.around is not None and self.label is not None:
+            raise ValueError(
+                f"class {self.label} is of no use with --around: variants keep their image's class"
+            )
         for name in ("split", "copies", "distance"):
             if self.around is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} {getattr(self, name)} is of no use without --around DATA")
@@ -66,7 +76,7 @@ def command(arguments: Sequence[str]) -> None:
     work: Work
     if asked.around is None:
         truncation = 1.0 if asked.truncation is None else asked.truncation
-        work = FromNoise(asked.count or COUNT, asked.seed, truncation)
+        work = FromNoise(asked.count or COUNT, asked.seed, truncation, asked.label)
     else:
         dataset, split = Dataset.open(asked.around), asked.split or SPLIT
         dataset.groups(split)  # is there such a split?

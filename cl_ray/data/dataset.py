@@ -27,6 +27,8 @@ STACKED = "stacked-mnist"
 """A source that is made of the packaged digits, see `stacked.py`."""
 SMALLEST, LARGEST = 28, 64
 QUANTILES = np.linspace(0, 1, 101)
+MOST_CLASSES = 10_000
+"""Labels beyond this are taken for numbers of something else."""
 
 
 class ShardInfo(Model):
@@ -290,6 +292,34 @@ class Dataset:
                 "add images."
             )
         return float(np.interp(q, QUANTILES, distances))
+
+    def class_names(self) -> list[str]:
+        """Returns what the labels 0, 1, ... are called: by their numbers if they have no names.
+
+        Raises:
+            UserError: if there are no labels, or they do not count classes from 0.
+        """
+        if not self.info.labelled:
+            raise UserError(f"{self.location} has no labels.")
+        if self.info.classes is not None:
+            return list(self.info.classes)
+        ranges = [self._label_range(s) for split in self.info.splits.values() for s in split.shards]
+        least, most = min(low for low, _ in ranges), max(high for _, high in ranges)
+        if least < 0 or most >= MOST_CLASSES:
+            raise UserError(
+                f"The labels of {self.location} are {least} to {most}; numbers of classes are "
+                f"0 to {MOST_CLASSES - 1} at most: write the data set again with such labels."
+            )
+        return [str(number) for number in range(most + 1)]
+
+    def _label_range(self, shard: ShardInfo) -> tuple[int, int]:
+        """Returns a file's least and largest label, from its footer."""
+        filesystem, path = connect(self.location)
+        with pq.ParquetFile(f"{path}/{shard.file}", filesystem=filesystem) as file:
+            column = file.schema_arrow.get_field_index("label")
+            groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+            found = [group.column(column).statistics for group in groups]
+        return min(s.min for s in found), max(s.max for s in found)
 
     def _split(self, split: str) -> SplitInfo:
         try:

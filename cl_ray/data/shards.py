@@ -33,7 +33,8 @@ def pair_window(share: Share, rows: Rows, epoch: int, window: int) -> dict[str, 
     """The rows of a window, shuffled, each with its negative and, with labels, its partner.
 
     Returns:
-        `id` [n], `positive`, `negative` and, in the mode `labels`, `partner` [n, H, W, C].
+        `id` [n], `positive`, `negative` and, in the mode `labels`, `partner` [n, H, W, C]; where
+        labels are used, `labels` [n, 2], of positive and negative.
     """
     images, labels = in_order_of_id(rows)
     random = chance(share, epoch, window)
@@ -43,6 +44,9 @@ def pair_window(share: Share, rows: Rows, epoch: int, window: int) -> dict[str, 
     if share.config.pairs.mode == "labels":
         columns["partner"] = partners
     paired = {name: images[chosen].numpy() for name, chosen in columns.items()}
+    if share.classes:
+        assert labels is not None, "labels are used only of data that has them"
+        paired["labels"] = torch.stack([labels[positives], labels[negatives]], 1).numpy()
     return {"id": np.sort(rows.id)[positives.numpy()], **paired}
 
 
@@ -69,7 +73,8 @@ class ResidentShard:
         self.share = share
         images, labels = in_order_of_id(rows)
         self.images = images.to(device)
-        self.sampler = sampler(share, self.images, None if labels is None else labels.to(device))
+        self.labels = None if labels is None else labels.to(device)
+        self.sampler = sampler(share, self.images, self.labels)
 
     @classmethod
     def read(cls, share: Share, device: torch.device | str = "cpu") -> "ResidentShard":
@@ -79,6 +84,7 @@ class ResidentShard:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from step `start` on."""
         local, images = self.share.local, self.images
+        labels = self.labels if self.share.classes else None
         order = torch.randperm(len(images), generator=chance(self.share, epoch, 0)).to(
             images.device
         )
@@ -87,7 +93,13 @@ class ResidentShard:
             present = places < len(order)
             rows = order[places % len(order)]  # filled up from the front; not present
             partners, negatives = self.sampler.draw(rows, chance(self.share, epoch, step + 1))
-            yield Batch(images[rows], images[partners], images[negatives], present)
+            yield Batch(
+                images[rows],
+                images[partners],
+                images[negatives],
+                present,
+                None if labels is None else torch.stack([labels[rows], labels[negatives]], 1),
+            )
 
 
 class Windows(Protocol):
@@ -143,7 +155,12 @@ class StreamingShard:
             return torch.from_numpy(images).to(self.device, non_blocking=True)
 
         present = torch.arange(local, device=self.device) < rows
-        return Batch(filled("positive"), filled("partner"), filled("negative"), present)
+        labels = None
+        if self.share.classes:
+            classes = np.zeros((local, 2), np.int64)
+            classes[:rows] = columns.get("labels", classes[:0])
+            labels = torch.from_numpy(classes).to(self.device, non_blocking=True)
+        return Batch(filled("positive"), filled("partner"), filled("negative"), present, labels)
 
 
 def in_order_of_id(rows: Rows) -> tuple[Tensor, Tensor | None]:

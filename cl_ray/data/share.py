@@ -6,6 +6,7 @@ Processes that only cut and read, such as Ray Data's tasks, start seconds sooner
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +43,11 @@ class Share:
         """Batches an epoch, alike on every rank; the last one may be short of rows."""
         rows = self.dataset.info.splits[SPLIT].rows
         return math.ceil(math.ceil(rows / self.workers) / self.local)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The names of the labels where the config uses them, else none."""
+        return self.dataset.class_names() if self.config.condition != "none" else []
 
     @property
     def gigabytes(self) -> float:

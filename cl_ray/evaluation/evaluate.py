@@ -12,7 +12,7 @@ from cl_ray.data.dataset import STACKED, Dataset, Piece, Rows
 from cl_ray.data.stacked import is_stacked
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.fidelity import NEIGHBOURS, Fidelity, Judge, classification
+from cl_ray.evaluation.fidelity import NEIGHBOURS, Fidelity, Figure, Judge, classification
 from cl_ray.evaluation.modes import SAMPLES, ModeJudge, Modes
 from cl_ray.evaluation.reference import Features, Reference, StackedReference, load_features
 from cl_ray.evaluation.representation import Representation, representation
@@ -49,6 +49,7 @@ class Evaluation:
         step: Steps that it was trained for.
         data: The data set's name.
         pairs: The mode that D's features were trained in; `labels` is supervised.
+        supervision: What labels the training saw; empty for none.
         learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
         fidelity: Of the samples; None where there is no reference.
         modes: Of the samples, where the reference reads stacked digits; else None.
@@ -62,6 +63,7 @@ class Evaluation:
     step: int
     data: str
     pairs: str
+    supervision: str
     learnt_from: int
     fidelity: Fidelity | None
     modes: Modes | None
@@ -189,13 +191,14 @@ class Evaluator:
         for found in scores.values():
             notes += [note for note in found.notes if note not in notes]
         tell("reconstruction")
-        error = _mean_square(run.reconstruct(test.image), test.image)
+        error = _mean_square(run.reconstruct(test.image, test.label), test.image)
         mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
         return Evaluation(
             checkpoint=run.checkpoint,
             step=run.step,
             data=self.dataset.info.name,
             pairs=run.config.pairs.mode,
+            supervision=run.config.supervision,
             learnt_from=len(train.image),
             fidelity=fidelity,
             modes=modes,
@@ -234,12 +237,23 @@ class Evaluator:
             self._judge = Judge(self.reference, train.image, test.image, count, self.seed)
         tell("samples")
         samples = run.generate(self._judge.count, self.seed)
+        asked = run.kinds(self._judge.count, self.seed)
         tell("distances")
         found = self._judge.measure(samples)
-        if thorough and isinstance(self.reference, Reference) and train.label is not None:
+        if not isinstance(self.reference, Reference) or test.label is None or train.label is None:
+            return found
+        alike = run.classes == tuple(self.reference.about.classes)
+        if asked is not None and alike:
+            agrees = [
+                float((self.reference.predict(images).argmax(1) == labels).mean())
+                for images, labels in ((samples, asked), (test.image, test.label))
+            ]
+            found.figures["class_accuracy"] = Figure(*agrees)
+        if thorough:
             tell("a classifier trained on the samples")
-            assert test.label is not None
-            labels = self.reference.predict(samples).argmax(1)
+            labels = asked if alike else None
+            if labels is None:
+                labels = self.reference.predict(samples).argmax(1)
             real = (train.image, train.label), (test.image, test.label)
             accuracy = classification((samples, labels), *real, self.reference.classes, self.seed)
             found.figures["classification_accuracy"] = accuracy

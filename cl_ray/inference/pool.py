@@ -211,11 +211,12 @@ class Maker:
         keep_freed_memory()
         torch.set_num_threads(max(1, int(pool.cpus)))
         self.job = job
-        dataset = job.work.dataset
-        self.names = folder_names(dataset.info.classes) if dataset else None
         self.complaint: str | None = None
         try:
             self.run = load(job.run, job.checkpoint, "cuda" if pool.gpus else "cpu")
+            dataset = job.work.dataset
+            classes = dataset.info.classes if dataset else list(self.run.classes)
+            self.names = folder_names(classes or None)
         except UserError as error:  # the driver could, this machine cannot
             self.complaint = str(error)
 

@@ -58,11 +58,12 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class FromNoise:
-    """`total` images that a seed gives: columns id and image."""
+    """`total` images that a seed gives: columns id, label if the run knows classes, and image."""
 
     total: int
     seed: int
     truncation: float = 1.0
+    label: str | None = None
     dataset: None = None
     grain: int = 1
 
@@ -70,20 +71,25 @@ class FromNoise:
         """Bytes of an image.
 
         Raises:
-            UserError: The run's generator knows no truncation.
+            UserError: The run's generator knows no truncation, or no such class.
         """
         run.allows(self.truncation)
+        if self.label is not None:
+            run.class_number(self.label)
         return int(np.prod(run.shape))
 
     def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
         """Images number `start` to `stop`."""
-        images = run.generate(stop - start, self.seed, start, self.truncation)
-        return table(np.arange(start, stop), None, image=tensors(images))
+        stretch = stop - start, self.seed, start
+        images = run.generate(*stretch, self.truncation, self.label)
+        label = run.kinds(*stretch, self.label)
+        return table(np.arange(start, stop), label, image=tensors(images))
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
         asked = {"verb": "generate", "count": self.total, "seed": self.seed}
-        return asked | ({"truncation": self.truncation} if self.truncation < 1 else {})
+        asked |= {"truncation": self.truncation} if self.truncation < 1 else {}
+        return asked | ({"class": self.label} if self.label is not None else {})
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,10 @@ class Around:
         moved = latents + self.distance * run.noise(len(latents), self.seed, start)
         source = rows.id[picked]
         label = None if rows.label is None else rows.label[picked]
-        images = tensors(run.decode(moved))
+        kinds = label
+        if run.classes and label is None:
+            kinds = run.classify(rows.image)[picked]
+        images = tensors(run.decode(moved, labels=kinds))
         return table(source * self.copies + copy, label, source=pa.array(source), image=images)
 
     def record(self) -> dict[str, Any]:

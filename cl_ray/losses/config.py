@@ -46,6 +46,11 @@ class LossConfig(Model):
     indistinguishability: float = Field(
         0.1, ge=0, description="Weight in G's loss of D's advantage in telling f+ from f-."
     )
+    classification: float = Field(
+        1.0,
+        ge=0,
+        description="Weight, for D and G, of naming the class; only with condition classifier.",
+    )
     uniformity: float = Field(
         1.0,
         ge=0,

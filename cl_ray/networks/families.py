@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from cl_ray.config import Config
 from cl_ray.networks import convolutional, residual, style
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 from cl_ray.networks.discriminator import Discriminator
@@ -35,22 +36,49 @@ FAMILIES = {
 }
 
 
-def build_generator(shape: tuple[int, int, int], config: GeneratorConfig) -> Generator:
-    """G for images of that height, width and channels, its weights drawn."""
+def build_networks(
+    config: Config, shape: tuple[int, int, int], classes: int = 0
+) -> tuple[Generator, Discriminator]:
+    """G and D of a config for images of that height, width and channels, their weights drawn.
+
+    Args:
+        config: The config tree.
+        shape: Height, width and channels.
+        classes: How many there are; 0 unless `config.condition` uses labels.
+    """
+    projects = config.condition == "projection"
+    return (
+        build_generator(shape, config.generator, classes),
+        build_discriminator(shape, config.discriminator, classes, projects),
+    )
+
+
+def build_generator(
+    shape: tuple[int, int, int], config: GeneratorConfig, classes: int = 0
+) -> Generator:
+    """G for images of that height, width and channels, of so many classes, its weights drawn."""
     plan = Plan(shape[0], shape[2], config.depth, config.width)
     family = FAMILIES[config.family]
     encoder = nn.Sequential(family.trunk(plan), nn.Linear(plan.flat, config.latent))
-    network = Generator(encoder, family.decoder(config.latent, plan), config.jitter)
+    table = nn.Embedding(classes, config.latent) if classes else None
+    network = Generator(encoder, family.decoder(config.latent, plan), config.jitter, table)
     return network.apply(initialize)
 
 
-def build_discriminator(shape: tuple[int, int, int], config: DiscriminatorConfig) -> Discriminator:
-    """D for images of that height, width and channels, its weights drawn."""
+def build_discriminator(
+    shape: tuple[int, int, int],
+    config: DiscriminatorConfig,
+    classes: int = 0,
+    projects: bool = False,
+) -> Discriminator:
+    """D for images of that height, width and channels, of so many classes, its weights drawn."""
     plan = Plan(shape[0], shape[2], config.depth, config.width)
     trunk = FAMILIES[config.family].trunk(plan)
-    network = Discriminator(trunk, plan.flat, config.hidden, config.embedding).apply(initialize)
+    sizes = plan.flat, config.hidden, config.embedding
+    network = Discriminator(trunk, *sizes, classes, projects).apply(initialize)
     if config.spectral_norm:
-        for module in (*network.trunk.modules(), network.score):
+        heads = (network.score, network.classes) if network.projects else (network.score,)
+        for module in (*network.trunk.modules(), *heads):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 parametrizations.spectral_norm(module)
     return network

@@ -14,13 +14,22 @@ class Generator(nn.Module):
         decoder: Vectors [B, latent] to images [B, C, H, W] in [-1, 1]. One that has an attribute
             `extras`, above 0, may be given so many further normal numbers a sample; the last of
             them decides whether a second style is mixed in, and never does when infinite. It may
-            then also be given a `truncation`.
+            then also be given a `truncation` and what to add to every vector.
         jitter: Spread of what moves an image's latent vector in training.
+        classes: The vector of each class, added to a latent vector: what a first linear layer
+            makes of the class beside it. None: images are of no class.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, jitter: float):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        jitter: float,
+        classes: nn.Embedding | None = None,
+    ):
         super().__init__()
         self.encoder, self.decoder, self.jitter = encoder, decoder, jitter
+        self.classes = classes
 
     @property
     def extras(self) -> int:
@@ -35,20 +44,35 @@ class Generator(nn.Module):
         return to_sphere(self.encoder(images))
 
     def decode(
-        self, latents: Tensor, extras: Tensor | None = None, truncation: float = 1.0
+        self,
+        latents: Tensor,
+        extras: Tensor | None = None,
+        truncation: float = 1.0,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """Latent vectors [B, latent] to images [B, C, H, W] in [-1, 1].
+        """Latent vectors [B, latent] to images [B, C, H, W] in [-1, 1], of classes `labels` [B].
 
         Without `extras` [B, extras] an image is a function of its latent vector alone. A
         `truncation` below 1, where the decoder knows it, gives less varied and safer images.
         """
-        given = (extras, truncation) if self.extras else ()
-        return self.decoder(to_sphere(latents), *given)
+        assert (labels is None) == (self.classes is None), "classes, where G knows any"
+        kind = None if self.classes is None else self.classes(labels)
+        latents = to_sphere(latents)
+        if self.extras:
+            return self.decoder(latents, extras, truncation, kind)
+        return self.decoder(latents if kind is None else latents + kind)
 
     def forward(
-        self, images: Tensor, noise: Tensor, moves: Tensor, extras: Tensor | None = None
+        self,
+        images: Tensor,
+        noise: Tensor,
+        moves: Tensor,
+        extras: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fakes [B + M, C, H, W] of `images` [B, C, H, W], then of `noise` [M, latent].
+
+        Their classes are `labels` [B + M], where G knows any.
 
         The images' latent vectors are moved by `moves` [B, latent], unit noise, times the jitter:
         what is decoded near them must still be their images, and so they spread out over the
@@ -59,7 +83,8 @@ class Generator(nn.Module):
         if extras is not None and self.extras:  # an image's fake has one style, its own
             extras = extras.clone()
             extras[: len(images), -1] = math.inf
-        return self.decode(torch.cat([latents + self.jitter * moves, noise]), extras), latents
+        points = torch.cat([latents + self.jitter * moves, noise])
+        return self.decode(points, extras, labels=labels), latents
 
 
 def to_sphere(vectors: Tensor) -> Tensor:

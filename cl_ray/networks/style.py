@@ -132,21 +132,36 @@ class StyleDecoder(nn.Module):
             w = functional.leaky_relu(layer(w), 0.2) * math.sqrt(2)
         return w
 
-    def average(self) -> Tensor:
-        """The mean style of noise, [STYLE], from a fixed seed."""
+    def average(self, kind: Tensor | None = None) -> Tensor:
+        """The mean style of noise, [STYLE], from a fixed seed; with kinds [B, inputs], each's."""
         random = torch.Generator().manual_seed(0)
         drawn = torch.randn(AVERAGED, self.inputs, generator=random)
-        return self.styles(drawn.to(self.start.device, self.start.dtype)).mean(0)
+        drawn = drawn.to(self.start.device, self.start.dtype)
+        if kind is None:
+            return self.styles(drawn).mean(0)
+        kinds, which = kind.unique(dim=0, return_inverse=True)
+        return torch.stack([self.styles(drawn + one).mean(0) for one in kinds])[which]
 
     def forward(
-        self, latents: Tensor, extras: Tensor | None = None, truncation: float = 1.0
+        self,
+        latents: Tensor,
+        extras: Tensor | None = None,
+        truncation: float = 1.0,
+        kind: Tensor | None = None,
     ) -> Tensor:
-        """Paint, with styles at `truncation` of their distance to the mean style."""
-        w = self.styles(latents)
+        """Paint, with styles at `truncation` of their distance to the mean style.
+
+        `kind` [B, inputs], a class's vector, is added to all vectors that styles are made of.
+        """
+        w = self.styles(latents if kind is None else latents + kind)
         if truncation < 1:
-            mean = self.average()
+            mean = self.average(kind)
             w = mean + truncation * (w - mean)
-        several = self._mixed(w, extras) if extras is not None else [w] * len(self.layers)
+        several = [w] * len(self.layers)
+        if extras is not None:
+            second = to_sphere(extras[:, self.ends[-1] : -2])
+            other = self.styles(second if kind is None else second + kind)
+            several = self._mixed(w, other, extras)
         x = self.start.to(w.dtype).expand(w.shape[0], -1, -1, -1)  # len() would be traced as fixed
         image: Tensor | None = None
         begin = 0
@@ -160,9 +175,8 @@ class StyleDecoder(nn.Module):
         assert image is not None, "a plan has a level or more"
         return torch.tanh(image + self.bias[None, :, None, None])
 
-    def _mixed(self, w: Tensor, extras: Tensor) -> list[Tensor]:
-        """Each layer's style: w, and from some layer on another in a share MIXING of samples."""
-        other = self.styles(to_sphere(extras[:, self.ends[-1] : -2]))
+    def _mixed(self, w: Tensor, other: Tensor, extras: Tensor) -> list[Tensor]:
+        """Each layer's style: w, and from some layer on the other in a share MIXING of samples."""
         mixes = torch.special.ndtr(extras[:, -1]) < MIXING
         layers = len(self.layers)
         begins = 1 + (torch.special.ndtr(extras[:, -2]) * (layers - 1)).long()

@@ -35,6 +35,10 @@ def in_words(
         "views": "pairs from views of one image, without labels",
         "labels": "pairs by labels, supervised",
     }[config.pairs.mode]
+    if config.condition != "none":
+        how = (
+            f"{how.removesuffix(', without labels')}; labels given to G and D ({config.condition})"
+        )
     over = summary is not None and summary.get("epochs", 0) >= config.epochs
     state = "" if over else " It is still training, or was stopped before its end."
     return (

@@ -73,6 +73,9 @@ def measures(classes: int | None) -> dict[str, Measure]:
             "Entropy of labels", f"nats{most}, as the reference labels the samples", number, nats
         ),
         "label_balance": Measure("Rarest to commonest label", "1 : 1 is even", one_to, 1),
+        "class_accuracy": Measure(
+            "Of the class asked for", "samples that the reference gives their class", accuracy, 1
+        ),
         "classification_accuracy": Measure(
             "Classifier trained on samples", "real test images that it labels rightly", accuracy, 1
         ),

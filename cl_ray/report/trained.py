@@ -46,7 +46,10 @@ def ways_of_noise(run: LoadedRun) -> Picture:
     alt = (
         f"{WAYS} rows: G's image of one random vector turns into that of another in {STEPS} steps."
     )
-    return picture(run.decode(points.flatten(0, 1)), STEPS, alt)
+    labels = None
+    if run.classes:  # a row has one class
+        labels = (np.arange(WAYS) % len(run.classes)).repeat(STEPS)
+    return picture(run.decode(points.flatten(0, 1), labels=labels), STEPS, alt)
 
 
 def ways_of_images(run: LoadedRun, real: Rows) -> Picture:
@@ -55,7 +58,12 @@ def ways_of_images(run: LoadedRun, real: Rows) -> Picture:
     codes = run.encode(chosen)
     half = len(chosen) // 2
     points = slerp(codes[:half], codes[half : 2 * half], STEPS - 2)
-    between = run.decode(points.flatten(0, 1)).reshape(half, STEPS - 2, *run.shape)
+    labels = None
+    if run.classes:  # each point has the class of the end that it is nearer to
+        ends = run.classify(chosen[: 2 * half]).reshape(2, half)
+        labels = ends.T.repeat((STEPS - 2) // 2, 1).flatten()
+    between = run.decode(points.flatten(0, 1), labels=labels)
+    between = between.reshape(half, STEPS - 2, *run.shape)
     first, last = chosen[:half, None], chosen[half : 2 * half, None]
     rows = np.concatenate([first, between, last], 1).reshape(-1, *run.shape)
     alt = f"{half} rows: a real image, G's images of the way to another one, and that one."

@@ -12,10 +12,11 @@ from torch import Tensor
 from cl_ray.adversary import Adversary
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.share import Share
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
 from cl_ray.loading import LoadedRun
-from cl_ray.networks.families import build_discriminator, build_generator
+from cl_ray.networks.families import build_networks
 from cl_ray.training.device import keep_freed_memory
 
 PATIENCE = 60.0
@@ -50,8 +51,8 @@ class NetworkEvaluator:
         self.config, self.name, self.device = config, name, torch.device(device)
         self.shape = dataset.info.shape
         self.evaluator = Evaluator(dataset, config.evaluation, config.seed)
-        self.generator = build_generator(self.shape, config.generator)
-        self.discriminator = build_discriminator(self.shape, config.discriminator)
+        self.classes = Share(dataset, config).classes
+        self.generator, self.discriminator = build_networks(config, self.shape, len(self.classes))
         layout: dict[str, Any] = {"device": self.device, "memory_format": torch.channels_last}
         for network in (self.generator, self.discriminator):
             network.to(**layout).requires_grad_(False).eval()
@@ -74,6 +75,7 @@ class NetworkEvaluator:
             generator=self.generator,
             discriminator=self.discriminator,
             device=self.device,
+            classes=tuple(self.classes),
         )
         try:
             return self.evaluator.evaluate(run)

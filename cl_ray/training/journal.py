@@ -109,18 +109,24 @@ class Journal:
     def samples(self) -> torch.Tensor:
         """The averaged G's images of noise that stays the same, as one uint8 picture [3, H, W]."""
         adversary = self.run.adversary
-        images = adversary.averaged.decode(self.noise.to(adversary.device, adversary.dtype))
-        return _picture(images, columns=16)
+        noise = self.noise.to(adversary.device, adversary.dtype)
+        labels = None
+        if adversary.classes:
+            labels = torch.arange(SHOWN, device=adversary.device) % len(adversary.classes)
+        return _picture(adversary.averaged.decode(noise, labels=labels), columns=16)
 
     @torch.no_grad()
     def pairs(self) -> torch.Tensor:
         """Rows of x+, G(x+), x-, G(x-), eight pairs a row, of the batch seen last."""
         adversary, batch = self.run.adversary, self.run.batch
         assert batch is not None
-        columns = []
-        for images in (batch.positive, batch.negative):
+        columns, g = [], adversary.averaged
+        for number, images in enumerate((batch.positive, batch.negative)):
             x = to_unit(images[batch.present][: SHOWN // 4], adversary.dtype)
-            columns += [x, adversary.averaged.decode(adversary.averaged.encode(x))]
+            labels = None
+            if batch.labels is not None:
+                labels = batch.labels[batch.present][: SHOWN // 4, number]
+            columns += [x, g.decode(g.encode(x), labels=labels)]
         return _picture(torch.stack(columns, 1).flatten(0, 1), columns=16)
 
     def close(self) -> None:

@@ -149,6 +149,13 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
         raise UserError(
             f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
         )
+    if config.condition != "none":
+        if not dataset.info.labelled:
+            raise UserError(
+                f"condition `{config.condition}` needs labels, and {config.data} has none: use "
+                "`none`."
+            )
+        dataset.class_names()
     if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
         raise UserError(
             f"The images of {config.data} are (nearly) all alike: their pairwise distance at "

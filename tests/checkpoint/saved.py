@@ -9,7 +9,7 @@ from cl_ray.adversary import Adversary
 from cl_ray.checkpoint import Checkpoints
 
 States = dict[int, dict[str, Any]]
-ABOUT = {"config": small().to_yaml(), "shape": list(SHAPE)}
+ABOUT = {"config": small().to_yaml(), "shape": list(SHAPE), "classes": []}
 FILES = ["generator.safetensors", "discriminator.safetensors", "state.pt"]
 
 

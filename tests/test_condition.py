@@ -1,0 +1,227 @@
+"""Labels from the shards through the run to images of a class, as users ask for them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from run_folder import leave, trained_run
+
+import cl_ray
+from cl_ray.cli import main
+from cl_ray.config import build
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard, StreamingShard
+from cl_ray.data.share import Share
+from cl_ray.data.writer import About, Picture, write
+from cl_ray.errors import UserError
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.evaluation.reference import Reference
+from cl_ray.loading import BLOCK, LoadedRun
+
+CONDITIONS = ["classifier", "projection"]
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Callable[[int], str]) -> str:
+    return make_digits(300)
+
+
+@pytest.fixture(scope="module", params=CONDITIONS)
+def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint."""
+    run = trained_run(digits, condition=request.param)
+    return leave(run, tmp_path_factory.mktemp("runs"), step=10)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> LoadedRun:
+    return cl_ray.load(folder)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("kind", [ResidentShard, StreamingShard])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: int) -> None:
+    config = build({"data": digits, "condition": "projection", "batch_size": 21})
+    config = config.model_copy(update={"shards": config.shards.model_copy(update={"window": 70})})
+    dataset = Dataset.open(digits)
+    rows = dataset.read("train")
+    assert rows.label is not None
+    label_of = {i.tobytes(): int(k) for i, k in zip(rows.image, rows.label, strict=True)}
+    seen = 0
+    for rank in range(workers):
+        for batch in kind.read(Share(dataset, config, workers, rank)).batches(epoch=1, start=2):
+            assert batch.labels is not None
+            assert batch.labels.shape == (21 // workers, 2)
+            here = batch.present.numpy()
+            for number, images in enumerate((batch.positive, batch.negative)):
+                expected = [label_of[image.tobytes()] for image in images.numpy()[here]]
+                assert batch.labels[:, number].numpy()[here].tolist() == expected
+            seen += int(here.sum())
+    assert seen == 300 - 2 * 21
+    without = Share(dataset, build({"data": digits, "batch_size": 21}))
+    assert next(kind.read(without).batches(0)).labels is None
+
+
+def test_labels_without_names_are_counted_from_the_files(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
+
+    def written(name: str, labels: list[int]) -> Dataset:
+        pictures = [Picture(x, k, "noise") for x, k in zip(images, labels, strict=True)]
+        write({"train": pictures}, str(tmp_path / name), About(name, "noise"))
+        found = Dataset.open(str(tmp_path / name))
+        return Dataset(found.location, found.info.model_copy(update={"classes": None}))
+
+    assert written("five", [0, 4] * 20).class_names() == list("01234")
+    with pytest.raises(UserError, match=r"labels of .*far are 0 to 10000; .* write the data set"):
+        written("far", [0, 10_000] * 20).class_names()
+
+
+def test_data_without_labels_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
+    data = str(tmp_path / "noise")
+    write({"train": [Picture(x, None, "noise") for x in images]}, data, About("noise", "noise"))
+    flags = [f"--data={data}", f"--storage={tmp_path}/runs", "--condition=classifier"]
+    assert "condition `classifier` needs labels" in refused(capsys, "train", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_samples_of_all_classes_are_alike_many_and_more_begin_with_the_same(
+    run: LoadedRun,
+) -> None:
+    kinds = run.kinds(10 * BLOCK, seed=3)
+    assert kinds is not None
+    assert np.bincount(kinds).tolist() == [BLOCK] * 10
+    assert np.array_equal(run.kinds(70, seed=3, start=BLOCK - 30), kinds[BLOCK - 30 : BLOCK + 40])
+    assert not np.array_equal(run.kinds(70, seed=4), kinds[:70])
+    many = run.generate(BLOCK + 20, seed=3)
+    decoded = run.decode(run.noise(BLOCK + 20, seed=3), labels=kinds[: BLOCK + 20])
+    assert np.abs(many.astype(int) - decoded).max() <= 1
+    thousand = replace(run, classes=tuple(str(i) for i in range(1000)))
+    found = thousand.kinds(2 * 1000, seed=3)
+    assert found is not None
+    assert np.bincount(found).tolist() == [2] * 1000
+
+
+def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:
+    noise = run.noise(20, seed=1)
+    sevens = run.decode(noise, labels=np.full(20, 7))
+    assert np.array_equal(run.generate(20, seed=1, label=7), sevens)
+    assert np.array_equal(run.generate(20, seed=1, label="7"), sevens)
+    assert not np.array_equal(run.generate(20, seed=1, label=6), sevens)
+    with pytest.raises(UserError, match=r"class 'cat' is unknown; the run has: 0, 1, .*9"):
+        run.generate(20, label="cat")
+    with pytest.raises(UserError, match="give the 20 labels"):
+        run.decode(noise)
+    with pytest.raises(UserError, match="labels are 0 to 10; this run's classes are 0 to 9"):
+        run.decode(noise, labels=np.arange(3, 23) % 11)
+
+
+def test_images_are_rebuilt_and_scored_as_of_their_class(run: LoadedRun, digits: str) -> None:
+    rows = Dataset.open(digits).read("train")
+    assert rows.label is not None
+    taken = run.classify(rows.image)
+    features = torch.from_numpy(run.embed(rows.image))
+    assert np.array_equal(run.discriminator.classify(features).argmax(1).numpy(), taken)
+    ours = run.reconstruct(rows.image, rows.label)
+    assert np.array_equal(ours, run.decode(run.encode(rows.image), labels=rows.label))
+    assert np.array_equal(run.reconstruct(rows.image), run.reconstruct(rows.image, taken))
+    wrong = (rows.label + 1) % 10
+    assert not np.array_equal(ours, run.reconstruct(rows.image, wrong))
+    told, mistaken = run.score(rows.image, rows.label), run.score(rows.image, wrong)
+    if run.config.condition == "projection":
+        assert not np.allclose(told, mistaken, atol=1e-3)
+        assert np.array_equal(run.score(rows.image), run.score(rows.image, taken))
+    else:
+        assert np.array_equal(told, mistaken)
+
+
+def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    train = dataset.read("train")
+    assert train.label is not None
+
+    class Sorter(LoadedRun):
+        """Gives real images of the classes asked for, every fourth of another class."""
+
+        def generate(self, n: int, *_: Any, **__: Any) -> Any:
+            kinds = self.kinds(n)
+            assert kinds is not None
+            kinds[::4] = (kinds[::4] + 5) % 10
+            assert train.label is not None
+            places = [np.flatnonzero(train.label == kind) for kind in kinds]
+            return train.image[[place[i % len(place)] for i, place in enumerate(places)]]
+
+    measured = EvaluationConfig(reference="mnist", samples=100, images=200)
+    honest = Evaluator(dataset, measured).evaluate(run).fidelity
+    sorted_ones = Evaluator(dataset, measured).evaluate(Sorter(**vars(run))).fidelity
+    assert honest is not None
+    assert sorted_ones is not None
+    figure = sorted_ones.figures["class_accuracy"]
+    assert figure.value == pytest.approx(0.75, abs=0.03)
+    assert figure.floor > 0.95
+    samples, kinds = run.generate(100, 0), run.kinds(100, 0)
+    right = (Reference.load("mnist").predict(samples).argmax(1) == kinds).mean()
+    assert honest.figures["class_accuracy"].value == pytest.approx(right)
+
+
+def test_generate_makes_one_class_or_sorts_them_into_folders(
+    folder: Path, run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["generate", str(folder), "--count=40", "--seed=2", "--actors=1"]
+    main([*common, "--class=7", f"--out={tmp_path}/sevens.parquet"])
+    table = pq.read_table(tmp_path / "sevens.parquet")
+    assert table["label"].to_pylist() == [7] * 40
+    images = table["image"].combine_chunks().to_numpy_ndarray()
+    assert np.abs(images.astype(int) - run.generate(40, seed=2, label=7)).max() <= 1
+    main([*common, f"--out={tmp_path}/all"])
+    there = {p.name: len(list(p.glob("*.png"))) for p in (tmp_path / "all").iterdir() if p.is_dir()}
+    kinds = run.kinds(40, seed=2)
+    assert kinds is not None
+    assert there == {str(k): int((kinds == k).sum()) for k in np.unique(kinds)}
+    first = next(iter((tmp_path / "all" / str(kinds[0])).glob("*0000.png")))
+    assert np.abs(np.asarray(Image.open(first), int) - run.generate(1, seed=2)[0, ..., 0]).max() < 2
+    capsys.readouterr()
+    out = f"--out={tmp_path}/none"
+    assert "class 'cat' is unknown" in refused(capsys, *common, "--class=cat", out)
+    around = ["generate", folder, "--around=mnist", "--class=7", out]
+    assert "class 7 is of no use with --around" in refused(capsys, *around)
+    plain = leave(trained_run(run.config.data), tmp_path, step=10)
+    said = refused(capsys, "generate", plain, "--class=7", out)
+    assert "trained without classes. Train one with --condition" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_export_takes_the_class(folder: Path, run: LoadedRun, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    main(["export", str(folder), "--format=onnx", f"--out={out}"])
+    session = onnxruntime.InferenceSession(str(out / "generate.onnx"))
+    z, labels = run.noise(13, seed=8), np.arange(13) % 10
+    (images,) = session.run(["images"], {"latents": z.numpy(), "labels": labels})
+    assert np.abs(images.astype(int) - run.decode(z, labels=labels)).max() <= 1
+    record = json.loads((out / "model.json").read_text())
+    assert record["classes"] == list("0123456789")
+    assert record["files"]["generate.onnx"]["further_inputs"][0]["name"] == "labels"
+    pixels = Dataset.open(run.config.data).read("train").image[:9]
+    session = onnxruntime.InferenceSession(str(out / "score.onnx"))
+    (scores,) = session.run(["scores"], {"images": pixels})
+    assert np.allclose(scores, run.score(pixels), atol=1e-3)
