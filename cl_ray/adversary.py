@@ -24,7 +24,7 @@ from cl_ray.config import Config
 from cl_ray.data.views import Views, draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
 from cl_ray.losses.classification import classification
-from cl_ray.losses.contrastive import info_nce
+from cl_ray.losses.contrastive import fakes_as_one, info_nce
 from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
 from cl_ray.losses.penalties import (
     approximate_r1,
@@ -70,6 +70,22 @@ class Batch:
         return None if self.labels is None else self.labels.T[list(WHOSE)]
 
 
+class Judged(NamedTuple):
+    """What D makes of images, part by part.
+
+    Args:
+        scores: [parts, b].
+        embeddings: [parts, b, e].
+        logits: Of the classes, [parts, b, classes]; None unless D is to name them.
+        second: Embeddings in which fakes are one class, [parts, b, e]; None but in ContraD's form.
+    """
+
+    scores: Tensor
+    embeddings: Tensor
+    logits: Tensor | None
+    second: Tensor | None
+
+
 class Chance(NamedTuple):
     """What a step draws, a rank's rows of it.
 
@@ -81,6 +97,8 @@ class Chance(NamedTuple):
         extras: Further numbers that G takes for f+, f- and fz, [3 b, extras]; None if none.
         signs: Directions in which D's slope is taken, as `draw_signs` draws them.
         shares: Where between a real image and a fake it is taken, [b] in [0, 1].
+        shown: Views through which D sees x+, x-, f+, f- and fz, [5 b]; None if as they are.
+        shown_next: The same for G's step.
     """
 
     noise: Tensor
@@ -90,6 +108,8 @@ class Chance(NamedTuple):
     extras: Tensor | None
     signs: Tensor
     shares: Tensor
+    shown: Views | None
+    shown_next: Views | None
 
 
 def generator_of(*numbers: int) -> torch.Generator:
@@ -160,22 +180,23 @@ class Adversary:
         of_fakes = None if batch.classes is None else batch.classes[2:5].flatten()
         for turn in range(self.config.optimizer.d_steps):
             drawn = self._draw(len(present), turn)
-            seen = [view(positive, drawn.first), view(partner, drawn.second)]
-            if self.config.losses.approximate_r1:
-                direction = signs(drawn.signs, positive.shape[1:]).to(self.dtype)
-                seen.append(positive + self.config.losses.r1_spread * direction)
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
                 fakes, latents = self.generator(
                     images, drawn.noise, drawn.moves, drawn.extras, of_fakes
                 )
+            shown = self._show(torch.cat([images, fakes.detach().to(self.dtype)]), drawn.shown)
+            real, _, _, _, made = shown.chunk(5)
+            seen = [shown, view(positive, drawn.first), view(partner, drawn.second)]
+            if self.config.losses.approximate_r1:
+                direction = signs(drawn.signs, positive.shape[1:]).to(self.dtype)
+                seen.append(real + self.config.losses.r1_spread * direction)
             with self._cast():
-                d_terms, anchor = self._judge(images, fakes.detach(), seen, batch)
-            made = fakes.detach()[len(images) :]
-            d_terms |= self._penalties(positive, made, drawn.shares, batch.classes)
+                d_terms, anchor = self._judge(torch.cat(seen), batch)
+            d_terms |= self._penalties(real, made, drawn.shares, batch.classes)
             self._descend(self.optimizer_d, self.weights_d, d_terms, share)
         with self._cast():
-            g_terms = self._fool(images, fakes, latents, anchor, batch)
+            g_terms = self._fool(images, fakes, latents, anchor, batch, drawn.shown_next)
         self._descend(self.optimizer_g, self.weights_g, g_terms, share)
         self._average()
         self.steps += 1
@@ -188,20 +209,24 @@ class Adversary:
             for group in optimizer.param_groups:
                 group["lr"] = share * rate
 
-    def _judge(
-        self, images: Tensor, fakes: Tensor, seen: Sequence[Tensor], batch: Batch
-    ) -> tuple[Terms, Tensor]:
+    def _judge(self, seen: Tensor, batch: Batch) -> tuple[Terms, Tensor]:
         """D's terms, and its embedding of x+, out of one pass over all that D sees."""
-        weights, classes, parts = self.config.losses, batch.classes, 5 + len(seen)
+        weights, classes = self.config.losses, batch.classes
+        parts = len(seen) // len(batch.present)
         every = None if classes is None else classes[:parts]
-        s, e, logits = self._score(torch.cat([images, fakes, *seen]), parts, every)
+        contrad = weights.form == "contrad"
+        s, e, logits, e2 = self._score(seen, parts, every, apart=contrad)
         real, fake = s[:2], s[2:5]
-        anchor, x_negative, f_positive, f_negative, f_noise, first, second = e[:7]
+        anchor, _, f_positive, f_negative, _, first, second = e[:7]
         terms = {"d/adversarial": self.objective(Scores(fake, real), "discriminator")}
         if weights.contrastive:
-            others = torch.stack([x_negative, f_positive, f_negative, f_noise])
+            others = e[5:5] if contrad else e[1:5]  # x- and the fakes
             terms["d/contrastive"] = info_nce(
                 first, second, others, batch.present, weights.temperature
+            )
+        if e2 is not None:
+            terms["d/fakes"] = fakes_as_one(
+                e2[2:5], e2[5], e2[6], batch.present, weights.temperature
             )
         if weights.pair:
             terms["d/pair"] = pair_score(
@@ -237,17 +262,26 @@ class Adversary:
         return terms
 
     def _fool(
-        self, images: Tensor, fakes: Tensor, latents: Tensor, anchor: Tensor, batch: Batch
+        self,
+        images: Tensor,
+        fakes: Tensor,
+        latents: Tensor,
+        anchor: Tensor,
+        batch: Batch,
+        views: Views | None,
     ) -> Terms:
         """G's terms; `anchor`, D's embedding of x+, is one step of D old, which saves a pass."""
         weights, classes, present = self.config.losses, batch.classes, batch.present
         of_images, of_fakes = (None, None) if classes is None else (classes[:2], classes[2:5])
-        fake, (f_positive, f_negative, _), logits = self._score(fakes, 3, of_fakes)
-        real = None
+        fakes, real = fakes.to(self.dtype), None
+        of_real, of_made = (None, None) if views is None else views.split(len(images))
+        fake, (f_positive, f_negative, _), logits, _ = self._score(
+            self._show(fakes, of_made), 3, of_fakes
+        )
         if weights.objective in RELATIVE:
             with torch.no_grad():
-                real = self._score(images, 2, of_images)[0]
-        error = reconstruction(fakes[: len(images)].to(self.dtype), images)
+                real = self._score(self._show(images, of_real), 2, of_images).scores
+        error = reconstruction(fakes[: len(images)], images)
         terms = {
             "g/adversarial": self.objective(Scores(fake, real), "generator"),
             "g/reconstruction": error.view(2, -1).mean(0),
@@ -264,24 +298,31 @@ class Adversary:
         return terms
 
     def _score(
-        self, images: Tensor, parts: int, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of [parts b, C, H, W], as of classes [parts, b]: what D makes of them, part by part.
+        self, images: Tensor, parts: int, labels: Tensor | None, apart: bool = False
+    ) -> Judged:
+        """D of [parts b, C, H, W], as of classes [parts, b].
 
-        Returns:
-            Scores [parts, b], embeddings [parts, b, e] and, if D is to name the classes, their
-            logits [parts, b, classes].
+        With `apart`, the features learn nothing from the scores, and get their second projection
+        (ContraD: Jeong and Shin, 2021, section 3.2).
         """
-        d = self.discriminator
+
+        def by_part(found: Tensor) -> Tensor:
+            return found.to(self.dtype).view(parts, len(images) // parts, *found.shape[1:])
+
+        d, weights = self.discriminator, self.config.losses
         features = d.features(images)
-        scores = d.scores(features, None if labels is None else labels.flatten())
-        named = self.config.condition == "classifier" and self.config.losses.classification > 0
-        several = [scores, d.embed(features), *([d.classify(features)] if named else [])]
-        scores, embeddings, *logits = (
-            found.to(self.dtype).view(parts, len(images) // parts, *found.shape[1:])
-            for found in several
+        kinds = None if labels is None else labels.flatten()
+        named = self.config.condition == "classifier" and weights.classification > 0
+        return Judged(
+            by_part(d.scores(features.detach() if apart else features, kinds)),
+            by_part(d.embed(features)),
+            by_part(d.classify(features)) if named else None,
+            by_part(d.embed_fakes(features)) if apart and weights.fakes else None,
         )
-        return scores, embeddings, logits[0] if logits else None
+
+    def _show(self, images: Tensor, views: Views | None) -> Tensor:
+        """Images as D sees them (differentiable augmentation: Zhao et al., 2020, equation 4)."""
+        return images if views is None else view(images, views)
 
     def _descend(
         self,
@@ -324,11 +365,17 @@ class Adversary:
 
         views = Views(*map(here, first)), Views(*map(here, second))
         moved = torch.cat([here(move) for move in moves])
+        shown: list[Views | None] = [None, None]
+        if self.config.augment.used:
+            shown = [
+                Views(*(torch.cat([here(part) for part in drawn.chunk(5)]) for drawn in views))
+                for views in (draw_views(self.config.augment, 5 * total, random) for _ in range(2))
+            ]
         extras = None
         if self.generator.extras:
             parts = torch.randn(3, total, self.generator.extras, generator=random)
             extras = torch.cat([here(part) for part in parts])
-        return Chance(here(noise), moved, *views, extras, directions, here(shares))
+        return Chance(here(noise), moved, *views, extras, directions, here(shares), *shown)
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cl_ray.data.config import PairConfig, ShardConfig, ViewConfig
+from cl_ray.data.config import AugmentConfig, PairConfig, ShardConfig, ViewConfig
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.losses.config import LossConfig
@@ -104,6 +104,7 @@ class Config(Model):
     log_every: int = Field(20, ge=1, description="Steps between two lines of curves.")
     pairs: PairConfig = PairConfig()
     views: ViewConfig = ViewConfig()
+    augment: AugmentConfig = AugmentConfig()
     shards: ShardConfig = ShardConfig()
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()

@@ -101,7 +101,7 @@ class Score(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Score: D's own `forward` without the projection and what training needs of it."""
         features = self.discriminator.features(to_unit(images))
-        scores = self.discriminator.score(features).squeeze(1)
+        scores = self.discriminator.score(self.discriminator.judge(features)).squeeze(1)
         if self.discriminator.projects:  # that class has the largest inner product
             scores = scores + self.discriminator.classify(features).amax(1)
         return scores

@@ -36,20 +36,27 @@ class Case:
     penalty: str = ""
     family: str = "convolutional"
     condition: str = "none"
+    contrad: bool = False
+    """ContraD's form, D seeing all through views, as its paper has it."""
 
     def __str__(self) -> str:
         named = f"{self.objective}, {self.mode}, {self.d_steps} of D"
         further = [self.penalty, self.family if self.family != "convolutional" else ""]
         further.append(self.condition if self.condition != "none" else "")
+        further.append("contrad" if self.contrad else "")
         return ", ".join([named, *filter(None, further)])
 
     @property
     def config(self) -> Config:
         """Small networks that are otherwise as they come."""
+        losses: dict[str, Any] = {"objective": self.objective}
+        losses |= {self.penalty: 2.0} if self.penalty else {}
+        losses |= {"form": "contrad"} if self.contrad else {}
         return small(
+            augment={"shift": 0.2, "erase": 0.1} if self.contrad else {},
             pairs={"mode": self.mode},
             condition=self.condition,
-            losses={"objective": self.objective} | ({self.penalty: 2.0} if self.penalty else {}),
+            losses=losses,
             optimizer={"d_steps": self.d_steps},
             generator={"family": self.family, **G},
             discriminator={
@@ -79,6 +86,8 @@ CASES = [
     Case("non-saturating", condition="classifier"),
     Case("least-squares", condition="projection"),  # with spectral norm
     Case("relativistic", "labels", 2, "gradient_penalty", "style", "projection"),
+    Case("non-saturating", contrad=True),
+    Case("relativistic", "labels", 2, "r1", condition="projection", contrad=True),
 ]
 
 

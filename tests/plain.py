@@ -83,18 +83,32 @@ class Plain:
                 (x_positive, m_positive, y_positive), (x_negative, m_negative, y_negative), noise
             )
 
-            s_x_positive, anchor = self.discriminator(x_positive, y_positive)
-            s_x_negative, e_x_negative = self.discriminator(x_negative, y_negative)
-            s_f_positive, e_f_positive = self.discriminator(f_positive.detach(), y_positive)
-            s_f_negative, e_f_negative = self.discriminator(f_negative.detach(), y_negative)
-            s_f_noise, e_f_noise = self.discriminator(f_noise.detach(), y_positive)
-            e_first = self.discriminator(view(x_positive, views[0]), y_positive)[1]
-            e_second = self.discriminator(view(x_partner, views[1]), y_positive)[1]
+            share = torch.rand(len(batch.present), generator=random).double()[batch.present]
+            t_x_positive, t_x_negative, t_f_positive, t_f_negative, t_f_noise = self.shown(
+                [x_positive, x_negative, *(f.detach() for f in (f_positive, f_negative, f_noise))],
+                batch.present,
+                random,
+            )
+            of_next = random.get_state()
+            s_x_positive, anchor = self.judged(t_x_positive, y_positive)
+            s_x_negative, e_x_negative = self.judged(t_x_negative, y_negative)
+            s_f_positive, e_f_positive = self.judged(t_f_positive, y_positive)
+            s_f_negative, e_f_negative = self.judged(t_f_negative, y_negative)
+            s_f_noise, e_f_noise = self.judged(t_f_noise, y_positive)
+            seen_first, seen_second = view(x_positive, views[0]), view(x_partner, views[1])
+            e_first = self.judged(seen_first, y_positive)[1]
+            e_second = self.judged(seen_second, y_positive)[1]
 
             real_scores = s_x_positive, s_x_negative
             fake_scores = s_f_positive, s_f_negative, s_f_noise
             told = TOLD[weights.objective](real_scores, fake_scores)
             others = [e_x_negative, e_f_positive, e_f_negative, e_f_noise]
+            terms["d/fakes"] = torch.zeros(())
+            if weights.form == "contrad":
+                others = []
+                terms["d/fakes"] = self.fakes_together(
+                    [t_f_positive, t_f_negative, t_f_noise], [seen_first, seen_second]
+                )
             drawn = drawn_together(e_first, e_second, others, tau)
             picked = -log_sigmoid(margin(anchor, e_f_positive, e_f_negative, tau)).mean()
             terms["d/adversarial"] = told
@@ -103,26 +117,25 @@ class Plain:
             terms["score/real"] = (s_x_positive.mean() + s_x_negative.mean()) / 2
             terms["score/fake"] = sum(s.mean() for s in (s_f_positive, s_f_negative, s_f_noise)) / 3
             step = weights.r1_spread * signs(directions, (1, 28, 28)).double()
-            beside = self.discriminator(x_positive + step, y_positive)[0]
+            beside = self.judged(t_x_positive + step, y_positive)[0]
             slope = (beside - s_x_positive) / weights.r1_spread
             terms["d/approximate_r1"] = (slope**2).mean() / 2
             terms["d/classification"] = torch.zeros(())
             if self.config.condition == "classifier":
-                seen = [(x_positive, y_positive), (x_negative, y_negative)]
-                terms["d/classification"] = self.unnamed(seen) + self.unnamed(
-                    [
-                        (f_positive.detach(), y_positive),
-                        (f_negative.detach(), y_negative),
-                        (f_noise.detach(), y_positive),
-                    ]
-                )
-            share = torch.rand(len(batch.present), generator=random).double()[batch.present]
+                seen = [(t_x_positive, y_positive), (t_x_negative, y_negative)]
+                made = [
+                    (t_f_positive, y_positive), (t_f_negative, y_negative), (t_f_noise, y_positive)
+                ]  # fmt: skip
+                terms["d/classification"] = self.unnamed(seen) + self.unnamed(made)
             mixed = torch.stack(
-                [t * x + (1 - t) * f for t, x, f in zip(share, x_positive, f_noise, strict=True)]
+                [
+                    t * x + (1 - t) * f
+                    for t, x, f in zip(share, t_x_positive, t_f_noise, strict=True)
+                ]
             )
             penalties = {
-                "r1": (self.slopes(x_positive, y_positive) ** 2 / 2).mean(),
-                "r2": (self.slopes(f_noise, y_positive) ** 2 / 2).mean(),
+                "r1": (self.slopes(t_x_positive, y_positive) ** 2 / 2).mean(),
+                "r2": (self.slopes(t_f_noise, y_positive) ** 2 / 2).mean(),
                 "gradient_penalty": ((self.slopes(mixed, y_positive) - 1) ** 2).mean(),
             }
             terms |= {f"d/{name}": term for name, term in penalties.items()}
@@ -133,16 +146,21 @@ class Plain:
                 + weights.pair * picked
                 + weights.approximate_r1 * terms["d/approximate_r1"]
                 + weights.classification * terms["d/classification"]
+                + weights.fakes * terms["d/fakes"]
             )
 
         f_positive, f_negative, f_noise = self.fakes(
             (x_positive, m_positive, y_positive), (x_negative, m_negative, y_negative), noise
         )
-        s_f_positive, e_f_positive = self.discriminator(f_positive, y_positive)
-        s_f_negative, e_f_negative = self.discriminator(f_negative, y_negative)
-        s_f_noise, _ = self.discriminator(f_noise, y_positive)
+        random.set_state(of_next)
+        t_x_positive, t_x_negative, t_f_positive, t_f_negative, t_f_noise = self.shown(
+            [x_positive, x_negative, f_positive, f_negative, f_noise], batch.present, random
+        )
+        s_f_positive, e_f_positive = self.discriminator(t_f_positive, y_positive)
+        s_f_negative, e_f_negative = self.discriminator(t_f_negative, y_negative)
+        s_f_noise, _ = self.discriminator(t_f_noise, y_positive)
         with torch.no_grad():
-            pairs = (x_positive, y_positive), (x_negative, y_negative)
+            pairs = (t_x_positive, y_positive), (t_x_negative, y_negative)
             real_scores = [self.discriminator(x, y)[0] for x, y in pairs]
         fooled = FOOLED[weights.objective](real_scores, (s_f_positive, s_f_negative, s_f_noise))
         near = ((f_positive - x_positive).abs().mean() + (f_negative - x_negative).abs().mean()) / 2
@@ -157,7 +175,7 @@ class Plain:
         terms["g/classification"] = torch.zeros(())
         if self.config.condition == "classifier":
             terms["g/classification"] = self.unnamed(
-                [(f_positive, y_positive), (f_negative, y_negative), (f_noise, y_positive)]
+                [(t_f_positive, y_positive), (t_f_negative, y_negative), (t_f_noise, y_positive)]
             )
         self.adam_g.descend(
             weights.classification * terms["g/classification"]
@@ -180,6 +198,38 @@ class Plain:
         """Views drawn for all rows, of which the present are kept."""
         drawn = draw_views(self.config.views, len(present), random)
         return Views(*(part.double()[present] for part in drawn))
+
+    def shown(self, images: list[Tensor], present: Tensor, random: torch.Generator) -> list[Tensor]:
+        """Five kinds of images through views drawn for all rows, of which the present are kept."""
+        if not self.config.augment.used:
+            return images
+        drawn = draw_views(self.config.augment, 5 * len(present), random)
+        kinds = [part.double().view(5, len(present), *part.shape[1:]) for part in drawn]
+        return [view(x, Views(*(kind[n][present] for kind in kinds))) for n, x in enumerate(images)]
+
+    def judged(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """D in its own step: in the form contrad its features learn nothing from the score."""
+        d = self.discriminator
+        if self.config.losses.form != "contrad":
+            return d(images, labels)
+        features = d.features(images)
+        return d.scores(features.detach(), labels), d.embed(features)
+
+    def fakes_together(self, fakes: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Supervised contrastion of fakes, by the second projection, query by query."""
+        d, tau = self.discriminator, self.config.losses.temperature
+
+        def unit(several: Sequence[Tensor]) -> list[Tensor]:
+            return [z / z.norm() for x in several for z in d.second(d.features(x))]
+
+        made, real = unit(fakes), unit(views)
+        losses = []
+        for i, query in enumerate(made):
+            alike = [torch.dot(query, z) / tau for j, z in enumerate(made) if j != i]
+            others = [torch.dot(query, z) / tau for z in real]
+            whole = torch.log(torch.exp(torch.stack(alike + others)).sum())
+            losses.append(whole - torch.stack(alike).mean())
+        return torch.stack(losses).mean()
 
     def fakes(
         self,

@@ -139,6 +139,39 @@ def test_a_step_with_labels_is_the_plain_one(condition: str, objective: str) -> 
     assert all({n for n in seen if "classification" in n} == named for seen in terms)
 
 
+@pytest.mark.parametrize("augment", [{}, {"shift": 0.2, "rotate": 30.0, "erase": 0.2}])
+@pytest.mark.parametrize("condition", ["none", "classifier", "projection"])
+def test_a_step_in_contrad_s_form_is_the_plain_one(
+    condition: str, augment: dict[str, float]
+) -> None:
+    losses = {"form": "contrad", "fakes": 0.7, "temperature": 0.4, "r1": 0.2}
+    terms = assert_plain(losses=losses, condition=condition, augment=augment)
+    assert all(seen["d/fakes"] > 0 for seen in terms)
+
+
+@pytest.mark.parametrize("objective", ["non-saturating", "relativistic"])
+def test_a_step_in_which_d_sees_views_is_the_plain_one(objective: str) -> None:
+    augment = {"shift": 0.1, "scale": 0.2, "warp": 0.1}
+    penalties = {"r1": 0.5, "r2": 0.5, "gradient_penalty": 0.3}
+    whole = assert_plain(
+        losses={"objective": objective, **penalties}, augment=augment, optimizer={"d_steps": 2}
+    )
+    bare = step(made(losses={"objective": objective, **penalties}, optimizer={"d_steps": 2}), 0)
+    assert whole[0]["d/adversarial"] != bare[0]["d/adversarial"]
+    assert whole[0]["g/reconstruction"] == pytest.approx(bare[0]["g/reconstruction"].item())
+
+
+def test_contrad_s_features_learn_nothing_from_the_score() -> None:
+    zero = dict.fromkeys(["contrastive", "fakes", "pair", "approximate_r1"], 0.0)
+    adversary = made(losses={"form": "contrad", **zero})
+    before = weights_of(adversary)
+    step(adversary, 0)
+    after = weights_of(adversary)
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    of_d = {n.removeprefix("discriminator.") for n in changed if n.startswith("discriminator.")}
+    assert of_d == {"judge.0.weight", "judge.0.bias", "score.weight", "score.bias"}
+
+
 def test_a_classification_of_no_weight_is_left_out() -> None:
     terms = assert_plain(losses={"classification": 0.0}, condition="classifier")
     assert not [name for seen in terms for name in seen if name.endswith("/classification")]

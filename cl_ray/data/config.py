@@ -43,6 +43,28 @@ class ViewConfig(Model):
     )
 
 
+class AugmentConfig(ViewConfig):
+    """Views through which D sees every real image and every fake; all 0 is none."""
+
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation, degrees.")
+    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift, as a share of the side.")
+    scale: float = Field(
+        0.0, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25."
+    )
+    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear, degrees.")
+    warp: float = Field(
+        0.0, ge=0, le=1, description="Spread of a smooth random displacement, in half sides."
+    )
+    erase: float = Field(
+        0.0, ge=0, lt=1, description="Share of a 4 x 4 grid's cells that are blanked out."
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether it changes an image."""
+        return any(self.model_dump().values())
+
+
 class ShardConfig(Model):
     """Where a worker keeps its share of the images."""
 

@@ -26,6 +26,10 @@ class Views(NamedTuple):
     warps: Tensor
     kept: Tensor
 
+    def split(self, count: int) -> tuple["Views", "Views"]:
+        """Those of the first so many images, and the others'."""
+        return Views(*(part[:count] for part in self)), Views(*(part[count:] for part in self))
+
 
 def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Views:
     """Random views.

@@ -162,7 +162,7 @@ class Embed:
 
     def width(self, run: "LoadedRun") -> int:
         """Bytes of an embedding."""
-        return 4 * run.discriminator.score.in_features
+        return 4 * run.discriminator.flat
 
     def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
         """Embeddings of rows `start` to `stop`, float32 of a fixed size."""

@@ -39,7 +39,16 @@ class LossConfig(Model):
         ge=0,
         description="Weight of (|slope| - 1)^2 between real images and fakes of noise.",
     )
+    form: Literal["info-nce", "contrad"] = Field(
+        "info-nce",
+        description="How D learns from views. info-nce: against the rest of the batch and the "
+        "fakes. contrad: against the rest alone, the fakes drawn together as one class, and its "
+        "score read off features that learn from these alone.",
+    )
     contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE in D's loss.")
+    fakes: float = Field(
+        1.0, ge=0, description="Weight of drawing fakes together; only in the form contrad."
+    )
     temperature: float = Field(0.2, gt=0, le=10, description="Temperature of InfoNCE.")
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
     reconstruction: float = Field(40.0, ge=0, description="Weight of |G(x) - x| in G's loss.")

@@ -39,3 +39,40 @@ def info_nce(
         similarity.masked_fill(blocked, float("-inf")), positive, reduction="none"
     )
     return loss.view(2, local).mean(0)
+
+
+def fakes_as_one(
+    fakes: Tensor, first: Tensor, second: Tensor, present: Tensor, temperature: float
+) -> Tensor:
+    """Pull all fakes together, push them away from the views of real images.
+
+    ContraD (Jeong and Shin, 2021, equation 9): supervised contrastion (Khosla et al., 2020,
+    equation 2) in which the fakes are one class, and queries, and every other image is only a key.
+
+    Args:
+        fakes: Unit embeddings [k, b, e], k fakes of each of this rank's pairs.
+        first: Of one view of its real images, [b, e].
+        second: Of another view.
+        present: Bool [b], false where a row only fills the last batch up; such a row is no key.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Losses [b], the mean of each pair's k fakes; 0 where there is no other fake, and those of
+        absent rows mean nothing.
+    """
+    count, local = fakes.shape[:2]
+    keys, here, itself = gather_others(torch.cat([fakes, torch.stack([first, second])]), present)
+    itself = itself[: count * local]
+    similarity = fakes.flatten(0, 1) @ keys.T / temperature
+    similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
+    query = torch.arange(len(itself), device=keys.device)
+    allowed = here.expand(len(query), -1).clone()
+    allowed[query, itself] = False
+    fake = torch.arange(len(keys), device=keys.device) < len(keys) // (count + 2) * count
+    alike = allowed & fake
+    likelihood = similarity - similarity.masked_fill(~allowed, float("-inf")).logsumexp(
+        1, keepdim=True
+    )
+    number = alike.sum(1)
+    loss = -likelihood.masked_fill(~alike, 0).sum(1) / number.clamp(min=1)
+    return loss.masked_fill(number == 0, 0).view(count, local).mean(0)

@@ -15,6 +15,8 @@ class Discriminator(nn.Module):
         embedding: Dimensions of the projection.
         classes: How many there are; 0 where labels are not used.
         projects: Whether an image's class is part of its score, instead of being named.
+        contrad: Whether it has what ContraD's form needs: a hidden layer before the score, and a
+            second projection, in which fakes are one class (Jeong and Shin, 2021, section 3).
     """
 
     def __init__(
@@ -25,17 +27,22 @@ class Discriminator(nn.Module):
         embedding: int,
         classes: int = 0,
         projects: bool = False,
+        contrad: bool = False,
     ):
         super().__init__()
-        self.projects = projects and classes > 0
-        self.classes = nn.Linear(flat, classes, bias=not projects) if classes else None
+        self.flat = flat
         self.trunk = trunk
-        self.score = nn.Linear(flat, 1)
-        self.projection = nn.Sequential(
-            nn.Linear(flat, hidden),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Linear(hidden, embedding),
-        )
+        self.judge: nn.Module = nn.Identity()
+        judged = flat
+        if contrad:
+            self.judge = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU(0.2))
+            judged = hidden
+        self.score = nn.Linear(judged, 1)
+        self.projection = head(flat, hidden, embedding)
+        self.second = head(flat, hidden, embedding) if contrad else None
+        self.projects = projects and classes > 0
+        seen = judged if projects else flat
+        self.classes = nn.Linear(seen, classes, bias=not projects) if classes else None
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] to the representation, the deepest map [B, flat]."""
@@ -49,7 +56,7 @@ class Discriminator(nn.Module):
         Koyama, 2018, equation 4).
         """
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
-            features = features.to(self.score.weight.dtype)
+            features = self.judge(features.to(self.score.weight.dtype))
             scores = self.score(features).squeeze(1)
             if not self.projects:
                 return scores
@@ -65,13 +72,26 @@ class Discriminator(nn.Module):
         """
         assert self.classes is not None, "D knows classes only where labels are used"
         with torch.autocast(features.device.type, enabled=False):
-            return self.classes(features.to(self.score.weight.dtype))
+            features = features.to(self.score.weight.dtype)
+            return self.classes(self.judge(features) if self.projects else features)
 
     def embed(self, features: Tensor) -> Tensor:
         """Unit embeddings [B, embedding] of features [B, flat]."""
         return functional.normalize(self.projection(features), dim=1)
 
+    def embed_fakes(self, features: Tensor) -> Tensor:
+        """Unit embeddings [B, embedding] by the second projection, of features [B, flat]."""
+        assert self.second is not None, "only in the form contrad"
+        return functional.normalize(self.second(features), dim=1)
+
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
         features = self.features(images)
         return self.scores(features, labels), self.embed(features)
+
+
+def head(flat: int, hidden: int, embedding: int) -> nn.Sequential:
+    """Features [B, flat] to projections [B, embedding], by one hidden layer (SimCLR)."""
+    return nn.Sequential(
+        nn.Linear(flat, hidden), nn.LeakyReLU(0.2, inplace=True), nn.Linear(hidden, embedding)
+    )

@@ -46,10 +46,10 @@ def build_networks(
         shape: Height, width and channels.
         classes: How many there are; 0 unless `config.condition` uses labels.
     """
-    projects = config.condition == "projection"
+    projects, contrad = config.condition == "projection", config.losses.form == "contrad"
     return (
         build_generator(shape, config.generator, classes),
-        build_discriminator(shape, config.discriminator, classes, projects),
+        build_discriminator(shape, config.discriminator, classes, projects, contrad),
     )
 
 
@@ -70,14 +70,16 @@ def build_discriminator(
     config: DiscriminatorConfig,
     classes: int = 0,
     projects: bool = False,
+    contrad: bool = False,
 ) -> Discriminator:
     """D for images of that height, width and channels, of so many classes, its weights drawn."""
     plan = Plan(shape[0], shape[2], config.depth, config.width)
     trunk = FAMILIES[config.family].trunk(plan)
     sizes = plan.flat, config.hidden, config.embedding
-    network = Discriminator(trunk, *sizes, classes, projects).apply(initialize)
+    network = Discriminator(trunk, *sizes, classes, projects, contrad).apply(initialize)
     if config.spectral_norm:
-        heads = (network.score, network.classes) if network.projects else (network.score,)
+        heads = [*network.judge.modules(), network.score]
+        heads += [network.classes] if network.projects and network.classes else []
         for module in (*network.trunk.modules(), *heads):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 parametrizations.spectral_norm(module)

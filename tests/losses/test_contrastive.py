@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.contrastive import info_nce
+from cl_ray.losses.contrastive import fakes_as_one, info_nce
 
 
 def embeddings(parts: int, pairs: int, size: int) -> Tensor:
@@ -91,3 +91,47 @@ def test_nearer_views_are_better_and_more_to_push_away_is_worse() -> None:
     before = info_nce(parts[0], parts[1], parts[2:], present, 0.2)
     assert (info_nce(parts[0], parts[0], parts[2:], present, 0.2) < before).all()
     assert (info_nce(parts[0], parts[1], parts[:0], present, 0.2) < before).all()
+
+
+def naive_fakes(
+    parts: list[list[list[float]]], fakes: int, present: list[bool], temperature: float
+) -> list[float]:
+    """The first parts are fakes; each pair's mean over its fakes as queries."""
+    rows = [
+        (part, i, vector)
+        for part, vectors in enumerate(parts)
+        for i, vector in enumerate(vectors)
+        if present[i]
+    ]
+    losses = []
+    for pair in range(len(present)):
+        total = 0.0
+        for part in range(fakes):
+            query = parts[part][pair]
+            keys = [
+                (other, sum(a * b for a, b in zip(query, key, strict=True)) / temperature)
+                for other, i, key in rows
+                if (other, i) != (part, pair)
+            ]
+            whole = math.log(sum(math.exp(likeness) for _, likeness in keys)) if keys else 0.0
+            alike = [likeness for other, likeness in keys if other < fakes]
+            total += whole - sum(alike) / len(alike) if alike else 0.0
+        losses.append(total / fakes)
+    return losses
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0, 10.0])
+@pytest.mark.parametrize(("pairs", "fakes"), [(1, 1), (1, 3), (2, 1), (5, 3), (9, 2)])
+def test_fakes_as_one_is_the_loop(pairs: int, fakes: int, temperature: float, mask: str) -> None:
+    parts = embeddings(fakes + 2, pairs, 6)
+    present = MASKS[mask](pairs)
+    loss = fakes_as_one(
+        parts[:fakes], parts[fakes], parts[fakes + 1], torch.tensor(present), temperature
+    )
+    assert loss.shape == (pairs,)
+    expected = naive_fakes(parts.tolist(), fakes, present, temperature)
+    for i in range(pairs):
+        assert math.isfinite(loss[i].item())
+        if present[i]:
+            assert loss[i].item() == pytest.approx(expected[i], rel=1e-12, abs=1e-12)
