@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 train: setup
 	$(VENV)/bin/cl-ray train --preset quick
 
+# Two files at once: half of the time a test waits for processes to start or to be missed.
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

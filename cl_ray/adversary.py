@@ -202,6 +202,13 @@ class Adversary:
         self.steps += 1
         return {name: (term.detach() * share).sum() for name, term in (d_terms | g_terms).items()}
 
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """D's unit embeddings [n, e] of uint8 images [n, H, W, C], as it is now."""
+        with self._cast():
+            features = self.discriminator.features(to_unit(images, self.dtype))
+            return self.discriminator.embed(features).to(self.dtype)
+
     def set_rates(self, share: float) -> None:
         """Take the next steps at this share, 0 to 1, of the configured learning rates."""
         rates = self.config.optimizer

@@ -11,8 +11,8 @@ from torch import Tensor
 from cl_ray import distributed
 from cl_ray.adversary import Adversary, Batch
 from cl_ray.config import Config
-from cl_ray.data.shards import Shard
-from cl_ray.data.share import SPLIT
+from cl_ray.data.shards import ResidentShard, Shard
+from cl_ray.data.share import NOT_STREAMED, SPLIT
 from cl_ray.errors import UserError
 
 Figures = dict[str, float]
@@ -53,6 +53,9 @@ class Run:
         shard: This rank's batches.
         device: Where to compute.
         dtype: See `Adversary`.
+
+    Raises:
+        UserError: Hard negatives are wanted of a shard that streams.
     """
 
     def __init__(
@@ -65,6 +68,10 @@ class Run:
         self.config, self.shard = config, shard
         share = shard.share
         self.adversary = Adversary(config, share.dataset.info.shape, device, dtype, share.classes)
+        if config.pairs.negatives == "hard":
+            if not isinstance(shard, ResidentShard):
+                raise UserError(NOT_STREAMED)
+            shard.sampler.embed = self.adversary.embed
         self.epochs = 0
         """Epochs finished."""
         self.position = 0

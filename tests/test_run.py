@@ -317,3 +317,30 @@ def test_the_rates_stay_then_fall_in_a_line(make_digits: MakeDigits) -> None:
         run.epoch(watch)
     shares = [1.0] * 7 + [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert taken == [pytest.approx([0.004 * s, 0.001 * s]) for s in shares]
+
+
+def test_hard_negatives_are_chosen_by_d_as_it_is(make_digits: MakeDigits) -> None:
+    data, hard = make_digits(IMAGES), {"negatives": "hard", "candidates": 8}
+    whole, again = (begin("resident", data, pairs=hard, log_every=1) for _ in range(2))
+    everything = torch.from_numpy(Dataset.open(data).read("train").image)
+    seen: list[tuple[float, float]] = []
+
+    def watch(record: Record) -> None:
+        if record.step == 3:
+            again.load_state_dict(unpack(pack(whole.state_dict())))
+        batch, embed = whole.batch, whole.adversary.embed
+        assert batch is not None
+        anchors, everyone = embed(batch.positive), embed(everything)
+        chosen = (anchors * embed(batch.negative)).sum(1).mean().item()
+        seen.append((chosen, (anchors @ everyone.T).mean().item()))
+
+    whole.epoch(watch)
+    assert len(seen) == STEPS
+    assert sum(chosen - of_all for chosen, of_all in seen) / STEPS > 0.02
+    again.epoch()  # goes on in mid-epoch, to the same end
+    assert alike(again.adversary.state_dict(), whole.adversary.state_dict())
+
+
+def test_hard_negatives_of_a_stream_are_refused(make_digits: MakeDigits) -> None:
+    with pytest.raises(UserError, match=r"pairs.negatives `hard` needs D .* raise shards.memory"):
+        begin("streaming", make_digits(IMAGES), pairs={"negatives": "hard"})

@@ -16,7 +16,13 @@ class PairConfig(Model):
         "labels: supervised; another image of its class, and a negative of another class.",
     )
     candidates: int = Field(
-        2, ge=1, le=1024, description="Negatives drawn for each positive; the farthest is taken."
+        2, ge=1, le=1024, description="Negatives drawn for each positive, of which one is taken."
+    )
+    negatives: Literal["far", "hard"] = Field(
+        "far",
+        description="Which one. far: the farthest in pixels. hard: of those that are far enough in "
+        "pixels, the one that D's embedding takes to be the most alike (costs D's pass over all "
+        "candidates; the shard must stay on the device).",
     )
     quantile: float = Field(
         0.1,

@@ -1,14 +1,21 @@
 """Who is the negative: the one sampler of pairs, on a device or in a Ray Data task.
 
+Whether a negative is far enough is a matter of pixels; which of those is taken may be one of D's
+embedding (harder negatives: Robinson et al., 2021, section 3, by choice in place of weights).
 Distances are Euclidean over pixels. They are computed in whole numbers of uint8 pixels, squared,
 so that a pair is accepted or not alike on every device.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
 from cl_ray.errors import UserError
+
+Embed = Callable[[Tensor], Tensor]
+"""Unit embeddings [n, e] of uint8 images [n, H, W, C]."""
 
 ROUNDS = 4
 """Times that candidates are drawn again for rows whose farthest is too near; then all are tried."""
@@ -23,13 +30,16 @@ class PairSampler:
         labels: Class numbers [n] of the pool, needed by the mode `labels`.
         distance: The data's pairwise distance at the configured quantile, pixels in [0, 1].
 
+    With `negatives` "hard" its `embed` must be set before it draws.
+
     Raises:
         UserError: The pool can never give a pair: fewer images than candidates, images all
             alike, no labels or one class only.
     """
 
     def __init__(self, config: PairConfig, images: Tensor, labels: Tensor | None, distance: float):
-        self.config, self.images = config, images.flatten(1)
+        self.config, self.pictures, self.images = config, images, images.flatten(1)
+        self.embed: Embed | None = None
         self.labels = labels if config.mode == "labels" else None
         self.bound = int(-(-((distance * 255) ** 2) // 1))  # rounded up: never nearer
         if len(images) <= config.candidates:
@@ -73,12 +83,12 @@ class PairSampler:
             UserError: A positive has no image in the pool as far off as the bound.
         """
         partners = self._partners(positives, generator)
-        negatives, far = self._farthest(positives, generator)
+        negatives, far = self._choose(positives, generator)
         for _ in range(ROUNDS):
             near = (~far).nonzero().squeeze(1)
             if not len(near):
                 return partners, negatives
-            negatives[near], far[near] = self._farthest(positives[near], generator)
+            negatives[near], far[near] = self._choose(positives[near], generator)
         for row in (~far).nonzero().squeeze(1).tolist():
             negatives[row] = self._any(int(positives[row]), generator)
         return partners, negatives
@@ -93,8 +103,8 @@ class PairSampler:
         place = first + (self.place[positives] - first + step) % count
         return self.order[place]
 
-    def _farthest(self, positives: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The farthest allowed of the candidates of each positive, and whether it is far enough."""
+    def _choose(self, positives: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One of the candidates of each positive, and whether it is far enough."""
         shape = len(positives), self.config.candidates
         others = len(self.images) - 1
         drawn = torch.randint(others, shape, generator=generator).to(self.images.device)
@@ -103,8 +113,20 @@ class PairSampler:
         if self.labels is not None:
             same = self.labels[candidates] == self.labels[positives][:, None]
             distance = distance.masked_fill(same, -1)
-        best, which = distance.max(1)
-        return candidates.gather(1, which[:, None]).squeeze(1), best >= self.bound
+        wanted = distance
+        if self.config.negatives == "hard":
+            likeness = self._likeness(positives, candidates)
+            wanted = likeness.masked_fill(distance < self.bound, -torch.inf)
+        which = wanted.argmax(1, keepdim=True)
+        far = distance.gather(1, which).squeeze(1) >= self.bound
+        return candidates.gather(1, which).squeeze(1), far
+
+    def _likeness(self, positives: Tensor, candidates: Tensor) -> Tensor:
+        """Cosines of D's embeddings of rows [b] to those of rows [b, k]."""
+        assert self.embed is not None, "hard negatives are by an embedding"
+        anchors = self.embed(self.pictures[positives])
+        others = self.embed(self.pictures[candidates.flatten()]).view(*candidates.shape, -1)
+        return (anchors[:, None] * others).sum(2)
 
     def _any(self, positive: int, generator: torch.Generator) -> int:
         """One of all the images that are far enough, by an exhaustive look."""

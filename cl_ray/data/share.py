@@ -15,6 +15,10 @@ from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset, Piece
 
 SPLIT = "train"
+NOT_STREAMED = (
+    "pairs.negatives `hard` needs D beside the images, and a shard that streams is paired "
+    "elsewhere: raise shards.memory, take more workers, or use `far`."
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.text import Text
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
 from cl_ray.data.dataset import Dataset, without_keys
+from cl_ray.data.share import NOT_STREAMED, Share
 from cl_ray.errors import UserError
 from cl_ray.machine import peak_memory, version
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
@@ -149,6 +150,10 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
         raise UserError(
             f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
         )
+    if config.pairs.negatives == "hard":
+        fewest = Share(dataset, config, config.worker_range[0])
+        if not fewest.resident:
+            raise UserError(NOT_STREAMED)
     if config.condition != "none":
         if not dataset.info.labelled:
             raise UserError(

@@ -225,3 +225,34 @@ def test_more_images_than_one_look_compares() -> None:
     images[8999] = 255
     made = sampler(images, None, 0.5, candidates=1)
     assert made.draw(torch.tensor([5]), seeded())[1].tolist() == [8999]
+
+
+def turned(images: Tensor) -> Tensor:
+    """A unit embedding in which likeness is not that of pixels: an angle for each image."""
+    angle = images.flatten(1).double().mul(torch.arange(784) % 7).sum(1) / 100
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hard_negative_is_the_most_alike_of_those_far_enough(
+    digits: tuple[Dataset, Tensor, Tensor], mode: str
+) -> None:
+    data, images, labels = digits
+    least = data.distance_quantile("train", 0.5)
+    made = sampler(images, labels, least, mode=mode, candidates=299, negatives="hard")
+    made.embed = turned
+    # So many candidates are drawn with repetition: most of all images are among them.
+    positives = torch.arange(0, 300, 3)
+    _, negatives = made.draw(positives, seeded())
+    pixels, embedded = images.flatten(1).double() / 255, turned(images)
+    likeness = embedded[positives] @ embedded.T
+    allowed = torch.cdist(pixels[positives], pixels) >= least
+    if mode == "labels":
+        allowed &= labels[positives][:, None] != labels
+    assert allowed[torch.arange(100), negatives].all()
+    better = (likeness > likeness.gather(1, negatives[:, None]) + 1e-12) & allowed
+    assert better.sum(1).double().mean() < 3  # of some 150: those that were not drawn
+    far = sampler(images, labels, least, mode=mode, candidates=299)
+    _, farthest = far.draw(positives, seeded())
+    ours = likeness.gather(1, negatives[:, None]).mean()
+    assert ours > likeness.gather(1, farthest[:, None]).mean() + 0.3
