@@ -1,0 +1,210 @@
+"""Settings side by side on real digits: each trained for the same time, then measured alike.
+
+    python benchmarks/compare.py objectives            # every objective by every family of networks
+    python benchmarks/compare.py forms --seeds 3       # contrastive term: off, InfoNCE, ContraD's
+    python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
+    python benchmarks/compare.py labels                # conditions; these features are supervised
+
+A cell is one setting with one seed, trained on one thread for `--seconds` of that thread's own
+time, so that what else runs on the machine costs it nothing. Its figures go into
+benchmarks/results/TABLE.jsonl as it ends, and the same command goes on with the cells that are
+missing there; the table of all is printed at the end. Collapsed is a cell whose samples have half
+of the precision or a tenth of the coverage that the test digits have of training digits, or whose
+rarest digit is one in a hundred of its commonest.
+"""
+
+import json
+import time
+from itertools import islice, product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from cl_ray.config import Config, build, merge, preset
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.loading import LoadedRun
+from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.networks.families import FAMILIES
+from cl_ray.run import Run
+from cl_ray.training.device import describe, keep_freed_memory, resolve
+
+RESULTS = Path(__file__).parent / "results"
+PENALTIES: dict[str, dict[str, float]] = {
+    "wasserstein": {"gradient_penalty": 10.0},
+    "relativistic": {"r1": 0.05, "r2": 0.05, "approximate_r1": 0.0},
+}
+"""What an objective's own paper adds; the others keep the default's approximate R1."""
+CHECKED_EVERY = 20
+MEASURED = EvaluationConfig(samples=5000, images=10_000)
+SHOWN = ["frechet_over_floor", "precision", "recall", "coverage", "label_balance"]
+SHOWN += ["linear_probe", "knn_1", "class_accuracy"]
+
+Fields = dict[str, Any]
+
+
+def objectives() -> dict[str, Fields]:
+    """Every objective by every family, G and D of the same one."""
+    return {
+        f"{objective}, {family}": {
+            "losses": {"objective": objective, **PENALTIES.get(objective, {})},
+            "generator": {"family": family},
+            "discriminator": {"family": family},
+        }
+        for objective, family in product(OBJECTIVES, FAMILIES)
+    }
+
+
+def forms() -> dict[str, Fields]:
+    """D with and without what it learns from views."""
+    views = {"rotate": 20.0, "shift": 0.12, "scale": 0.2, "shear": 15.0, "warp": 0.1, "erase": 0.15}
+    contrad = {"form": "contrad", "pair": 0.0, "approximate_r1": 0.0, "temperature": 0.1}
+    off = {"contrastive": 0.0, "pair": 0.0, "indistinguishability": 0.0}
+    return {
+        "without": {"losses": off},
+        "InfoNCE": {},
+        "ContraD": {"losses": contrad, "augment": views},
+        "InfoNCE, D sees views": {"augment": {"shift": 0.12}},
+        "InfoNCE, hard negatives": {"pairs": {"negatives": "hard", "candidates": 4}},
+    }
+
+
+def sizes() -> dict[str, Fields]:
+    """Widths of G by widths of D."""
+    return {
+        f"G {g}, D {d}": {"generator": {"width": g}, "discriminator": {"width": d}}
+        for g, d in product((16, 32, 64), (16, 32, 64))
+    }
+
+
+def labels() -> dict[str, Fields]:
+    """Without labels, and by both conditions."""
+    return {name: {"condition": name} for name in ("none", "classifier", "projection")}
+
+
+TABLES = {"objectives": objectives, "forms": forms, "sizes": sizes, "labels": labels}
+
+
+def train(config: Config, seconds: float) -> tuple[Run, float, str]:
+    """A run after so many seconds of this thread, those seconds, and what ended it early."""
+    device, dtype = resolve(config)
+    shard = ResidentShard.read(Share(Dataset.open(config.data), config), device)
+    run = Run(config, shard, device, dtype)
+    begun = time.process_time()
+    pending: list[dict[str, torch.Tensor]] = []
+    epoch = 0
+    while True:
+        for batch in run.shard.batches(epoch):
+            pending.append(run.adversary.step(batch))
+            spent = time.process_time() - begun
+            over = spent >= seconds
+            if over or len(pending) == CHECKED_EVERY:
+                lost = [n for t in pending for n, v in t.items() if not v.isfinite()]
+                pending.clear()
+                if lost or over:
+                    return run, spent, f"{lost[0]} is no number" if lost else ""
+        epoch += 1
+
+
+def measure(run: Run, evaluator: Evaluator) -> Fields:
+    """Figures of the run's networks, and whether they have collapsed."""
+    adversary = run.adversary
+    loaded = LoadedRun(
+        config=run.config,
+        shape=adversary.shape,
+        checkpoint="",
+        step=adversary.steps,
+        generator=adversary.averaged,
+        discriminator=adversary.discriminator,
+        device=adversary.device,
+        classes=adversary.classes,
+    )
+    found = evaluator.evaluate(loaded)
+    assert found.fidelity is not None
+    floors = {name: figure.floor for name, figure in found.fidelity.figures.items()}
+    figures = found.figures()
+    collapsed = (
+        figures["precision"] < floors["precision"] / 2
+        or figures["coverage"] < floors["coverage"] / 10
+        or figures["label_balance"] < 0.01
+    )
+    return {"figures": {n: round(v, 5) for n, v in figures.items()}, "collapsed": collapsed}
+
+
+def cells(table: str) -> list[Fields]:
+    """What is known of the table so far."""
+    file = RESULTS / f"{table}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def show(table: str, console: Console) -> None:
+    """The table as Markdown: means over seeds, with their spread where there are several."""
+    done = cells(table)
+    names = [n for n in SHOWN if any(n in cell.get("figures", {}) for cell in done)]
+    console.print(f"| {table} | seeds | steps | " + " | ".join(names) + " | ended well |")
+    console.print("|---" * (len(names) + 4) + "|")
+    for name in dict.fromkeys(cell["cell"] for cell in done):
+        of = [cell for cell in done if cell["cell"] == name]
+        row = [name, str(len(of)), str(round(mean(cell["steps"] for cell in of)))]
+        for figure in names:
+            values = [c["figures"][figure] for c in of if figure in c.get("figures", {})]
+            spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
+            row.append(f"{mean(values):.4g}{spread}" if values else "–")
+        bad = {cell["ended"] or "collapsed" for cell in of if cell["ended"] or cell["collapsed"]}
+        console.print("| " + " | ".join([*row, ", ".join(sorted(bad)) or "yes"]) + " |")
+
+
+def main(
+    table: Annotated[Literal["objectives", "forms", "sizes", "labels"], tyro.conf.Positional],
+    seconds: float = 120.0,
+    seeds: int = 1,
+    most: int | None = None,
+) -> None:
+    """Train and measure the cells that are missing, then print the table.
+
+    Args:
+        table: What is compared.
+        seconds: Training of each cell, in seconds of its one thread.
+        seeds: Cells of each setting.
+        most: New cells at most; None is all.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    RESULTS.mkdir(exist_ok=True)
+    base = preset("quick").model_dump()
+    evaluator = Evaluator(Dataset.open("mnist"), MEASURED)
+    there = {(cell["cell"], cell["seed"], cell["seconds"]) for cell in cells(table)}
+    wanted = [
+        (name, seed, fields)
+        for seed in range(seeds)
+        for name, fields in TABLES[table]().items()
+        if (name, seed, seconds) not in there
+    ]
+    for name, seed, fields in islice(wanted, most):
+        config = build(merge(base, {**fields, "seed": seed}))
+        run, spent, ended = train(config, seconds)
+        cell = {"cell": name, "seed": seed, "seconds": seconds, "spent": round(spent, 1)}
+        cell |= {"steps": run.adversary.steps, "pairs": run.adversary.steps * config.batch_size}
+        cell |= {
+            "ended": ended,
+            "collapsed": False,
+            "on": describe(run.adversary.device, torch.float32),
+        }
+        if not ended:
+            cell |= measure(run, evaluator)
+        with (RESULTS / f"{table}.jsonl").open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+        console.print(f"{name}, seed {seed}: {cell}")
+    show(table, console)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
