@@ -11,6 +11,13 @@ from cl_ray.data.writer import About, Picture, write
 MakeDigits = Callable[[int], str]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files run side by side, a file stays together, and so do all fake clouds: one bridge."""
+    for item in items:
+        cloud = item.path.parent.name == "cluster"
+        item.add_marker(pytest.mark.xdist_group("cluster" if cloud else item.path.stem))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Small tensors on busy cores: two threads wait for each other longer than they work."""
