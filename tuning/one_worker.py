@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cl_ray.checkpoint import Checkpoints
+from cl_ray.config import Config
 from cl_ray.data.dataset import Rows
 from cl_ray.data.shards import ResidentShard, StreamingShard
 from cl_ray.data.share import Share
@@ -16,6 +17,7 @@ from cl_ray.loading import LoadedRun
 from cl_ray.run import Diverged, Figures, Record, Run
 from cl_ray.training.device import keep_freed_memory, resolve
 from cl_ray.training.journal import Journal
+from tuning.space import leaves
 from tuning.trial import Job, Trial, one_picture
 
 LONGEST_WAIT = 30.0
@@ -40,6 +42,16 @@ class OneWorkerTrial(Trial):
 
     def open(self) -> str:
         """Set the run up, or load its newest checkpoint."""
+        self.run = self._run()
+        self.checkpoints = Checkpoints(*self.folder.open(), keep=1)
+        newest = self.checkpoints.newest()
+        if newest:
+            self._restore(self.checkpoints.load(newest.name))
+        self.journal = Journal(self.folder, self.run, self.job.search)
+        return "goes on from " + newest.name if newest else "starts"
+
+    def _run(self) -> Run:
+        """A run at its start."""
         device, dtype = resolve(self.run_config)
         share = Share(self.job.dataset, self.run_config)
         shard = (
@@ -47,13 +59,24 @@ class OneWorkerTrial(Trial):
             if self.rows is not None
             else StreamingShard.read(share, device)
         )
-        self.run = Run(self.run_config, shard, device, dtype)
-        self.checkpoints = Checkpoints(*self.folder.open(), keep=1)
-        newest = self.checkpoints.newest()
-        if newest:
-            self.run.load_state_dict(self.checkpoints.load(newest.name))
-        self.journal = Journal(self.folder, self.run, self.job.search)
-        return "goes on from " + newest.name if newest else "starts"
+        return Run(self.run_config, shard, device, dtype)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Load a state; the architecture goes with the weights.
+
+        A trial of a population finds its own last checkpoint before it takes over a trial of
+        another architecture; killed after that, it finds the other's, whatever the study knows.
+        """
+        theirs = Config.from_yaml(state["config"])
+        networks = {"generator": theirs.generator, "discriminator": theirs.discriminator}
+        adopted = self.run_config.model_copy(update=networks)
+        if adopted != self.run_config:
+            self.run_config = adopted
+            fields = dict(leaves(adopted.model_dump()))
+            self.values = {field: fields[field] for field in self.values}
+            self.folder.write("config.yaml", adopted.to_yaml().encode())
+            self.run = self._run()
+        self.run.load_state_dict(state)
 
     def advance(self) -> dict[str, Any]:
         """Train for an epoch, save it and measure it."""
@@ -127,7 +150,7 @@ class OneWorkerTrial(Trial):
         """Take over a trial's networks, optimisers and place, another's or its own."""
         assert isinstance(checkpoint, str)
         state = torch.load(Path(checkpoint) / STATE, map_location="cpu", weights_only=True)
-        self.run.load_state_dict(state)
+        self._restore(state)
         name = f"step-{self.run.adversary.steps:08d}"
         self.checkpoints.held = {name}  # though its own may be further on
         self._save()

@@ -219,3 +219,25 @@ def test_a_population_s_trial_takes_over_another_s_networks(
     newest = Checkpoints(*worse.folder.open()).newest()
     assert newest is not None
     assert newest.step == 20
+
+
+def test_what_is_taken_over_may_be_of_another_architecture(digits: str, tmp_path: Path) -> None:
+    better = begin(tmp_path / "better", digits, VALUES, replaced=True)
+    better.step()
+    state = tmp_path / "state"
+    state.mkdir()
+    better.save_checkpoint(str(state))
+
+    own = {"optimizer.lr_g": 0.001, "generator.depth": 3}
+    worse = begin(tmp_path / "worse", digits, own, replaced=True)
+    worse.step()  # its own checkpoint is of three layers
+    taken = {**VALUES, "optimizer.lr_g": 0.002}
+    assert worse.reset_config(point(0, taken))
+    worse.load_checkpoint(str(state))
+    assert alike(weights(worse.run), weights(better.run))
+    assert worse.step()["values"] == taken
+    # Killed before the study heard of it: the weights say what it is.
+    again = begin(tmp_path / "worse", digits, own, replaced=True)
+    assert alike(weights(again.run), weights(worse.run))
+    assert again.values == {**own, "generator.depth": VALUES["generator.depth"]}
+    assert again.run.config.generator.depth == VALUES["generator.depth"]
