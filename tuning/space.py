@@ -44,7 +44,6 @@ batch_size:             {kind: choice, values: [32, 64, 128]}
 
 KNOWN: list[Values] = [
     {},
-    {"optimizer.average": 0.999},
     {"optimizer.lr_g": 4e-4, "optimizer.lr_d": 4e-4},
 ]
 """Settings known to work, as differences from the config: they are tried first."""
