@@ -9,11 +9,11 @@ five random moments: trials that are lost or trained twice, and epochs that are 
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import ray
@@ -21,6 +21,8 @@ from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py")]
+TRIALS, EPOCHS = 24, 4
+"""Of the search that is killed: enough for it not to end before."""
 LIMIT = 300.0
 """Seconds after which a search counts as hanging."""
 SMALL = [
@@ -67,12 +69,17 @@ def hangs(folder: Path, console: Console) -> None:
     console.print(f"searches that hang: {hung} of 10")
 
 
-def lines(folder: Path) -> dict[str, list[str]]:
-    """The lines of every trial's metrics.jsonl."""
+def whole(folder: Path) -> dict[str, list[str]]:
+    """Each trial's finished epochs, as metrics.jsonl has them: the very seconds, and figures."""
     return {
-        file.parent.name: file.read_text().splitlines()
+        file.parent.name: [line for line in file.read_text().splitlines() if '"evaluation/' in line]
         for file in folder.glob("trials/*/metrics.jsonl")
     }
+
+
+def epochs(folder: Path) -> int:
+    """Epochs that are finished, of all trials."""
+    return sum(map(len, whole(folder).values()))
 
 
 def kills(folder: Path, console: Console) -> None:
@@ -80,42 +87,41 @@ def kills(folder: Path, console: Console) -> None:
     chance = random.Random(0)
     search = folder / "k"
     begin = [
-        *(*SEARCH, *flags(folder, "k"), "--trials=8", "--epochs=3", "--scheduler=none"),
-        "--concurrent=2",
+        *(*SEARCH, *flags(folder, "k"), f"--trials={TRIALS}", f"--epochs={EPOCHS}"),
+        *("--scheduler=none", "--concurrent=2"),
     ]
     resume = [*SEARCH, f"--storage={folder}", "--resume=k"]
-    lost = worst = 0
-    before: dict[str, list[str]] = {}
+    snapshots = []
     for number in range(5):
         process = subprocess.Popen(
-            resume if (search / "search.yaml").exists() else begin,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            resume if snapshots else begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        begun = time.monotonic()
-        known = sum(map(len, lines(search).values()))
-        while sum(map(len, lines(search).values())) == known and time.monotonic() - begun < LIMIT:
+        begun, known = time.monotonic(), epochs(search)
+        while epochs(search) == known and time.monotonic() - begun < LIMIT:
             time.sleep(0.1)  # until it trains again
         time.sleep(chance.uniform(0, 8))
-        process.send_signal(signal.SIGKILL)
+        ended = process.poll()
+        process.kill()
         process.wait()
-        time.sleep(3)  # its processes follow it
-        after = lines(search)
-        console.print(f"killed {number + 1}: {sum(map(len, after.values()))} epochs are done")
-        for trial, epochs in before.items():
-            whole = [line for line in epochs if "evaluation/" in line]
-            gone = [line for line in whole if line not in after[trial]]  # the very seconds and all
-            worst, lost = max(worst, len(gone)), lost + (bool(gone) and len(whole) == 3)
-        before = after
+        time.sleep(5)  # its processes follow it
+        snapshots.append(whole(search))
+        state = "killed" if ended is None else f"had ended with status {ended}"
+        console.print(f"{state}, {number + 1}: {epochs(search)} epochs are finished")
     done = subprocess.run(resume, capture_output=True, text=True, timeout=2 * LIMIT)
+    console.print(f"resumed to its end with status {done.returncode}{done.stderr[-300:]}")
+    snapshots.append(whole(search))
+    gone = [
+        (len(before), sum(line not in after.get(trial, []) for line in before))
+        for earlier, after in pairwise(snapshots)
+        for trial, before in earlier.items()
+    ]
+    worst = max((n for had, n in gone if had < EPOCHS), default=0)
     rows = json.loads((search / "leaderboard.json").read_text())
-    finished = sum(row["status"] == "finished" for row in rows)
-    numbers = [row["trial"] for row in rows]
-    repeated = len(numbers) - len(set(numbers))
+    finished = {row["trial"] for row in rows if row["status"] == "finished"}
     console.print(
-        f"resumed to its end with status {done.returncode}: {finished} of 8 trials finished; "
-        f"finished ones lost {lost}, trained twice {repeated}; finished epochs that a trial "
-        f"trained again, at most {worst}"
+        f"{len(finished)} of {TRIALS} trials finished, {len(rows)} in the table; finished ones "
+        f"lost or trained again {sum(n > 0 for had, n in gone if had == EPOCHS)}; finished epochs "
+        f"that an unfinished one lost, at most {worst}"
     )
 
 

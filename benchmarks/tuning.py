@@ -1,43 +1,44 @@
 """What a search costs beyond its trainings: the same trials by Ray Tune and in one bare process.
 
-`python benchmarks/tuning.py` runs a random search of 16 short trials, one at a time, without
-stopping, then trains and measures the same settings one after another in this process, and prints
-both totals, their ratio (Ray's start left out and shown apart) and the cost of a trial.
+`python benchmarks/tuning.py` runs a random search of 16 short trials, one at a time on one thread,
+without stopping, then trains and measures the same settings one after another in this process, on
+one thread too, and prints both totals, their ratio (Ray's start left out and shown apart) and the
+cost of a trial.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from bare import passes
 from rich.console import Console
 
 from cl_ray.config import Config, merge
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.loading import LoadedRun
-from cl_ray.run import Run
-from cl_ray.training.device import keep_freed_memory, resolve
+from cl_ray.run import Diverged
+from cl_ray.training.device import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 TRIALS, EPOCHS, IMAGES = 16, 2, 1024
-FIELDS = {"threads": 1, "evaluation": {"reference": "mnist", "samples": 200, "images": 200}}
+FIELDS = {"evaluation": {"reference": "mnist", "samples": 200, "images": 200}}
 
 
-def searched(folder: Path) -> tuple[float, list[dict[str, object]]]:
+def searched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the search, and its leaderboard."""
     (folder / "config.yaml").write_text(yaml.safe_dump(FIELDS))
     flags = [
         *("--name=s", f"--storage={folder}", f"--config={folder / 'config.yaml'}"),
         *(f"--trials={TRIALS}", f"--epochs={EPOCHS}", f"--images={IMAGES}", "--concurrent=1"),
-        *("--sampler=random", "--scheduler=none"),
+        *("--sampler=random", "--scheduler=none", "--cpus-per-trial=1"),
     ]
     begun = time.perf_counter()
     subprocess.run([sys.executable, ROOT / "tuning" / "search.py", *flags], check=True)
@@ -45,7 +46,7 @@ def searched(folder: Path) -> tuple[float, list[dict[str, object]]]:
     return seconds, json.loads((folder / "s" / "leaderboard.json").read_text())
 
 
-def bare(rows: list[dict[str, object]]) -> float:
+def bare(rows: list[dict[str, Any]]) -> float:
     """Seconds of the same trainings and measurements with nothing around them."""
     from tuning.prepare import subset
     from tuning.space import nested
@@ -57,23 +58,10 @@ def bare(rows: list[dict[str, object]]) -> float:
     begun = time.perf_counter()
     evaluator = Evaluator(dataset, Config.model_validate(base).evaluation)
     for row in rows:
-        values: dict[str, object] = row["values"]  # type: ignore[assignment]
-        config = Config.model_validate(merge(base, nested(values)))
-        device, dtype = resolve(config)
-        run = Run(config, ResidentShard.read(Share(dataset, config), device), device, dtype)
-        for _ in range(EPOCHS):
-            run.epoch()
-            adversary = run.adversary
-            loaded = LoadedRun(
-                config=config,
-                shape=adversary.shape,
-                checkpoint="",
-                step=adversary.steps,
-                generator=adversary.averaged,
-                discriminator=adversary.discriminator,
-                device=device,
-            )
-            evaluator.evaluate(loaded)
+        config = Config.model_validate(merge(base, nested(row["values"])))
+        with contextlib.suppress(Diverged):
+            for _, run in zip(range(row["epoch"]), passes(config, dataset), strict=False):
+                evaluator.evaluate(run)
     return time.perf_counter() - begun
 
 
