@@ -19,7 +19,7 @@ SEARCH = [sys.executable, str(Path(__file__).parent.parent / "tuning" / "search.
 SEEDS, POPULATION = 3, 4
 FLAGS = [
     *("--sampler=random", "--epochs=8", "--images=1024", "--concurrent=2", "--metric=frechet"),
-    *("--set=evaluation.samples=500", "--set=evaluation.images=500"),
+    *("--set=evaluation.samples=1000", "--set=evaluation.images=500"),
 ]
 WAYS = {
     "population": ["--scheduler=pbt", f"--population={POPULATION}"],
