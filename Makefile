@@ -11,7 +11,7 @@ train: setup
 
 # Two files at once: half of the time a test waits for processes to start or to be missed.
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

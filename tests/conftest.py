@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,17 @@ from cl_ray.data.writer import About, Picture, write
 MakeDigits = Callable[[int], str]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where files run side by side, a file stays together, and so do all fake clouds: one bridge."""
-    for item in items:
-        cloud = item.path.parent.name == "cluster"
-        item.add_marker(pytest.mark.xdist_group("cluster" if cloud else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs what, of files side by side: fake clouds share a bridge and ports, so one has all."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "cluster" if "cluster" in file.split("/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
