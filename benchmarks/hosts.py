@@ -44,7 +44,9 @@ def bare(data: str) -> list[dict[str, float]]:
     torch.set_num_threads(cores)
     keep_freed_memory()
     config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
-    run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)), *resolve(config))
+    device, dtype = resolve(config)
+    shard = ResidentShard.read(Share(Dataset.open(data), config), device)
+    run = Run(config, shard, device, dtype)
     return [run.epoch() for _ in range(EPOCHS)]
 
 

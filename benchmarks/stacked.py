@@ -97,7 +97,8 @@ def config_of(cell: str, seed: int, data: str) -> Config:
 
 def trained(config: Config, dataset: Dataset, seconds: float) -> tuple[Run, Clock]:
     """A run after so many seconds of steps, overstepped by less than `log_every` steps."""
-    run = Run(config, ResidentShard.read(Share(dataset, config)), *resolve(config))
+    device, dtype = resolve(config)
+    run = Run(config, ResidentShard.read(Share(dataset, config), device), device, dtype)
     clock = Clock(seconds)
     try:
         while True:
@@ -120,7 +121,8 @@ def measure(config: Config, dataset: Dataset, command: Command, judge: ModeJudge
         step=adversary.steps,
         generator=adversary.averaged.eval(),
         discriminator=adversary.discriminator.eval(),
-        device=next(adversary.averaged.parameters()).device,
+        device=adversary.device,
+        classes=adversary.classes,
     )
     return {
         "modes": asdict(judge.measure(loaded.generate(command.samples, seed=1))),

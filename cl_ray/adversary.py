@@ -22,6 +22,7 @@ from torch import Tensor
 from cl_ray import distributed
 from cl_ray.config import Config
 from cl_ray.data.views import Views, draw_views, view
+from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
 from cl_ray.losses.classification import classification
 from cl_ray.losses.contrastive import fakes_as_one, info_nce
@@ -127,6 +128,9 @@ class Adversary:
         device: Where to compute.
         dtype: Of weights and computation; torch.bfloat16 means float32 weights under autocast.
         classes: The names of the labels, if `config.condition` uses them.
+
+    Raises:
+        UserError: Classes are missing, or given where labels are not used.
     """
 
     def __init__(
@@ -139,6 +143,11 @@ class Adversary:
     ):
         self.config, self.shape, self.device = config, shape, torch.device(device)
         self.classes = tuple(classes)
+        if bool(self.classes) != (config.condition != "none"):
+            raise UserError(
+                f"condition {config.condition!r} goes with {len(self.classes)} classes: give "
+                "`classes`, the names of the labels, with a condition and only then."
+            )
         self.autocast = dtype == torch.bfloat16
         self.dtype = torch.float32 if self.autocast else dtype
         with torch.random.fork_rng(devices=[]):
@@ -205,9 +214,11 @@ class Adversary:
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """D's unit embeddings [n, e] of uint8 images [n, H, W, C], as it is now."""
+        d = self.discriminator.eval()  # spectral norm estimates nothing from this pass
         with self._cast():
-            features = self.discriminator.features(to_unit(images, self.dtype))
-            return self.discriminator.embed(features).to(self.dtype)
+            embeddings = d.embed(d.features(to_unit(images, self.dtype))).to(self.dtype)
+        d.train()
+        return embeddings
 
     def set_rates(self, share: float) -> None:
         """Take the next steps at this share, 0 to 1, of the configured learning rates."""
@@ -329,7 +340,12 @@ class Adversary:
 
     def _show(self, images: Tensor, views: Views | None) -> Tensor:
         """Images as D sees them (differentiable augmentation: Zhao et al., 2020, equation 4)."""
-        return images if views is None else view(images, views)
+        if views is None:
+            return images
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # bfloat16 misses by a tenth of a pixel
+            return view(images, views)
 
     def _descend(
         self,

@@ -145,6 +145,11 @@ class Config(Model):
             raise ValueError(
                 f"gpus_per_worker {gpus:g} is of no use to device {self.device!r}: leave one out"
             )
+        if self.condition == "classifier" and not self.losses.classification:
+            raise ValueError(
+                "condition 'classifier' learns classes by losses.classification, and that is 0: "
+                "raise it"
+            )
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown; there are: {', '.join(PRESETS)}")
         if self.name is not None and (not self.name or set(self.name) & set("/\\ \t\n:?#")):

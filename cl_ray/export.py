@@ -91,19 +91,20 @@ class Embed(nn.Module):
 class Score(nn.Module):
     """Images, uint8 [n, H, W, C], to D's scores, float32 [n], high for real.
 
-    With the condition `projection`, as ones of the class that D takes them for.
+    With the condition `projection` it also takes the numbers of their classes, int64 [n].
     """
 
     def __init__(self, run: LoadedRun):
         super().__init__()
         self.discriminator = run.discriminator
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score: D's own `forward` without the projection and what training needs of it."""
-        features = self.discriminator.features(to_unit(images))
-        scores = self.discriminator.score(self.discriminator.judge(features)).squeeze(1)
-        if self.discriminator.projects:  # that class has the largest inner product
-            scores = scores + self.discriminator.classify(features).amax(1)
+        d = self.discriminator
+        judged = d.judge(d.features(to_unit(images)))
+        scores = d.score(judged).squeeze(1)
+        if d.projects and d.classes is not None:
+            scores = scores + (d.classes.weight[labels] * judged).sum(1)
         return scores
 
 
@@ -130,12 +131,16 @@ def parts_of(run: LoadedRun) -> dict[str, Part]:
     def decode(latents: Tensor, labels: Tensor | None = None) -> NDArray[np.uint8]:
         return run.decode(latents, labels=None if labels is None else labels.numpy())
 
+    def score(images: Tensor, labels: Tensor | None = None) -> NDArray[np.float32]:
+        return run.score(images, None if labels is None else labels.numpy())
+
     given = ("latents", "labels") if run.classes else ("latents",)
+    judged = ("images", "labels") if run.discriminator.projects else ("images",)
     return {
         "generate": Part(Generate(run), given, "images", decode),
         "encode": Part(Encode(run), ("images",), "latents", run.encode),
         "embed": Part(Embed(run), ("images",), "embeddings", run.embed),
-        "score": Part(Score(run), ("images",), "scores", run.score),
+        "score": Part(Score(run), judged, "scores", score),
     }
 
 
@@ -251,12 +256,14 @@ def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, 
 
 
 def _inputs(part: Part, run: LoadedRun, n: int) -> tuple[Tensor, ...]:
-    """Noise, of latent vectors with their classes or of pixels."""
-    if "latents" in part.takes:
-        kinds = run.kinds(n, seed=n)
-        return (run.noise(n, seed=n), *(() if kinds is None else (torch.from_numpy(kinds),)))
+    """Noise, of latent vectors or of pixels, and classes if there are any to give."""
     random = torch.Generator().manual_seed(n)
-    return (torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random),)
+    if "latents" in part.takes:
+        first = run.noise(n, seed=n)
+    else:
+        first = torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random)
+    kinds = run.kinds(n, seed=n)
+    return (first, torch.from_numpy(kinds)) if "labels" in part.takes else (first,)
 
 
 def _onnx(part: Part, example: tuple[Tensor, ...], shapes: Any, file: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cl_ray.adversary import generator_of
 from cl_ray.checkpoint import WEIGHTS, Checkpoints
 from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.families import build_networks
@@ -84,14 +85,15 @@ class LoadedRun:
             return np.full(n, self.class_number(label))
         if not self.classes:
             return None
-        numbers = np.arange(start, start + n)
-        blocks = {
-            block: torch.randperm(BLOCK, generator=generator_of(seed, block, 1)).numpy()
-            for block in np.unique(numbers // BLOCK).tolist()
-        }
-        place = [blocks[number // BLOCK][number % BLOCK] for number in numbers.tolist()]
-        # Block after block goes on where the last one stopped, so that no class falls short.
-        return (np.array(place, np.int64) + numbers // BLOCK * BLOCK) % len(self.classes)
+        # One round of all classes after another, each in an order of its own.
+        count = len(self.classes)
+        first, last = start // count, -(-(start + n) // count)
+        rounds = [
+            torch.randperm(count, generator=generator_of(seed, number, 1)).numpy()
+            for number in range(first, last)
+        ]
+        drawn = np.concatenate([np.empty(0, np.int64), *rounds])
+        return drawn[start - first * count :][:n]
 
     def class_number(self, label: int | str) -> int:
         """The number of a class that is given by name or number.
@@ -104,12 +106,11 @@ class LoadedRun:
                 f"class {label} cannot be asked for: this run was trained without classes. "
                 "Train one with --condition projection on labelled data."
             )
-        if str(label) in self.classes:
-            return self.classes.index(str(label))
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
-        known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
-        raise UserError(f"class {label!r} is unknown; the run has: {known}.")
+        raise UserError(f"class {label!r} is unknown; the run has: {_shortly(self.classes)}.")
 
     def generate(
         self,
@@ -170,12 +171,10 @@ class LoadedRun:
         Raises:
             UserError: Labels are given that the run does not know, or not given that it needs.
         """
-        kinds: Sequence[Tensor | None] = [None] * len(latents)
-        if self.classes:
-            kinds = self._known(labels, len(latents)).to(self.device).split(BLOCK)
+        kinds = self._kinds(labels, len(latents), needed=bool(self.classes))
         parts = [
             to_uint8(self.generator.decode(z.to(self.device), truncation=truncation, labels=kind))
-            for z, kind in zip(latents.split(BLOCK), kinds, strict=False)
+            for z, kind in zip(latents.split(BLOCK), kinds, strict=True)
         ]
         return torch.cat(parts).cpu().numpy()
 
@@ -190,6 +189,10 @@ class LoadedRun:
         """G(x) [n, H, W, C] of images [n, H, W] or [n, H, W, C].
 
         Where the run knows classes, as ones of `labels` [n], or of what D takes them for.
+
+        Raises:
+            UserError: The run's D names no classes (condition `projection`), and no labels are
+                given; or they do not fit.
         """
         if self.classes and labels is None:
             labels = self.classify(images)
@@ -200,11 +203,14 @@ class LoadedRun:
         """The numbers of the classes [n] that D takes images [n, H, W] or [n, H, W, C] for.
 
         Raises:
-            UserError: The run was trained without classes.
+            UserError: The run's D names no classes.
         """
-        if not self.classes:
-            raise UserError("This run was trained without classes: train with --condition.")
         d = self.discriminator
+        if not self.classes or d.projects:
+            raise UserError(
+                f"This run's D names no classes (condition {self.config.condition}): give the "
+                "labels, or train with --condition classifier."
+            )
         parts = [d.classify(d.features(x)).argmax(1).cpu() for x in self._blocks(images)]
         return torch.cat(parts).numpy()
 
@@ -218,26 +224,52 @@ class LoadedRun:
     def score(self, images: Images, labels: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """D's scores, float32 [n], high for real, of images [n, H, W] or [n, H, W, C].
 
-        With the condition `projection`, as ones of `labels` [n], or of what D takes them for.
+        With the condition `projection`, as ones of `labels` [n], which it then needs.
+
+        Raises:
+            UserError: Images or labels do not fit.
         """
         blocks, d = self._blocks(images), self.discriminator
-        kinds: Sequence[Tensor | None] = [None] * len(blocks)
-        if d.projects:
-            labels = self.classify(images) if labels is None else labels
-            kinds = self._known(labels, len(labels)).to(self.device).split(BLOCK)
+        kinds = self._kinds(labels, len(images), needed=d.projects)
         parts = [d(x, kind)[0].cpu() for x, kind in zip(blocks, kinds, strict=True)]
         return torch.cat(parts).numpy()
 
-    def _known(self, labels: NDArray[np.int64] | None, count: int) -> Tensor:
-        """Numbers of classes [count] that the run knows."""
+    def _kinds(
+        self, labels: NDArray[np.int64] | None, count: int, needed: bool
+    ) -> Sequence[Tensor | None]:
+        """Numbers of classes [count] by blocks; None for each block where they are not needed."""
+        if labels is None and not needed:
+            return [None] * -(-count // BLOCK)
+        if not self.classes:
+            raise UserError("labels are of no use: this run was trained without classes.")
         if labels is None or len(labels) != count:
-            raise UserError(f"This run knows classes: give the {count} labels of what it makes.")
-        if labels.min() < 0 or labels.max() >= len(self.classes):
             raise UserError(
-                f"labels are {labels.min()} to {labels.max()}; this run's classes are 0 to "
+                f"This run knows classes: give {count} labels, one an image, "
+                f"not {'none' if labels is None else len(labels)}."
+            )
+        numbers = torch.as_tensor(labels, dtype=torch.int64)
+        if numbers.min() < 0 or numbers.max() >= len(self.classes):
+            raise UserError(
+                f"labels are {numbers.min()} to {numbers.max()}; this run's classes are 0 to "
                 f"{len(self.classes) - 1}."
             )
-        return torch.from_numpy(labels)
+        blocks = numbers.to(self.device).split(BLOCK)
+        return blocks if needed else [None] * len(blocks)
+
+    def see_that_classes_fit(self, dataset: Dataset) -> None:
+        """See that labels of a data set, if it has any, are this run's classes.
+
+        Raises:
+            UserError: They are others.
+        """
+        if not self.classes or not dataset.info.labelled:
+            return
+        there = tuple(dataset.class_names())
+        if there != self.classes:
+            raise UserError(
+                f"The classes of {dataset.location} ({_shortly(there)}) are not those that this "
+                f"run was trained with ({_shortly(self.classes)}): give data of the same classes."
+            )
 
     def _blocks(self, images: Images) -> list[Tensor]:
         images = torch.as_tensor(images)
@@ -304,6 +336,11 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         device=place,
         classes=classes,
     )
+
+
+def _shortly(names: Sequence[str]) -> str:
+    """The first names, if there are many."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def metadata(blob: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ MakeDigits = Callable[[int], str]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Who runs what, of files side by side: fake clouds share a bridge and ports, so one has all."""
+    """A file stays together, and so do fake clouds, which share a bridge and the laptop's ports."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):

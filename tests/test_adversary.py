@@ -10,7 +10,10 @@ import pytest
 import torch
 from five_steps import (
     CASES,
+    CLASSES,
+    SHAPE,
     Case,
+    D,
     Outcome,
     global_batch,
     largest_difference,
@@ -23,6 +26,7 @@ from ranks import together
 from states import alike, pack, unpack
 
 from cl_ray.adversary import Adversary, Terms
+from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import OBJECTIVES
 
 WEIGHTS = ["adversarial", "contrastive", "pair", "approximate_r1"]
@@ -133,7 +137,8 @@ def test_an_exact_penalty_is_the_plain_one(penalty: str) -> None:
 @pytest.mark.parametrize("objective", ["non-saturating", "relativistic"])
 @pytest.mark.parametrize("condition", ["classifier", "projection"])
 def test_a_step_with_labels_is_the_plain_one(condition: str, objective: str) -> None:
-    losses = {"objective": objective, "classification": 0.8, "r1": 0.5, "gradient_penalty": 0.3}
+    losses = {"objective": objective, "r1": 0.5, "gradient_penalty": 0.3}
+    losses |= {"classification": 0.8} if condition == "classifier" else {}
     terms = assert_plain(losses=losses, condition=condition)
     named = {"d/classification", "g/classification"} if condition == "classifier" else set()
     assert all({n for n in seen if "classification" in n} == named for seen in terms)
@@ -162,8 +167,9 @@ def test_a_step_in_which_d_sees_views_is_the_plain_one(objective: str) -> None:
 
 
 def test_contrad_s_features_learn_nothing_from_the_score() -> None:
-    zero = dict.fromkeys(["contrastive", "fakes", "pair", "approximate_r1"], 0.0)
-    adversary = made(losses={"form": "contrad", **zero})
+    zero = dict.fromkeys(["fakes", "pair", "approximate_r1"], 0.0)
+    nothing = 1e-30  # as good as: none of them 0 would leave features that learn nothing at all
+    adversary = made(losses={"form": "contrad", "contrastive": nothing, **zero})
     before = weights_of(adversary)
     step(adversary, 0)
     after = weights_of(adversary)
@@ -172,9 +178,31 @@ def test_contrad_s_features_learn_nothing_from_the_score() -> None:
     assert of_d == {"judge.0.weight", "judge.0.bias", "score.weight", "score.bias"}
 
 
-def test_a_classification_of_no_weight_is_left_out() -> None:
-    terms = assert_plain(losses={"classification": 0.0}, condition="classifier")
-    assert not [name for seen in terms for name in seen if name.endswith("/classification")]
+@pytest.mark.parametrize("fields", [{}, {"form": "contrad"}])
+def test_bfloat16_comes_near_float32_with_labels_and_views(fields: dict[str, Any]) -> None:
+    fields = {"augment": {"shift": 0.2, "warp": 0.1}, "condition": "classifier", "losses": fields}
+    half, single = made(torch.bfloat16, **fields), made(torch.float32, **fields)
+    for seen, expected in zip(step(half, 0, 1, 2), step(single, 0, 1, 2), strict=True):
+        for name, term in seen.items():
+            assert term.item() == pytest.approx(expected[name].item(), rel=0.03, abs=0.03)
+
+
+def test_classes_go_with_a_condition() -> None:
+    with pytest.raises(UserError, match=r"condition 'projection' goes with 0 classes: give"):
+        Adversary(small(condition="projection"), SHAPE)
+    with pytest.raises(UserError, match=r"condition 'none' goes with 3 classes: give"):
+        Adversary(small(), SHAPE, classes=CLASSES)
+
+
+def test_embedding_images_leaves_d_as_it_is() -> None:
+    adversary = made(discriminator={**D, "spectral_norm": True})
+    step(adversary, 0)
+    before = {n: b.clone() for n, b in adversary.discriminator.state_dict().items()}
+    images = global_batch(1, "views").positive
+    embedded = adversary.embed(images)
+    assert alike(before, adversary.discriminator.state_dict())
+    assert adversary.discriminator.training
+    assert torch.allclose(embedded.norm(dim=1), torch.ones(len(images), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -157,6 +157,15 @@ def test_merge_replaces_leaves_only() -> None:
         ),
         ({"losses": {"objective": "wasserstein"}}, ["'wasserstein'", "losses.gradient_penalty"]),
         (
+            {"condition": "classifier", "losses": {"classification": 0}},
+            ["'classifier'", "losses.classification", "raise it"],
+        ),
+        ({"pairs": {"negatives": "hard", "candidates": 1}}, ["pairs.candidates is 1", "4 or more"]),
+        (
+            {"losses": {"form": "contrad", "contrastive": 0, "fakes": 0, "pair": 0}},
+            ["'contrad'", "losses.fakes", "raise one"],
+        ),
+        (
             {"discriminator": {"family": "residual", "spectral_norm": True}},
             ["spectral_norm", "'residual'", "'convolutional'"],
         ),

@@ -133,7 +133,10 @@ class OneWorkerTrial(Trial):
         collapsed = one_picture(loaded, self.job, self.run.epochs)
         if collapsed:
             raise UserError(collapsed)
-        return self.evaluator.evaluate(loaded).figures()
+        adversary.discriminator.eval()  # the training must not notice
+        figures = self.evaluator.evaluate(loaded).figures()
+        adversary.discriminator.train()
+        return figures
 
     def _end(self, status: str, reason: str) -> dict[str, Any]:
         """End here, with the worst score; or, in a population, wait to be replaced."""

@@ -192,7 +192,7 @@ def metrics_of(names: Sequence[str], dataset: Dataset, base: Config) -> list[Met
         UserError: The evaluation of such data does not give it.
     """
     there = ["reconstruction"]
-    many = len(dataset.info.classes or ()) > MANY
+    many = dataset.info.labelled and len(dataset.class_names()) > MANY
     if dataset.info.labelled:
         there = [*(REPRESENTATION[1:] if many else REPRESENTATION), *there]
     reference = chosen_reference(dataset, base.evaluation.reference)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cl_ray.model import Model
 
@@ -30,6 +30,15 @@ class PairConfig(Model):
         lt=1,
         description="No negative is nearer than this quantile of the data's pairwise distances.",
     )
+
+    @model_validator(mode="after")
+    def _chooses(self) -> "PairConfig":
+        if self.negatives == "hard" and self.candidates < 2:
+            raise ValueError(
+                "pairs.negatives 'hard' chooses among candidates, and pairs.candidates is "
+                f"{self.candidates}: take 4 or more"
+            )
+        return self
 
 
 class ViewConfig(Model):

@@ -17,6 +17,8 @@ from cl_ray.errors import UserError
 Embed = Callable[[Tensor], Tensor]
 """Unit embeddings [n, e] of uint8 images [n, H, W, C]."""
 
+EMBEDDED = 512
+"""Candidates that are embedded at once."""
 ROUNDS = 4
 """Times that candidates are drawn again for rows whose farthest is too near; then all are tried."""
 
@@ -125,7 +127,9 @@ class PairSampler:
         """Cosines of D's embeddings of rows [b] to those of rows [b, k]."""
         assert self.embed is not None, "hard negatives are by an embedding"
         anchors = self.embed(self.pictures[positives])
-        others = self.embed(self.pictures[candidates.flatten()]).view(*candidates.shape, -1)
+        rows = candidates.flatten().split(EMBEDDED)
+        others = torch.cat([self.embed(self.pictures[part]) for part in rows])
+        others = others.view(*candidates.shape, -1)
         return (anchors[:, None] * others).sum(2)
 
     def _any(self, positive: int, generator: torch.Generator) -> int:

@@ -170,9 +170,10 @@ class Evaluator:
             tell: Told what is measured next.
 
         Raises:
-            UserError: The networks make no finite features.
+            UserError: The networks make no finite features, or know other classes than the data.
         """
         begun = time.perf_counter()
+        run.see_that_classes_fit(self.dataset)
         tell = tell or (lambda _: None)
         notes = list(self.notes)
         tell("images")
@@ -236,8 +237,7 @@ class Evaluator:
                 )
             self._judge = Judge(self.reference, train.image, test.image, count, self.seed)
         tell("samples")
-        samples = run.generate(self._judge.count, self.seed)
-        asked = run.kinds(self._judge.count, self.seed)
+        samples, asked = self._samples(run, self._judge.count)
         tell("distances")
         found = self._judge.measure(samples)
         if not isinstance(self.reference, Reference) or test.label is None or train.label is None:
@@ -259,14 +259,26 @@ class Evaluator:
             found.figures["classification_accuracy"] = accuracy
         return found
 
+    def _samples(
+        self, run: LoadedRun, count: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Images of noise and, if the run knows classes, the classes asked for.
+
+        Those come as often as among the real images that they are compared with.
+        """
+        label = self.images()[1].label
+        if not run.classes or label is None:
+            return run.generate(count, self.seed), None
+        asked = np.resize(np.random.default_rng(self.seed).permutation(label), count)
+        return run.decode(run.noise(count, self.seed), labels=asked), asked
+
     def _count_modes(self, run: LoadedRun, thorough: bool, tell: Tell) -> Modes | None:
         if not isinstance(self.reference, StackedReference):
             return None
         tell("modes")
         self._modes = self._modes or ModeJudge(self.reference, self.seed)
-        return self._modes.measure(
-            run.generate(SAMPLES if thorough else self.config.samples, self.seed)
-        )
+        count = SAMPLES if thorough else self.config.samples
+        return self._modes.measure(self._samples(run, count)[0])
 
     def _representation(
         self, run: LoadedRun, thorough: bool, tell: Tell

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import Dataset, Piece, Rows, without_keys
+from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from cl_ray.loading import LoadedRun
@@ -118,7 +119,17 @@ class Around:
         return self.copies * self.dataset.info.row_group
 
     def width(self, run: "LoadedRun") -> int:
-        """Bytes of an image."""
+        """Bytes of an image.
+
+        Raises:
+            UserError: The run was trained with labels, and the images have none or others.
+        """
+        run.see_that_classes_fit(self.dataset)
+        if not self.dataset.info.labelled and run.config.condition == "projection":
+            raise UserError(
+                f"{self.dataset.location} has no labels, and this run makes images of a class "
+                "(condition projection): give labelled data."
+            )
         return int(np.prod(run.shape))
 
     def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:

@@ -74,4 +74,9 @@ class LossConfig(Model):
                 "objective 'wasserstein' has no bound of its own: set losses.gradient_penalty, "
                 "10 as in its paper"
             )
+        if self.form == "contrad" and not (self.contrastive or self.fakes or self.pair):
+            raise ValueError(
+                "form 'contrad' lets D's features learn from losses.contrastive, losses.fakes and "
+                "losses.pair alone, and all are 0: raise one"
+            )
         return self

@@ -65,15 +65,14 @@ class Discriminator(nn.Module):
             return scores + (self.classes.weight[labels] * features).sum(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of the classes [B, classes] of features [B, flat].
+        """Logits of the classes [B, classes] of features [B, flat]; of a D that names classes.
 
-        With `projects` they are the inner products, log p(y | real) - log p(y | fake) up to what
-        is the same for all classes (Miyato and Koyama, 2018, equation 3).
+        One that `projects` does not: its inner products tell a class's real images from its fakes.
         """
         assert self.classes is not None, "D knows classes only where labels are used"
+        assert not self.projects, "D names classes only by the condition classifier"
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.score.weight.dtype)
-            return self.classes(self.judge(features) if self.projects else features)
+            return self.classes(features.to(self.score.weight.dtype))
 
     def embed(self, features: Tensor) -> Tensor:
         """Unit embeddings [B, embedding] of features [B, flat]."""

@@ -60,7 +60,8 @@ def ways_of_images(run: LoadedRun, real: Rows) -> Picture:
     points = slerp(codes[:half], codes[half : 2 * half], STEPS - 2)
     labels = None
     if run.classes:  # each point has the class of the end that it is nearer to
-        ends = run.classify(chosen[: 2 * half]).reshape(2, half)
+        known = run.classify(chosen) if real.label is None else real.label[: 2 * WAYS]
+        ends = known[: 2 * half].reshape(2, half)
         labels = ends.T.repeat((STEPS - 2) // 2, 1).flatten()
     between = run.decode(points.flatten(0, 1), labels=labels)
     between = between.reshape(half, STEPS - 2, *run.shape)

@@ -112,7 +112,9 @@ class Journal:
         noise = self.noise.to(adversary.device, adversary.dtype)
         labels = None
         if adversary.classes:
-            labels = torch.arange(SHOWN, device=adversary.device) % len(adversary.classes)
+            labels = torch.arange(SHOWN, device=adversary.device)
+            count = len(adversary.classes)
+            labels = labels % count if count <= SHOWN else labels * count // SHOWN
         return _picture(adversary.averaged.decode(noise, labels=labels), columns=16)
 
     @torch.no_grad()
@@ -146,6 +148,7 @@ class Journal:
             "batch_size": config.batch_size,
             "objective": config.losses.objective,
             "pairs": config.pairs.mode,
+            "condition": config.condition,
             "seed": config.seed,
         }
         others = {k: str(v) for k, (_, v) in changed.items() if k not in ("name", "storage")}

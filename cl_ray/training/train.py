@@ -270,6 +270,7 @@ def _summary(
         "name": folder.name,
         "preset": config.preset,
         "pairs": config.pairs.mode,
+        "supervision": config.supervision,
         "seconds": round(time.monotonic() - begun, 1),
         "driver_peak_bytes": peak_memory(),
         "versions": {package: version(package) for package in packages},
