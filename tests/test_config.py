@@ -94,6 +94,7 @@ def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
             fields = merge(fields, nested(path, leaf(config, path)))
     apart = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
     apart |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
+    apart |= {"pairs": {"candidates": 5}}  # for hard negatives
     config = build(merge(fields, apart))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
