@@ -4,6 +4,7 @@
     python benchmarks/compare.py forms --seeds 3       # contrastive term: off, InfoNCE, ContraD's
     python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
     python benchmarks/compare.py labels                # conditions; these features are supervised
+    python benchmarks/compare.py found                 # the quick preset, and what searches found
 
 A cell is one setting with one seed, trained on one thread for `--seconds` of that thread's own
 time, so that what else runs on the machine costs it nothing. Its figures go into
@@ -15,7 +16,7 @@ rarest digit is one in a hundred of its commonest.
 
 import json
 import time
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal
@@ -89,7 +90,42 @@ def labels() -> dict[str, Fields]:
     return {name: {"condition": name} for name in ("none", "classifier", "projection")}
 
 
-TABLES = {"objectives": objectives, "forms": forms, "sizes": sizes, "labels": labels}
+def found() -> dict[str, Fields]:
+    """The quick preset beside settings that `quick_search.csv` and `pool.jsonl` led to."""
+
+    def setting(lr_g: float, lr_d: float, depth: tuple[int, int], **others: Any) -> Fields:
+        return {
+            "optimizer": {"lr_g": lr_g, "lr_d": lr_d, "d_steps": others.pop("d_steps", 1)},
+            "generator": {"depth": depth[0], "width": others.get("width", 32)},
+            "discriminator": {"depth": depth[1], "width": others.pop("width", 32)},
+            **others,
+        }
+
+    return {
+        "preset": {},
+        "trial 8": setting(
+            0.0028, 0.0005, (4, 5), width=48, d_steps=2, batch_size=32,
+            losses={"contrastive": 3.18, "reconstruction": 56.3},
+        ),
+        "trial 5": setting(
+            0.00067, 0.00086, (4, 4), width=48, d_steps=2, batch_size=32,
+            losses={"contrastive": 0.163, "reconstruction": 23.8},
+        ),
+        "faster G": setting(0.002, 0.001, (3, 3)),
+        "faster G, slower D": setting(0.002, 0.0007, (3, 3)),
+        "batches of 32": setting(0.001, 0.001, (3, 3), batch_size=32),
+        "batches of 32, slower D": setting(0.0012, 0.0004, (3, 3), batch_size=32),
+        "deeper": setting(0.001, 0.001, (4, 4)),
+    }  # fmt: skip
+
+
+TABLES = {
+    "objectives": objectives,
+    "forms": forms,
+    "sizes": sizes,
+    "labels": labels,
+    "found": found,
+}
 
 
 def train(config: Config, seconds: float) -> tuple[Run, float, str]:
@@ -162,10 +198,12 @@ def show(table: str, seconds: float, console: Console) -> None:
 
 
 def main(
-    table: Annotated[Literal["objectives", "forms", "sizes", "labels"], tyro.conf.Positional],
+    table: Annotated[
+        Literal["objectives", "forms", "sizes", "labels", "found"], tyro.conf.Positional
+    ],
     seconds: float = 120.0,
     seeds: int = 1,
-    most: int | None = None,
+    only: tuple[str, ...] = (),
 ) -> None:
     """Train and measure the cells that are missing, then print the table.
 
@@ -173,7 +211,7 @@ def main(
         table: What is compared.
         seconds: Training of each cell, in seconds of its one thread.
         seeds: Cells of each setting.
-        most: New cells at most; None is all.
+        only: Settings by name, so that several processes can share a table; none is all.
     """
     console = Console(soft_wrap=True, highlight=False)
     torch.set_num_threads(1)
@@ -186,9 +224,9 @@ def main(
         (name, seed, fields)
         for seed in range(seeds)
         for name, fields in TABLES[table]().items()
-        if (name, seed, seconds) not in there
+        if (name, seed, seconds) not in there and (not only or name in only)
     ]
-    for name, seed, fields in islice(wanted, most):
+    for name, seed, fields in wanted:
         config = build(merge(base, {**fields, "seed": seed}))
         run, spent, ended = train(config, seconds)
         cell = {"cell": name, "seed": seed, "seconds": seconds, "spent": round(spent, 1)}
