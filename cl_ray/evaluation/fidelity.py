@@ -95,10 +95,11 @@ def kernel(real: Floats, fake: Floats, seed: int = 0) -> float:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(SUBSET, len(real), len(fake))
+    subsets = 1 if size == len(real) == len(fake) else SUBSETS  # each would be the whole set
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, as is meant
         metric = KernelInceptionDistance(
-            _Given(real.shape[1]), subsets=SUBSETS, subset_size=size, **ALONE
+            _Given(real.shape[1]), subsets=subsets, subset_size=size, **ALONE
         )
         metric.update(_double(real), real=True)
         metric.update(_double(fake), real=False)
