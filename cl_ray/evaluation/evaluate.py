@@ -192,7 +192,8 @@ class Evaluator:
         for found in scores.values():
             notes += [note for note in found.notes if note not in notes]
         tell("reconstruction")
-        error = _mean_square(run.reconstruct(test.image, test.label), test.image)
+        labels = test.label if run.classes else None
+        error = _mean_square(run.reconstruct(test.image, labels), test.image)
         mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
         return Evaluation(
             checkpoint=run.checkpoint,

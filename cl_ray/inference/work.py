@@ -142,9 +142,9 @@ class Around:
         moved = latents + self.distance * run.noise(len(latents), self.seed, start)
         source = rows.id[picked]
         label = None if rows.label is None else rows.label[picked]
-        kinds = label
-        if run.classes and label is None:
-            kinds = run.classify(rows.image)[picked]
+        kinds = None
+        if run.classes:
+            kinds = run.classify(rows.image)[picked] if label is None else label
         images = tensors(run.decode(moved, labels=kinds))
         return table(source * self.copies + copy, label, source=pa.array(source), image=images)
 

@@ -132,7 +132,7 @@ def test_the_projector_is_given_every_image_with_its_label(
     row, column = divmod(17, 10)
     tile = sprite[row * 28 : row * 28 + 28, column * 28 : column * 28 + 28, :1]
     assert np.abs(tile.astype(int) - truth.image[order[17]]).max() <= 1
-    assert [f.name for f in board.glob("events*")] == [f.name for f in board.glob("events*.0")]
+    assert len(list(board.glob("events*"))) == 1  # the training's own
 
 
 def test_embeddings_of_other_steps_stay_to_compare_with(copied: Path) -> None:
