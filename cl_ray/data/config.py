@@ -61,17 +61,25 @@ class ViewConfig(Model):
 class AugmentConfig(ViewConfig):
     """Views through which D sees every real image and every fake; all 0 is none."""
 
-    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation, degrees.")
-    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift, as a share of the side.")
-    scale: float = Field(
-        0.0, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25."
+    rotate: float = Field(
+        0.0, ge=0, le=180, description="Largest rotation of what D sees, degrees."
     )
-    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear, degrees.")
+    shift: float = Field(
+        0.0, ge=0, le=0.5, description="Largest shift of what D sees, as a share of the side."
+    )
+    scale: float = Field(0.0, ge=0, lt=1, description="Largest change of scale of what D sees.")
+    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear of what D sees, degrees.")
     warp: float = Field(
-        0.0, ge=0, le=1, description="Spread of a smooth random displacement, in half sides."
+        0.0,
+        ge=0,
+        le=1,
+        description="Spread of a smooth random displacement of what D sees, in half sides.",
     )
     erase: float = Field(
-        0.0, ge=0, lt=1, description="Share of a 4 x 4 grid's cells that are blanked out."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a 4 x 4 grid's cells of what D sees that are blanked out.",
     )
 
     @property

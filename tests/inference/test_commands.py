@@ -196,4 +196,5 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], kind: Any) ->
     printed = capsys.readouterr().out
     for name, field in kind.model_fields.items():
         assert field.description
-        assert name == "run" or f"--{name.replace('_', '-')}" in printed
+        flag = {"label": "class"}.get(name, name).replace("_", "-")
+        assert name == "run" or f"--{flag}" in printed
