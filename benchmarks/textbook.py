@@ -6,7 +6,8 @@ DCGAN tutorial does. `benchmarks/step.py` measures `Adversary.step` against it.
 
 import torch
 
-from cl_ray.adversary import Batch, generator_of
+from cl_ray.adversary import Batch
+from cl_ray.chance import generator_of
 from cl_ray.config import Config
 from cl_ray.data.views import draw_views, view
 from cl_ray.losses.adversarial import OBJECTIVES, Scores

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cl_ray import distributed
+from cl_ray.chance import draw
 from cl_ray.config import Config
-from cl_ray.data.views import Views, draw_views, view
+from cl_ray.data.views import Views, view
 from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
 from cl_ray.losses.classification import classification
@@ -30,7 +30,6 @@ from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score
 from cl_ray.losses.penalties import (
     approximate_r1,
     between,
-    draw_signs,
     signs,
     slopes,
     squared_slope,
@@ -87,38 +86,6 @@ class Judged(NamedTuple):
     second: Tensor | None
 
 
-class Chance(NamedTuple):
-    """What a step draws, a rank's rows of it.
-
-    Args:
-        noise: z, [b, latent].
-        moves: What moves the latent vectors of x+ and x-, [2 b, latent].
-        first: One view of x+.
-        second: Another, of its partner.
-        extras: Further numbers that G takes for f+, f- and fz, [3 b, extras]; None if none.
-        signs: Directions in which D's slope is taken, as `draw_signs` draws them.
-        shares: Where between a real image and a fake it is taken, [b] in [0, 1].
-        shown: Views through which D sees x+, x-, f+, f- and fz, [5 b]; None if as they are.
-        shown_next: The same for G's step.
-    """
-
-    noise: Tensor
-    moves: Tensor
-    first: Views
-    second: Views
-    extras: Tensor | None
-    signs: Tensor
-    shares: Tensor
-    shown: Views | None
-    shown_next: Views | None
-
-
-def generator_of(*numbers: int) -> torch.Generator:
-    """A CPU random generator that is a pure function of some whole numbers."""
-    state = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
-
-
 class Adversary:
     """G against D.
 
@@ -153,9 +120,9 @@ class Adversary:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator, discriminator = build_networks(config, shape, len(self.classes))
-        layout: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        self.generator = generator.to(**layout, memory_format=torch.channels_last)
-        self.discriminator = discriminator.to(**layout, memory_format=torch.channels_last)
+        self.layout: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        self.generator = generator.to(**self.layout, memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(**self.layout, memory_format=torch.channels_last)
         self.weights_g = list(self.generator.parameters())
         self.weights_d = list(self.discriminator.parameters())
         distributed.broadcast([*self.weights_g, *self.weights_d])
@@ -188,7 +155,15 @@ class Adversary:
         share = present / distributed.sum_over_ranks(present.sum())  # [b]; 0 for absent rows
         of_fakes = None if batch.classes is None else batch.classes[2:5].flatten()
         for turn in range(self.config.optimizer.d_steps):
-            drawn = self._draw(len(present), turn)
+            drawn = draw(
+                self.config,
+                self.shape,
+                self.generator.extras,
+                self.steps,
+                turn,
+                len(present),
+                **self.layout,
+            )
             last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
                 fakes, latents = self.generator(
@@ -370,35 +345,6 @@ class Adversary:
         decay = min(self.config.optimizer.average, (1 + self.steps) / (10 + self.steps))
         followed: list[Tensor] = list(self.weights_g)
         torch._foreach_lerp_(list(self.averaged.parameters()), followed, 1 - decay)
-
-    def _draw(self, local: int, turn: int) -> Chance:
-        """This rank's rows of what is drawn for the global batch."""
-        rank, workers = distributed.world()
-        total, rows = workers * local, slice(rank * local, (rank + 1) * local)
-        random = generator_of(self.config.seed, self.steps, turn)
-        latent = self.config.generator.latent
-        noise, *moves = torch.randn(3, total, latent, generator=random)
-        first = draw_views(self.config.views, total, random)
-        second = draw_views(self.config.views, total, random)
-        directions = draw_signs(total, self.shape, random)[rows].to(self.device, non_blocking=True)
-        shares = torch.rand(total, generator=random)
-
-        def here(drawn: Tensor) -> Tensor:
-            return drawn[rows].to(self.device, self.dtype, non_blocking=True)
-
-        views = Views(*map(here, first)), Views(*map(here, second))
-        moved = torch.cat([here(move) for move in moves])
-        shown: list[Views | None] = [None, None]
-        if self.config.augment.used:
-            shown = [
-                Views(*(torch.cat([here(part) for part in drawn.chunk(5)]) for drawn in views))
-                for views in (draw_views(self.config.augment, 5 * total, random) for _ in range(2))
-            ]
-        extras = None
-        if self.generator.extras:
-            parts = torch.randn(3, total, self.generator.extras, generator=random)
-            extras = torch.cat([here(part) for part in parts])
-        return Chance(here(noise), moved, *views, extras, directions, here(shares), *shown)
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_ray.adversary import generator_of
+from cl_ray.chance import generator_of
 from cl_ray.checkpoint import WEIGHTS, Checkpoints
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset

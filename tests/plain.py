@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cl_ray.adversary import Adversary, Batch, generator_of
+from cl_ray.adversary import Adversary, Batch
+from cl_ray.chance import generator_of
 from cl_ray.config import Config
 from cl_ray.data.views import Views, draw_views, view
 from cl_ray.losses.penalties import draw_signs, signs

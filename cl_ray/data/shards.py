@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_ray.adversary import Batch, generator_of
+from cl_ray.adversary import Batch
+from cl_ray.chance import generator_of
 from cl_ray.data.dataset import Rows
 from cl_ray.data.pairs import PairSampler
 from cl_ray.data.share import SPLIT, Share
