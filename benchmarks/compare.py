@@ -5,18 +5,24 @@
     python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
     python benchmarks/compare.py labels                # conditions; these features are supervised
     python benchmarks/compare.py found                 # the quick preset, and what searches found
+    python benchmarks/compare.py objectives --pairs 128000 --device cuda --processes 8
 
 A cell is one setting with one seed, trained on one thread for `--seconds` of that thread's own
-time, so that what else runs on the machine costs it nothing. Its figures go into
-benchmarks/results/TABLE.jsonl as it ends, and the same command goes on with the cells that are
-missing there; the table of all is printed at the end. Collapsed is a cell whose samples have half
+time, so that what else runs on the machine costs it nothing; or for so many `--pairs`, which is
+what several cells can share a GPU by. Its figures go into benchmarks/results/TABLE.jsonl as it
+ends, and the same command goes on with the cells that are missing there; the table of that budget
+is printed at the end. Collapsed is a cell whose samples have half
 of the precision or a tenth of the coverage that the test digits have of training digits, or whose
 rarest digit is one in a hundred of its commonest.
 """
 
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal
@@ -128,8 +134,25 @@ TABLES = {
 }
 
 
-def train(config: Config, seconds: float) -> tuple[Run, float, str]:
-    """A run after so many seconds of this thread, those seconds, and what ended it early."""
+@dataclass(frozen=True)
+class Budget:
+    """How long a cell is trained: `seconds` of its own thread, or else `pairs`."""
+
+    seconds: float | None
+    pairs: int | None
+
+    def over(self, spent: float, pairs: int) -> bool:
+        """Whether it is used up."""
+        return spent >= self.seconds if self.seconds else pairs >= (self.pairs or 0)
+
+    @classmethod
+    def of(cls, cell: Fields) -> "Budget":
+        """That of a row."""
+        return cls(cell.get("seconds"), cell.get("budget_pairs"))
+
+
+def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
+    """A run at the end of its budget, the seconds of this thread, and what ended it early."""
     device, dtype = resolve(config)
     shard = ResidentShard.read(Share(Dataset.open(config.data), config), device)
     run = Run(config, shard, device, dtype)
@@ -140,7 +163,7 @@ def train(config: Config, seconds: float) -> tuple[Run, float, str]:
         for batch in run.shard.batches(epoch):
             pending.append(run.adversary.step(batch))
             spent = time.process_time() - begun
-            over = spent >= seconds
+            over = budget.over(spent, run.adversary.steps * config.batch_size)
             if over or len(pending) == CHECKED_EVERY:
                 lost = [n for t in pending for n, v in t.items() if not v.isfinite()]
                 pending.clear()
@@ -180,9 +203,9 @@ def cells(table: str) -> list[Fields]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def show(table: str, seconds: float, console: Console) -> None:
+def show(table: str, budget: Budget, console: Console) -> None:
     """The cells of that budget as Markdown: means over seeds, with their spread."""
-    done = [cell for cell in cells(table) if cell["seconds"] == seconds]
+    done = [cell for cell in cells(table) if Budget.of(cell) == budget]
     names = [n for n in SHOWN if any(n in cell.get("figures", {}) for cell in done)]
     console.print(f"| {table} | seeds | steps | " + " | ".join(names) + " | ended well |")
     console.print("|---" * (len(names) + 4) + "|")
@@ -197,51 +220,68 @@ def show(table: str, seconds: float, console: Console) -> None:
         console.print("| " + " | ".join([*row, ", ".join(sorted(bad)) or "yes"]) + " |")
 
 
+@cache
+def evaluator() -> Evaluator:
+    """This process's own."""
+    return Evaluator(Dataset.open("mnist"), MEASURED)
+
+
+def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> Fields:
+    """One cell: trained and measured."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    base = preset("quick").model_dump() | {"device": device}
+    config = build(merge(base, {**fields, "seed": seed}))
+    run, spent, ended = train(config, budget)
+    cell: Fields = {"cell": name, "seed": seed, "seconds": budget.seconds}
+    cell |= {"budget_pairs": budget.pairs, "spent": round(spent, 1), "steps": run.adversary.steps}
+    cell |= {"pairs": run.adversary.steps * config.batch_size, "ended": ended, "collapsed": False}
+    cell |= {"on": describe(*resolve(config))}
+    return cell if ended else cell | measure(run, evaluator())
+
+
 def main(
     table: Annotated[
         Literal["objectives", "forms", "sizes", "labels", "found"], tyro.conf.Positional
     ],
     seconds: float = 120.0,
+    pairs: int | None = None,
     seeds: int = 1,
     only: tuple[str, ...] = (),
+    device: Literal["cpu", "cuda"] = "cpu",
+    processes: int = 1,
 ) -> None:
     """Train and measure the cells that are missing, then print the table.
 
     Args:
         table: What is compared.
         seconds: Training of each cell, in seconds of its one thread.
+        pairs: Training of each cell in pairs, in place of seconds.
         seeds: Cells of each setting.
-        only: Settings by name, so that several processes can share a table; none is all.
+        only: Settings by name; none is all.
+        device: Where cells are trained; seconds mean nothing on a GPU, which a thread waits for.
+        processes: Cells at once.
     """
     console = Console(soft_wrap=True, highlight=False)
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    if device == "cuda" and not pairs:
+        console.print("--device cuda needs a budget of --pairs.")
+        raise SystemExit(2)
     RESULTS.mkdir(exist_ok=True)
-    base = preset("quick").model_dump() | {"device": "cpu"}  # whose time a thread's own time is
-    evaluator = Evaluator(Dataset.open("mnist"), MEASURED)
-    there = {(cell["cell"], cell["seed"], cell["seconds"]) for cell in cells(table)}
-    wanted = [
-        (name, seed, fields)
-        for seed in range(seeds)
-        for name, fields in TABLES[table]().items()
-        if (name, seed, seconds) not in there and (not only or name in only)
-    ]
-    for name, seed, fields in wanted:
-        config = build(merge(base, {**fields, "seed": seed}))
-        run, spent, ended = train(config, seconds)
-        cell = {"cell": name, "seed": seed, "seconds": seconds, "spent": round(spent, 1)}
-        cell |= {"steps": run.adversary.steps, "pairs": run.adversary.steps * config.batch_size}
-        cell |= {
-            "ended": ended,
-            "collapsed": False,
-            "on": describe(*resolve(config)),
-        }
-        if not ended:
-            cell |= measure(run, evaluator)
-        with (RESULTS / f"{table}.jsonl").open("a") as file:
-            file.write(json.dumps(cell) + "\n")
-        console.print(f"{name}, seed {seed}: {cell}")
-    show(table, seconds, console)
+    budget = Budget(None, pairs) if pairs else Budget(seconds, None)
+    there = {(c["cell"], c["seed"]) for c in cells(table) if Budget.of(c) == budget}
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        under_way = [
+            pool.submit(fill, name, seed, fields, budget, device)
+            for seed in range(seeds)
+            for name, fields in TABLES[table]().items()
+            if (name, seed) not in there and (not only or name in only)
+        ]
+        for done in as_completed(under_way):
+            cell = done.result()
+            with (RESULTS / f"{table}.jsonl").open("a") as file:
+                file.write(json.dumps(cell) + "\n")
+            console.print(f"{cell['cell']}, seed {cell['seed']}: {cell}")
+    show(table, budget, console)
 
 
 if __name__ == "__main__":

@@ -137,24 +137,34 @@ def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
     return Batch(*(None if column is None else column[rows] for column in columns))
 
 
-def made(config: Config, dtype: torch.dtype = torch.float64) -> Adversary:
+def moved(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device."""
+    columns = batch.positive, batch.partner, batch.negative, batch.present, batch.labels
+    return Batch(*(None if column is None else column.to(device) for column in columns))
+
+
+def made(
+    config: Config, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Adversary:
     """An adversary of that config, with three classes if it uses labels."""
     classes = CLASSES if config.condition != "none" else ()
-    return Adversary(config, SHAPE, dtype=dtype, classes=classes)
+    return Adversary(config, SHAPE, device, dtype, classes)
 
 
-def take(cases: list[Case]) -> list[Outcome]:
-    """This rank's outcome of each case."""
+def take(cases: list[Case], device: str = "cpu") -> list[Outcome]:
+    """This rank's outcome of each case, computed on that device and brought back from there."""
     rank, workers = distributed.world()
     local = PAIRS // workers
     outcomes = []
     for case in cases:
-        adversary = made(case.config)
+        adversary = made(case.config, device=device)
         labelled = case.condition != "none"
         batches = [global_batch(number, case.mode, labelled) for number in range(STEPS)]
         mine = slice(rank * local, (rank + 1) * local)
-        terms = [adversary.step(rows_of(batch, mine)) for batch in batches]
-        outcomes.append(Outcome(weights_of(adversary), terms))
+        terms = [adversary.step(moved(rows_of(batch, mine), device)) for batch in batches]
+        terms = [{name: term.cpu() for name, term in step.items()} for step in terms]
+        weights = {name: weight.cpu() for name, weight in weights_of(adversary).items()}
+        outcomes.append(Outcome(weights, terms))
     return outcomes
 
 

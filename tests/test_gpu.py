@@ -1,0 +1,136 @@
+"""The same numbers on a GPU as on the CPU, and the commands there; for machines that have one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from five_steps import CASES, Case, global_batch, largest_difference, made, moved, small, take
+from ranks import together
+from run_folder import leave, trained_run
+from small_run import SMALL
+
+from cl_ray.adversary import Adversary
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard, Shard, StreamingShard
+from cl_ray.data.share import Share
+from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.run import Run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+FREE = "discriminator.score.bias"
+"""Cancels where an objective knows differences of scores alone: its gradient is rounding."""
+
+
+def cl_ray(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "cl_ray", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(700)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_takes_the_steps_of_the_cpu(case: Case) -> None:
+    (here,), (there,) = take([case]), take([case], "cuda")
+    for weights in (here.weights, there.weights):
+        weights.pop(FREE)
+    assert largest_difference(there.weights, here.weights) < 1e-9
+    for ours, theirs in zip(there.terms, here.terms, strict=True):
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9)
+
+
+def test_two_workers_share_a_gpu() -> None:
+    cases = CASES[:3]
+    ours = together(take, 2, cases, "cuda")[0]
+    for one, many in zip(take(cases, "cuda"), ours, strict=True):
+        assert largest_difference(many.weights, one.weights) < 1e-10
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_bfloat16_stays_near_float32(objective: str) -> None:
+    penalty = {"wasserstein": "gradient_penalty", "relativistic": "r1"}.get(objective)
+    losses = {"objective": objective, **({penalty: 2.0} if penalty else {})}
+    batch = moved(global_batch(0, "views"), "cuda")
+
+    def first(dtype: torch.dtype) -> tuple[Adversary, dict[str, torch.Tensor]]:
+        adversary = made(small(losses=losses), dtype, "cuda")
+        return adversary, adversary.step(batch)
+
+    (adversary, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
+    assert {weight.dtype for weight in adversary.weights_g} == {torch.float32}
+    for name, value in fine.items():
+        torch.testing.assert_close(coarse[name], value, rtol=0.1, atol=0.05, msg=name)
+
+
+@pytest.mark.parametrize("negatives", ["far", "hard"])
+def test_pairs_are_those_of_the_cpu(digits: str, negatives: str) -> None:
+    fields = {"negatives": negatives, "candidates": 4, "mode": "labels"}
+    config = small(data=digits, pairs=fields)
+
+    def batches(device: str) -> list[torch.Tensor]:
+        shard = ResidentShard.read(Share(Dataset.open(digits), config), device)
+        Run(config, shard, device, torch.float64)
+        return [b.negative.cpu() for b in shard.batches(0)]
+
+    for ours, theirs in zip(batches("cuda"), batches("cpu"), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [ResidentShard, StreamingShard])
+def test_goes_on_as_if_never_stopped(digits: str, kind: type[Shard]) -> None:
+    config = small(data=digits, epochs=2)
+
+    def run() -> Run:
+        shard = kind.read(Share(Dataset.open(digits), config), "cuda")  # type: ignore[attr-defined]
+        return Run(config, shard, "cuda", torch.float64)
+
+    whole, begun, again = run(), run(), run()
+    whole.epoch()
+    begun.epoch()
+    again.load_state_dict(begun.state_dict())
+    figures = whole.epoch()
+    for name, value in again.epoch().items():
+        if "/" in name:
+            assert value == pytest.approx(figures[name], rel=1e-9)
+
+
+def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:
+    said = cl_ray(
+        "train", "--name=demo", f"--storage={tmp_path}", f"--data={digits}", "--epochs=2", *SMALL
+    )
+    assert torch.cuda.get_device_name() in said
+    summary = json.loads((tmp_path / "demo/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert "bfloat16" in summary["device"]
+
+
+def test_two_workers_train_on_one(digits: str, tmp_path: Path) -> None:
+    flags = ["--workers=2", "--gpus-per-worker=0.5", "--cpus-per-worker=1", "--epochs=1"]
+    cl_ray("train", "--name=two", f"--storage={tmp_path}", f"--data={digits}", *flags, *SMALL)
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    assert summary["workers"] == 2
+    assert torch.cuda.get_device_name() in summary["device"]
+
+
+def test_generates_and_embeds_on_it(digits: str, tmp_path: Path) -> None:
+    run = leave(trained_run(digits), tmp_path, 22)
+    for gpus in ("1", "0.5"):
+        for words in (["generate", "--count=3000"], ["embed", f"--data={digits}", "--split=train"]):
+            out = tmp_path / f"{words[0]}{gpus}.parquet"
+            cl_ray(words[0], str(run), *words[1:], f"--gpus-per-actor={gpus}", f"--out={out}")
+            assert list(out.iterdir()) if out.is_dir() else out.stat().st_size
