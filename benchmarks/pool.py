@@ -151,16 +151,29 @@ def show(console: Console) -> None:
     weights = importances(rows, EPOCHS, METRIC, space)
     console.print(what_mattered(rows, EPOCHS, METRIC, weights))
     console.print(", ".join(f"{short(field)} {weight:.0%}" for field, weight in weights.items()))
-    console.print(map_of(rows, *RATES, lambda rate: sum(rate >= end for end in BINS[1:-1])))
+    console.print(map_of(rows, *RATES, rate_bin))
     console.print(map_of(rows, *DEPTHS, int))
 
 
-def map_of(rows: list[Row], across: str, up: str, bin_of: Any) -> Table:
-    """The median distance after the last pass of the settings in each bin of two fields."""
+def rate_bin(rate: float) -> int:
+    """Which of `BINS` a learning rate lies in."""
+    return sum(rate >= end for end in BINS[1:-1])
+
+
+def cells_of(
+    rows: list[Row], across: str, up: str, bin_of: Any
+) -> dict[tuple[int, int], list[float]]:
+    """The distances after the last pass of the settings in each bin of two fields."""
     cells: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         place = bin_of(row.values[across]), bin_of(row.values[up])
         cells.setdefault(place, []).append(row.history[EPOCHS])
+    return cells
+
+
+def map_of(rows: list[Row], across: str, up: str, bin_of: Any) -> Table:
+    """The median distance after the last pass of the settings in each bin of two fields."""
+    cells = cells_of(rows, across, up, bin_of)
     columns, lines = (sorted({place[axis] for place in cells}) for axis in (0, 1))
     names = (
         {n: f"{BINS[n]:.2g} to {BINS[n + 1]:.2g}" for n in range(len(BINS) - 1)}
