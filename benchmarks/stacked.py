@@ -123,6 +123,7 @@ def measure(config: Config, dataset: Dataset, command: Command, judge: ModeJudge
         discriminator=adversary.discriminator.eval(),
         device=adversary.device,
         classes=adversary.classes,
+        counts=tuple(run.shard.share.counts),
     )
     return {
         "modes": asdict(judge.measure(loaded.generate(command.samples, seed=1))),

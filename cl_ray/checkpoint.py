@@ -78,7 +78,8 @@ class Checkpoints:
         self._withdraw(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         adversary = dict(state["adversary"])
-        facts = {key: state[key] for key in ("config", "shape", "classes")} | {"step": step}
+        known = ("config", "shape", "classes", "counts")
+        facts = {key: state[key] for key in known} | {"step": step}
         about = {"cl_ray": json.dumps(facts)}  # one entry: safetensors writes several in any order
         blobs = {
             file: safetensors.torch.save(

@@ -1,6 +1,7 @@
 """A trained run in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ BLOCK = 500
 
 Images = Tensor | NDArray[np.uint8]
 
+EVENLY = (
+    "This checkpoint does not say how many training images each class has: all classes are drawn "
+    "alike often."
+)
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -42,6 +48,7 @@ class LoadedRun:
         discriminator: D.
         device: Where they compute.
         classes: The names of its classes, if it was trained with `condition`; else none.
+        counts: How many training images each class has; none if the checkpoint does not say.
     """
 
     config: Config
@@ -52,6 +59,7 @@ class LoadedRun:
     discriminator: Discriminator
     device: torch.device
     classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
         """Latent vectors [n, latent] number `start` on, a pure function of seed and number."""
@@ -67,7 +75,11 @@ class LoadedRun:
     def kinds(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
     ) -> NDArray[np.int64] | None:
-        """The classes of images [n] number `start` on that a seed gives, all alike often.
+        """The classes of images [n] number `start` on that a seed gives.
+
+        They come as often as among the training images, to one image of each BLOCK (systematic
+        sampling: Madow, 1949); if their `counts` are not known, all alike often, with a
+        warning.
 
         Args:
             n: How many.
@@ -79,27 +91,26 @@ class LoadedRun:
             Numbers of classes [n]; None if the run knows none.
 
         Raises:
-            UserError: There is no such class.
+            UserError: There is no such class, or no training image of it.
         """
         if label is not None:
             return np.full(n, self.class_number(label))
         if not self.classes:
             return None
-        # One round of all classes after another, each in an order of its own.
-        count = len(self.classes)
-        first, last = start // count, -(-(start + n) // count)
-        rounds = [
-            torch.randperm(count, generator=generator_of(seed, number, 1)).numpy()
-            for number in range(first, last)
-        ]
-        drawn = np.concatenate([np.empty(0, np.int64), *rounds])
-        return drawn[start - first * count :][:n]
+        if not self.counts:
+            warnings.warn(EVENLY, stacklevel=2)
+        counts = torch.tensor(self.counts or [1] * len(self.classes))
+        first, last = start // BLOCK, -(-(start + n) // BLOCK)
+        blocks = [_spread(counts, generator_of(seed, b, 1)) for b in range(first, last)]
+        drawn = torch.cat([torch.empty(0, dtype=torch.int64), *blocks])
+        return drawn[start - first * BLOCK :][:n].numpy()
 
     def class_number(self, label: int | str) -> int:
         """The number of a class that is given by name or number.
 
         Raises:
-            UserError: The run was trained without classes, or has none of that name or number.
+            UserError: The run was trained without classes, has none of that name or number, or
+                was given no training image of it.
         """
         if not self.classes:
             raise UserError(
@@ -107,10 +118,18 @@ class LoadedRun:
                 "Train one with --condition projection on labelled data."
             )
         if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        if str(label).isdecimal() and int(label) < len(self.classes):
-            return int(label)
-        raise UserError(f"class {label!r} is unknown; the run has: {_shortly(self.classes)}.")
+            number = self.classes.index(label)
+        elif str(label).isdecimal() and int(label) < len(self.classes):
+            number = int(label)
+        else:
+            raise UserError(f"class {label!r} is unknown; the run has: {_shortly(self.classes)}.")
+        if self.counts and not self.counts[number]:
+            known = [name for name, n in zip(self.classes, self.counts, strict=True) if n]
+            raise UserError(
+                f"class {label!r} had no training image, so G never learnt it; there were images "
+                f"of: {_shortly(known)}."
+            )
+        return number
 
     def generate(
         self,
@@ -131,7 +150,8 @@ class LoadedRun:
             label: The name or number of the class that all are to be of; None is `kinds`.
 
         Raises:
-            UserError: n is below 1, G knows no truncation, or there is no such class.
+            UserError: n is below 1, G knows no truncation, there is no such class, or no training
+                image of it.
         """
         if n < 1:
             raise UserError(f"n {n} must be 1 or more images.")
@@ -315,6 +335,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
     place = resolve_device(device)
     layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
     classes = tuple(about.get("classes", ()))  # which no run had before there was `condition`
+    counts = tuple(about.get("counts", ()))  # which came later still
     generator, discriminator = build_networks(config, shape, len(classes))
     for network, part in ((generator, "averaged"), (discriminator, "discriminator")):
         weights = safetensors.torch.load(blobs[WEIGHTS[part]])
@@ -335,7 +356,18 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         discriminator=discriminator,
         device=place,
         classes=classes,
+        counts=counts,
     )
+
+
+def _spread(counts: Tensor, random: torch.Generator) -> Tensor:
+    """Classes of BLOCK images, each as often as its count's share, to one image, in any order."""
+    order = torch.randperm(len(counts), generator=random)
+    edges = counts[order].cumsum(0)
+    # Points in equal distances, from a random one on: a class without images is never met.
+    steps = torch.arange(BLOCK) + torch.rand((), generator=random, dtype=torch.float64)
+    places = torch.searchsorted(edges.double(), steps / BLOCK * edges[-1], right=True)
+    return order[places[torch.randperm(BLOCK, generator=random)]]
 
 
 def _shortly(names: Sequence[str]) -> str:

@@ -169,6 +169,7 @@ class Run:
             "config": self.config.to_yaml(),
             "shape": list(self.shard.share.dataset.info.shape),
             "classes": self.shard.share.classes,
+            "counts": self.shard.share.counts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

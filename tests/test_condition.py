@@ -26,7 +26,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.evaluation.reference import Reference
-from cl_ray.loading import BLOCK, LoadedRun
+from cl_ray.loading import LoadedRun
 
 CONDITIONS = ["classifier", "projection"]
 
@@ -104,25 +104,6 @@ def test_data_without_labels_is_refused_before_anything_starts(
     flags = [f"--data={data}", f"--storage={tmp_path}/runs", "--condition=classifier"]
     assert "condition `classifier` needs labels" in refused(capsys, "train", *flags)
     assert not (tmp_path / "runs").exists()
-
-
-def test_samples_of_all_classes_are_alike_many_and_more_begin_with_the_same(
-    run: LoadedRun,
-) -> None:
-    kinds = run.kinds(10 * BLOCK, seed=3)
-    assert kinds is not None
-    assert np.bincount(kinds).tolist() == [BLOCK] * 10
-    assert np.array_equal(run.kinds(75, seed=3, start=23), kinds[23:98])
-    assert not np.array_equal(run.kinds(70, seed=4), kinds[:70])
-    many = run.generate(BLOCK + 20, seed=3)
-    decoded = run.decode(run.noise(BLOCK + 20, seed=3), labels=kinds[: BLOCK + 20])
-    assert np.abs(many.astype(int) - decoded).max() <= 1
-    thousand = replace(run, classes=tuple(str(i) for i in range(1000)))
-    found = thousand.kinds(2300, seed=3, start=900)
-    assert found is not None
-    assert set(np.bincount(found).tolist()) <= {2, 3, 4}
-    assert found[:100].max() > 900
-    assert found[:100].min() < 100
 
 
 def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:

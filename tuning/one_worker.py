@@ -129,6 +129,7 @@ class OneWorkerTrial(Trial):
             discriminator=adversary.discriminator,
             device=adversary.device,
             classes=adversary.classes,
+            counts=tuple(self.run.shard.share.counts),
         )
         collapsed = one_picture(loaded, self.job, self.run.epochs)
         if collapsed:

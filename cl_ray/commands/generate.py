@@ -32,7 +32,7 @@ class GenerateCommand(ProduceCommand):
     label: Annotated[str | None, tyro.conf.arg(name="class")] = Field(
         None,
         description="Of a run that was trained with --condition: make only this class, a name or "
-        "a number.",
+        "a number. None is all, as often as the training images have them.",
     )
     around: str | None = Field(
         None, description="Data set whose images are varied instead, their labels kept."

@@ -71,6 +71,8 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     if not job.missing:
         say(console, f"{what(job)} are in {where(job)} already.")
         return
+    if job.note:
+        say(console, job.note)
     if job.done:
         say(console, f"{job.done:,} of {what(job)} are in {job.output} already: going on.")
     made: Made | None = None

@@ -6,6 +6,7 @@ Free of torch and ray: pyarrow and numpy only, so that any process reads it at o
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -312,6 +313,19 @@ class Dataset:
             )
         return [str(number) for number in range(most + 1)]
 
+    def class_counts(self, split: str) -> list[int]:
+        """Returns how many rows of a split each class of `class_names` has; reads labels only.
+
+        Raises:
+            UserError: as `class_names` and `read` do.
+        """
+        counts = np.zeros(len(self.class_names()), np.int64)
+        for shard in self._split(split).shards:
+            with self._open(shard) as file:
+                labels = file.read(["label"])["label"].combine_chunks()
+                counts += np.bincount(_integers(labels)[: shard.rows], minlength=len(counts))
+        return counts.tolist()
+
     def _label_range(self, shard: ShardInfo) -> tuple[int, int]:
         """Returns a file's least and largest label, from its footer."""
         filesystem, path = connect(self.location)
@@ -330,8 +344,22 @@ class Dataset:
 
     def _groups(self, shard: ShardInfo, groups: list[int]) -> Iterator[tuple[int, Rows]]:
         """Yields some row groups of a file, one by one: what is decoded stays small and warm."""
-        filesystem, path = connect(self.location)
         size = self.info.row_group
+        with self._open(shard) as file:
+            # Every row group but a file's last has `size` rows, so a batch is a row group.
+            batches = file.iter_batches(size, groups)
+            for group, batch in zip(groups, batches, strict=True):
+                expected = min(size, shard.rows - group * size)
+                if len(batch) != expected:
+                    raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
+                label = _integers(batch["label"]) if self.info.labelled else None
+                image = batch["image"].to_numpy_ndarray()
+                yield group, Rows(_integers(batch["id"]), image, label)
+
+    @contextmanager
+    def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
+        """Opens a file; whatever is wrong with what is read of it is said in one sentence."""
+        filesystem, path = connect(self.location)
         try:
             with pq.ParquetFile(
                 f"{path}/{shard.file}",
@@ -339,15 +367,7 @@ class Dataset:
                 page_checksum_verification=True,
                 pre_buffer=True,
             ) as file:
-                # Every row group but a file's last has `size` rows, so a batch is a row group.
-                batches = file.iter_batches(size, groups)
-                for group, batch in zip(groups, batches, strict=True):
-                    expected = min(size, shard.rows - group * size)
-                    if len(batch) != expected:
-                        raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
-                    label = _integers(batch["label"]) if self.info.labelled else None
-                    image = batch["image"].to_numpy_ndarray()
-                    yield group, Rows(_integers(batch["id"]), image, label)
+                yield file
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.location}/{shard.file} is damaged or cannot be read "

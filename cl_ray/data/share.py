@@ -53,6 +53,11 @@ class Share:
         """The names of the labels where the config uses them, else none."""
         return self.dataset.class_names() if self.config.condition != "none" else []
 
+    @cached_property
+    def counts(self) -> list[int]:
+        """How many training images each of the `classes` has."""
+        return self.dataset.class_counts(SPLIT) if self.classes else []
+
     @property
     def gigabytes(self) -> float:
         """Size of the largest rank's pixels."""

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 from cl_ray.data.dataset import absolute, first_line, without_keys
 from cl_ray.errors import UserError
 from cl_ray.inference.output import Output, folder_names
-from cl_ray.inference.work import Work, part_size
+from cl_ray.inference.work import Work, note, part_size
 from cl_ray.machine import peak_memory
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Job:
         record: What `_made.json` says of it.
         size: Results in a part.
         missing: The parts that are not there yet.
+        note: What a user should know of it.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Job:
     record: dict[str, Any]
     size: int
     missing: list[int]
+    note: str
 
     @property
     def parts(self) -> int:
@@ -142,7 +144,8 @@ def prepare(
     }
     complete = output.claim(record, overwrite)
     missing = [] if complete else output.missing(-(-work.total // size))
-    return Job(absolute(run), loaded.checkpoint, work, output, record, size, missing)
+    told = note(work, loaded)
+    return Job(absolute(run), loaded.checkpoint, work, output, record, size, missing, told)
 
 
 def digest(run: "LoadedRun") -> str:

@@ -72,7 +72,8 @@ class FromNoise:
         """Bytes of an image.
 
         Raises:
-            UserError: The run's generator knows no truncation, or no such class.
+            UserError: The run's generator knows no truncation, or no such class; or none of its
+                training images was of that class.
         """
         run.allows(self.truncation)
         if self.label is not None:
@@ -187,6 +188,14 @@ class Embed:
     def record(self) -> dict[str, Any]:
         """Plain values."""
         return {"verb": "embed", **read_from(self.dataset, self.split)}
+
+
+def note(work: Work, run: "LoadedRun") -> str:
+    """What a user should know of the results before they are made; empty for nothing."""
+    from cl_ray.loading import EVENLY
+
+    drawn = isinstance(work, FromNoise) and work.label is None
+    return EVENLY if drawn and run.classes and not run.counts else ""
 
 
 def part_size(work: Work, run: "LoadedRun") -> int:

@@ -9,7 +9,7 @@ from cl_ray.adversary import Adversary
 from cl_ray.checkpoint import Checkpoints
 
 States = dict[int, dict[str, Any]]
-ABOUT = {"config": small().to_yaml(), "shape": list(SHAPE), "classes": []}
+ABOUT = {"config": small().to_yaml(), "shape": list(SHAPE), "classes": [], "counts": []}
 FILES = ["generator.safetensors", "discriminator.safetensors", "state.pt"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from made_sets import ABOUT, BIG, images, pictures
 
 from cl_ray.data import dataset as dataset_module
-from cl_ray.data.dataset import Dataset, Piece
+from cl_ray.data.dataset import Dataset, Piece, SplitInfo
 from cl_ray.data.writer import write
 from cl_ray.errors import UserError
 
@@ -63,6 +63,24 @@ def test_packaged_files_are_as_recorded() -> None:
     assert data.info.licence == "CC BY-SA 3.0"
     assert "Share Alike 3.0" in (folder / "LICENCE.md").read_text()
     assert data.info.classes == list("0123456789")
+
+
+def test_classes_are_counted_of_whole_and_of_part() -> None:
+    data = Dataset.open("mnist")
+    for split in ("train", "test"):
+        labels = data.read(split).label
+        assert labels is not None
+        assert data.class_counts(split) == np.bincount(labels).tolist()
+    first, *others = data.info.splits["train"].shards
+    cut = [first, others[0].model_copy(update={"rows": 1024})]
+    rows = first.rows + 1024
+    part = SplitInfo(rows=rows, shards=cut, distances=data.info.splits["train"].distances)
+    fewer = Dataset("mnist", data.info.model_copy(update={"splits": {"train": part}}))
+    labels = data.read("train").label
+    assert labels is not None
+    assert fewer.class_counts("train") == np.bincount(labels[:rows]).tolist()
+    with pytest.raises(UserError, match="has no split validation"):
+        data.class_counts("validation")
 
 
 def test_packaged_distances_are_the_images() -> None:
