@@ -5,12 +5,15 @@ A space of your own is a YAML file that `--space` takes, one field of the config
     optimizer.lr_g:       {kind: log, low: 0.0001, high: 0.01}
     discriminator.depth:  {kind: int, low: 2, high: 5}
     generator.depth:      {kind: int, low: 2, high: 5, at_most: discriminator.depth}
-    losses.objective:     {kind: choice, values: [non-saturating, pair-critic]}
-    losses.pair:          {kind: float, low: 0, high: 1, when: {losses.objective: pair-critic}}
+    losses.objective:         {kind: choice, values: [non-saturating, hinge, wasserstein]}
+    losses.gradient_penalty:  {kind: log, low: 1, high: 30, when: {losses.objective: wasserstein}}
+    losses.r1:                {kind: log, low: 0.1, high: 10,
+                               when: {losses.objective: [non-saturating, hinge]}}
 
 `log` and `float` are real numbers, `log` ones drawn evenly over their magnitudes; `int` are whole
 ones, every `step`-th of them; `choice` is one of some values. `at_most` lowers the upper end to
-another field's value; a field whose `when` does not hold keeps the config's own value.
+another field's value; a field whose `when` does not hold, a value or one of several of every field
+that it names, keeps the config's own value.
 """
 
 from collections.abc import Iterator
@@ -94,6 +97,10 @@ class Parameter(Model):
         if self.kind == "int" and (self.low % 1 or self.high % 1):
             raise ValueError(f"low {self.low:g} and high {self.high:g} must be whole numbers")
         return self
+
+    def counts(self, values: Values) -> bool:
+        """Whether it is searched where the config has these values."""
+        return all(values[field] in _several(wanted) for field, wanted in self.when.items())
 
     def ends(self) -> list[Any]:
         """The values that a config must take for it to take all: both ends, or every choice."""
@@ -193,17 +200,26 @@ class Space(Model):
                         f"In {where}, {field}: it depends on {other!r}, which is no field of the "
                         f"config (the nearest is {_nearest(other, known)!r})."
                     )
+            for other, wanted in parameter.when.items():
+                searched = self.parameters.get(other)
+                for value in _several(wanted):
+                    if not (searched.holds(value) if searched else value == known[other]):
+                        raise UserError(
+                            f"In {where}, {field}: {other} is never {value!r}, as its `when` asks: "
+                            f"search that too, or leave it out."
+                        )
             if parameter.at_most:
                 self._check_bound(field, parameter, known, where)
             for value in parameter.ends():
-                build(merge(base.model_dump(), nested({field: value})), f"{where}, {field}")
+                drawn = self._drawn_with(field, value, known)
+                build(merge(base.model_dump(), nested(drawn)), f"{where}, {field}")
 
     def suggest(self, trial: Any, base: Config) -> Values:
         """Draw a value for each field that counts, from an Optuna trial."""
         own = dict(leaves(base.model_dump()))
         drawn: Values = {}
         for field, parameter in self.parameters.items():
-            if any({**own, **drawn}[k] != wanted for k, wanted in parameter.when.items()):
+            if not parameter.counts({**own, **drawn}):
                 continue
             if parameter.kind == "choice":
                 drawn[field] = trial.suggest_categorical(field, parameter.ends())
@@ -229,7 +245,7 @@ class Space(Model):
                 for field, parameter in self.parameters.items()
                 if parameter.holds(full[field])
                 and not (parameter.at_most and full[field] > full[parameter.at_most])
-                and all(full[k] == wanted for k, wanted in parameter.when.items())
+                and parameter.counts(full)
             }
             if point and point not in found:
                 found.append(point)
@@ -249,6 +265,25 @@ class Space(Model):
                 if field.split(".")[0] not in ("generator", "discriminator"):
                     moved[field] = min(max(value * random.choice([0.8, 1.25]), low), high)
         return moved
+
+    def _drawn_with(self, field: str, value: Any, own: Values) -> Values:
+        """A draw with this value; other fields as the config has them, or at their lower end."""
+        fixed: Values = {field: value}
+        for known in (field, *reversed(self.parameters)):  # those that others depend on come first
+            if known in fixed and known in self.parameters:
+                for other, wanted in self.parameters[known].when.items():
+                    fixed.setdefault(other, _several(wanted)[0])
+        drawn: Values = {}
+        for other, parameter in self.parameters.items():
+            full = {**own, **drawn, **fixed}
+            if other in fixed:
+                drawn[other] = fixed[other]
+            elif parameter.counts(full):
+                fits = not parameter.at_most or own[other] <= full[parameter.at_most]
+                drawn[other] = (
+                    own[other] if parameter.holds(own[other]) and fits else (parameter.ends()[0])
+                )
+        return drawn
 
     def _check_bound(
         self, field: str, parameter: Parameter, known: dict[str, Any], where: str
@@ -309,6 +344,11 @@ def _in_order(parameters: dict[str, Parameter], where: str) -> dict[str, Paramet
         for field in ready:
             ordered[field] = left.pop(field)
     return ordered
+
+
+def _several(wanted: Any) -> list[Any]:
+    """What a `when` asks of a field: one value or a list of them."""
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def _nearest(field: str, known: dict[str, Any]) -> str:

@@ -63,6 +63,42 @@ def test_what_others_depend_on_is_drawn_first_and_conditions_hold() -> None:
     assert configured(BASE, drawn[0]).losses.pair in (BASE.losses.pair, drawn[0].get("losses.pair"))
 
 
+OBJECTIVES = """
+losses.gradient_penalty: {kind: log, low: 1, high: 30, when: {losses.objective: wasserstein}}
+losses.r1: {kind: log, low: 0.1, high: 10, when: {losses.objective: [non-saturating, hinge]}}
+losses.objective: {kind: choice, values: [non-saturating, hinge, wasserstein, pair-critic]}
+"""
+
+
+def test_an_objective_is_searched_with_the_penalty_that_it_needs() -> None:
+    space = Space.from_yaml(OBJECTIVES)
+    assert Space.from_yaml(space.to_yaml()) == space
+    space.check(BASE)
+    drawn = draw(space, 60)
+    penalties = {
+        "wasserstein": {"losses.gradient_penalty"},
+        "non-saturating": {"losses.r1"},
+        "hinge": {"losses.r1"},
+        "pair-critic": set(),
+    }
+    assert {v["losses.objective"] for v in drawn} == set(penalties)
+    for values in drawn:
+        objective = values["losses.objective"]
+        assert values.keys() - {"losses.objective"} == penalties[objective]
+        losses = configured(BASE, values).losses
+        assert (losses.gradient_penalty > 0) == (objective == "wasserstein")
+    assert space.known(BASE) == [{"losses.objective": "non-saturating"}]
+
+
+def test_a_penalty_may_be_searched_for_every_objective() -> None:
+    space = Space.from_yaml(
+        "losses.objective: {kind: choice, values: [non-saturating, wasserstein]}\n"
+        "losses.gradient_penalty: {kind: log, low: 1, high: 30}\n"
+    )
+    space.check(BASE)
+    assert all(configured(BASE, values).losses.gradient_penalty >= 1 for values in draw(space, 9))
+
+
 def test_a_space_reads_back_from_its_own_yaml() -> None:
     space = Space.from_yaml(DEFAULT)
     assert Space.from_yaml(space.to_yaml()) == space
@@ -117,6 +153,18 @@ losses.contrastive: {kind: float, low: 1, high: 2, at_most: losses.pair}
         (
             f"{DEPTH}: {{kind: int, low: 4, high: 5, at_most: discriminator.depth}}",
             "the range is empty where discriminator.depth is 3",
+        ),
+        (
+            "losses.objective: {kind: choice, values: [non-saturating, wasserstein]}",
+            "objective 'wasserstein' has no bound of its own: set losses.gradient_penalty",
+        ),
+        (
+            OBJECTIVES.replace("when: {losses.objective: wasserstein}", "when: {batch_size: 7}"),
+            "losses.gradient_penalty: batch_size is never 7, as its `when` asks",
+        ),
+        (
+            OBJECTIVES.replace("hinge]}}", "hinged]}}"),
+            "losses.r1: losses.objective is never 'hinged', as its `when` asks",
         ),
         (CIRCLE, "depend on each other in a circle"),
     ],
