@@ -50,8 +50,8 @@ class CheckpointConfig(Model):
         "auto",
         description="The figure that marks the best: one of the epoch's, such as "
         "`g/reconstruction`, the smaller the better, or an evaluation's, such as "
-        "`evaluation/linear_probe`. auto: `evaluation/frechet` where that is measured, else "
-        "`g/reconstruction`.",
+        "`evaluation/linear_probe` or, with a condition, `evaluation/class_accuracy`. auto: "
+        "`evaluation/frechet` where that is measured, else `g/reconstruction`.",
     )
 
 

@@ -30,7 +30,8 @@ class Options(Model):
     metric: Several = Field(
         (),
         description="What is optimised: a figure of the evaluation, such as frechet or "
-        "linear_probe. Given twice or more, a Pareto front. None: frechet where it is measured.",
+        "linear_probe, or class_accuracy with a condition. Given twice or more, a Pareto front. "
+        "None: frechet where it is measured.",
     )
     sampler: Literal["tpe", "random", "nsga2"] = Field(
         "tpe", description="Who proposes: tree-structured Parzen estimator, chance, or NSGA-II."

@@ -14,14 +14,14 @@ import yaml
 from cl_ray.cli import parse
 from cl_ray.commands.train import default_preset, flag
 from cl_ray.config import Config, build, differences, merge, preset
-from cl_ray.data.dataset import STACKED, Dataset, SplitInfo, without_keys
+from cl_ray.data.dataset import Dataset, SplitInfo, without_keys
 from cl_ray.data.share import SPLIT
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import chosen_reference, larger_is_better
-from cl_ray.evaluation.representation import MANY
+from cl_ray.evaluation.evaluate import larger_is_better
+from cl_ray.evaluation.measured import measured, see_that_measured
 from cl_ray.training.folder import Folder
-from cl_ray.training.train import check_pairs, check_reference
+from cl_ray.training.train import check_best, check_pairs, check_reference
 from tuning.options import MAY_CHANGE, Options
 from tuning.space import DEFAULT, Space, configured, nested
 from tuning.study import Metric
@@ -31,9 +31,6 @@ VERSION = 1
 RECORD = "search.yaml"
 ECONOMY = {"evaluation": {"samples": 2000, "images": 2000}}
 """How trials are measured unless the config says otherwise: twelve are to end in minutes."""
-FIDELITY = ("frechet", "kernel", "precision", "recall", "density", "coverage")
-MODES = ("modes", "mode_kl")
-REPRESENTATION = ("linear_probe", "knn_1", "knn_20")
 
 
 @dataclass(frozen=True)
@@ -163,6 +160,7 @@ def _search(folder: Folder, options: Options, space: Space, config: Config, fres
             configured(base, point)
     check_pairs(base, dataset)
     check_reference(base, dataset)
+    check_best(base, dataset)
     metrics = metrics_of(options.metric, dataset, base)
     folder.prepare()
     return Search(folder.name, folder, options, space, config, base, dataset, metrics, fresh)
@@ -191,31 +189,10 @@ def metrics_of(names: Sequence[str], dataset: Dataset, base: Config) -> list[Met
     Raises:
         UserError: The evaluation of such data does not give it.
     """
-    there = ["reconstruction"]
-    many = dataset.info.labelled and len(dataset.class_names()) > MANY
-    if dataset.info.labelled:
-        there = [*(REPRESENTATION[1:] if many else REPRESENTATION), *there]
-    reference = chosen_reference(dataset, base.evaluation.reference)
-    if reference:
-        there = [*FIDELITY, *(MODES if reference == STACKED else ()), *there]
     for name in names:
-        if name not in there:
-            known = (*FIDELITY, *MODES, *REPRESENTATION)
-            why = ""
-            if name in FIDELITY:
-                why = " without a reference (--set evaluation.reference=...)"
-            elif name in MODES:
-                why = f", not being {STACKED}"
-            elif dataset.info.labelled:
-                why = f" of more than {MANY} classes"
-            elif name in REPRESENTATION:
-                why = " without labels"
-            where = f"this data{why}" if name in known else "networks"
-            raise UserError(
-                f"metric {name!r} is not among what is measured of {where}: take "
-                f"{', '.join(there)}."
-            )
-    return [Metric(name, larger_is_better(name)) for name in names or there[:1]]
+        see_that_measured(name, base, dataset, "metric")
+    chosen = names or measured(base, dataset)[:1]
+    return [Metric(name, larger_is_better(name)) for name in chosen]
 
 
 def subset(dataset: Dataset, images: int) -> Dataset:

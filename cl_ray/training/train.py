@@ -94,6 +94,7 @@ def train(
     config = config.model_copy(update={k: without_keys(v) for k, v in places.items()})
     check_pairs(config, dataset)
     check_reference(config, dataset)
+    check_best(config, dataset)
     folder.prepare()
     checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
     if checkpoints.newest():  # else there is nothing to go on with
@@ -178,6 +179,26 @@ def check_reference(config: Config, dataset: Dataset) -> None:
         from cl_ray.evaluation.evaluate import Evaluator
 
         Evaluator(dataset, config.evaluation)
+
+
+def check_best(config: Config, dataset: Dataset) -> None:
+    """See that an evaluation's figure, if one is to mark the best checkpoint, is measured.
+
+    Raises:
+        UserError: It is not.
+    """
+    kind, _, name = config.checkpoint.metric.partition("/")
+    if kind != "evaluation":
+        return
+    if not config.evaluation.every:
+        raise UserError(
+            f"checkpoint.metric {config.checkpoint.metric!r} is of an evaluation, and "
+            "evaluation.every 0 is none: raise it, or take a figure of the epoch's, such as "
+            "'g/reconstruction'."
+        )
+    from cl_ray.evaluation.measured import see_that_measured
+
+    see_that_measured(name, config, dataset, "checkpoint.metric", prefix="evaluation/")
 
 
 def _same_run(config: Config, folder: Folder) -> None:

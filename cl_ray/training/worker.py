@@ -164,6 +164,12 @@ class Host:
         In this order: what is written beyond the newest checkpoint is written again by the run
         that goes on from there, and what is missing before it would be missing for good.
         """
+        kind = self.best_by.partition("/")[0]
+        if kind != "evaluation" and self.best_by not in figures:
+            raise UserError(
+                f"checkpoint.metric {self.best_by!r} is not among the epoch's figures: take "
+                f"{', '.join(name for name in figures if '/' in name)}."
+            )
         self.figures = figures
         self.journal.epoch(figures)
         name = self.checkpoints.save(

@@ -241,6 +241,16 @@ def test_a_loss_that_is_no_number_ends_the_run(storage: Path, digits: str) -> No
     assert not list((folder / "checkpoints").glob("step-*"))
 
 
+def test_a_best_by_a_figure_that_is_none_of_the_epoch_s_ends_the_run(
+    storage: Path, digits: str
+) -> None:
+    flags = ["--checkpoint.metric=g/recon", "--evaluation.every=0", *SMALL]
+    done = cl_ray("--name=unknown", f"--storage={storage}", f"--data={digits}", *flags)
+    assert done.returncode == 1
+    assert "'g/recon' is not among the epoch's figures: take d/adversarial, " in done.stderr
+    assert not list((storage / "unknown" / "checkpoints").glob("step-*"))
+
+
 def test_more_workers_than_the_machine_can_hold(storage: Path, digits: str) -> None:
     done = cl_ray(
         "--name=many", f"--storage={storage}", f"--data={digits}", "--workers=4",

@@ -36,6 +36,12 @@ def complaint(*arguments: str) -> str:
     [
         (["--metric=fid"], "metric 'fid' is not among what is measured"),
         (["--metric=frechet", "--set=evaluation.reference=none"], "without a reference"),
+        (
+            ["--metric=class_accuracy"],
+            "'class_accuracy' is not among what is measured of networks "
+            "that are told no classes (condition none): take frechet, ",
+        ),
+        (["--set=checkpoint.metric=evaluation/fid"], "checkpoint.metric 'evaluation/fid' is not"),
         (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
         (["--scheduler=pbt", "--workers=2"], "takes over another's weights in its own process"),
         (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "several metrics is refused"),
@@ -72,6 +78,13 @@ def test_modes_are_offered_of_stacked_digits_only(flags: list[str], tmp_path: Pa
     storage = f"--storage={tmp_path}"
     assert "of more than 200 classes" in complaint(*data, storage, "--metric=linear_probe")
     assert "not being stacked-mnist" in complaint(*flags, storage, "--metric=modes")
+
+
+def test_how_many_are_of_their_class_is_offered_with_a_condition(
+    flags: list[str], tmp_path: Path
+) -> None:
+    search = asked(flags, tmp_path, "--metric=class_accuracy", "--set=condition=projection")
+    assert [(m.name, m.larger) for m in search.metrics] == [("class_accuracy", True)]
 
 
 def test_several_metrics_are_taken_each_in_its_direction(flags: list[str], tmp_path: Path) -> None:
