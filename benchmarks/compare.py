@@ -11,11 +11,14 @@ A cell is one setting with one seed, trained on one thread for `--seconds` of th
 time, so that what else runs on the machine costs it nothing; or for so many `--pairs`, which is
 what several cells can share a GPU by. Its figures go into benchmarks/results/TABLE.jsonl as it
 ends, and the same command goes on with the cells that are missing there; the table of that budget
-is printed at the end. Collapsed is a cell whose samples have half
+is printed at the end. With them stands a digest of the setting's fields: a row of other fields than
+the setting has now counts as missing and is not shown, a row without a digest, of which there were
+before, as one of the present fields. Collapsed is a cell whose samples have half
 of the precision or a tenth of the coverage that the test digits have of training digits, or whose
 rarest digit is one in a hundred of its commonest.
 """
 
+import hashlib
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -197,10 +200,17 @@ def measure(run: Run, evaluator: Evaluator) -> Fields:
     return {"figures": {n: round(v, 5) for n, v in figures.items()}, "collapsed": collapsed}
 
 
+def digest(fields: Fields) -> str:
+    """Of what a setting changes, in whatever order it is written."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def cells(table: str) -> list[Fields]:
-    """What is known of the table so far."""
+    """What is known so far of the table's settings as they are now."""
     file = RESULTS / f"{table}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    now = {name: digest(fields) for name, fields in TABLES[table]().items()}
+    return [row for row in rows if row.get("fields", now.get(row["cell"])) == now.get(row["cell"])]
 
 
 def show(table: str, budget: Budget, console: Console) -> None:
@@ -233,7 +243,8 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
     base = preset("quick").model_dump() | {"device": device}
     config = build(merge(base, {**fields, "seed": seed}))
     run, spent, ended = train(config, budget)
-    cell: Fields = {"cell": name, "seed": seed, "seconds": budget.seconds}
+    cell: Fields = {"cell": name, "fields": digest(fields), "seed": seed}
+    cell |= {"seconds": budget.seconds}
     cell |= {"budget_pairs": budget.pairs, "spent": round(spent, 1), "steps": run.adversary.steps}
     cell |= {"pairs": run.adversary.steps * config.batch_size, "ended": ended, "collapsed": False}
     cell |= {"on": describe(*resolve(config))}
