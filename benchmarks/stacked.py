@@ -92,7 +92,13 @@ def config_of(cell: str, seed: int, data: str) -> Config:
         for name in reversed(field.split(".")):
             change = {name: change}
         fields = merge(fields, change)
-    return build(fields, f"the cell {cell!r}")
+    config = build(fields, f"the cell {cell!r}")
+    if config.optimizer.decay:
+        raise UserError(
+            f"optimizer.decay {config.optimizer.decay:g} of the cell {cell!r} is of a run of known "
+            "length, and a cell ends when its time is up: leave it 0."
+        )
+    return config
 
 
 def trained(config: Config, dataset: Dataset, seconds: float) -> tuple[Run, Clock]:
