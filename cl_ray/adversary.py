@@ -11,15 +11,15 @@ every loss is a mean over the global batch. So N workers take the step of one.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cl_ray import distributed
-from cl_ray.chance import draw
+from cl_ray.captured import Captured
+from cl_ray.chance import Chance, draw
 from cl_ray.config import Config
 from cl_ray.data.views import Views, view
 from cl_ray.errors import UserError
@@ -41,13 +41,14 @@ from cl_ray.networks.images import to_unit
 
 Terms = dict[str, Tensor]
 """A figure of each of a rank's b pairs, [b], by name."""
+Update = Callable[["Batch", list[Chance]], Terms]
+"""`Adversary._update`, as it is or recorded."""
 
 WHOSE = (0, 1, 0, 1, 0, 0, 0, 0)
 """Of which image of the pair each thing that D sees has the class: x+, x-, f+, f-, fz, views."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One rank's b pairs, uint8 [b, H, W, C] each.
 
     Args:
@@ -67,7 +68,9 @@ class Batch:
     @property
     def classes(self) -> Tensor | None:
         """Of each kind of thing that D sees, in its order, [8, b]."""
-        return None if self.labels is None else self.labels.T[list(WHOSE)]
+        if self.labels is None:
+            return None
+        return torch.stack([self.labels[:, whose] for whose in WHOSE])
 
 
 class Judged(NamedTuple):
@@ -128,13 +131,22 @@ class Adversary:
         distributed.broadcast([*self.weights_g, *self.weights_d])
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
         optimizer = config.optimizer
+        self.captures = self.device.type == "cuda" and distributed.world()[1] == 1
+        """Whether steps are recorded as a CUDA graph."""
         adam: dict[str, Any] = {
             "betas": (optimizer.beta1, optimizer.beta2),
             "fused": self.device.type in ("cpu", "cuda"),
+            "capturable": self.captures,
         }
-        self.optimizer_g = torch.optim.Adam(self.weights_g, optimizer.lr_g, **adam)
-        self.optimizer_d = torch.optim.Adam(self.weights_d, optimizer.lr_d, **adam)
+
+        def rate(value: float) -> float | Tensor:
+            """A recorded step reads it where it lies."""
+            return torch.tensor(value, device=self.device) if self.captures else value
+
+        self.optimizer_g = torch.optim.Adam(self.weights_g, rate(optimizer.lr_g), **adam)
+        self.optimizer_d = torch.optim.Adam(self.weights_d, rate(optimizer.lr_d), **adam)
         self.objective = OBJECTIVES[config.losses.objective]
+        self.update: Update = self._fresh_update()
         self.steps = 0
 
     def step(self, batch: Batch) -> Terms:
@@ -146,6 +158,18 @@ class Adversary:
         Returns:
             This rank's share of each figure, scalars; their sum over ranks is the global mean.
         """
+        config, extras = self.config, self.generator.extras
+        chances = [
+            draw(config, self.shape, extras, self.steps, turn, len(batch.present), **self.layout)
+            for turn in range(config.optimizer.d_steps)
+        ]
+        terms = self.update(batch, chances)
+        self._average()
+        self.steps += 1
+        return terms
+
+    def _update(self, batch: Batch, chances: list[Chance]) -> Terms:
+        """The step itself, a function of tensors alone, with one `Chance` for each turn of D."""
         positive, partner, negative = (
             to_unit(images, self.dtype)
             for images in (batch.positive, batch.partner, batch.negative)
@@ -154,17 +178,8 @@ class Adversary:
         present = batch.present.to(self.dtype)
         share = present / distributed.sum_over_ranks(present.sum())  # [b]; 0 for absent rows
         of_fakes = None if batch.classes is None else batch.classes[2:5].flatten()
-        for turn in range(self.config.optimizer.d_steps):
-            drawn = draw(
-                self.config,
-                self.shape,
-                self.generator.extras,
-                self.steps,
-                turn,
-                len(present),
-                **self.layout,
-            )
-            last = turn == self.config.optimizer.d_steps - 1  # G learns from the last fakes
+        for drawn in chances:
+            last = drawn is chances[-1]  # G learns from the last fakes
             with self._cast(), torch.set_grad_enabled(last):
                 fakes, latents = self.generator(
                     images, drawn.noise, drawn.moves, drawn.extras, of_fakes
@@ -182,9 +197,10 @@ class Adversary:
         with self._cast():
             g_terms = self._fool(images, fakes, latents, anchor, batch, drawn.shown_next)
         self._descend(self.optimizer_g, self.weights_g, g_terms, share)
-        self._average()
-        self.steps += 1
         return {name: (term.detach() * share).sum() for name, term in (d_terms | g_terms).items()}
+
+    def _fresh_update(self) -> Update:
+        return Captured(self._update) if self.captures else self._update
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -200,7 +216,7 @@ class Adversary:
         rates = self.config.optimizer
         for optimizer, rate in ((self.optimizer_g, rates.lr_g), (self.optimizer_d, rates.lr_d)):
             for group in optimizer.param_groups:
-                group["lr"] = share * rate
+                set_rate(group, share * rate)
 
     def _judge(self, seen: Tensor, batch: Batch) -> tuple[Terms, Tensor]:
         """D's terms, and its embedding of x+, out of one pass over all that D sees."""
@@ -361,7 +377,23 @@ class Adversary:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, exactly."""
-        for name in ("generator", "discriminator", "averaged", "optimizer_g", "optimizer_d"):
+        """Go on from `state_dict`, exactly; on what kind of device it was saved is forgotten."""
+        for name in ("generator", "discriminator", "averaged"):
             getattr(self, name).load_state_dict(state[name])
+        for name in ("optimizer_g", "optimizer_d"):
+            optimizer: torch.optim.Optimizer = getattr(self, name)
+            ours = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({**state[name], "param_groups": ours})
+            saved = state[name]["param_groups"]
+            for group, was in zip(optimizer.param_groups, saved, strict=True):
+                set_rate(group, float(was["lr"]))
+        self.update = self._fresh_update()  # what was recorded reads the old optimisers' memory
         self.steps = state["steps"]
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of an optimiser's group, in place where a recorded step reads it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from five_steps import CASES, Case, global_batch, largest_difference, made, moved, small, take
+from five_steps import (
+    CASES,
+    Case,
+    global_batch,
+    largest_difference,
+    made,
+    moved,
+    small,
+    take,
+    weights_of,
+)
 from ranks import together
 from run_folder import leave, trained_run
 from small_run import SMALL
@@ -48,17 +58,34 @@ def test_takes_the_steps_of_the_cpu(case: Case) -> None:
     (here,), (there,) = take([case]), take([case], "cuda")
     for weights in (here.weights, there.weights):
         weights.pop(FREE)
-    assert largest_difference(there.weights, here.weights) < 1e-9
+    # The last two steps are replayed; Adam's kernel reads its rate as float32.
+    assert largest_difference(there.weights, here.weights) < 1e-6
     for ours, theirs in zip(there.terms, here.terms, strict=True):
         for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_replays_what_it_would_do_step_by_step() -> None:
+    steps = [moved(global_batch(number, "views"), "cuda") for number in range(8)]
+
+    def after(recorded: bool) -> dict[str, torch.Tensor]:
+        adversary = made(small(), device="cuda")
+        assert adversary.captures
+        if not recorded:
+            adversary.update = adversary._update
+        for number, batch in enumerate(steps):
+            adversary.set_rates(1 - number / 10)
+            adversary.step(batch)
+        return weights_of(adversary)
+
+    assert largest_difference(after(recorded=True), after(recorded=False)) < 1e-9
 
 
 def test_two_workers_share_a_gpu() -> None:
     cases = CASES[:3]
     ours = together(take, 2, cases, "cuda")[0]
-    for one, many in zip(take(cases, "cuda"), ours, strict=True):
-        assert largest_difference(many.weights, one.weights) < 1e-10
+    for one, many in zip(take(cases), ours, strict=True):
+        assert largest_difference(many.weights, one.weights) < 1e-9
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -28,13 +28,12 @@ def info_nce(
     local = len(present)
     keys, here, itself = gather_others(torch.cat([torch.stack([first, second]), others]), present)
     similarity = torch.stack([first, second]).flatten(0, 1) @ keys.T / temperature
-    query = torch.arange(2 * local, device=keys.device)
     itself = itself[: 2 * local]
     positive = itself.roll(local)  # the other view's place
     similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    blocked = (~here).expand(len(query), -1).clone()
-    blocked[query, itself] = True
-    blocked[query, positive] = False  # an absent row keeps its own positive: finite, then masked
+    blocked = (~here).expand(len(itself), -1).scatter(1, itself[:, None], True)
+    # An absent row keeps its own positive: finite, then masked.
+    blocked = blocked.scatter(1, positive[:, None], False)
     loss = torch.nn.functional.cross_entropy(
         similarity.masked_fill(blocked, float("-inf")), positive, reduction="none"
     )
@@ -65,9 +64,7 @@ def fakes_as_one(
     itself = itself[: count * local]
     similarity = fakes.flatten(0, 1) @ keys.T / temperature
     similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    query = torch.arange(len(itself), device=keys.device)
-    allowed = here.expand(len(query), -1).clone()
-    allowed[query, itself] = False
+    allowed = here.expand(len(itself), -1).scatter(1, itself[:, None], False)
     fake = torch.arange(len(keys), device=keys.device) < len(keys) // (count + 2) * count
     alike = allowed & fake
     likelihood = similarity - similarity.masked_fill(~allowed, float("-inf")).logsumexp(

@@ -30,8 +30,7 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
     potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
     if potential.dtype == torch.bfloat16:
         potential = potential.float()
-    counted = here.expand(len(itself), -1).clone()
-    counted[torch.arange(len(itself), device=itself.device), itself] = False
+    counted = here.expand(len(itself), -1).scatter(1, itself[:, None], False)
     number = counted.sum(1)
     potential = potential.masked_fill(~counted, float("-inf"))
     potential = potential.masked_fill((number == 0)[:, None], 0)  # finite, then masked

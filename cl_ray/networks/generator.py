@@ -82,7 +82,7 @@ class Generator(nn.Module):
         latents = self.encode(images)
         if extras is not None and self.extras:  # an image's fake has one style, its own
             extras = extras.clone()
-            extras[: len(images), -1] = math.inf
+            extras[: len(images), -1].fill_(math.inf)
         points = torch.cat([latents + self.jitter * moves, noise])
         return self.decode(points, extras, labels=labels), latents
 

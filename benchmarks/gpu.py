@@ -1,0 +1,73 @@
+"""images/s of a step on a GPU: kernel by kernel, and recorded as a CUDA graph.
+
+`python benchmarks/gpu.py` measures both in turn for each family, batch and precision, over the
+quick preset, and prints the ratio.
+"""
+
+import time
+from itertools import product
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cl_ray.config import build, merge, preset
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.networks.families import FAMILIES
+from cl_ray.run import Run
+from cl_ray.training.device import resolve
+
+BATCHES = (64, 512)
+PRECISIONS = ("float32", "bfloat16")
+WARM, STEPS = 5, 25
+
+
+def measure(run: Run, recorded: bool) -> float:
+    """Pairs a second, drawing them included."""
+    adversary = run.adversary
+    if not recorded:
+        adversary.update = adversary._update
+    batches = run.shard.batches(0)
+    for _ in range(WARM):
+        adversary.step(next(batches))
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        adversary.step(next(batches))
+    torch.cuda.synchronize()
+    return STEPS * run.config.batch_size / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Print the table."""
+    if not torch.cuda.is_available():
+        raise SystemExit("This measures a CUDA GPU, and there is none here.")
+    torch.set_num_threads(1)
+    data = Dataset.open("mnist")
+    head = "family", "batch", "precision", "kernel by kernel", "recorded", "ratio"
+    table = Table(*head, title=f"pairs/s, {torch.cuda.get_device_name()}")
+    for family, batch, precision in product(FAMILIES, BATCHES, PRECISIONS):
+        fields = {
+            "batch_size": batch,
+            "precision": precision,
+            "device": "cuda",
+            "generator": {"family": family},
+            "discriminator": {"family": family},
+        }
+        config = build(merge(preset("quick").model_dump(), fields))
+        device, dtype = resolve(config)
+        speeds = [
+            measure(
+                Run(config, ResidentShard.read(Share(data, config), device), device, dtype), kind
+            )
+            for kind in (False, True)
+        ]
+        shown = f"{speeds[0]:.0f}", f"{speeds[1]:.0f}", f"[bold]{speeds[1] / speeds[0]:.1f}"
+        table.add_row(family, str(batch), precision, *shown)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
