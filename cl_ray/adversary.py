@@ -312,7 +312,7 @@ class Adversary:
         """D of [parts b, C, H, W], as of classes [parts, b].
 
         With `apart`, the features learn nothing from the scores, and get their second projection
-        (ContraD: Jeong and Shin, 2021, section 3.2).
+        (ContraD: Jeong and Shin, 2021, section 3).
         """
 
         def by_part(found: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class Adversary:
         )
 
     def _show(self, images: Tensor, views: Views | None) -> Tensor:
-        """Images as D sees them (differentiable augmentation: Zhao et al., 2020, equation 4)."""
+        """Images as D sees them (differentiable augmentation: Zhao et al., 2020, section 3)."""
         if views is None:
             return images
         with torch.autocast(

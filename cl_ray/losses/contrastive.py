@@ -45,7 +45,7 @@ def fakes_as_one(
 ) -> Tensor:
     """Pull all fakes together, push them away from the views of real images.
 
-    ContraD (Jeong and Shin, 2021, equation 9): supervised contrastion (Khosla et al., 2020,
+    ContraD (Jeong and Shin, 2021, section 3): supervised contrastion (Khosla et al., 2020,
     equation 2) in which the fakes are one class, and queries, and every other image is only a key.
 
     Args:
