@@ -32,12 +32,19 @@ def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
             "Which fake came from x⁺: losses",
             {"D tells": "d/pair", "G hides": "g/indistinguishability"},
         ),
+        _together(
+            curves,
+            ends,
+            "Naming the class: losses",
+            {"D": "d/classification", "G": "g/classification"},
+        ),
         _alone(curves, ends, "D’s squared slope at real images (R1)", "d/approximate_r1", "d"),
         _alone(curves, ends, "Unevenness of G’s latent vectors", "g/uniformity", "g"),
     ]
     known = {
         "d/adversarial", "g/adversarial", "g/reconstruction", "d/contrastive", "d/pair",
-        "g/indistinguishability", "d/approximate_r1", "g/uniformity",
+        "g/indistinguishability", "d/approximate_r1", "g/uniformity", "d/classification",
+        "g/classification",
     }  # fmt: skip
     for name in sorted(curves):
         if name[:2] in ("d/", "g/") and name not in known:
@@ -98,6 +105,7 @@ WHILE_TRAINING = (
     ),
     ("Modes with a sample", {"modes": "modes"}),
     ("Divergence of the samples’ modes from the data’s, nats", {"KL": "mode_kl"}),
+    ("Samples of the class asked for, share", {"by the reference": "class_accuracy"}),
     ("Accuracy of D’s features", {"1 neighbour": "knn_1", "linear probe": "linear_probe"}),
     ("Reconstruction: mean square, pixels in [0, 1]", {"G": "reconstruction"}),
 )

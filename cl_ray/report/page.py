@@ -190,11 +190,12 @@ def _networks(
 ) -> dict[str, Any]:
     """What the networks show, by the names that the page has for it; None for what they cannot."""
     shown: dict[str, Any] = dict.fromkeys(
-        ("samples", "noise_ways", "image_ways", "neighbours", "map")
+        ("samples", "by_class", "noise_ways", "image_ways", "neighbours", "map")
     )
     if run is None:
         return shown
     shown["samples"] = trained.samples(run)
+    shown["by_class"] = trained.by_class(run)
     shown["noise_ways"] = trained.ways_of_noise(run)
     if dataset is None:
         return shown

@@ -24,6 +24,8 @@ COMPARED = 400
 MAPPED = 2000
 PLANE = 360
 COLOURS = 10
+CLASSES = 12
+"""Of which samples are shown apart, at most."""
 BANK_BYTES = 100_000_000
 """Training images that are searched, at most: all 60,000 digits, or 8,000 of 64 x 64 in colour."""
 
@@ -39,6 +41,24 @@ def samples(run: LoadedRun) -> list[Picture]:
     return blocks(images, COLUMNS, 4, f"images that G made of noise, after {run.step:,} steps")
 
 
+def by_class(run: LoadedRun) -> list[Picture]:
+    """A row of each class, of the same noise; of many classes some. None if the run knows none."""
+    noise = run.noise(COLUMNS, SEED)
+    rows = []
+    for kind in some_classes(run, CLASSES):
+        images = run.decode(noise, labels=np.full(COLUMNS, kind))
+        alt = f"{COLUMNS} images that G made of noise as of class {run.classes[kind]}."
+        rows.append(picture(images, COLUMNS, alt, run.classes[kind]))
+    return rows
+
+
+def some_classes(run: LoadedRun, most: int) -> list[int]:
+    """Classes that the run was trained on, evenly spread where there are more."""
+    counts = run.counts or (1,) * len(run.classes)
+    there = [kind for kind, count in enumerate(counts) if count]
+    return [there[i * len(there) // most] for i in range(most)] if len(there) > most else there
+
+
 def ways_of_noise(run: LoadedRun) -> Picture:
     """From one sample to another."""
     ends = run.noise(2 * WAYS, SEED + 1)
@@ -48,7 +68,7 @@ def ways_of_noise(run: LoadedRun) -> Picture:
     )
     labels = None
     if run.classes:  # a row has one class
-        labels = (np.arange(WAYS) % len(run.classes)).repeat(STEPS)
+        labels = np.resize(some_classes(run, WAYS), WAYS).repeat(STEPS)
     return picture(run.decode(points.flatten(0, 1), labels=labels), STEPS, alt)
 
 

@@ -22,7 +22,8 @@ def text_of(path: Path | str) -> str:
 def section(page: str, name: str) -> str:
     found = re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
     assert found, name
-    return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", found.group(1)).split())
+    text = found.group(1).replace("<wbr>", "")  # where a word may be broken
+    return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", text).split())
 
 
 def sections(page: str) -> list[str]:
