@@ -17,6 +17,7 @@ from cl_ray.loading import LoadedRun
 from cl_ray.run import Diverged, Figures, Record, Run
 from cl_ray.training.device import keep_freed_memory, resolve
 from cl_ray.training.journal import Journal
+from tuning.bell import Listener
 from tuning.space import leaves
 from tuning.trial import Job, Trial, one_picture
 
@@ -37,7 +38,7 @@ class OneWorkerTrial(Trial):
         self.rows, self.evaluator = rows, evaluator
         self.journal: Journal | None = None
         self.pace = 1.0
-        self.job = job
+        self.job, self.listener = job, Listener(job.bell)
         self.begin(config)
 
     def open(self) -> str:
@@ -90,13 +91,14 @@ class OneWorkerTrial(Trial):
         if run.epochs >= run.config.epochs and not run.position and measured:
             return self.told(self.lines()[-1], run.epochs)  # its end was not heard of before
         if run.position or not run.epochs or measured:
-            try:
-                figures = run.epoch(self.watch)
-            except Diverged as error:
-                return self._end("diverged", str(error))
-            self.pace = min(figures["seconds"], LONGEST_WAIT)
-            journal.epoch(figures)
-            self._save()
+            with self.listener.steps(self.number):
+                try:
+                    figures = run.epoch(self.watch)
+                except Diverged as error:
+                    return self._end("diverged", str(error))
+                self.pace = min(figures["seconds"], LONGEST_WAIT)
+                journal.epoch(figures)
+                self._save()
         try:
             figures = self._evaluate()
         except UserError as error:
@@ -105,12 +107,17 @@ class OneWorkerTrial(Trial):
         return self.told(self.lines()[-1], run.epochs)
 
     def watch(self, record: Record) -> None:
-        """Curves, and a checkpoint if one is due within the epoch."""
+        """Curves, and a checkpoint if one is due within the epoch, or the search is to end."""
         assert self.journal is not None
         self.journal.record(record)
+        if record.position == self.run.shard.share.steps:
+            return
         every = self.run.config.checkpoint.every
-        if every and record.step % every == 0 and record.position < self.run.shard.share.steps:
+        over = self.listener.hears()
+        if over or (every and record.step % every == 0):
             self._save()
+        if over:
+            self.listener.wait_for_the_end(self.number)
 
     def _save(self) -> None:
         run = self.run

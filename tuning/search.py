@@ -7,9 +7,11 @@
     python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
     cl-ray train --config runs/s1/best.yaml
 
-Ctrl-C, a killed driver or machine: `--resume NAME` goes on where each trial was.
+Ctrl-C has the trials save where they are and ends the search, a second one ends it at once; after
+that, or a killed driver or machine, `--resume NAME` goes on where each trial was.
 """
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -94,17 +96,21 @@ def run(search: Search, console: Console) -> bool:
             console.print(
                 f"{room}." + (f" Waiting for {room.plan.waits_for}." if room.plan.waits_for else "")
             )
+            from tuning.bell import bell_for
+            from tuning.interrupt import CtrlC, Interrupted
             from tuning.recorder import Recorder
 
+            bell = bell_for(search.name)
             with Display(console, search.metrics, options.epochs, search.wanted) as display:
                 recorder = Recorder(
                     study,
                     file,
-                    job_of(search, room),
+                    job_of(search, room, bell),
                     display.show,
                     lambda rows: write(folder, rows, search.metrics, search.config),
                 )
-                run_trials(search, study, room, recorder)
+                with contextlib.suppress(Interrupted):
+                    run_trials(search, study, room, recorder, CtrlC(bell, console.print))
     rows = rows_of(study)
     write(folder, rows, search.metrics, search.config)
     file.push()

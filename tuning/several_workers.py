@@ -16,6 +16,7 @@ from cl_ray.checkpoint import Checkpoints
 from cl_ray.errors import UserError
 from cl_ray.loading import load
 from cl_ray.training.trainer import board_for, trainer_for
+from tuning.bell import Listener
 from tuning.trial import Job, Trial, one_picture
 
 POLL = 0.1
@@ -33,7 +34,7 @@ class SeveralWorkersTrial(Trial):
 
     def setup(self, config: dict[str, Any], job: Job) -> None:
         """Begin the first."""
-        self.job = job
+        self.job, self.listener = job, Listener(job.bell)
         self.begin(config)
 
     def open(self) -> str:
@@ -51,9 +52,14 @@ class SeveralWorkersTrial(Trial):
         """Let the workers through one epoch, and read what they wrote down of it."""
         assert self.trainer is not None
         due = min(self.epochs + 1, self.run_config.epochs)
-        ray.get(self.board.allow.remote(due))
-        while self.trainer.is_alive() and ray.get(self.board.reached.remote()) < due:
-            time.sleep(POLL)
+        while self.trainer.is_alive() and ray.get(self.board.reached.remote()) < 0:
+            time.sleep(POLL)  # until the workers are there: no steps to save before
+        with self.listener.steps(self.number):
+            ray.get(self.board.allow.remote(due))
+            while self.trainer.is_alive() and ray.get(self.board.reached.remote()) < due:
+                if self.listener.hears() and ray.get(self.board.save.remote()):
+                    self.listener.wait_for_the_end(self.number)
+                time.sleep(POLL)
         if not self.trainer.is_alive():
             self._see_how_it_ended()
         if not self.ended:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import ray.actor
 from ray import tune
 
 from cl_ray.config import Config
@@ -35,6 +37,7 @@ class Job:
         metrics: What is optimised.
         plan: What each worker of a trial asks for.
         replaced: Whether a trial that diverged waits to take over another's weights.
+        bell: What rings on Ctrl-C, if anything does.
     """
 
     search: str
@@ -44,6 +47,7 @@ class Job:
     metrics: list[Metric]
     plan: Plan
     replaced: bool = False
+    bell: "ray.actor.ActorHandle[Any] | None" = None
 
     def run_folder(self, number: int) -> Folder:
         """A trial's run folder."""

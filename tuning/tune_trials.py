@@ -8,6 +8,7 @@ from uuid import uuid4
 import optuna
 import pyarrow.fs
 import ray
+import ray.actor
 from ray import tune
 
 from cl_ray.config import Config
@@ -17,6 +18,7 @@ from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.training.autoscaler import HEAD
 from cl_ray.training.capacity import Plan, plan
 from cl_ray.training.folder import Folder
+from tuning.interrupt import CtrlC
 from tuning.one_worker import OneWorkerTrial
 from tuning.prepare import Search
 from tuning.recorder import Recorder, number_of
@@ -90,7 +92,7 @@ def share_out(search: Search, local: bool) -> Room:
     return Room(concurrent, wide, got)
 
 
-def job_of(search: Search, room: Room) -> Job:
+def job_of(search: Search, room: Room, bell: "ray.actor.ActorHandle[Any]") -> Job:
     """What the trials have in common."""
     return Job(
         search=search.name,
@@ -100,11 +102,18 @@ def job_of(search: Search, room: Room) -> Job:
         metrics=search.metrics,
         plan=room.plan,
         replaced=search.options.scheduler == "pbt",
+        bell=bell,
     )
 
 
-def run_trials(search: Search, study: optuna.Study, room: Room, recorder: Recorder) -> None:
-    """Bring the study to its number of trials, those first that were begun."""
+def run_trials(
+    search: Search, study: optuna.Study, room: Room, recorder: Recorder, ctrl_c: CtrlC
+) -> None:
+    """Bring the study to its number of trials, those first that were begun.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed; what the trials did is saved.
+    """
     begun = unfinished(study)
     count = len(begun) + max(0, search.wanted - len(rows_of(study)))
     if not count:
@@ -145,13 +154,14 @@ def run_trials(search: Search, study: optuna.Study, room: Room, recorder: Record
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_at_end=False, num_to_keep=4 if options.early == "pbt" else None
             ),
-            callbacks=[recorder],
+            callbacks=[recorder, ctrl_c],
             verbose=0,
         ),
     )
     forget(search.folder)
     try:
-        tuner.fit()
+        with ctrl_c.heeded():
+            tuner.fit()
     finally:
         forget(search.folder)
 
@@ -197,6 +207,7 @@ def quiet() -> None:
     """Tune's own files and words that nobody needs: a trial's folder is a run's."""
     for name, value in {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "86400",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_WARN_THRESHOLD_S": "30",

@@ -88,6 +88,4 @@ def bring_up(asked: DoctorCommand, console: "Console") -> None:
     cpus, gpus = asked.cpus_per_worker, asked.gpus_per_worker
     config = Config(workers=asked.workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     needed = plan(config, local=False)
-    if needed.waits_for:
-        console.print(f"Waiting for {needed.waits_for}.", soft_wrap=True)
-    wait_for_room(needed, asked.workers)
+    wait_for_room(needed, asked.workers, lambda line: console.print(line, soft_wrap=True))

@@ -11,13 +11,15 @@ class Board:
         self._notes: list[str] = []
         self._fatal: str | None = None
         self._reached, self._allowed, self._over = -1, 0, False
+        self._to_save = self._saved = False
 
     def __repr__(self) -> str:
         return f"cl_ray.Board({self.run})"
 
-    def put(self, progress: dict[str, Any]) -> None:
-        """Replace the progress."""
+    def put(self, progress: dict[str, Any]) -> bool:
+        """Replace the progress; whether the run is to save and wait for its end."""
         self._progress = progress
+        return self._to_save
 
     def note(self, text: str) -> None:
         """Leave a line for the user."""
@@ -44,6 +46,15 @@ class Board:
     def end(self) -> None:
         """Let it train no epoch more."""
         self._over = True
+
+    def save(self) -> bool:
+        """Have it save within the epoch and wait for its end; whether it has."""
+        self._to_save = True
+        return self._saved
+
+    def saved(self) -> None:
+        """It has saved."""
+        self._saved = True
 
     def passes(self, epochs: int) -> bool | None:
         """Whether a run of so many epochs trains another; None while nothing is decided.

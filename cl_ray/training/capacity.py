@@ -90,15 +90,22 @@ def plan(config: Config, local: bool) -> Plan:
     return Plan(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
 
 
-def wait_for_room(plan: Plan, workers: int) -> None:
+def wait_for_room(plan: Plan, workers: int, say: Callable[[str], None]) -> None:
     """Wait until the cluster has room for so many workers; Ctrl-C ends it.
 
     The group that is asked for is what the autoscaler sees. Ray Train waits too, but its own
     waiting does not heed Ctrl-C.
+
+    Args:
+        plan: What each worker asks for.
+        workers: How many.
+        say: Told once for what it waits.
     """
     each = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
     group = ray.util.placement_group([each] * workers)
     try:
+        if plan.waits_for or not group.wait(1):
+            say(f"Waiting for {plan.waits_for or 'what others use of the cluster'}.")
         while not group.wait(1):
             pass
     finally:

@@ -114,9 +114,9 @@ def train(
         if not folder.remote:
             see_that_nodes_share(folder)
         folder.write("config.yaml", config.to_yaml().encode())
-        if capacity.waits_for:
-            console.print(f"Waiting for {capacity.waits_for}.", soft_wrap=True)
-            wait_for_room(capacity, config.worker_range[0])
+        wait_for_room(
+            capacity, config.worker_range[0], lambda line: console.print(line, soft_wrap=True)
+        )
         outcome = _fit(config, folder, dataset, launch, capacity, console)
     summary = _summary(outcome, folder, config, begun)
     if outcome["status"] != "finished":

@@ -152,11 +152,17 @@ class Host:
         self.journal.record(record)
         self._take_in()
         self._tell(record.figures, record.images / record.seconds)
+        if record.position == self.run.shard.share.steps:
+            return
         every = self.run.config.checkpoint.every
-        if every and record.step % every == 0 and record.position < self.run.shard.share.steps:
+        over = bool(ray.wait([self.answer], timeout=0)[0]) and ray.get(self.answer)
+        if over or (every and record.step % every == 0):
             self.checkpoints.save(
                 self.run.state_dict(), epoch=self.run.epochs, step=record.step, figure=None
             )
+        if over:  # the host takes all ranks' processes down
+            ray.get(self.board.saved.remote())
+            threading.Event().wait()
 
     def finish_epoch(self, figures: Figures) -> None:
         """Write the epoch down, then save it.
@@ -244,7 +250,7 @@ class Host:
         if force or time.monotonic() - self.told > REFRESH:
             self.told = time.monotonic()
             run = self.run
-            self.board.put.remote(
+            self.answer = self.board.put.remote(
                 {
                     "epoch": run.epochs,
                     "position": run.position,

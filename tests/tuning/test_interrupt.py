@@ -1,0 +1,88 @@
+"""Ctrl-C as a terminal sends it, to a search whose trials are in the midst of an epoch."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from running import Running
+from test_search import COMMAND, search, table
+
+EPOCH, EVERY = 350, 150
+"""Steps of an epoch, and between two checkpoints in it."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    begun: list[Running] = []
+
+    def run(*flags: str) -> Running:
+        command = [*COMMAND, f"--storage={tmp_path}", "--name=s", *flags]
+        begun.append(Running(command, tmp_path / "log"))
+        return begun[-1]
+
+    yield run
+    for running in begun:
+        running.process.kill()
+
+
+def steps(folder: Path, trial: int) -> int:
+    """Steps after which its newest checkpoint was written."""
+    found = (folder / "trials" / f"{trial:04d}" / "checkpoints").glob("step-*/manifest.json")
+    return max((int(file.parent.name.removeprefix("step-")) for file in found), default=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_save_within_the_epoch_and_go_on_from_there(
+    flags: list[str],
+    start: Callable[..., Running],
+    make_digits: Callable[[int], str],
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    trials = 2 if workers == 1 else 1
+    wide = [f"--workers={workers}", f"--cpus-per-trial={1 / workers}"]
+    running = start(
+        f"--data={make_digits(2 * EPOCH)}", *flags[1:], *wide, f"--trials={trials}",
+        f"--concurrent={trials}", "--epochs=1", "--scheduler=none", "--metric=reconstruction",
+        "--set=batch_size=2", "--set=log_every=1", f"--set=checkpoint.every={EVERY}",
+    )  # fmt: skip
+    running.wait_for(lambda: steps(tmp_path / "s", 0) == EVERY, "a checkpoint in mid-epoch")
+    running.press_ctrl_c()
+    said = running.end()
+    _, _, after = said.partition("Stopping: the trials under way save where they are")
+    assert after
+    assert "not saved in" not in after
+    assert "Traceback" not in said
+    assert f"go on with: python tuning/search.py --resume s --storage {tmp_path}" in after
+    # No epoch was waited for, and more was saved than is anyway.
+    assert "trial 0 epoch" not in said
+    assert EVERY < steps(tmp_path / "s", 0) < 2 * EVERY
+    done = search(f"--storage={tmp_path}", "--resume=s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trial in range(trials):
+        text = (tmp_path / "s" / "trials" / f"{trial:04d}" / "metrics.jsonl").read_text()
+        assert [json.loads(line)["step"] for line in text.splitlines()] == [EPOCH]
+        assert table(tmp_path / "s")[trial]["status"] != "running"
+
+
+def test_a_second_ctrl_c_ends_it_at_once(
+    flags: list[str],
+    start: Callable[..., Running],
+    make_digits: Callable[[int], str],
+    tmp_path: Path,
+) -> None:
+    """The first waits for a record, 50 steps away; what it would have saved then is not there."""
+    running = start(
+        f"--data={make_digits(2 * EPOCH)}", *flags[1:], "--trials=1", "--epochs=1",
+        "--metric=reconstruction", "--set=batch_size=2", "--set=log_every=100000",
+        "--set=optimizer.d_steps=16", "--set=checkpoint.every=50",
+    )  # fmt: skip
+    running.wait_for(lambda: steps(tmp_path / "s", 0) == 50, "a checkpoint in mid-epoch")
+    running.press_ctrl_c()
+    running.wait_for(lambda: "Stopping: " in running.said(), "the first one's answer")
+    running.press_ctrl_c()
+    said = running.end()
+    assert "go on with: python tuning/search.py --resume s" in said
+    assert "Traceback" not in said
+    assert steps(tmp_path / "s", 0) == 50
