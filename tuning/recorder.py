@@ -1,13 +1,17 @@
 """Hears of every trial from Ray Tune and writes it down: in the study, then for people."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from cl_ray.training.deaths import reason_of
 from tuning.leaderboard import in_words
 from tuning.study import Metric, Row, StudyFile, conclude, row_of, take_up
 from tuning.trial import ERROR, Job
@@ -68,6 +72,8 @@ class Recorder(Callback):
                 if epoch not in before:  # an epoch whose end a killed driver did not hear is told
                     trial.report(value, epoch)
         self.file.push()
+        for why in result.get("lost", ()):
+            self.tell(f"trial {number}: {why}")
         epochs = self.job.base.epochs
         scores = "  ".join(
             f"{m.name} {row.figures[m.name]:.4g}" for m in self.job.metrics if not bad
@@ -95,9 +101,13 @@ class Recorder(Callback):
             self.trials[number] = take_up(self.study, number)
         return self.trials[number]
 
-    def error_of(self, number: int) -> str:
-        """Why a trial failed: what it wrote down, or that it could not."""
-        text = (self.job.run_folder(number).read(ERROR) or b"").decode().strip()
+    def error_of(self, trial: Trial) -> str:
+        """Why a trial failed: what it wrote down, or what Ray knows of the end of its process."""
+        if trial.pickled_error_file:
+            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+            if isinstance(error, RayActorError):
+                return reason_of(error)
+        text = (self.job.run_folder(number_of(trial)).read(ERROR) or b"").decode().strip()
         return text.splitlines()[-1] if text else "its process died"
 
     def tell(self, line: str = "") -> None:
@@ -124,13 +134,11 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial failed and is tried again."""
-        number = number_of(trial)
-        self.tell(f"trial {number} is tried once more: {self.error_of(number)}")
+        self.tell(f"trial {number_of(trial)} is tried once more: {self.error_of(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial failed for good."""
-        number = number_of(trial)
-        self.end(number, self.error_of(number))
+        self.end(number_of(trial), self.error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
         """Time goes by."""

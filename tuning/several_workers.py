@@ -41,7 +41,7 @@ class SeveralWorkersTrial(Trial):
         """Start the workers; they wait at the gate."""
         newest = Checkpoints(*self.folder.open()).newest()
         self.epochs = newest.epoch if newest else 0
-        self.board = board_for(self.folder)
+        self.board, self.losses = board_for(self.folder), 0
         self.outcome: dict[str, Any] | None = None
         self.error: BaseException | None = None
         self.trainer = threading.Thread(target=self._fit, daemon=True)
@@ -68,10 +68,16 @@ class SeveralWorkersTrial(Trial):
             measured = any(key.startswith("evaluation/") for key in line)
             picture = one_picture(load(self.folder.uri, device="cpu"), self.job, due)
             if measured and not picture:
-                return self.told(line, due)
+                return {**self.told(line, due), "lost": self._lost()}
             notes = ray.get(self.board.look.remote(0))[1]
             self.ended, self.reason = "collapsed", picture or (notes or ["no figures"])[-1]
-        return self.told({}, self.epochs)
+        return {**self.told({}, self.epochs), "lost": self._lost()}
+
+    def _lost(self) -> list[str]:
+        """Why workers were lost since this was last asked."""
+        new: list[str] = ray.get(self.board.losses.remote(self.losses))
+        self.losses += len(new)
+        return new
 
     def _fit(self) -> None:
         try:

@@ -9,6 +9,7 @@ class Board:
     def __init__(self, run: str):
         self.run, self._progress = run, dict[str, Any]()
         self._notes: list[str] = []
+        self._losses: list[str] = []
         self._fatal: str | None = None
         self._reached, self._allowed, self._over = -1, 0, False
         self._to_save = self._saved = False
@@ -24,6 +25,16 @@ class Board:
     def note(self, text: str) -> None:
         """Leave a line for the user."""
         self._notes.append(text)
+
+    def lost(self, why: str) -> None:
+        """Say that a worker is lost and why; Ray Train starts all of them again, or gives up."""
+        if not self._fatal:
+            self._losses.append(why)
+            self._notes.append(why)
+
+    def losses(self, seen: int) -> list[str]:
+        """What was said of lost workers from the `seen`-th on."""
+        return self._losses[seen:]
 
     def stop(self, reason: str) -> None:
         """Say why the run is over: a user's mistake, or a loss that is no number."""

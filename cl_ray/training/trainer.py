@@ -14,6 +14,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.ray_shards import RankSplit
 from cl_ray.training.board import Board
 from cl_ray.training.capacity import Plan
+from cl_ray.training.deaths import Deaths
 from cl_ray.training.folder import Folder
 from cl_ray.training.worker import work
 
@@ -67,6 +68,7 @@ def trainer_for(
             name=folder.name,
             storage_path=folder.storage,
             failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[Deaths(board)],
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
         datasets={"train": ray.data.from_items(list(dataset.info.splits))},

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cl_ray.config import Config
 from cl_ray.networks.families import build_discriminator, build_generator
+from cl_ray.training.deaths import SILENT
 
 
 def command(*flags: str) -> list[str]:
@@ -171,12 +172,16 @@ def test_killed_worker_ends_with_the_same_weights(
         wait_for(manifest.exists, "the first checkpoint")
         workers_there = [p for p, title in children(process.pid) if "RayTrainWorker" in title]
         assert len(workers_there) == workers
-        os.kill(workers_there[-1], signal.SIGKILL)
+        victim = workers_there[-1]
+        os.kill(victim, signal.SIGKILL)
         output, _ = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 0, output
     assert "goes on from step-" in output
+    # Of two, the other misses it too: who is gone is said, and how, in one line.
+    lost = re.findall(r"^worker (\d) is lost: process (\d+) on [\d.]+: (.*)$", output, re.M)
+    assert [(pid, why) for _, pid, why in lost] == [(str(victim), SILENT)]
     assert weights(folder) == weights(whole)
     assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
     same = ("d/adversarial", "g/reconstruction", "d/contrastive")

@@ -74,9 +74,11 @@ class Story:
         folder: Its folder.
         said: What each of the commands printed.
         kept: The leaderboard and every trial's lines after each command.
+        victim: The process of a trial that was killed.
     """
 
     folder: Path
+    victim: int = 0
     said: list[str] = field(default_factory=list)
     kept: list[tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]]]] = field(
         default_factory=list
@@ -115,7 +117,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Story:
         wait_for(lambda: list(manifest.glob("*/manifest.json")), process, "a first checkpoint")
         trials = [p for p, title in children(process.pid) if "ray::Trial_s" in title]
         assert trials
-        os.kill(trials[0], signal.SIGKILL)
+        story.victim = trials[0]
+        os.kill(story.victim, signal.SIGKILL)
         wait_for(lambda: (story.folder / "leaderboard.json").exists(), process, "a trial's end")
         process.kill()
         process.wait()
@@ -172,7 +175,10 @@ def test_a_trial_that_fails_is_tried_twice_and_the_rest_goes_on(story: Story) ->
         assert row["values"]["pairs.quantile"] == 0.999999
         assert "no negative as far as" in row["reason"]
     assert [r for r in rows.values() if r["status"] == "finished"]
-    assert "is tried once more" in "".join(story.said)
+    assert re.search(
+        rf"trial \d is tried once more: process {story.victim} on [\d.]+: was killed, ran out of",
+        story.said[0],
+    )
 
 
 def test_a_trial_that_diverges_scores_worst_and_says_why(story: Story) -> None:
