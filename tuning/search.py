@@ -105,7 +105,7 @@ def run(search: Search, console: Console) -> bool:
                 recorder = Recorder(
                     study,
                     file,
-                    job_of(search, room, bell),
+                    job_of(search, room, bell, signs=options.dashboard or not local),
                     display.show,
                     lambda rows: write(folder, rows, search.metrics, search.config),
                 )

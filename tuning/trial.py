@@ -15,6 +15,8 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.loading import LoadedRun
 from cl_ray.training.capacity import Plan
 from cl_ray.training.folder import Folder
+from tuning.leaderboard import in_words
+from tuning.sign import sign_for
 from tuning.space import configured
 from tuning.study import Metric
 
@@ -38,6 +40,7 @@ class Job:
         plan: What each worker of a trial asks for.
         replaced: Whether a trial that diverged waits to take over another's weights.
         bell: What rings on Ctrl-C, if anything does.
+        signs: Whether each trial is to be found in Ray's dashboard by a sign of its own.
     """
 
     search: str
@@ -48,6 +51,7 @@ class Job:
     plan: Plan
     replaced: bool = False
     bell: "ray.actor.ActorHandle[Any] | None" = None
+    signs: bool = False
 
     def run_folder(self, number: int) -> Folder:
         """A trial's run folder."""
@@ -63,6 +67,7 @@ class Trial(tune.Trainable, ABC):
 
     job: Job
     run_config: Config
+    sign: "ray.actor.ActorHandle[Any] | None" = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial, or the same one with another's values."""
@@ -78,6 +83,8 @@ class Trial(tune.Trainable, ABC):
         self.ended = self.reason = ""
         place = {"name": self.folder.name, "storage": self.folder.storage}
         self.run_config = configured(self.job.base, self.values).model_copy(update=place)
+        words = in_words(self.values)
+        self.sign = sign_for(self.job.search, self.number, words) if self.job.signs else None
         try:
             self.folder.write("config.yaml", self.run_config.to_yaml().encode())
             found = self.open()
@@ -85,15 +92,25 @@ class Trial(tune.Trainable, ABC):
             self._note_error()
             raise
         values = ", ".join(f"{field}={value}" for field, value in self.values.items())
-        print(f"cl_ray search {self.job.search}, trial {self.number} {found}: {values}", flush=True)
+        self.say(f"{found}: {values}")
 
     def step(self) -> dict[str, Any]:
         """Train for an epoch and measure it."""
         try:
-            return self.advance()
+            result = self.advance()
         except Exception:
             self._note_error()
             raise
+        scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.job.metrics)
+        self.say(f"epoch {result['epoch']}: {result['reason'] or scores}; {result['status']}")
+        return result
+
+    def say(self, line: str) -> None:
+        """Leave a line in the process's log, and in the trial's own."""
+        line = f"cl_ray search {self.job.search}, trial {self.number} {line}"
+        print(line, flush=True)
+        if self.sign:
+            self.sign.say.remote(line)
 
     @abstractmethod
     def open(self) -> str:
@@ -134,6 +151,7 @@ class Trial(tune.Trainable, ABC):
     def _note_error(self) -> None:
         """Leave the error in the trial's folder, where the leaderboard finds it."""
         self.folder.write(ERROR, traceback.format_exc().encode())
+        self.say(f"failed:\n{traceback.format_exc()}")
 
     def __repr__(self) -> str:
         return f"cl_ray.Trial({self.job.search})" if hasattr(self, "job") else "cl_ray.Trial"

@@ -92,7 +92,7 @@ def share_out(search: Search, local: bool) -> Room:
     return Room(concurrent, wide, got)
 
 
-def job_of(search: Search, room: Room, bell: "ray.actor.ActorHandle[Any]") -> Job:
+def job_of(search: Search, room: Room, bell: "ray.actor.ActorHandle[Any]", signs: bool) -> Job:
     """What the trials have in common."""
     return Job(
         search=search.name,
@@ -103,6 +103,7 @@ def job_of(search: Search, room: Room, bell: "ray.actor.ActorHandle[Any]") -> Jo
         plan=room.plan,
         replaced=search.options.scheduler == "pbt",
         bell=bell,
+        signs=signs,
     )
 
 
