@@ -26,7 +26,7 @@ from rich.table import Table
 
 from cl_ray.config import Config, build, merge, preset
 from cl_ray.data.dataset import Dataset, Rows
-from cl_ray.evaluation.evaluate import draw
+from cl_ray.data.draw import draw
 from cl_ray.evaluation.fidelity import frechet
 from cl_ray.evaluation.reference import Reference
 from cl_ray.evaluation.representation import nearest

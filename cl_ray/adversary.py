@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cl_ray import distributed
-from cl_ray.captured import Captured
+from cl_ray.captured import Captured, set_rate
 from cl_ray.chance import Chance, draw
 from cl_ray.config import Config
 from cl_ray.data.views import Views, view
@@ -389,11 +389,3 @@ class Adversary:
                 set_rate(group, float(was["lr"]))
         self.update = self._fresh_update()  # what was recorded reads the old optimisers' memory
         self.steps = state["steps"]
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set the learning rate of an optimiser's group, in place where a recorded step reads it."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate

@@ -74,3 +74,11 @@ def copied(tree: Any) -> Any:
         return None
     parts = [copied(part) for part in tree]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of an optimiser's group, in place where a recorded step reads it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

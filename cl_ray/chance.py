@@ -3,6 +3,7 @@
 Drawn for the global batch on the CPU; each rank takes its rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,17 @@ class Chance(NamedTuple):
     shares: Tensor
     shown: Views | None
     shown_next: Views | None
+
+
+BLOCK = 500
+"""What is numbered is drawn so many at once, so that more of it begins with the same."""
+
+
+def numbered(block: Callable[[int], Tensor], n: int, start: int) -> Tensor:
+    """Rows number `start` on, n of them, of what blocks of BLOCK rows each are put together."""
+    first, last = start // BLOCK, -(-(start + max(n, 1)) // BLOCK)
+    drawn = torch.cat([block(number) for number in range(first, last)])
+    return drawn[start - first * BLOCK :][:n]
 
 
 def generator_of(*numbers: int) -> torch.Generator:

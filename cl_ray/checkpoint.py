@@ -21,6 +21,8 @@ WEIGHTS = {"averaged": "generator.safetensors", "discriminator": "discriminator.
 """The networks that people use, each in a file of its own; the rest is in state.pt."""
 
 
+PRIOR = "prior.safetensors"
+"""The density that samples are drawn from; not every checkpoint has one."""
 FIGURE = "figure.json"
 """What a checkpoint's figure is written to when it comes later than the checkpoint."""
 
@@ -87,8 +89,12 @@ class Checkpoints:
             )
             for part, file in WEIGHTS.items()
         }
+        rest = {**state, "adversary": adversary}
+        prior = rest.pop("prior", None)
+        if prior is not None:
+            blobs[PRIOR] = safetensors.torch.save(prior)
         buffer = io.BytesIO()
-        torch.save({**state, "adversary": adversary}, buffer)
+        torch.save(rest, buffer)
         blobs["state.pt"] = buffer.getvalue()
         files = {}
         for file, blob in blobs.items():
@@ -124,16 +130,21 @@ class Checkpoints:
         state = torch.load(io.BytesIO(blobs["state.pt"]), map_location="cpu", weights_only=True)
         for part, file in WEIGHTS.items():
             state["adversary"][part] = safetensors.torch.load(blobs[file])
+        if PRIOR in blobs:
+            state["prior"] = safetensors.torch.load(blobs[PRIOR])
         return state
 
     def networks(self, name: str) -> dict[str, bytes]:
         """The files of the averaged G and of D, which say of themselves what they are.
 
+        And the one of what samples are drawn from, if the checkpoint has it.
+
         Raises:
             UserError: As `load` does.
         """
         manifest = self._known(name)
-        return {file: self._whole(manifest, file) for file in WEIGHTS.values()}
+        wanted = [*WEIGHTS.values(), *([PRIOR] if PRIOR in manifest.files else [])]
+        return {file: self._whole(manifest, file) for file in wanted}
 
     def list(self) -> list[Manifest]:
         """All that were written whole, oldest first."""

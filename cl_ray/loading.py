@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_ray.chance import generator_of
-from cl_ray.checkpoint import WEIGHTS, Checkpoints
+from cl_ray.chance import BLOCK, generator_of, numbered
+from cl_ray.checkpoint import PRIOR, WEIGHTS, Checkpoints
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
@@ -22,10 +22,8 @@ from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.families import build_networks
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.images import to_uint8, to_unit
+from cl_ray.prior import Prior
 from cl_ray.training.folder import Folder
-
-BLOCK = 500
-"""Images computed at once; noise is drawn block by block, so more images begin with the same."""
 
 Images = Tensor | NDArray[np.uint8]
 
@@ -49,6 +47,7 @@ class LoadedRun:
         device: Where they compute.
         classes: The names of its classes, if it was trained with `condition`; else none.
         counts: How many training images each class has; none if the checkpoint does not say.
+        prior: What samples are drawn from; None is the noise of training.
     """
 
     config: Config
@@ -60,17 +59,24 @@ class LoadedRun:
     device: torch.device
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    prior: Prior | None = None
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Latent vectors [n, latent] number `start` on, a pure function of seed and number."""
-        first, last = start // BLOCK, -(-(start + n) // BLOCK)
+        """Unit noise [n, latent] number `start` on, a pure function of seed and number."""
         latent = self.config.generator.latent
-        blocks = [
-            torch.randn(BLOCK, latent, generator=generator_of(seed, block))
-            for block in range(first, last)
-        ]
-        drawn = torch.cat([torch.empty(0, latent), *blocks])
-        return drawn[start - first * BLOCK :][:n]
+        return numbered(
+            lambda block: torch.randn(BLOCK, latent, generator=generator_of(seed, block)), n, start
+        )
+
+    def latents(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
+        """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie."""
+        noise = self.noise(n, seed, start)
+        if self.prior is None:
+            return noise
+        chance = numbered(
+            lambda block: torch.rand(BLOCK, generator=generator_of(seed, block, 2)), n, start
+        )
+        return self.prior.place(noise, chance)
 
     def kinds(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
@@ -100,10 +106,9 @@ class LoadedRun:
         if not self.counts:
             warnings.warn(EVENLY, stacklevel=2)
         counts = torch.tensor(self.counts or [1] * len(self.classes))
-        first, last = start // BLOCK, -(-(start + n) // BLOCK)
-        blocks = [_spread(counts, generator_of(seed, b, 1)) for b in range(first, last)]
-        drawn = torch.cat([torch.empty(0, dtype=torch.int64), *blocks])
-        return drawn[start - first * BLOCK :][:n].numpy()
+        return numbered(
+            lambda block: _spread(counts, generator_of(seed, block, 1)), n, start
+        ).numpy()
 
     def class_number(self, label: int | str) -> int:
         """The number of a class that is given by name or number.
@@ -157,7 +162,7 @@ class LoadedRun:
             raise UserError(f"n {n} must be 1 or more images.")
         self.allows(truncation)
         kinds = self.kinds(n, seed, start, label)
-        return self.decode(self.noise(n, seed, start), truncation, kinds)
+        return self.decode(self.latents(n, seed, start), truncation, kinds)
 
     def allows(self, truncation: float) -> None:
         """See that images can be truncated so.
@@ -357,6 +362,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         device=place,
         classes=classes,
         counts=counts,
+        prior=Prior(**safetensors.torch.load(blobs[PRIOR])) if PRIOR in blobs else None,
     )
 
 

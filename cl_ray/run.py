@@ -11,11 +11,17 @@ from torch import Tensor
 from cl_ray import distributed
 from cl_ray.adversary import Adversary, Batch
 from cl_ray.config import Config
+from cl_ray.data.draw import draw
 from cl_ray.data.shards import ResidentShard, Shard
 from cl_ray.data.share import NOT_STREAMED, SPLIT
 from cl_ray.errors import UserError
+from cl_ray.networks.images import to_unit
+from cl_ray.prior import IMAGES, Prior, fit
 
 Figures = dict[str, float]
+
+ENCODED = 500
+"""Images that are encoded at once."""
 
 
 class Diverged(UserError):
@@ -78,6 +84,10 @@ class Run:
         """Steps done in the epoch under way."""
         self.sums: Figures = {}
         """Sums of figures over those steps, for the epoch's means."""
+        self.prior: Prior | None = None
+        """Where the codes of images lay at the end of the last epoch; alike on every rank."""
+        self.drawn: Tensor | None = None
+        """The images that it is fitted to."""
         self.batch: Batch | None = None
         """The epoch's last batch but one, to be looked at: the last may be nearly empty."""
 
@@ -125,8 +135,23 @@ class Run:
         means = {name: total / self.position for name, total in self.sums.items()}
         seconds = max(time.perf_counter() - begun, 1e-9)
         self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
+        self._fit_prior()
         cost = {"seconds": seconds, "waited": total_waited / seconds}
         return {**means, **cost, "images_per_second": images / seconds}
+
+    def _fit_prior(self) -> None:
+        """Fit the density that samples are drawn from to the codes of some training images."""
+        components = self.config.generator.prior
+        if not components:
+            return
+        if self.drawn is None:
+            rows = draw(self.shard.share.dataset, SPLIT, IMAGES, self.config.seed)
+            self.drawn = torch.from_numpy(rows.image).to(self.adversary.device)
+        averaged, dtype = self.adversary.averaged, self.adversary.dtype
+        with torch.no_grad():
+            parts = [averaged.encode(to_unit(x, dtype)) for x in self.drawn.split(ENCODED)]
+        codes = torch.cat(parts)
+        self.prior = fit(codes, components, self.config.seed) if codes.isfinite().all() else None
 
     def rate(self) -> float:
         """Share of the learning rates at which the next step is taken: 1, then in a line to 0.
@@ -162,6 +187,7 @@ class Run:
         """All that the rest of the run depends on besides the data, and the config."""
         return {
             "adversary": self.adversary.state_dict(),
+            "prior": None if self.prior is None else self.prior._asdict(),
             "epochs": self.epochs,
             "position": self.position,
             "sums": dict(self.sums),
@@ -175,6 +201,8 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`: exactly with as many workers, else from the epoch's start."""
         self.adversary.load_state_dict(state["adversary"])
+        prior = state.get("prior")  # which older checkpoints do not have
+        self.prior = None if prior is None else Prior(**prior)
         self.epochs = state["epochs"]
         alike = state["workers"] == self.shard.share.workers
         self.position = state["position"] if alike else 0

@@ -137,6 +137,7 @@ class OneWorkerTrial(Trial):
             device=adversary.device,
             classes=adversary.classes,
             counts=tuple(self.run.shard.share.counts),
+            prior=self.run.prior,
         )
         collapsed = one_picture(loaded, self.job, self.run.epochs)
         if collapsed:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import STACKED, Dataset, Piece, Rows
+from cl_ray.data.dataset import STACKED, Dataset, Rows
+from cl_ray.data.draw import draw
 from cl_ray.data.stacked import is_stacked
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
@@ -18,8 +19,6 @@ from cl_ray.evaluation.reference import Features, Reference, StackedReference, l
 from cl_ray.evaluation.representation import Representation, representation
 from cl_ray.loading import LoadedRun
 
-GROUPS = 256
-"""Row groups that are read, drawn at random where a split has more."""
 PARTS = 20
 """Of the images, one after another in float64."""
 
@@ -271,7 +270,7 @@ class Evaluator:
         if not run.classes or label is None:
             return run.generate(count, self.seed), None
         asked = np.resize(np.random.default_rng(self.seed).permutation(label), count)
-        return run.decode(run.noise(count, self.seed), labels=asked), asked
+        return run.decode(run.latents(count, self.seed), labels=asked), asked
 
     def _count_modes(self, run: LoadedRun, thorough: bool, tell: Tell) -> Modes | None:
         if not isinstance(self.reference, StackedReference):
@@ -316,20 +315,6 @@ def chosen_reference(dataset: Dataset, name: str) -> str | None:
     if name == "auto":
         return "mnist" if dataset.info.name == "mnist" else None
     return None if name == "none" else name
-
-
-def draw(dataset: Dataset, split: str, count: int, seed: int) -> Rows:
-    """Rows of a split drawn at random without repetition, all of them if it has no more.
-
-    Of a split with more than GROUPS row groups, those of as many groups, drawn at random.
-    """
-    random = np.random.default_rng([seed, 1])
-    pieces = dataset.pieces(split)
-    groups = [pieces[i] for i in random.permutation(len(pieces))[:GROUPS]]
-    places = [(group, row) for group in groups for row in range(group.stop)]
-    chosen = [places[number] for number in random.permutation(len(places))[:count]]
-    rows = [Piece(group.shard, group.group, row, row + 1) for group, row in chosen]
-    return dataset.read(split, rows)
 
 
 def _part(rows: Rows, which: slice) -> Rows:

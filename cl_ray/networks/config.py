@@ -22,6 +22,13 @@ class GeneratorConfig(Model):
         description="Spread of the noise that moves an image's latent vector in training, so that "
         "the vectors spread out over the sphere that noise is drawn from.",
     )
+    prior: int = Field(
+        50,
+        ge=0,
+        le=1000,
+        description="Gaussians that are fitted after each epoch to the latent vectors of images; "
+        "samples are drawn from them. 0: samples are drawn from the noise of training.",
+    )
 
 
 class DiscriminatorConfig(Model):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cl_ray.data.dataset import Dataset, Rows
+from cl_ray.data.draw import draw
 from cl_ray.evaluation.classifier import Floats
-from cl_ray.evaluation.evaluate import draw
 from cl_ray.loading import LoadedRun
 from cl_ray.report.chart import TOP, Chart, dots, over_values
 from cl_ray.report.embedding import FEWEST, embedding_map
@@ -43,7 +43,7 @@ def samples(run: LoadedRun) -> list[Picture]:
 
 def by_class(run: LoadedRun) -> list[Picture]:
     """A row of each class, of the same noise; of many classes some. None if the run knows none."""
-    noise = run.noise(COLUMNS, SEED)
+    noise = run.latents(COLUMNS, SEED)
     rows = []
     for kind in some_classes(run, CLASSES):
         images = run.decode(noise, labels=np.full(COLUMNS, kind))
@@ -61,7 +61,7 @@ def some_classes(run: LoadedRun, most: int) -> list[int]:
 
 def ways_of_noise(run: LoadedRun) -> Picture:
     """From one sample to another."""
-    ends = run.noise(2 * WAYS, SEED + 1)
+    ends = run.latents(2 * WAYS, SEED + 1)
     points = slerp(ends[:WAYS], ends[WAYS:], STEPS)
     alt = (
         f"{WAYS} rows: G's image of one random vector turns into that of another in {STEPS} steps."

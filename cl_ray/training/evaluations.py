@@ -17,6 +17,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
 from cl_ray.loading import LoadedRun
 from cl_ray.networks.families import build_networks
+from cl_ray.prior import Prior
 from cl_ray.training.device import keep_freed_memory
 
 PATIENCE = 60.0
@@ -63,19 +64,21 @@ class NetworkEvaluator:
     def ready(self) -> None:
         """Answers once it stands."""
 
-    def evaluate(self, networks: Networks, checkpoint: str, step: int) -> Evaluation | str:
-        """What these weights are worth; a sentence if they cannot be measured."""
-        for network, weights in zip((self.generator, self.discriminator), networks, strict=True):
+    def evaluate(self, job: "Job") -> Evaluation | str:
+        """What its weights are worth; a sentence if they cannot be measured."""
+        both = self.generator, self.discriminator
+        for network, weights in zip(both, job.networks, strict=True):
             network.load_state_dict(weights)
         run = LoadedRun(
             config=self.config,
             shape=self.shape,
-            checkpoint=checkpoint,
-            step=step,
+            checkpoint=job.checkpoint,
+            step=job.step,
             generator=self.generator,
             discriminator=self.discriminator,
             device=self.device,
             classes=tuple(self.classes),
+            prior=job.prior,
         )
         try:
             return self.evaluator.evaluate(run)
@@ -92,12 +95,14 @@ class Job:
         step: Steps taken.
         checkpoint: The checkpoint that holds the networks.
         networks: Their weights.
+        prior: What samples are drawn from; None is the noise of training.
     """
 
     epoch: int
     step: int
     checkpoint: str
     networks: Networks
+    prior: Prior | None
 
 
 class Evaluations:
@@ -153,7 +158,7 @@ class Evaluations:
         self._collect(wait=True)
         self._settle()
         if self.actor:
-            answer = self.actor.evaluate.remote(job.networks, job.checkpoint, job.step)
+            answer = self.actor.evaluate.remote(job)
             self.under_way = job, answer
         else:
             self._do_here(job)
@@ -188,7 +193,7 @@ class Evaluations:
     def _do_here(self, job: Job) -> None:
         if self.here is None:
             self.here = NetworkEvaluator(self.config, self.dataset, self.name, device=self.device)
-        found = self.here.evaluate(job.networks, job.checkpoint, job.step)
+        found = self.here.evaluate(job)
         self.results.append((job, found))
 
 

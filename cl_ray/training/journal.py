@@ -50,6 +50,7 @@ class Journal:
             self._hyperparameters(run.config)
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(SHOWN, run.config.generator.latent, generator=generator)
+        self.chance = torch.rand(SHOWN, generator=generator)
 
     def record(self, record: Record) -> None:
         """Curves of the last steps."""
@@ -109,13 +110,15 @@ class Journal:
     def samples(self) -> torch.Tensor:
         """The averaged G's images of noise that stays the same, as one uint8 picture [3, H, W]."""
         adversary = self.run.adversary
-        noise = self.noise.to(adversary.device, adversary.dtype)
+        prior = self.run.prior
+        latents = self.noise if prior is None else prior.place(self.noise, self.chance)
+        latents = latents.to(adversary.device, adversary.dtype)
         labels = None
         if adversary.classes:
             labels = torch.arange(SHOWN, device=adversary.device)
             count = len(adversary.classes)
             labels = labels % count if count <= SHOWN else labels * count // SHOWN
-        return _picture(adversary.averaged.decode(noise, labels=labels), columns=16)
+        return _picture(adversary.averaged.decode(latents, labels=labels), columns=16)
 
     @torch.no_grad()
     def pairs(self) -> torch.Tensor:

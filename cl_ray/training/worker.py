@@ -192,7 +192,10 @@ class Host:
         epoch, adversary = self.run.epochs, self.run.adversary
         if self.evaluations.due(epoch):
             self.checkpoints.held.add(checkpoint)
-            self.evaluations.start(Job(epoch, adversary.steps, checkpoint, weights_of(adversary)))
+            networks = weights_of(adversary)
+            self.evaluations.start(
+                Job(epoch, adversary.steps, checkpoint, networks, self.run.prior)
+            )
             self._take_in()
 
     def _take_in(self, wait: bool = False) -> None:

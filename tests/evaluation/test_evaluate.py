@@ -13,10 +13,11 @@ from run_folder import leave, trained_run
 
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.draw import draw
 from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator, draw
+from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.evaluation.fidelity import frechet
 from cl_ray.evaluation.reference import Reference
 from cl_ray.evaluation.representation import nearest

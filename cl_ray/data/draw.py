@@ -1,0 +1,22 @@
+"""Some rows of a split."""
+
+import numpy as np
+
+from cl_ray.data.dataset import Dataset, Piece, Rows
+
+GROUPS = 256
+"""Row groups that are read, drawn at random where a split has more."""
+
+
+def draw(dataset: Dataset, split: str, count: int, seed: int) -> Rows:
+    """Rows of a split drawn at random without repetition, all of them if it has no more.
+
+    Of a split with more than GROUPS row groups, those of as many groups, drawn at random.
+    """
+    random = np.random.default_rng([seed, 1])
+    pieces = dataset.pieces(split)
+    groups = [pieces[i] for i in random.permutation(len(pieces))[:GROUPS]]
+    places = [(group, row) for group in groups for row in range(group.stop)]
+    chosen = [places[number] for number in random.permutation(len(places))[:count]]
+    rows = [Piece(group.shard, group.group, row, row + 1) for group, row in chosen]
+    return dataset.read(split, rows)

@@ -1,0 +1,76 @@
+"""What samples are made of: a density over the latent vectors of images.
+
+The noise of training lies evenly on a sphere, the codes of images do not: between those of one
+digit and the next are places that no image is at, and G makes no digit there. So after each epoch
+a density is fitted to the codes, and samples are drawn from it (ex-post density estimation, a
+mixture of ten Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders,
+section 4). It halves the Fréchet distance (benchmarks/README.md).
+"""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGES = 5000
+"""Training images whose codes it is fitted to."""
+PER_DIMENSION = 10
+"""Codes that a Gaussian has for each dimension, at least; with fewer codes there are fewer."""
+ITERATIONS = 10
+"""Of expectation and maximisation."""
+LEAST = 1e-4
+"""Added to every variance; codes have mean square 1."""
+
+
+class Prior(NamedTuple):
+    """A mixture of K Gaussians over latent vectors, float32 on the CPU.
+
+    Args:
+        weights: Shares of the Gaussians, [K].
+        means: [K, latent].
+        roots: Lower triangular; root times its transpose is the covariance, [K, latent, latent].
+    """
+
+    weights: Tensor
+    means: Tensor
+    roots: Tensor
+
+    def place(self, noise: Tensor, chance: Tensor) -> Tensor:
+        """Latent vectors [n, latent] of unit noise [n, latent] and numbers [n] in [0, 1)."""
+        which = torch.searchsorted(self.weights.cumsum(0), chance, right=True)
+        which = which.clamp(max=len(self.weights) - 1)  # the sum of all may be just below 1
+        return self.means[which] + (self.roots[which] @ noise[:, :, None]).squeeze(2)
+
+
+def fit(codes: Tensor, components: int, seed: int) -> Prior:
+    """The density of latent vectors [n, latent], a pure function of the arguments.
+
+    Args:
+        codes: G's codes of images.
+        components: Gaussians at most.
+        seed: Decides where they begin.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
+
+    count, latent = codes.shape
+    number = max(1, min(components, count // (PER_DIMENSION * latent)))
+    mixture = GaussianMixture(
+        number,
+        max_iter=ITERATIONS,
+        init_params="k-means++",
+        reg_covar=LEAST,
+        random_state=seed % 2**32,
+    )
+    # One thread: so small a problem is no faster with more, and its sums have one order.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(codes.double().cpu().numpy())
+    covariances = torch.from_numpy(mixture.covariances_)
+    return Prior(
+        torch.from_numpy(mixture.weights_).float(),
+        torch.from_numpy(mixture.means_).float(),
+        torch.linalg.cholesky(covariances).float().contiguous(),
+    )

@@ -1,0 +1,99 @@
+"""What samples are drawn from: fitted to where the codes lie, and kept with the run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_folder import leave, trained_run
+
+from cl_ray.checkpoint import Checkpoints
+from cl_ray.loading import load
+from cl_ray.prior import Prior, fit
+from cl_ray.training.folder import Folder
+
+TWO = Prior(
+    torch.tensor([0.25, 0.75]),
+    torch.tensor([[4.0, 0.0], [-4.0, 1.0]]),
+    torch.tensor([[[1.0, 0.0], [0.5, 0.2]], [[0.1, 0.0], [0.0, 0.3]]]),
+)
+
+
+def drawn(prior: Prior, count: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(5)
+    noise = torch.randn(count, prior.means.shape[1], generator=random)
+    return prior.place(noise, torch.rand(count, generator=random))
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(700)
+
+
+def test_places_noise_as_each_gaussian_says() -> None:
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    chance = torch.tensor([0.0, 0.2499, 0.25, 0.6, 0.9, 1 - 2**-24])
+    found = TWO.place(noise, chance)
+    for row, (n, c) in enumerate(zip(noise, chance, strict=True)):
+        which = 0 if c < 0.25 else 1
+        expected = TWO.means[which] + TWO.roots[which] @ n
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_a_fit_finds_what_codes_were_drawn_from() -> None:
+    found = fit(drawn(TWO, 20_000), components=2, seed=0)
+    order = found.weights.argsort()
+    torch.testing.assert_close(found.weights[order], TWO.weights, rtol=0, atol=0.02)
+    torch.testing.assert_close(found.means[order], TWO.means, rtol=0, atol=0.05)
+    ours, theirs = (p.roots @ p.roots.mT for p in (found, TWO))
+    torch.testing.assert_close(ours[order], theirs, rtol=0.05, atol=0.02)
+
+
+def test_few_codes_make_few_gaussians() -> None:
+    codes = torch.randn(90, 4, generator=torch.Generator().manual_seed(2))
+    assert len(fit(codes, components=50, seed=0).weights) == 2
+    alike = fit(torch.ones(30, 4), components=50, seed=0)
+    torch.testing.assert_close(drawn(alike, 100), torch.ones(100, 4), rtol=0, atol=0.1)
+
+
+def test_an_epoch_ends_with_a_fit_to_its_own_codes(digits: str) -> None:
+    run = trained_run(digits)
+    assert run.prior is not None
+    assert run.drawn is not None
+    codes = run.adversary.averaged.encode(run.drawn.permute(0, 3, 1, 2) / 127.5 - 1).detach()
+    torch.testing.assert_close(drawn(run.prior, 20_000).mean(0), codes.mean(0), rtol=0, atol=0.05)
+    again = fit(codes, run.config.generator.prior, run.config.seed)
+    torch.testing.assert_close(again.means, run.prior.means, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_come_from_it_also_when_loaded(digits: str, tmp_path: Path) -> None:
+    run = trained_run(digits)
+    loaded = load(leave(run, tmp_path, 22), device="cpu")
+    assert run.prior is not None
+    assert loaded.prior is not None
+    for ours, theirs in zip(loaded.prior, run.prior, strict=True):
+        assert torch.equal(ours, theirs)
+    images = loaded.generate(40, seed=3)
+    assert np.array_equal(images, loaded.decode(loaded.latents(40, seed=3)))
+    assert not np.array_equal(images, loaded.decode(loaded.noise(40, seed=3)))
+    # More samples begin with the same, across blocks too.
+    assert np.array_equal(loaded.generate(700, seed=3)[480:520], loaded.generate(40, 3, start=480))
+
+
+def test_goes_on_with_what_was_fitted(digits: str, tmp_path: Path) -> None:
+    run = trained_run(digits)
+    folder = Folder.of(leave(run, tmp_path, 22))
+    state = Checkpoints(*folder.open()).load("step-00000022")
+    run.prior = None
+    run.load_state_dict(state)
+    assert run.prior is not None
+    assert torch.equal(run.prior.means, state["prior"]["means"])
+
+
+def test_without_it_samples_come_from_the_noise_of_training(digits: str, tmp_path: Path) -> None:
+    run = trained_run(digits, generator={"depth": 2, "width": 4, "prior": 0})
+    assert run.prior is None
+    loaded = load(leave(run, tmp_path, 22), device="cpu")
+    assert loaded.prior is None
+    assert torch.equal(loaded.latents(20, seed=1), loaded.noise(20, seed=1))
