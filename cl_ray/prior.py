@@ -21,6 +21,9 @@ ITERATIONS = 10
 """Of expectation and maximisation."""
 LEAST = 1e-4
 """Added to every variance; codes have mean square 1."""
+SHARE = 0.5
+"""Of the jitter: with 0, 0.5 and 0.7 of it recall was 0.72, 0.79 and 0.82, precision 0.97, 0.96
+and 0.93, the Fréchet distance 7.8, 7.9 and 8.4 times its floor (14.1 without a prior)."""
 
 
 class Prior(NamedTuple):
@@ -43,13 +46,15 @@ class Prior(NamedTuple):
         return self.means[which] + (self.roots[which] @ noise[:, :, None]).squeeze(2)
 
 
-def fit(codes: Tensor, components: int, seed: int) -> Prior:
-    """The density of latent vectors [n, latent], a pure function of the arguments.
+def fit(codes: Tensor, components: int, seed: int, jitter: float = 0.0) -> Prior:
+    """The density of latent vectors, a pure function of the arguments.
 
     Args:
-        codes: G's codes of images.
+        codes: G's codes of images, [n, latent].
         components: Gaussians at most.
         seed: Decides where they begin.
+        jitter: Spread of what codes were moved by in training. The density is widened by SHARE of
+            it, within which a moved code is still that image's: samples vary more.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -68,7 +73,8 @@ def fit(codes: Tensor, components: int, seed: int) -> Prior:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes.double().cpu().numpy())
-    covariances = torch.from_numpy(mixture.covariances_)
+    widened = (SHARE * jitter) ** 2 * torch.eye(latent, dtype=torch.float64)
+    covariances = torch.from_numpy(mixture.covariances_) + widened
     return Prior(
         torch.from_numpy(mixture.weights_).float(),
         torch.from_numpy(mixture.means_).float(),

@@ -151,7 +151,11 @@ class Run:
         with torch.no_grad():
             parts = [averaged.encode(to_unit(x, dtype)) for x in self.drawn.split(ENCODED)]
         codes = torch.cat(parts)
-        self.prior = fit(codes, components, self.config.seed) if codes.isfinite().all() else None
+        if codes.isfinite().all():
+            jitter = self.config.generator.jitter
+            self.prior = fit(codes, components, self.config.seed, jitter)
+        else:
+            self.prior = None
 
     def rate(self) -> float:
         """Share of the learning rates at which the next step is taken: 1, then in a line to 0.

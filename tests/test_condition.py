@@ -107,7 +107,7 @@ def test_data_without_labels_is_refused_before_anything_starts(
 
 
 def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:
-    noise = run.noise(20, seed=1)
+    noise = run.latents(20, seed=1)
     sevens = run.decode(noise, labels=np.full(20, 7))
     assert np.array_equal(run.generate(20, seed=1, label=7), sevens)
     assert np.array_equal(run.generate(20, seed=1, label="7"), sevens)
@@ -207,7 +207,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits:
     test = Evaluator(dataset, measured).images()[1]
     assert test.label is not None
     assert sorted(test.label) == sorted(asked)  # as often as among the real images
-    samples = run.decode(run.noise(100, 0), labels=np.array(asked))
+    samples = run.decode(run.latents(100, 0), labels=np.array(asked))
     right = (Reference.load("mnist").predict(samples).argmax(1) == asked).mean()
     assert honest.figures["class_accuracy"].value == pytest.approx(right)
 

@@ -115,7 +115,7 @@ def test_the_files_compute_what_the_run_does(
     compute = {name: {"onnx": open_onnx, "torch": open_torch}[form](out, name) for name in FILES}
     random = np.random.default_rng(1)
     for n in (1, 2, 9, 130):
-        latents = loaded.noise(n, seed=3).numpy()
+        latents = loaded.latents(n, seed=3).numpy()
         pixels = compute["generate"](latents)
         assert pixels.dtype == np.uint8
         assert pixels.shape == (n, *shape)

@@ -50,6 +50,13 @@ def test_a_fit_finds_what_codes_were_drawn_from() -> None:
     torch.testing.assert_close(ours[order], theirs, rtol=0.05, atol=0.02)
 
 
+def test_it_is_widened_by_half_the_jitter() -> None:
+    codes = drawn(TWO, 2000)
+    narrow, wide = fit(codes, components=2, seed=0), fit(codes, components=2, seed=0, jitter=0.8)
+    ours, theirs = (p.roots @ p.roots.mT for p in (wide, narrow))
+    torch.testing.assert_close(ours - theirs, 0.16 * torch.eye(2).expand(2, 2, 2))
+
+
 def test_few_codes_make_few_gaussians() -> None:
     codes = torch.randn(90, 4, generator=torch.Generator().manual_seed(2))
     assert len(fit(codes, components=50, seed=0).weights) == 2
@@ -63,7 +70,8 @@ def test_an_epoch_ends_with_a_fit_to_its_own_codes(digits: str) -> None:
     assert run.drawn is not None
     codes = run.adversary.averaged.encode(run.drawn.permute(0, 3, 1, 2) / 127.5 - 1).detach()
     torch.testing.assert_close(drawn(run.prior, 20_000).mean(0), codes.mean(0), rtol=0, atol=0.05)
-    again = fit(codes, run.config.generator.prior, run.config.seed)
+    generator = run.config.generator
+    again = fit(codes, generator.prior, run.config.seed, generator.jitter)
     torch.testing.assert_close(again.means, run.prior.means, rtol=1e-3, atol=1e-3)
 
 
