@@ -77,7 +77,7 @@ class Encode(nn.Module):
 
 
 class Embed(nn.Module):
-    """Images, uint8 [n, H, W, C], to D's features, float32 [n, d]."""
+    """Images, uint8 [n, H, W, C], to D's representation, float32 [n, d]."""
 
     def __init__(self, run: LoadedRun):
         super().__init__()
@@ -85,7 +85,7 @@ class Embed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed."""
-        return self.discriminator.features(to_unit(images))
+        return self.discriminator.represent(to_unit(images))
 
 
 class Score(nn.Module):
@@ -153,9 +153,9 @@ def export(
 ) -> dict[str, Any]:
     """Write the averaged G and D of a run as files, each checked against PyTorch.
 
-    `generate` (latents to images), `encode` (images to latents), `embed` (images to D's features)
-    and `score` (images to D's scores), and a record of it all, `model.json`. The folder appears in
-    one rename.
+    `generate` (latents to images), `encode` (images to latents), `embed` (images to D's
+    representation) and `score` (images to D's scores), and a record of it all, `model.json`. The
+    folder appears in one rename.
 
     Args:
         where: The run folder's path or URI.

@@ -241,9 +241,12 @@ class LoadedRun:
 
     @torch.no_grad()
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """D's features, float32 [n, d], of images [n, H, W] or [n, H, W, C]."""
-        features = [self.discriminator.features(x).cpu() for x in self._blocks(images)]
-        return torch.cat(features).numpy()
+        """D's representation, float32 [n, d], of images [n, H, W] or [n, H, W, C].
+
+        See `Discriminator.represent` for what it is made of.
+        """
+        parts = [self.discriminator.represent(x).cpu() for x in self._blocks(images)]
+        return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def score(self, images: Images, labels: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

@@ -87,7 +87,9 @@ def representation(
     Returns:
         `knn_1`, `knn_20`: the majority of the nearest training images, see `nearest`;
         `linear_probe`: see there;
-        `labels_100` (of ten classes): a linear probe on 10 labels a class and nothing else;
+        `labels_100` (of ten classes): a linear probe on 10 labels a class and nothing else. One
+            scale is common to all features: so few labels cannot tell the dimensions that matter
+            from those that a scale of their own would raise to the same height;
         `labels_100_spread`: the same labels spread over the other training images, see
         `spread_labels`. Comparable with semi-supervised figures, which use those images too.
         Of more than MANY classes the first two only, with a note.
@@ -136,9 +138,11 @@ def representation(
         return Representation(scores, notes)
     draws = [few_labels(labels, classes, seed, draw) for draw in range(SEEDS)]
     rights = []
+    common = x.var(0).mean().sqrt().clamp(min=1e-30)
+    q_even = (q - mean) / common
     for rows in draws:
-        probe = fit_few(x_unit[rows], y[rows], classes, FEW_PENALTY)
-        rights.append(_share(probe(q_unit).argmax(1) == truth))
+        probe = fit_few((x[rows] - mean) / common, y[rows], classes, FEW_PENALTY)
+        rights.append(_share(probe(q_even).argmax(1) == truth))
     scores[name] = _over_draws(rights, clock(), f"penalty {FEW_PENALTY:g}")
     found = spread_labels(x, y, q, classes, draws, seed)
     rights = [_share(labels_of_draw == truth) for labels_of_draw in found]

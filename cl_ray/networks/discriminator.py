@@ -45,8 +45,24 @@ class Discriminator(nn.Module):
         self.classes = nn.Linear(seen, classes, bias=not projects) if classes else None
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to the representation, the deepest map [B, flat]."""
+        """Images [B, C, H, W] in [-1, 1] to the deepest map, which the heads read, [B, flat]."""
         return self.trunk(images)
+
+    def represent(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] to the representation [B, flat + hidden + embedding].
+
+        The features, the projection head's hidden layer and its projection, each of unit length.
+        The deeper a layer, the more of what views have in common it has drawn together, and the
+        less else it knows: labels that are few are best read off the middle of the head (Chen et
+        al., 2020, "Big self-supervised models", section 3), neighbours off the features.
+        """
+        features = self.features(images)
+        *hidden, last = self.projection
+        middle = features
+        for layer in hidden:
+            middle = layer(middle)
+        parts = (features, middle, last(middle))
+        return torch.cat([functional.normalize(part, dim=1) for part in parts], 1)
 
     def scores(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scores [B], high is real, of features [B, flat].
