@@ -25,6 +25,7 @@ from cl_ray.errors import UserError
 from cl_ray.loading import LoadedRun, load
 from cl_ray.machine import version
 from cl_ray.networks.images import to_uint8, to_unit
+from cl_ray.prior import Prior
 
 Format = Literal["onnx", "torch"]
 
@@ -39,7 +40,7 @@ NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 RECORD = "model.json"
 
-OURS = re.compile(r"model\.json|(generate|encode|embed|score)\.(onnx|onnx\.data|pt2)")
+OURS = re.compile(r"model\.json|(sample|generate|encode|embed|score)\.(onnx|onnx\.data|pt2)")
 """What an export may hold; weights of more than 2 GB lie in an onnx.data beside their onnx."""
 
 CHECKED = (1, 7, 64)
@@ -47,6 +48,21 @@ CHECKED = (1, 7, 64)
 
 TOLERANCE = 1e-4
 """The largest difference, relative to the largest number; of pixels, one step of 255."""
+
+
+class Sample(nn.Module):
+    """Unit noise, float32 [n, latent], to latent vectors, float32 [n, latent], where images lie.
+
+    Which of the prior's Gaussians each is of follows from float32 [n], drawn evenly from [0, 1).
+    """
+
+    def __init__(self, prior: Prior):
+        super().__init__()
+        self.weights, self.means, self.roots = (nn.Buffer(part) for part in prior)
+
+    def forward(self, noise: Tensor, chance: Tensor) -> Tensor:
+        """Place."""
+        return Prior(self.weights, self.means, self.roots).place(noise, chance)
 
 
 class Generate(nn.Module):
@@ -134,9 +150,13 @@ def parts_of(run: LoadedRun) -> dict[str, Part]:
     def score(images: Tensor, labels: Tensor | None = None) -> NDArray[np.float32]:
         return run.score(images, None if labels is None else labels.numpy())
 
+    drawn = ("noise", "chance")
+    prior = run.prior
+    sample = {} if prior is None else {"sample": Part(Sample(prior), drawn, "latents", prior.place)}
     given = ("latents", "labels") if run.classes else ("latents",)
     judged = ("images", "labels") if run.discriminator.projects else ("images",)
     return {
+        **sample,
         "generate": Part(Generate(run), given, "images", decode),
         "encode": Part(Encode(run), ("images",), "latents", run.encode),
         "embed": Part(Embed(run), ("images",), "embeddings", run.embed),
@@ -153,9 +173,9 @@ def export(
 ) -> dict[str, Any]:
     """Write the averaged G and D of a run as files, each checked against PyTorch.
 
-    `generate` (latents to images), `encode` (images to latents), `embed` (images to D's
-    representation) and `score` (images to D's scores), and a record of it all, `model.json`. The
-    folder appears in one rename.
+    `sample` (noise to latents, of a run with a prior), `generate` (latents to images), `encode`
+    (images to latents), `embed` (images to D's representation) and `score` (images to D's scores),
+    and a record of it all, `model.json`. The folder appears in one rename.
 
     Args:
         where: The run folder's path or URI.
@@ -256,8 +276,10 @@ def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, 
 
 
 def _inputs(part: Part, run: LoadedRun, n: int) -> tuple[Tensor, ...]:
-    """Noise, of latent vectors or of pixels, and classes if there are any to give."""
+    """Noise, of latent vectors or of pixels, and what else there is to give."""
     random = torch.Generator().manual_seed(n)
+    if "chance" in part.takes:
+        return run.noise(n, seed=n), torch.rand(n, generator=random)
     if "latents" in part.takes:
         first = run.noise(n, seed=n)
     else:
@@ -338,7 +360,12 @@ def _record(
         **({"opset": OPSET} if format == "onnx" else {}),
         "images": "uint8 [n, height, width, channels], 0 to 255; "
         + ("RGB" if run.shape[2] == 3 else "grey"),
-        "latents": "float32 [n, latent]; for `generate`, standard normal noise",
+        "latents": "float32 [n, latent]; for `generate`, "
+        + (
+            "standard normal noise"
+            if run.prior is None
+            else "what `sample` gives of standard normal noise and chance even in [0, 1)"
+        ),
         **({"classes": list(run.classes)} if run.classes else {}),
         "files": files,
         "config": run.config.model_dump(mode="json"),

@@ -41,7 +41,7 @@ class Prior(NamedTuple):
 
     def place(self, noise: Tensor, chance: Tensor) -> Tensor:
         """Latent vectors [n, latent] of unit noise [n, latent] and numbers [n] in [0, 1)."""
-        which = torch.searchsorted(self.weights.cumsum(0), chance, right=True)
+        which = (chance[:, None] >= self.weights.cumsum(0)).sum(1)  # ONNX knows no searchsorted
         which = which.clamp(max=len(self.weights) - 1)  # the sum of all may be just below 1
         return self.means[which] + (self.roots[which] @ noise[:, :, None]).squeeze(2)
 

@@ -27,6 +27,7 @@ from cl_ray.training.folder import Folder
 
 SMALL = {"depth": 3, "width": 4}
 FILES = {
+    "sample": ("noise", "chance", "latents"),
     "generate": ("latents", "images"),
     "encode": ("images", "latents"),
     "embed": ("images", "embeddings"),
@@ -45,9 +46,10 @@ def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     write({"train": pictures}, str(folder / "colours"), About("colours", "noise"))
     found = {}
     for name, data in (("grey", make_digits(100)), ("colour", str(folder / "colours"))):
-        networks: dict[str, Any] = {"generator": SMALL, "discriminator": SMALL}
+        latent = {"latent": 2}  # so few dimensions that the prior has several Gaussians
+        networks: dict[str, Any] = {"generator": {**SMALL, **latent}, "discriminator": SMALL}
         if name == "colour":  # and what has parts that ONNX must learn of
-            networks["generator"] = {**SMALL, "family": "style"}
+            networks["generator"] |= {"family": "style"}
             networks["discriminator"] = {**SMALL, "spectral_norm": True}
         config = Config(data=data, batch_size=32, **networks)
         run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)))
@@ -70,25 +72,27 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return message.removeprefix("cl-ray: ").rstrip()
 
 
-def open_onnx(folder: Path, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def open_onnx(folder: Path, name: str) -> Callable[..., NDArray[Any]]:
     file = str(folder / f"{name}.onnx")
     onnx.checker.check_model(file, full_check=True)
     opsets = {opset.domain: opset.version for opset in onnx.load(file).opset_import}
     assert opsets[""] == 18
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (takes,), (gives,) = session.get_inputs(), session.get_outputs()
-    assert (takes.name, gives.name) == FILES[name]
-    for port in (takes, gives):
+    takes, (gives,) = session.get_inputs(), session.get_outputs()
+    names = [port.name for port in takes]
+    assert (*names, gives.name) == FILES[name]
+    for port in (*takes, gives):
         assert port.shape[0] == "n"
         assert port.type == ("tensor(uint8)" if port.name == "images" else "tensor(float)")
     about = json.loads((folder / "model.json").read_text())["files"][f"{name}.onnx"]
-    assert [about["input"]["shape"], about["output"]["shape"]] == [takes.shape, gives.shape]
-    return lambda x: session.run(None, {takes.name: x})[0]
+    said = [about["input"], *about.get("further_inputs", []), about["output"]]
+    assert [port["shape"] for port in said] == [port.shape for port in (*takes, gives)]
+    return lambda *given: session.run(None, dict(zip(names, given, strict=True)))[0]
 
 
-def open_torch(folder: Path, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def open_torch(folder: Path, name: str) -> Callable[..., NDArray[Any]]:
     module = torch.export.load(folder / f"{name}.pt2").module()
-    return lambda x: module(torch.from_numpy(x)).numpy()
+    return lambda *given: module(*map(torch.from_numpy, given)).numpy()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,14 @@ def test_the_files_compute_what_the_run_does(
     compute = {name: {"onnx": open_onnx, "torch": open_torch}[form](out, name) for name in FILES}
     random = np.random.default_rng(1)
     for n in (1, 2, 9, 130):
+        prior = loaded.prior
+        assert prior is not None
+        noise, chance = loaded.noise(n, seed=4).numpy(), random.random(n, np.float32)
+        assert len(prior.weights) > 1
+        which = np.searchsorted(prior.weights.numpy().cumsum(), chance, side="right")
+        roots, means = prior.roots.numpy()[which], prior.means.numpy()[which]
+        there = means + np.einsum("nij,nj->ni", roots, noise)
+        assert np.allclose(compute["sample"](noise, chance), there, atol=1e-5)
         latents = loaded.latents(n, seed=3).numpy()
         pixels = compute["generate"](latents)
         assert pixels.dtype == np.uint8

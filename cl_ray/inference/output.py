@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import pyarrow as pa
@@ -23,16 +23,22 @@ from PIL import Image
 from cl_ray.data.dataset import absolute, connect, first_line, without_secrets
 from cl_ray.errors import UserError
 
+Content: TypeAlias = bytes | pa.Table
+"""What a file is to hold: as it is, or as Parquet."""
+
 RECORD, PARTS = "_made.json", "_parts"
 OURS = re.compile(rf"{RECORD}|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
 """What `Output` may have written."""
+DISK_BLOCK = 4096
+"""Bytes that a disk allots at once: a PNG file of a digit takes a whole one."""
 PIXELS: dict[str, Any] = {
     "compression": "zstd",
     "column_encoding": {"image.list.element": "BYTE_STREAM_SPLIT"},
 }
 """How images are written to Parquet: as in a data set, see `cl_ray.data.writer`."""
-FEATURES: dict[str, Any] = {"compression": "none"}
-"""How embeddings are: the best codec saves 15 % of them and takes as long again as writing."""
+FEATURES: dict[str, Any] = {"compression": "none", "write_statistics": ["id", "label"]}
+"""How embeddings are: the best codec saves 15 % of them and takes as long again as writing, and
+nobody looks a number of an embedding up."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,9 @@ class Output:
         """The file whose presence says that a part is there, whole."""
         return f"part-{part:06d}.parquet" if self.parquet else f"{PARTS}/{part:06d}"
 
-    def files(self, part: int, made: pa.Table, names: list[str] | None) -> list[tuple[str, bytes]]:
+    def files(
+        self, part: int, made: pa.Table, names: list[str] | None
+    ) -> list[tuple[str, Content]]:
         """What a part is written as, its mark last: names and contents.
 
         Args:
@@ -123,25 +131,24 @@ class Output:
         """
         if not self.parquet:
             return [*_pictures(made, names), (self.mark(part), b"")]
-        sink = pa.BufferOutputStream()
-        layout = PIXELS if "image" in made.column_names else FEATURES
-        pq.write_table(made, sink, use_dictionary=False, **layout)
-        return [(self.mark(part), sink.getvalue().to_pybytes())]
+        return [(self.mark(part), made)]
 
-    def put(self, name: str, blob: bytes) -> None:
+    def put(self, name: str, content: Content) -> None:
         """Put a file in place as a whole: a reader finds all of it or nothing."""
         filesystem, path = connect(self.location)
         target = f"{path}/{name}"
         if not self.local:  # an object store shows an object when it is complete
+            with pa.BufferOutputStream() as whole:
+                _write(content, whole)
             with filesystem.open_output_stream(target) as stream:
-                stream.write(blob)
+                stream.write(whole.getvalue())
             return
         temporary = f"{path}/{PARTS}/{uuid4().hex}.new"
         for file in (temporary, target):
             os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
-            with open(temporary, "wb") as stream:
-                stream.write(blob)
+            with pa.OSFile(temporary, "wb") as file_itself:  # a copy in memory costs as long again
+                _write(content, file_itself)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -205,6 +212,20 @@ def _difference(found: dict[str, Any], record: dict[str, Any]) -> str:
         if found.get(key) != value:
             return f"{key} {found.get(key, 'unknown')}, now {value}"
     return "of another version"
+
+
+def bytes_on_disk(content: Content) -> int:
+    """What it takes there, about: of Parquet as much as in memory."""
+    size = len(content) if isinstance(content, bytes) else content.nbytes
+    return -(-size // DISK_BLOCK) * DISK_BLOCK
+
+
+def _write(content: Content, sink: pa.NativeFile) -> None:
+    if isinstance(content, bytes):
+        sink.write(content)
+        return
+    layout = PIXELS if "image" in content.column_names else FEATURES
+    pq.write_table(content, sink, use_dictionary=False, **layout)
 
 
 def _pictures(made: pa.Table, names: list[str] | None) -> Iterator[tuple[str, bytes]]:

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 
 from cl_ray.data.dataset import absolute, first_line, without_keys
 from cl_ray.errors import UserError
-from cl_ray.inference.output import Output, folder_names
+from cl_ray.inference.output import Output, bytes_on_disk, folder_names
 from cl_ray.inference.work import Work, note, part_size
 from cl_ray.machine import peak_memory
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cl_ray.loading import LoadedRun
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_BLOCK = 4096
-"""Bytes that a disk allots at once: a PNG file of a digit takes a whole one."""
 BLOCKS = 4096
 """Most blocks that Ray Data is given: what its driver holds for them does not grow either."""
 RETRIES = 3
@@ -240,9 +238,9 @@ class Maker:
             if complaint is None:
                 made = self.job.work.make(self.run, start, stop)
                 files = self.job.output.files(part, made, self.names)
-                size = sum(-(-len(blob) // DISK_BLOCK) * DISK_BLOCK for _, blob in files)
-                for name, blob in files:
-                    self.job.output.put(name, blob)
+                size = sum(bytes_on_disk(content) for _, content in files)
+                for name, content in files:
+                    self.job.output.put(name, content)
         except UserError as error:
             complaint = str(error)
         except OSError as error:

@@ -18,9 +18,9 @@ from cl_ray.errors import UserError
 if TYPE_CHECKING:
     from cl_ray.loading import LoadedRun
 
-PART_BYTES = 2**24
+PART_BYTES = 2**25
 """Most bytes of pixels or features in a part: what an actor holds does not grow with the count."""
-SMALL_PART = 2048
+SMALL_PART = 4096
 """Images in a part of a small request, enough that a part's own cost is no matter."""
 PARTS = 1000
 """A larger request has about so many parts, until they reach PART_BYTES."""
@@ -157,7 +157,7 @@ class Around:
 
 @dataclass(frozen=True)
 class Embed:
-    """D's features of every image of a split: columns id, label if there is one, and embedding."""
+    """D's representation of every image of a split: columns id, label if any, and embedding."""
 
     dataset: Dataset
     split: str
@@ -174,15 +174,15 @@ class Embed:
 
     def width(self, run: "LoadedRun") -> int:
         """Bytes of an embedding."""
-        return 4 * run.discriminator.flat
+        return 4 * run.discriminator.represented
 
     def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
         """Embeddings of rows `start` to `stop`, float32 of a fixed size."""
         rows = read(self.dataset, self.split, start, stop)
-        features = run.embed(rows.image)
+        values = run.embed(rows.image)
         number = pa.field("element", pa.float32(), nullable=False)
-        kind = pa.list_(number, features.shape[1])
-        column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), type=kind)
+        kind = pa.list_(number, values.shape[1])
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         return table(rows.id, rows.label, embedding=column)
 
     def record(self) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Discriminator(nn.Module):
         contrad: bool = False,
     ):
         super().__init__()
-        self.flat = flat
+        self.represented = flat + hidden + embedding
+        """Dimensions of the representation."""
         self.trunk = trunk
         self.judge: nn.Module = nn.Identity()
         judged = flat

@@ -21,7 +21,7 @@ from cl_ray.commands.generate import GenerateCommand
 from cl_ray.data.writer import About, Picture, write
 from cl_ray.training.folder import Folder
 
-COUNT = 8 * 2048
+COUNT = 8 * 4096
 
 
 def complains(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -140,15 +140,15 @@ def test_stopped_and_killed_it_goes_on(
         second = marks(out)
         time.sleep(1)
     assert len(first) < len(second) < 8
-    finished = [int(p.stem) // 2048 for p in out.glob("*.png")]
+    finished = [int(p.stem) // 4096 for p in out.glob("*.png")]
     times |= {
-        p: p.stat().st_mtime_ns for p in out.glob("*.png") if f"{int(p.stem) // 2048:06d}" in second
+        p: p.stat().st_mtime_ns for p in out.glob("*.png") if f"{int(p.stem) // 4096:06d}" in second
     }
-    assert len(finished) >= 2048 * len(second)
+    assert len(finished) >= 4096 * len(second)
 
     cli.main(flags(trained, out))  # on the Ray that runs in this process
     printed = capsys.readouterr().out
-    assert f"{2048 * len(second):,} of {COUNT:,} images are in {out} already" in printed
+    assert f"{4096 * len(second):,} of {COUNT:,} images are in {out} already" in printed
     assert f"{COUNT:,} images are in {out}, as PNG files:" in printed
     assert "images/s" in printed
     assert all(p.stat().st_mtime_ns == t for p, t in times.items() if p.suffix == ".png")

@@ -21,7 +21,7 @@ from cl_ray.inference.work import Embed, FromNoise, Work
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 TWO, ONE = Pool(actors=2, cpus=1, gpus=0), Pool(actors=1, cpus=2, gpus=0)
-COUNT = 5 * 2048
+COUNT = 5 * 4096
 
 
 def make(run: Path, work: Work, out: Path, pool: Pool = TWO) -> list[int]:
@@ -50,8 +50,8 @@ def test_what_is_missing_is_made_and_nothing_else(trained: Path, tmp_path: Path)
     times = {p: p.stat().st_mtime_ns for p in out.glob("*.parquet")}
     job = prepare(str(trained), work, str(out))
     assert job.missing == [2, 4]
-    assert job.done == 3 * 2048
-    assert [made.images for made in produce(job, ONE)] in ([2048, 3996], [1948, 3996])
+    assert job.done == 3 * 4096
+    assert [made.images for made in produce(job, ONE)] in ([4096, 8092], [3996, 8092])
     assert all(p.stat().st_mtime_ns == time for p, time in times.items())
     assert np.abs(images.astype(int) - pixels(out)).max() <= 1
     assert prepare(str(trained), work, str(out)).missing == []
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_what_is_there_and_says_what_is_needed(
         there = sorted(out.glob("*.parquet"))
         assert 1 <= len(there) < 5
         each = [pq.read_table(part) for part in there]  # every one of them is whole
-        assert [len(part) for part in each] == [2048] * len(there)
+        assert [len(part) for part in each] == [4096] * len(there)
         assert list((out / "_parts").iterdir()) == []
         job = prepare(str(trained), work, str(out))
         assert len(job.missing) == 5 - len(there)

@@ -111,10 +111,10 @@ def test_rows_of_any_stretch(some_digits: str) -> None:
 
 
 def test_the_size_of_a_part_has_a_ceiling(run: LoadedRun, some_digits: str) -> None:
-    assert part_size(FromNoise(10, 0), run) == part_size(FromNoise(100_000, 0), run) == 2048
+    assert part_size(FromNoise(10, 0), run) == part_size(FromNoise(100_000, 0), run) == 4096
     assert part_size(FromNoise(10**7, 0), run) == 10_000
     assert part_size(FromNoise(10**9, 0), run) == PART_BYTES // 784
     dataset = Dataset.open(some_digits)
-    assert part_size(Embed(dataset, "train"), run) == 2 * 1024  # whole row groups
+    assert part_size(Embed(dataset, "train"), run) == 4 * 1024  # whole row groups
     many = Around(dataset, "train", copies=10**6, distance=1.0, seed=0)
     assert part_size(many, run) == PART_BYTES // 784  # of one image there may be more than fit
