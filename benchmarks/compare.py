@@ -5,6 +5,7 @@
     python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
     python benchmarks/compare.py labels                # conditions; these features are supervised
     python benchmarks/compare.py found                 # the quick preset, and what searches found
+    python benchmarks/compare.py searched --seeds 3    # each objective by settings of its own
     python benchmarks/compare.py objectives --pairs 128000 --device cuda --processes 8
 
 A cell is one setting with one seed, trained on one thread for `--seconds` of that thread's own
@@ -128,12 +129,28 @@ def found() -> dict[str, Fields]:
     }  # fmt: skip
 
 
+def searched() -> dict[str, Fields]:
+    """Every objective by the best settings of its own search, `settings.py`."""
+    table: dict[str, Fields] = {}
+    for line in (RESULTS / "settings.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        objective, best = row["objective"], row["trials"][0]
+        fields: Fields = {"losses": {"objective": objective, **PENALTIES.get(objective, {})}}
+        for name, value in best.items():
+            section, dot, field = name.partition(".")
+            if dot:
+                fields.setdefault(section, {})[field] = value
+        table[objective] = fields
+    return table
+
+
 TABLES = {
     "objectives": objectives,
     "forms": forms,
     "sizes": sizes,
     "labels": labels,
     "found": found,
+    "searched": searched,
 }
 
 
@@ -253,7 +270,7 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
 
 def main(
     table: Annotated[
-        Literal["objectives", "forms", "sizes", "labels", "found"], tyro.conf.Positional
+        Literal["objectives", "forms", "sizes", "labels", "found", "searched"], tyro.conf.Positional
     ],
     seconds: float = 120.0,
     pairs: int | None = None,
