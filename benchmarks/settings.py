@@ -70,7 +70,7 @@ def leaderboard(objective: str, storage: Path) -> list[dict[str, Any]]:
     return [
         {
             "status": row["status"],
-            "frechet_over_floor": float(row["frechet_over_floor"] or "nan"),
+            "frechet_over_floor": round(float(row["frechet_over_floor"] or "nan"), 2),
             **{name: float(f"{float(row[name]):.4g}") for name in searched},
         }
         for row in rows
