@@ -24,7 +24,7 @@ COMMANDS = {
     "train": "train G and D on pairs of images, or go on with a run",
     "evaluate": "measure a run's samples and features beside real images",
     "generate": "make images of noise, or variants of images",
-    "embed": "write D's features of a data set's images",
+    "embed": "write D's representation of a data set's images",
     "report": "write a page of a run's pictures, curves and figures",
     "export": "write a run's networks as ONNX files or torch.export programs",
     "data": "turn a torchvision data set, a folder of images or Parquet into a data set",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from cl_ray.errors import UserError, without_keys
+
 State = Literal["ok", "warning", "failure"]
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
 """Packages that have to be alike on every machine."""
@@ -214,7 +216,6 @@ def check_clock(name: str, clock: float, before: float, after: float) -> Finding
 
 def write_to(storage: str, name: str, file: str) -> str | None:
     """Write a file into the storage; why it cannot, or None."""
-    from cl_ray.errors import UserError
     from cl_ray.training.folder import Folder
 
     try:
@@ -273,7 +274,7 @@ def examine_here(storage: str | None, constraints: Path) -> Iterator[Finding]:
         if not why:
             filesystem, path = folder.open()
             filesystem.delete_dir(path)
-        yield check_storage(machine.name, why, why is None, storage)
+        yield check_storage(machine.name, why, why is None, without_keys(storage))
 
 
 def examine_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
@@ -333,7 +334,6 @@ def examine_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]
 
 
 def _storage(storage: str, nodes: list[Any], at: Any, answer: Any) -> Iterator[Finding]:
-    from cl_ray.data.dataset import without_keys
     from cl_ray.training.folder import Folder
 
     folder = Folder.at(storage, f".doctor-{uuid4().hex}")

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cl_ray.data.dataset import first_line, without_keys
+from cl_ray.data.dataset import first_line
 from cl_ray.data.writer import swap
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, without_keys
 from cl_ray.loading import LoadedRun, load
 from cl_ray.machine import version
 from cl_ray.networks.images import to_uint8, to_unit

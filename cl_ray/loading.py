@@ -23,6 +23,7 @@ from cl_ray.networks.families import build_networks
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.images import to_uint8, to_unit
 from cl_ray.prior import Prior
+from cl_ray.training.device import pick
 from cl_ray.training.folder import Folder
 
 Images = Tensor | NDArray[np.uint8]
@@ -322,25 +323,23 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        UserError: There is no such run, no checkpoint yet, another version's run, a damaged
-            file, or weights that are no numbers.
+        UserError: There is no such device or run, no checkpoint yet, another version's run, a
+            damaged file, or weights that are no numbers.
     """
-    folder = Folder.of(where)
-    if folder.read("config.yaml") is None:
-        raise UserError(f"{where} is not a run folder: it has no config.yaml.")
+    place = pick(device)
+    folder = Folder.of_run(where)
     checkpoints = Checkpoints(*folder.open())
     known = {"last": checkpoints.newest, "best": checkpoints.best}
     manifest = known[checkpoint]() if checkpoint in known else None
     if manifest is None and checkpoint in known:
         missing = "no checkpoint yet" if checkpoint == "last" else "no best checkpoint yet"
-        raise UserError(f"{where} has {missing}: train it further.")
+        raise UserError(f"{folder} has {missing}: train it further.")
     chosen = manifest.name if manifest else checkpoint
     blobs = checkpoints.networks(chosen)
     about = metadata(blobs[WEIGHTS["averaged"]])
-    config = Config.from_yaml(about["config"], f"{where}, checkpoint {chosen}")
+    config = Config.from_yaml(about["config"], f"{folder}, checkpoint {chosen}")
     height, width, channels = about["shape"]
     shape = (height, width, channels)
-    place = resolve_device(device)
     layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
     classes = tuple(about.get("classes", ()))  # which no run had before there was `condition`
     counts = tuple(about.get("counts", ()))  # which came later still
@@ -350,7 +349,7 @@ def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> L
         for key, weight in weights.items():
             if not weight.isfinite().all():
                 raise UserError(
-                    f"{where}, checkpoint {chosen}: the weights {key} in {WEIGHTS[part]} are not "
+                    f"{folder}, checkpoint {chosen}: the weights {key} in {WEIGHTS[part]} are not "
                     "all numbers: take an earlier checkpoint."
                 )
         network.load_state_dict(weights)
@@ -389,12 +388,3 @@ def metadata(blob: bytes) -> dict[str, Any]:
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
     return dict(json.loads(header["__metadata__"]["cl_ray"]))
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of that name, or the best there is."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -72,7 +72,7 @@ def fit(codes: Tensor, components: int, seed: int, jitter: float = 0.0) -> Prior
     # One thread: so small a problem is no faster with more, and its sums have one order.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(codes.double().cpu().numpy())
+        mixture.fit(codes.cpu().double().numpy())
     widened = (SHARE * jitter) ** 2 * torch.eye(latent, dtype=torch.float64)
     covariances = torch.from_numpy(mixture.covariances_) + widened
     return Prior(

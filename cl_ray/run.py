@@ -173,7 +173,7 @@ class Run:
         """Means of pending steps over all ranks; the one moment when the device is waited for."""
         names = list(pending[0])
         table = torch.stack([torch.stack([step[name] for name in names]) for step in pending])
-        table = distributed.sum_over_ranks(table).double().cpu()
+        table = distributed.sum_over_ranks(table).cpu().double()  # MPS has no float64
         if not table.isfinite().all():
             row, column = (~table.isfinite()).nonzero()[0].tolist()
             step = self.adversary.steps - len(pending) + row + 1

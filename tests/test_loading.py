@@ -101,6 +101,11 @@ def test_what_cannot_be_loaded_or_used_is_named(trained: tuple[Path, Run], tmp_p
         loaded.generate(0)
     with pytest.raises(UserError, match=r"not a run folder"):
         cl_ray.load(tmp_path)
+    with pytest.raises(UserError, match="device 'gpu' is unknown; there are: auto, cuda, mps, cpu"):
+        cl_ray.load(folder, device="gpu")
+    with pytest.raises(UserError, match=r"^s3://bucket/run cannot be read: ") as unreached:
+        cl_ray.load("s3://me:secret@bucket/run?endpoint_override=127.0.0.1:1&scheme=http")
+    assert "secret" not in str(unreached.value)
     (tmp_path / "config.yaml").write_text(run.config.to_yaml())
     with pytest.raises(UserError, match="no checkpoint yet"):
         cl_ray.load(tmp_path)

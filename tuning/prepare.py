@@ -14,9 +14,9 @@ import yaml
 from cl_ray.cli import parse
 from cl_ray.commands.train import default_preset, flag
 from cl_ray.config import Config, build, differences, merge, preset
-from cl_ray.data.dataset import Dataset, SplitInfo, without_keys
+from cl_ray.data.dataset import Dataset, SplitInfo
 from cl_ray.data.share import SPLIT
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, without_keys
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import larger_is_better
 from cl_ray.evaluation.measured import measured, see_that_measured

@@ -18,8 +18,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from cl_ray.data.dataset import first_line, without_keys
-from cl_ray.errors import UserError
+from cl_ray.data.dataset import first_line
+from cl_ray.errors import UserError, without_keys
 from cl_ray.training.folder import Folder
 from tuning.space import Values
 

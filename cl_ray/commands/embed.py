@@ -1,4 +1,4 @@
-"""`cl-ray embed`: D's features of a data set's images."""
+"""`cl-ray embed`: D's representation of a data set's images."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from cl_ray.errors import UserError
 
 
 class EmbedCommand(ProduceCommand):
-    """Write D's features of images: columns id, label (if there is one) and embedding."""
+    """Write D's representation of images: columns id, label (if there is one) and embedding."""
 
     out: str = Field(
         description="Folder or URI whose name ends in .parquet: a folder of Parquet files that "

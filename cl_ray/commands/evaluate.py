@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_ray.cli import RunPath, parse
+from cl_ray.config import Device
 from cl_ray.errors import UserError
 from cl_ray.model import Model
 
@@ -60,7 +61,7 @@ class EvaluateCommand(Model):
         None, gt=5, description="Training images that are learnt from; None is all of them."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of what is drawn.")
-    device: str = Field("auto", description="Where the networks compute.")
+    device: Device = Field("auto", description="Where the networks compute.")
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -1,11 +1,11 @@
 """`cl-ray report`: the run's pictures, curves and figures as one HTML page."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import Field
 
 from cl_ray.cli import RunPath, parse
+from cl_ray.config import Device
 from cl_ray.model import Model
 
 
@@ -14,7 +14,7 @@ class ReportCommand(Model):
 
     run: RunPath = Field(description="The run folder's path or URI.")
     checkpoint: str = Field("last", description="Networks to show: last, best or a name.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where they compute.")
+    device: Device = Field("auto", description="Where they compute.")
     projector: bool = Field(
         True, description="Write the embeddings for TensorBoard's projector into the run as well."
     )

@@ -70,7 +70,8 @@ def starting_point(arguments: Sequence[str]) -> TrainCommand:
 
 def existing_run(storage: str, name: str | None) -> Config | None:
     """The config of a run that is there already."""
-    from cl_ray.data.dataset import first_line, without_keys
+    from cl_ray.data.dataset import first_line
+    from cl_ray.errors import without_keys
     from cl_ray.training.folder import Folder
 
     if not name:

@@ -4,7 +4,6 @@ Free of torch and ray: pyarrow and numpy only, so that any process reads it at o
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,11 +130,6 @@ def without_secrets(location: str) -> str:
     """Returns `location` without the keys and options that a URI may carry."""
     scheme, mark, _ = location.partition("://")
     return f"{scheme}{mark}{connect(location)[1]}" if mark else location
-
-
-def without_keys(location: str) -> str:
-    """Returns `location` without the user and password that a URI may carry; its options stay."""
-    return re.sub(r"(?<=://)[^/@?]*:[^/@?]*@", "", location)
 
 
 @lru_cache(maxsize=32)

@@ -8,7 +8,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from cl_ray.data.dataset import DatasetInfo, absolute, without_keys, without_secrets
+from cl_ray.data.dataset import DatasetInfo, absolute, without_secrets
+from cl_ray.errors import without_keys
 
 LOG_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""

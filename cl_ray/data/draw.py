@@ -5,17 +5,18 @@ import numpy as np
 from cl_ray.data.dataset import Dataset, Piece, Rows
 
 GROUPS = 256
-"""Row groups that are read, drawn at random where a split has more."""
+"""Row groups that are read at least, drawn at random where a split has more."""
 
 
 def draw(dataset: Dataset, split: str, count: int, seed: int) -> Rows:
     """Rows of a split drawn at random without repetition, all of them if it has no more.
 
-    Of a split with more than GROUPS row groups, those of as many groups, drawn at random.
+    They are of GROUPS row groups, drawn at random, or as many more as it takes to have that many.
     """
     random = np.random.default_rng([seed, 1])
     pieces = dataset.pieces(split)
-    groups = [pieces[i] for i in random.permutation(len(pieces))[:GROUPS]]
+    most = max(GROUPS, -(-count // dataset.info.row_group) + len(dataset.info.splits[split].shards))
+    groups = [pieces[i] for i in random.permutation(len(pieces))[:most]]
     places = [(group, row) for group in groups for row in range(group.stop)]
     chosen = [places[number] for number in random.permutation(len(places))[:count]]
     rows = [Piece(group.shard, group.group, row, row + 1) for group, row in chosen]

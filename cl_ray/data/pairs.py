@@ -156,4 +156,7 @@ class PairSampler:
         return difference.square_().sum(2)
 
     def _uniform(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.rand(count, generator=generator, dtype=torch.float64).to(self.images.device)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+        # MPS has no float64; float32 is enough below 16 million images of a class.
+        kind = torch.float32 if self.images.device.type == "mps" else torch.float64
+        return drawn.to(self.images.device, kind)

@@ -19,6 +19,8 @@ from cl_ray.evaluation.reference import Features, Reference, StackedReference, l
 from cl_ray.evaluation.representation import Representation, representation
 from cl_ray.loading import LoadedRun
 
+DIGITS = (28, 28, 1)
+"""Shape of the images that the packaged reference takes."""
 PARTS = 20
 """Of the images, one after another in float64."""
 
@@ -47,7 +49,7 @@ class Evaluation:
         checkpoint: Its name.
         step: Steps that it was trained for.
         data: The data set's name.
-        pairs: The mode that D's features were trained in; `labels` is supervised.
+        pairs: The mode that D's representation were trained in; `labels` is supervised.
         supervision: What labels the training saw; empty for none.
         learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
         fidelity: Of the samples; None where there is no reference.
@@ -165,7 +167,7 @@ class Evaluator:
             run: Networks for images of the data's shape.
             thorough: Also measure G's encoder and the bare pixels, the scores of few labels, and
                 a classifier that is trained on the samples, and count modes in as many samples as
-                papers do; else D's features and the samples.
+                papers do; else D's representation and the samples.
             tell: Told what is measured next.
 
         Raises:
@@ -184,6 +186,13 @@ class Evaluator:
         if thorough and modes:
             notes.append(
                 f"No classifier was trained on the samples: {modes.of} classes have too few each."
+            )
+        reference = self.reference if train.label is not None else None
+        alike = not isinstance(reference, Reference) or self._tells_these_apart(reference)
+        if thorough and not alike:
+            notes.append(
+                "No classifier was trained on the samples: the reference tells other classes apart "
+                "than the data has."
             )
         scores = self._representation(run, thorough, tell)
         if train.label is None:
@@ -208,6 +217,10 @@ class Evaluator:
             notes=notes,
             seconds=round(time.perf_counter() - begun, 1),
         )
+
+    def _tells_these_apart(self, reference: Reference) -> bool:
+        """Whether the reference's classes are those of the data, which has labels."""
+        return self.dataset.class_names() == list(reference.about.classes)
 
     def images(self) -> tuple[Rows, Rows]:
         """Training images that are learnt from, and the ones that the networks are measured on."""
@@ -242,8 +255,9 @@ class Evaluator:
         found = self._judge.measure(samples)
         if not isinstance(self.reference, Reference) or test.label is None or train.label is None:
             return found
-        alike = run.classes == tuple(self.reference.about.classes)
-        if asked is not None and alike:
+        if not self._tells_these_apart(self.reference):
+            return found
+        if asked is not None:
             agrees = [
                 float((self.reference.predict(images).argmax(1) == labels).mean())
                 for images, labels in ((samples, asked), (test.image, test.label))
@@ -251,9 +265,7 @@ class Evaluator:
             found.figures["class_accuracy"] = Figure(*agrees)
         if thorough:
             tell("a classifier trained on the samples")
-            labels = asked if alike else None
-            if labels is None:
-                labels = self.reference.predict(samples).argmax(1)
+            labels = self.reference.predict(samples).argmax(1) if asked is None else asked
             real = (train.image, train.label), (test.image, test.label)
             accuracy = classification((samples, labels), *real, self.reference.classes, self.seed)
             found.figures["classification_accuracy"] = accuracy
@@ -313,7 +325,8 @@ def chosen_reference(dataset: Dataset, name: str) -> str | None:
     if name == "auto" and is_stacked(dataset.info):
         return STACKED
     if name == "auto":
-        return "mnist" if dataset.info.name == "mnist" else None
+        packaged = dataset.info.name == "mnist" and dataset.info.shape == DIGITS
+        return "mnist" if packaged else None
     return None if name == "none" else name
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from cl_ray.data.dataset import absolute, first_line, without_keys
-from cl_ray.errors import UserError
+from cl_ray.data.dataset import absolute, first_line
+from cl_ray.errors import UserError, without_keys
 from cl_ray.inference.output import Output, bytes_on_disk, folder_names
 from cl_ray.inference.work import Work, note, part_size
 from cl_ray.machine import peak_memory
@@ -147,13 +147,15 @@ def prepare(
 
 
 def digest(run: "LoadedRun") -> str:
-    """Of all weights: another run may come to lie where one was."""
+    """Of all weights and of the prior: another run may come to lie where one was."""
     import hashlib
 
     total = hashlib.sha256()
     for network in (run.generator, run.discriminator):
         for weight in network.state_dict().values():
             total.update(weight.contiguous().numpy().tobytes())
+    for part in run.prior or ():
+        total.update(part.contiguous().numpy().tobytes())
     return total.hexdigest()
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import Dataset, Piece, Rows, without_keys
-from cl_ray.errors import UserError
+from cl_ray.data.dataset import Dataset, Piece, Rows
+from cl_ray.errors import UserError, without_keys
 
 if TYPE_CHECKING:
     from cl_ray.loading import LoadedRun

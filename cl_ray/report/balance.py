@@ -106,7 +106,7 @@ WHILE_TRAINING = (
     ("Modes with a sample", {"modes": "modes"}),
     ("Divergence of the samples’ modes from the data’s, nats", {"KL": "mode_kl"}),
     ("Samples of the class asked for, share", {"by the reference": "class_accuracy"}),
-    ("Accuracy of D’s features", {"1 neighbour": "knn_1", "linear probe": "linear_probe"}),
+    ("Accuracy of D’s representation", {"1 neighbour": "knn_1", "linear probe": "linear_probe"}),
     ("Reconstruction: mean square, pixels in [0, 1]", {"G": "reconstruction"}),
 )
 """Charts of what was measured while training: title, and by legend what follows evaluation/."""

@@ -1,4 +1,4 @@
-"""D's features on a plane: what lies near what."""
+"""D's representation on a plane: what lies near what."""
 
 from dataclasses import dataclass
 

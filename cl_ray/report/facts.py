@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.config import Config
-from cl_ray.data.dataset import without_keys
+from cl_ray.errors import without_keys
 from cl_ray.loading import LoadedRun
 from cl_ray.report.chart import number
 from cl_ray.report.figures import accuracy
@@ -63,7 +63,7 @@ def tiles(
     for name, title in (("knn_1", "1 nearest neighbour"), ("linear_probe", "Linear probe")):
         score = scores.get(name) or {}
         if score.get("accuracy") is not None:
-            of = "of test images, on D’s features"
+            of = "of test images, on D’s representation"
             found.append(Tile(title, accuracy(score["accuracy"]), of))
     error = (measured.get("reconstruction") or {}).get("error")
     if error is not None:

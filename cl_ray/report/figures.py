@@ -119,7 +119,7 @@ SCORES = {
     "linear_probe": "Linear probe, all labels",
 }
 """Those of few labels carry their number in their name."""
-OWNERS = {"discriminator": "D’s features", "encoder": "G’s encoder", "pixels": "bare pixels"}
+OWNERS = {"discriminator": "D’s representation", "encoder": "G’s encoder", "pixels": "bare pixels"}
 
 
 def representation_table(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cl_ray.config import Config, differences, preset
-from cl_ray.data.dataset import Dataset, Rows, first_line, without_keys
-from cl_ray.errors import UserError
+from cl_ray.data.dataset import Dataset, Rows, first_line
+from cl_ray.errors import UserError, without_keys
 from cl_ray.loading import LoadedRun, load
 from cl_ray.report import trained
 from cl_ray.report.balance import balance, curve_charts, evaluation_charts
@@ -70,7 +70,7 @@ def report(
         UserError: There is no run folder, no checkpoint of the name that was given, or the page
             cannot be written.
     """
-    folder = run_folder(where)
+    folder = Folder.of_run(where)
     missing: dict[str, str] = {}
     text = (folder.read("config.yaml") or b"").decode(errors="replace")
     config = _try(missing, "config", lambda: Config.from_yaml(text, f"{folder}/config.yaml"))
@@ -143,22 +143,6 @@ def report(
             f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_line(error)}."
         ) from error
     return Report(f"{folder}/{FILE}", len(blob), list(missing.values()), written)
-
-
-def run_folder(where: str | Path) -> Folder:
-    """The folder of a run that is there.
-
-    Raises:
-        UserError: It is not, or its storage is not reached.
-    """
-    folder = Folder.of(where)
-    try:
-        there = folder.read("config.yaml") is not None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {first_line(error)}.") from error
-    if not there:
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
-    return folder
 
 
 def render(context: dict[str, Any]) -> str:

@@ -202,7 +202,7 @@ class Mapped:
 
 
 def mapped(run: LoadedRun, dataset: Dataset, rows: Rows, split: str) -> Mapped | None:
-    """D's features of images as points; None where they are too few for a map."""
+    """D's representation of images as points; None where they are too few for a map."""
     if len(rows.id) < FEWEST:
         return None
     features = run.embed(rows.image)

@@ -17,23 +17,31 @@ def resolve(config: Config) -> tuple[torch.device, torch.dtype]:
     Raises:
         UserError: The config names a device that this process does not have.
     """
-    if config.device != "auto":
-        kind = config.device
-    elif torch.cuda.is_available():
-        kind = "cuda"
-    else:
-        kind = "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[kind]:
-        raise UserError(f"device {kind!r} is not there for this worker: use --device auto, or cpu.")
+    device = pick(config.device)
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if fast_bfloat16(kind) else "float32"
-    return torch.device(kind), DTYPES[precision]
+        precision = "bfloat16" if fast_bfloat16(device.type) else "float32"
+    return device, DTYPES[precision]
+
+
+def pick(device: str) -> torch.device:
+    """The device of that name, or with `auto` the best there is.
+
+    Raises:
+        UserError: It is unknown, or this process does not have it.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        device = next(kind for kind, found in there.items() if found)
+    if device not in there:
+        raise UserError(f"device {device!r} is unknown; there are: auto, {', '.join(there)}.")
+    if not there[device]:
+        raise UserError(f"device {device!r} is not there for this process: use auto, or cpu.")
+    return torch.device(device)
 
 
 def fast_bfloat16(kind: str) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from cl_ray.data.dataset import connect, without_keys
-from cl_ray.errors import UserError
+from cl_ray.data.dataset import connect, first_line
+from cl_ray.errors import UserError, without_keys
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,22 @@ class Folder:
         place, mark, options = str(where).partition("?") if "://" in str(where) else (where, "", "")
         storage, _, name = str(place).rstrip("/").rpartition("/")
         return cls.at(f"{storage or '.'}{mark}{options}", name)
+
+    @classmethod
+    def of_run(cls, where: "str | Path") -> "Folder":
+        """The folder, as `of`, of a run that is there.
+
+        Raises:
+            UserError: It is not, or its storage is not reached.
+        """
+        folder = cls.of(where)
+        try:
+            there = folder.read("config.yaml") is not None
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {first_line(error)}.") from error
+        if not there:
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
+        return folder
 
     @property
     def remote(self) -> bool:

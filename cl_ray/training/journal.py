@@ -135,9 +135,10 @@ class Journal:
         return _picture(torch.stack(columns, 1).flatten(0, 1), columns=16)
 
     def close(self) -> None:
-        """Write out what is still in memory."""
+        """Write out what is still in memory, also of a run that is broken off."""
         self.gauges.close()
         self.events.close()
+        self.mirror.push()
         self.mirror.push()
 
     def _hyperparameters(self, config: Config) -> None:

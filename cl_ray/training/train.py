@@ -13,9 +13,9 @@ from rich.text import Text
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.config import Config, differences
-from cl_ray.data.dataset import Dataset, without_keys
+from cl_ray.data.dataset import Dataset
 from cl_ray.data.share import NOT_STREAMED, Share
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, without_keys
 from cl_ray.machine import peak_memory, version
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
 from cl_ray.training.folder import Folder

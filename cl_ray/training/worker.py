@@ -86,13 +86,17 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     search: str | None = setup["search"]
     host = Host(run, folder, checkpoints, board, search) if rank == 0 else None
     started = time.perf_counter()
-    while run.epochs < config.epochs and (not search or _may_go_on(board, run.epochs)):
-        figures = run.epoch(host.watch if host else None)
+    try:
+        while run.epochs < config.epochs and (not search or _may_go_on(board, run.epochs)):
+            figures = run.epoch(host.watch if host else None)
+            if host:
+                host.finish_epoch(figures)
+            ray.train.report(figures)
         if host:
-            host.finish_epoch(figures)
-        ray.train.report(figures)
-    if host:
-        host.close()
+            host.close()
+    finally:
+        if host:
+            host.journal.close()
     seconds = time.perf_counter() - started
     return {
         "status": "finished" if run.epochs >= config.epochs else "ended",
@@ -219,7 +223,6 @@ class Host:
     def close(self) -> None:
         """Leave the networks where people look for them."""
         self._take_in(wait=True)
-        self.journal.close()
         newest = self.checkpoints.newest()
         if newest:
             for file in newest.files:

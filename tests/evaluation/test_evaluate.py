@@ -17,7 +17,7 @@ from cl_ray.data.draw import draw
 from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.evaluation.evaluate import Evaluator, chosen_reference
 from cl_ray.evaluation.fidelity import frechet
 from cl_ray.evaluation.reference import Reference
 from cl_ray.evaluation.representation import nearest
@@ -140,6 +140,48 @@ def test_what_could_not_be_measured_is_said(folder: Path, tmp_path: Path, make_d
     assert "no split test" in text
     with pytest.raises(UserError, match="There is no reference"):
         Evaluator(Dataset.open("mnist"), EvaluationConfig(reference="absent.safetensors"))
+
+
+def test_a_reference_of_other_classes_judges_no_labels(
+    folder: Path, tmp_path: Path, make_digits: Any
+) -> None:
+    rows = Dataset.open(make_digits(120)).read("train")
+    assert rows.label is not None
+    splits = {
+        split: [Picture(x, int(y) + 3, "") for x, y in zip(rows.image, rows.label, strict=True)]
+        for split in ("train", "test")
+    }
+    names = [f"letter {number}" for number in range(13)]
+    write(splits, str(tmp_path / "letters"), About("letters", "MNIST", classes=names))
+    config = EvaluationConfig(reference="mnist", samples=100, images=100)
+    found = Evaluator(Dataset.open(str(tmp_path / "letters")), config).evaluate(
+        load(folder), thorough=True
+    )
+    assert found.fidelity
+    assert "classification_accuracy" not in found.fidelity.figures
+    assert any("the reference tells other classes apart" in note for note in found.notes)
+
+
+def test_only_digits_of_its_size_are_given_to_the_packaged_reference(tmp_path: Path) -> None:
+    larger = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8)
+    pictures = [Picture(image, 0, "") for image in larger]
+    write({"train": pictures}, str(tmp_path / "mnist"), About("mnist", "noise"))
+    assert chosen_reference(Dataset.open("mnist"), "auto") == "mnist"
+    assert chosen_reference(Dataset.open(str(tmp_path / "mnist")), "auto") is None
+
+
+def test_as_many_rows_as_asked_are_drawn_of_however_small_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
+    pictures = [Picture(image, None, "") for image in large]
+    write({"train": pictures}, str(tmp_path / "large"), About("large", "noise"))
+    dataset = Dataset.open(str(tmp_path / "large"))
+    assert len(dataset.pieces("train")) >= 5
+    monkeypatch.setattr("cl_ray.data.draw.GROUPS", 2)
+    assert len(set(draw(dataset, "train", 350, seed=0).id.tolist())) == 350
+    few = draw(dataset, "train", 20, seed=0).id
+    assert len(few) == 20
 
 
 def test_the_command_writes_the_table_and_the_file(

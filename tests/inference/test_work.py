@@ -9,6 +9,7 @@ import pytest
 
 import cl_ray
 from cl_ray.data.dataset import Dataset
+from cl_ray.inference.pool import digest
 from cl_ray.inference.work import PART_BYTES, Around, Embed, FromNoise, Work, part_size, read
 from cl_ray.loading import LoadedRun
 
@@ -118,3 +119,11 @@ def test_the_size_of_a_part_has_a_ceiling(run: LoadedRun, some_digits: str) -> N
     assert part_size(Embed(dataset, "train"), run) == 4 * 1024  # whole row groups
     many = Around(dataset, "train", copies=10**6, distance=1.0, seed=0)
     assert part_size(many, run) == PART_BYTES // 784  # of one image there may be more than fit
+
+
+def test_samples_of_another_density_are_not_taken_for_the_same(run: LoadedRun) -> None:
+    assert run.prior is not None
+    moved = run.prior._replace(means=run.prior.means + 1)
+    others = (None, moved)
+    assert digest(run) == digest(replace(run))
+    assert digest(run) not in {digest(replace(run, prior=prior)) for prior in others}

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-from cl_ray.data.dataset import without_keys
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, without_keys
 from cl_ray.training.folder import Folder, Mirror
 
 

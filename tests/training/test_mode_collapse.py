@@ -33,7 +33,7 @@ def test_modes_from_the_data_to_the_page(
         assert 1 < line["evaluation/mode_kl"] < 7.5  # 300 samples cannot have 1000 modes
         assert "evaluation/linear_probe" not in line
     titles = [chart.title for chart in evaluation_charts(lines)]
-    assert {"Modes with a sample", "Accuracy of D’s features"} <= set(titles)
+    assert {"Modes with a sample", "Accuracy of D’s representation"} <= set(titles)
 
     capsys.readouterr()
     main(["evaluate", str(folder)])

@@ -253,6 +253,8 @@ def test_a_best_by_a_figure_that_is_none_of_the_epoch_s_ends_the_run(
     done = cl_ray("--name=unknown", f"--storage={storage}", f"--data={digits}", *flags)
     assert done.returncode == 1
     assert "'g/recon' is not among the epoch's figures: take d/adversarial, " in done.stderr
+    events = EventAccumulator(str(storage / "unknown" / "tensorboard")).Reload()
+    assert events.Scalars("speed/images_per_second")  # the curves until then are kept
     assert not list((storage / "unknown" / "checkpoints").glob("step-*"))
 
 
