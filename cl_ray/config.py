@@ -195,7 +195,8 @@ class Config(Model):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
-        "epochs": 12,
+        "epochs": 16,
+        "discriminator": {"hidden": 1024},
         "losses": {"uniformity": 5.0},
         "optimizer": {"average": 0.999, "decay": 0.5},
     },

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ray.networks.pixels import Pixels
 from cl_ray.networks.plan import Plan
 
 
@@ -73,7 +74,7 @@ def up(plan: Plan) -> nn.Sequential:
             layers.append(nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, output_padding=odd))
         else:
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
-        layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [nn.Tanh()]
+        layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [Pixels()]
     return nn.Sequential(*layers)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ray.networks.pixels import Pixels
 from cl_ray.networks.plan import Plan
 
 GROUP = 16
@@ -123,5 +124,5 @@ def decoder(inputs: int, plan: Plan) -> nn.Sequential:
             channels = after
         if plan.sides[level] < plan.sides[level - 1]:
             layers.append(Up(plan.sides[level - 1]))
-    layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, plan.channels[0], 3, padding=1), nn.Tanh()]
+    layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, plan.channels[0], 3, padding=1), Pixels()]
     return nn.Sequential(*layers)

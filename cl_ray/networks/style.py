@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ray.networks.generator import to_sphere
+from cl_ray.networks.pixels import Pixels
 from cl_ray.networks.plan import Plan
 from cl_ray.networks.residual import enlarge
 
@@ -122,6 +123,7 @@ class StyleDecoder(nn.Module):
             Modulated((width, plan.channels[0]), 1, demodulate=False) for width in channels
         )
         self.bias = nn.Parameter(torch.zeros(plan.channels[0]))
+        self.pixels = Pixels()
         self.ends = list(accumulate(side * side for side in sides))
         self.extras = self.ends[-1] + inputs + 2
 
@@ -173,7 +175,7 @@ class StyleDecoder(nn.Module):
             image = drawn if image is None else enlarge(image, x.shape[-1]) + drawn
             begin = end
         assert image is not None, "a plan has a level or more"
-        return torch.tanh(image + self.bias[None, :, None, None])
+        return self.pixels(image + self.bias[None, :, None, None])
 
     def _mixed(self, w: Tensor, other: Tensor, extras: Tensor) -> list[Tensor]:
         """Each layer's style: w, and from some layer on the other in a share MIXING of samples."""
