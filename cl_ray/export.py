@@ -53,16 +53,17 @@ TOLERANCE = 1e-4
 class Sample(nn.Module):
     """Unit noise, float32 [n, latent], to latent vectors, float32 [n, latent], where images lie.
 
-    Which of the prior's Gaussians each is of follows from float32 [n], drawn evenly from [0, 1).
+    Which of the prior's Gaussians each is of follows from float32 [n], drawn evenly from [0, 1),
+    and, of a run with classes, from their numbers, int64 [n].
     """
 
     def __init__(self, prior: Prior):
         super().__init__()
         self.weights, self.means, self.roots = (nn.Buffer(part) for part in prior)
 
-    def forward(self, noise: Tensor, chance: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, chance: Tensor, labels: Tensor | None = None) -> Tensor:
         """Place."""
-        return Prior(self.weights, self.means, self.roots).place(noise, chance)
+        return Prior(self.weights, self.means, self.roots).place(noise, chance, labels)
 
 
 class Generate(nn.Module):
@@ -150,8 +151,9 @@ def parts_of(run: LoadedRun) -> dict[str, Part]:
     def score(images: Tensor, labels: Tensor | None = None) -> NDArray[np.float32]:
         return run.score(images, None if labels is None else labels.numpy())
 
-    drawn = ("noise", "chance")
     prior = run.prior
+    by_class = prior is not None and prior.weights.ndim == 2
+    drawn = ("noise", "chance", "labels") if by_class else ("noise", "chance")
     sample = {} if prior is None else {"sample": Part(Sample(prior), drawn, "latents", prior.place)}
     given = ("latents", "labels") if run.classes else ("latents",)
     judged = ("images", "labels") if run.discriminator.projects else ("images",)
@@ -278,13 +280,16 @@ def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, 
 def _inputs(part: Part, run: LoadedRun, n: int) -> tuple[Tensor, ...]:
     """Noise, of latent vectors or of pixels, and what else there is to give."""
     random = torch.Generator().manual_seed(n)
-    if "chance" in part.takes:
-        return run.noise(n, seed=n), torch.rand(n, generator=random)
-    if "latents" in part.takes:
-        first = run.noise(n, seed=n)
-    else:
-        first = torch.randint(0, 256, (n, *run.shape), dtype=torch.uint8, generator=random)
-    return (first, torch.arange(n) % len(run.classes)) if "labels" in part.takes else (first,)
+    given = {
+        "noise": lambda: run.noise(n, seed=n),
+        "latents": lambda: run.noise(n, seed=n),
+        "chance": lambda: torch.rand(n, generator=random),
+        "images": lambda: torch.randint(
+            0, 256, (n, *run.shape), dtype=torch.uint8, generator=random
+        ),
+        "labels": lambda: torch.arange(n) % len(run.classes),
+    }
+    return tuple(given[name]() for name in part.takes)
 
 
 def _onnx(part: Part, example: tuple[Tensor, ...], shapes: Any, file: Path) -> None:

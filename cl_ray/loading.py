@@ -69,15 +69,20 @@ class LoadedRun:
             lambda block: torch.randn(BLOCK, latent, generator=generator_of(seed, block)), n, start
         )
 
-    def latents(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie."""
+    def latents(
+        self, n: int, seed: int = 0, start: int = 0, kinds: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie.
+
+        Of a run with classes, where images of the classes `kinds` [n] lie.
+        """
         noise = self.noise(n, seed, start)
         if self.prior is None:
             return noise
         chance = numbered(
             lambda block: torch.rand(BLOCK, generator=generator_of(seed, block, 2)), n, start
         )
-        return self.prior.place(noise, chance)
+        return self.prior.place(noise, chance, None if kinds is None else torch.from_numpy(kinds))
 
     def kinds(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
@@ -163,7 +168,7 @@ class LoadedRun:
             raise UserError(f"n {n} must be 1 or more images.")
         self.allows(truncation)
         kinds = self.kinds(n, seed, start, label)
-        return self.decode(self.latents(n, seed, start), truncation, kinds)
+        return self.decode(self.latents(n, seed, start, kinds), truncation, kinds)
 
     def allows(self, truncation: float) -> None:
         """See that images can be truncated so.

@@ -4,7 +4,8 @@ The noise of training lies evenly on a sphere, the codes of images do not: betwe
 digit and the next are places that no image is at, and G makes no digit there. So after each epoch
 a density is fitted to the codes, and samples are drawn from it (ex-post density estimation, a
 mixture of ten Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders,
-section 4). It halves the Fréchet distance (benchmarks/README.md).
+section 4). It halves the Fréchet distance (benchmarks/README.md). Where G is told classes, each
+class has a density of its own: a code that lies among the sevens is no place to ask for a three.
 """
 
 import warnings
@@ -30,7 +31,7 @@ class Prior(NamedTuple):
     """A mixture of K Gaussians over latent vectors, float32 on the CPU.
 
     Args:
-        weights: Shares of the Gaussians, [K].
+        weights: Shares of the Gaussians, [K], or for each class, [classes, K].
         means: [K, latent].
         roots: Lower triangular; root times its transpose is the covariance, [K, latent, latent].
     """
@@ -39,10 +40,17 @@ class Prior(NamedTuple):
     means: Tensor
     roots: Tensor
 
-    def place(self, noise: Tensor, chance: Tensor) -> Tensor:
-        """Latent vectors [n, latent] of unit noise [n, latent] and numbers [n] in [0, 1)."""
-        which = (chance[:, None] >= self.weights.cumsum(0)).sum(1)  # ONNX knows no searchsorted
-        which = which.clamp(max=len(self.weights) - 1)  # the sum of all may be just below 1
+    def place(self, noise: Tensor, chance: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """Latent vectors [n, latent] of unit noise [n, latent] and numbers [n] in [0, 1).
+
+        They are of the classes `kinds` [n], if there are classes; without `kinds`, of all alike.
+        """
+        shares = self.weights if self.weights.ndim == 1 else self.weights.mean(0)
+        if kinds is not None and self.weights.ndim == 2:
+            shares = self.weights[kinds]
+        edges = shares.cumsum(-1)
+        edges = edges / edges[..., -1:]  # or rounding would leave a gap below 1
+        which = (chance[:, None] >= edges).sum(1)  # ONNX knows no searchsorted
         return self.means[which] + (self.roots[which] @ noise[:, :, None]).squeeze(2)
 
 
@@ -79,4 +87,35 @@ def fit(codes: Tensor, components: int, seed: int, jitter: float = 0.0) -> Prior
         torch.from_numpy(mixture.weights_).float(),
         torch.from_numpy(mixture.means_).float(),
         torch.linalg.cholesky(covariances).float().contiguous(),
+    )
+
+
+def fit_classes(
+    codes: Tensor, labels: Tensor, classes: int, components: int, seed: int, jitter: float = 0.0
+) -> Prior:
+    """The density of each class's latent vectors; otherwise as `fit`.
+
+    A class with fewer codes than a Gaussian takes has the density of all.
+
+    Args:
+        codes: G's codes of images, [n, latent].
+        labels: Their classes, [n].
+        classes: How many there are.
+        components: Gaussians at most, over all classes.
+        seed: Decides where they begin.
+        jitter: Spread of what codes were moved by in training.
+    """
+    own = [codes[labels == number] for number in range(classes)]
+    enough = [len(of_class) >= PER_DIMENSION * codes.shape[1] for of_class in own]
+    each = max(1, components // classes)
+    parts = [fit(own[k], each, seed, jitter) for k in range(classes) if enough[k]]
+    if not all(enough):
+        parts.append(fit(codes, components, seed, jitter))
+    weights = torch.block_diag(*(part.weights[None] for part in parts))
+    whose = torch.tensor(enough).cumsum(0) - 1
+    whose[~torch.tensor(enough)] = len(parts) - 1
+    return Prior(
+        weights[whose],
+        torch.cat([part.means for part in parts]),
+        torch.cat([part.roots for part in parts]),
     )

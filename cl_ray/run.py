@@ -16,7 +16,7 @@ from cl_ray.data.shards import ResidentShard, Shard
 from cl_ray.data.share import NOT_STREAMED, SPLIT
 from cl_ray.errors import UserError
 from cl_ray.networks.images import to_unit
-from cl_ray.prior import IMAGES, Prior, fit
+from cl_ray.prior import IMAGES, Prior, fit, fit_classes
 
 Figures = dict[str, float]
 
@@ -86,8 +86,8 @@ class Run:
         """Sums of figures over those steps, for the epoch's means."""
         self.prior: Prior | None = None
         """Where the codes of images lay at the end of the last epoch; alike on every rank."""
-        self.drawn: Tensor | None = None
-        """The images that it is fitted to."""
+        self.drawn: tuple[Tensor, Tensor | None] | None = None
+        """The images that it is fitted to, and their classes where G is told them."""
         self.batch: Batch | None = None
         """The epoch's last batch but one, to be looked at: the last may be nearly empty."""
 
@@ -146,16 +146,23 @@ class Run:
             return
         if self.drawn is None:
             rows = draw(self.shard.share.dataset, SPLIT, IMAGES, self.config.seed)
-            self.drawn = torch.from_numpy(rows.image).to(self.adversary.device)
+            labels = None
+            if self.adversary.classes and rows.label is not None:
+                labels = torch.from_numpy(rows.label).to(self.adversary.device)
+            self.drawn = torch.from_numpy(rows.image).to(self.adversary.device), labels
+        images, labels = self.drawn
         averaged, dtype = self.adversary.averaged, self.adversary.dtype
         with torch.no_grad():
-            parts = [averaged.encode(to_unit(x, dtype)) for x in self.drawn.split(ENCODED)]
+            parts = [averaged.encode(to_unit(x, dtype)) for x in images.split(ENCODED)]
         codes = torch.cat(parts)
-        if codes.isfinite().all():
-            jitter = self.config.generator.jitter
-            self.prior = fit(codes, components, self.config.seed, jitter)
-        else:
+        seed, jitter = self.config.seed, self.config.generator.jitter
+        if not codes.isfinite().all():
             self.prior = None
+        elif labels is None:
+            self.prior = fit(codes, components, seed, jitter)
+        else:
+            count = len(self.adversary.classes)
+            self.prior = fit_classes(codes, labels, count, components, seed, jitter)
 
     def rate(self) -> float:
         """Share of the learning rates at which the next step is taken: 1, then in a line to 0.

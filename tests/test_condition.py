@@ -39,7 +39,12 @@ def digits(make_digits: Callable[[int], str]) -> str:
 @pytest.fixture(scope="module", params=CONDITIONS)
 def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    run = trained_run(digits, condition=request.param)
+    few = {
+        "depth": 2,
+        "width": 4,
+        "latent": 2,
+    }  # so few that the codes of most classes have a density
+    run = trained_run(digits, condition=request.param, generator=few)
     return leave(run, tmp_path_factory.mktemp("runs"), step=10)
 
 
@@ -107,8 +112,10 @@ def test_data_without_labels_is_refused_before_anything_starts(
 
 
 def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:
-    noise = run.latents(20, seed=1)
-    sevens = run.decode(noise, labels=np.full(20, 7))
+    kinds = np.full(20, 7)
+    noise = run.latents(20, seed=1, kinds=kinds)
+    assert not torch.equal(noise, run.latents(20, seed=1, kinds=kinds - 1))
+    sevens = run.decode(noise, labels=kinds)
     assert np.array_equal(run.generate(20, seed=1, label=7), sevens)
     assert np.array_equal(run.generate(20, seed=1, label="7"), sevens)
     assert not np.array_equal(run.generate(20, seed=1, label=6), sevens)
@@ -148,7 +155,8 @@ def test_images_are_rebuilt_and_scored_as_of_their_class(run: LoadedRun, digits:
         head = run.discriminator.classes
         assert head is not None
         with torch.no_grad():
-            named = torch.from_numpy(run.embed(rows.image)) @ head.weight.T + head.bias
+            x = torch.from_numpy(rows.image).permute(0, 3, 1, 2) / 127.5 - 1
+            named = run.discriminator.features(x) @ head.weight.T + head.bias
         assert np.array_equal(taken, named.argmax(1).numpy())
         assert np.array_equal(run.reconstruct(rows.image), run.reconstruct(rows.image, taken))
 
@@ -207,7 +215,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits:
     test = Evaluator(dataset, measured).images()[1]
     assert test.label is not None
     assert sorted(test.label) == sorted(asked)  # as often as among the real images
-    samples = run.decode(run.latents(100, 0), labels=np.array(asked))
+    samples = run.decode(run.latents(100, 0, kinds=np.array(asked)), labels=np.array(asked))
     right = (Reference.load("mnist").predict(samples).argmax(1) == asked).mean()
     assert honest.figures["class_accuracy"].value == pytest.approx(right)
 
@@ -246,6 +254,12 @@ def test_an_export_takes_the_class(folder: Path, run: LoadedRun, tmp_path: Path)
     z, labels = run.noise(13, seed=8), np.arange(13) % 10
     (images,) = session.run(["images"], {"latents": z.numpy(), "labels": labels})
     assert np.abs(images.astype(int) - run.decode(z, labels=labels)).max() <= 1
+    assert run.prior is not None
+    session = onnxruntime.InferenceSession(str(out / "sample.onnx"))
+    chance = torch.rand(13, generator=torch.Generator().manual_seed(1))
+    given = {"noise": z.numpy(), "chance": chance.numpy(), "labels": labels}
+    (placed,) = session.run(["latents"], given)
+    assert np.allclose(placed, run.prior.place(z, chance, torch.from_numpy(labels)), atol=1e-5)
     record = json.loads((out / "model.json").read_text())
     assert record["classes"] == list("0123456789")
     assert record["files"]["generate.onnx"]["further_inputs"][0]["name"] == "labels"

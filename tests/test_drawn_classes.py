@@ -94,7 +94,9 @@ def test_more_begin_with_the_same_and_each_is_decoded_as_its_class(run: LoadedRu
     assert not np.array_equal(kinds[:BLOCK], kinds[BLOCK : 2 * BLOCK])
     assert len(np.unique(kinds[:40])) > 5  # mixed, not one class after another
     many = run.generate(BLOCK + 20, seed=3)
-    decoded = run.decode(run.latents(BLOCK + 20, seed=3), labels=kinds[: BLOCK + 20])
+    decoded = run.decode(
+        run.latents(BLOCK + 20, 3, kinds=kinds[: BLOCK + 20]), labels=kinds[: BLOCK + 20]
+    )
     assert np.abs(many.astype(int) - decoded).max() <= 1
 
 

@@ -10,7 +10,7 @@ from run_folder import leave, trained_run
 
 from cl_ray.checkpoint import Checkpoints
 from cl_ray.loading import load
-from cl_ray.prior import Prior, fit
+from cl_ray.prior import Prior, fit, fit_classes
 from cl_ray.training.folder import Folder
 
 TWO = Prior(
@@ -64,11 +64,41 @@ def test_few_codes_make_few_gaussians() -> None:
     torch.testing.assert_close(drawn(alike, 100), torch.ones(100, 4), rtol=0, atol=0.1)
 
 
+def test_each_class_has_the_density_of_its_own_codes() -> None:
+    """Three classes: two far from each other, and one with too few codes for a density."""
+    random = torch.Generator().manual_seed(3)
+    labels = torch.tensor([0] * 400 + [1] * 400 + [2] * 5)[torch.randperm(805, generator=random)]
+    centres = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 9.0]])
+    codes = centres[labels] + 0.3 * torch.randn(805, 2, generator=random)
+    prior = fit_classes(codes, labels, 3, components=6, seed=0)
+    torch.testing.assert_close(prior.weights.sum(1), torch.ones(3))
+    kinds = torch.arange(3).repeat(4000)
+    noise, chance = (
+        torch.randn(12_000, 2, generator=random),
+        torch.rand(12_000, generator=random),
+    )
+    found = prior.place(noise, chance, kinds)
+    for kind in (0, 1):
+        alone = fit(codes[labels == kind], components=2, seed=0)
+        expected = alone.place(noise[kinds == kind], chance[kinds == kind])
+        torch.testing.assert_close(found[kinds == kind], expected)
+        assert (found[kinds == kind] - centres[kind]).norm(dim=1).max() < 3
+    of_all = found[kinds == 2]
+    for centre in centres[:2]:
+        assert ((of_all - centre).norm(dim=1) < 3).float().mean() == pytest.approx(0.5, abs=0.05)
+    alike = prior.place(noise, chance)  # no class named
+    assert ((alike - centres[0]).norm(dim=1) < 3).float().mean() == pytest.approx(0.5, abs=0.05)
+    ends = prior.place(noise, torch.full((12_000,), 1 - 2**-24), kinds)
+    assert (ends[kinds == 0] - centres[0]).norm(dim=1).max() < 3
+
+
 def test_an_epoch_ends_with_a_fit_to_its_own_codes(digits: str) -> None:
     run = trained_run(digits)
     assert run.prior is not None
     assert run.drawn is not None
-    codes = run.adversary.averaged.encode(run.drawn.permute(0, 3, 1, 2) / 127.5 - 1).detach()
+    images, labels = run.drawn
+    assert labels is None
+    codes = run.adversary.averaged.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).detach()
     torch.testing.assert_close(drawn(run.prior, 20_000).mean(0), codes.mean(0), rtol=0, atol=0.05)
     generator = run.config.generator
     again = fit(codes, generator.prior, run.config.seed, generator.jitter)

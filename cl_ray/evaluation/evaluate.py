@@ -282,7 +282,7 @@ class Evaluator:
         if not run.classes or label is None:
             return run.generate(count, self.seed), None
         asked = np.resize(np.random.default_rng(self.seed).permutation(label), count)
-        return run.decode(run.latents(count, self.seed), labels=asked), asked
+        return run.decode(run.latents(count, self.seed, kinds=asked), labels=asked), asked
 
     def _count_modes(self, run: LoadedRun, thorough: bool, tell: Tell) -> Modes | None:
         if not isinstance(self.reference, StackedReference):

@@ -43,10 +43,10 @@ def samples(run: LoadedRun) -> list[Picture]:
 
 def by_class(run: LoadedRun) -> list[Picture]:
     """A row of each class, of the same noise; of many classes some. None if the run knows none."""
-    noise = run.latents(COLUMNS, SEED)
     rows = []
     for kind in some_classes(run, CLASSES):
-        images = run.decode(noise, labels=np.full(COLUMNS, kind))
+        kinds = np.full(COLUMNS, kind)
+        images = run.decode(run.latents(COLUMNS, SEED, kinds=kinds), labels=kinds)
         alt = f"{COLUMNS} images that G made of noise as of class {run.classes[kind]}."
         rows.append(picture(images, COLUMNS, alt, run.classes[kind]))
     return rows
@@ -61,14 +61,14 @@ def some_classes(run: LoadedRun, most: int) -> list[int]:
 
 def ways_of_noise(run: LoadedRun) -> Picture:
     """From one sample to another."""
-    ends = run.latents(2 * WAYS, SEED + 1)
+    kinds = np.resize(some_classes(run, WAYS), WAYS) if run.classes else None  # of a row
+    of_ends = None if kinds is None else np.tile(kinds, 2)
+    ends = run.latents(2 * WAYS, SEED + 1, kinds=of_ends)
     points = slerp(ends[:WAYS], ends[WAYS:], STEPS)
     alt = (
         f"{WAYS} rows: G's image of one random vector turns into that of another in {STEPS} steps."
     )
-    labels = None
-    if run.classes:  # a row has one class
-        labels = np.resize(some_classes(run, WAYS), WAYS).repeat(STEPS)
+    labels = None if kinds is None else kinds.repeat(STEPS)
     return picture(run.decode(points.flatten(0, 1), labels=labels), STEPS, alt)
 
 

@@ -111,13 +111,13 @@ class Journal:
         """The averaged G's images of noise that stays the same, as one uint8 picture [3, H, W]."""
         adversary = self.run.adversary
         prior = self.run.prior
-        latents = self.noise if prior is None else prior.place(self.noise, self.chance)
-        latents = latents.to(adversary.device, adversary.dtype)
         labels = None
         if adversary.classes:
-            labels = torch.arange(SHOWN, device=adversary.device)
-            count = len(adversary.classes)
+            labels, count = torch.arange(SHOWN), len(adversary.classes)
             labels = labels % count if count <= SHOWN else labels * count // SHOWN
+        latents = self.noise if prior is None else prior.place(self.noise, self.chance, labels)
+        latents = latents.to(adversary.device, adversary.dtype)
+        labels = None if labels is None else labels.to(adversary.device)
         return _picture(adversary.averaged.decode(latents, labels=labels), columns=16)
 
     @torch.no_grad()
