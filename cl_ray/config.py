@@ -254,13 +254,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name to (old, new) for every leaf that differs."""
-    ours, theirs = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    ours, theirs = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     return {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]}
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree by their dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cl_ray.checkpoint import Checkpoints
-from cl_ray.config import Config
+from cl_ray.config import Config, leaves
 from cl_ray.data.dataset import Rows
 from cl_ray.data.shards import ResidentShard, StreamingShard
 from cl_ray.data.share import Share
@@ -18,7 +18,6 @@ from cl_ray.run import Diverged, Figures, Record, Run
 from cl_ray.training.device import keep_freed_memory, resolve
 from cl_ray.training.journal import Journal
 from tuning.bell import Listener
-from tuning.space import leaves
 from tuning.trial import Job, Trial, one_picture
 
 LONGEST_WAIT = 30.0

@@ -16,14 +16,13 @@ another field's value; a field whose `when` does not hold, a value or one of sev
 that it names, keeps the config's own value.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cl_ray.config import Config, build, explain, merge
+from cl_ray.config import Config, build, explain, leaves, merge
 from cl_ray.errors import UserError
 from cl_ray.model import Model
 
@@ -318,15 +317,6 @@ def nested(values: Values) -> dict[str, Any]:
             branch = branch.setdefault(part, {})
         branch[last] = value
     return tree
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a tree by their dotted names."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _in_order(parameters: dict[str, Parameter], where: str) -> dict[str, Parameter]:

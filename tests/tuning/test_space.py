@@ -5,9 +5,9 @@ import random
 import optuna
 import pytest
 
-from cl_ray.config import Config, preset
+from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
-from tuning.space import DEFAULT, Space, configured, leaves
+from tuning.space import DEFAULT, Space, configured
 
 BASE = preset("quick")
 
