@@ -4,6 +4,7 @@ import json
 import re
 import stat
 import subprocess
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ def test_what_is_mounted_is_here_and_what_is_installed_is_pinned(target: str) ->
     assert "--python 3.11" in setup
     assert "--constraints ~/cl_ray/constraints.txt" in setup
     assert "ray==2.60.0" in (ROOT / "constraints.txt").read_text()
+
+
+def test_a_search_there_has_what_its_report_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = project["optional-dependencies"]["tuning"]
+    assert any(package.startswith("plotly") for package in packages)
+    for target in TARGETS:
+        assert "--extra tuning" in "\n".join(read(f"{target}.yaml")["setup_commands"]), target
+    assert "'.[tuning]'" in (CLUSTER / "kubernetes" / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("target", CLOUDS)
