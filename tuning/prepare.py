@@ -148,8 +148,13 @@ def _search(folder: Folder, options: Options, space: Space, config: Config, fres
     dataset = Dataset.open(config.data)
     if options.images:
         dataset = subset(dataset, options.images)
-    trials: dict[str, Any] = {"epochs": options.epochs, "checkpoint": {"keep": 1}}
-    if config.evaluation == EvaluationConfig(reference=config.evaluation.reference):
+    trials: dict[str, Any] = {
+        "epochs": options.epochs,
+        "checkpoint": {"keep": 1},
+        "evaluation": {"every": 1},  # a trial without a figure after an epoch has collapsed
+    }
+    told = config.evaluation.model_dump(include={"reference", "every"})
+    if config.evaluation == EvaluationConfig(**told):
         trials = merge(trials, ECONOMY)
     trials["data"] = dataset.location
     base = build(merge(config.model_dump(), trials), "the trials' config")
@@ -160,7 +165,7 @@ def _search(folder: Folder, options: Options, space: Space, config: Config, fres
             configured(base, point)
     check_pairs(base, dataset)
     check_reference(base, dataset)
-    check_best(base, dataset)
+    check_best(config, dataset)  # best.yaml is that one
     metrics = metrics_of(options.metric, dataset, base)
     folder.prepare()
     return Search(folder.name, folder, options, space, config, base, dataset, metrics, fresh)

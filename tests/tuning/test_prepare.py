@@ -42,6 +42,10 @@ def complaint(*arguments: str) -> str:
             "that are told no classes (condition none): take frechet, ",
         ),
         (["--set=checkpoint.metric=evaluation/fid"], "checkpoint.metric 'evaluation/fid' is not"),
+        (
+            ["--set=checkpoint.metric=evaluation/frechet", "--set=evaluation.every=0"],
+            "evaluation.every 0 is none: raise it",
+        ),
         (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
         (["--scheduler=pbt", "--workers=2"], "takes over another's weights in its own process"),
         (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "several metrics is refused"),
@@ -67,6 +71,19 @@ def test_mistakes_are_named(flags: list[str], tmp_path: Path, more: list[str], w
 
 def test_figures_without_labels_or_reference_are_not_offered(tmp_path: Path) -> None:
     assert "frechet" in {m.name for m in prepare([f"--storage={tmp_path}"], "search").metrics}
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_trials_are_measured_after_every_epoch_whatever_the_config_says(
+    flags: list[str], tmp_path: Path, every: int
+) -> None:
+    search = asked(flags, tmp_path, f"--set=evaluation.every={every}")
+    assert search.base.evaluation.every == 1
+    assert search.config.evaluation.every == every  # of the run that best.yaml is for
+    known = search.base.evaluation.samples, search.base.evaluation.images
+    assert known == (60, 60)
+    sparing = prepare([f"--storage={tmp_path}", f"--set=evaluation.every={every}"], "search")
+    assert (sparing.base.evaluation.samples, sparing.base.evaluation.every) == (2000, 1)
 
 
 def test_modes_are_offered_of_stacked_digits_only(flags: list[str], tmp_path: Path) -> None:
