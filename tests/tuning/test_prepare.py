@@ -9,6 +9,7 @@ import yaml
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
 from tuning.prepare import RECORD, Search, alone, prepare, subset
 
@@ -69,8 +70,27 @@ def test_mistakes_are_named(flags: list[str], tmp_path: Path, more: list[str], w
     assert not list(tmp_path.rglob(RECORD))
 
 
-def test_figures_without_labels_or_reference_are_not_offered(tmp_path: Path) -> None:
-    assert "frechet" in {m.name for m in prepare([f"--storage={tmp_path}"], "search").metrics}
+def test_figures_without_labels_or_reference_are_not_offered(
+    flags: list[str], tmp_path: Path
+) -> None:
+    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").pieces("train")[:1])
+    pictures = [Picture(image, None, f"digit {i}") for i, image in enumerate(rows.image[:120])]
+    write({"train": pictures}, str(tmp_path / "bare"), About("digits", "MNIST"))
+    labelled, bare = flags, [*flags[1:], f"--data={tmp_path / 'bare'}"]
+    there, none = "--set=evaluation.reference=mnist", "--set=evaluation.reference=none"
+    for data, reference, figures, first in (
+        (labelled, there, {"frechet", "linear_probe"}, "frechet"),
+        (labelled, none, {"linear_probe"}, "linear_probe"),
+        (bare, there, {"frechet"}, "frechet"),
+        (bare, none, set(), "reconstruction"),
+    ):
+        told = complaint(*data, reference, f"--storage={tmp_path}", "--metric=nothing")
+        offered = set(told.rpartition("take ")[2].removesuffix(".").split(", "))
+        assert offered & {"frechet", "linear_probe", "reconstruction"} == {
+            *figures,
+            "reconstruction",
+        }
+        assert [m.name for m in asked(data, tmp_path, reference).metrics] == [first]
 
 
 @pytest.mark.parametrize("every", [0, 5])
