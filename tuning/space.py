@@ -16,11 +16,12 @@ another field's value; a field whose `when` does not hold, a value or one of sev
 that it names, keeps the config's own value.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cl_ray.config import Config, build, explain, leaves, merge
 from cl_ray.errors import UserError
@@ -76,6 +77,11 @@ class Parameter(Model):
     values: list[str | bool | int | float | None] | None = None
     at_most: str | None = None
     when: dict[str, Any] = Field({})
+
+    @field_validator("values", "when", mode="before")
+    @classmethod
+    def _are_numbers(cls, given: Any) -> Any:
+        return _numbers(given)
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "Parameter":
@@ -339,6 +345,18 @@ def _in_order(parameters: dict[str, Parameter], where: str) -> dict[str, Paramet
 def _several(wanted: Any) -> list[Any]:
     """What a `when` asks of a field: one value or a list of them."""
     return wanted if isinstance(wanted, list) else [wanted]
+
+
+def _numbers(given: Any) -> Any:
+    """The same with numbers for the strings that are some: YAML takes 1e-3 for a string."""
+    if isinstance(given, dict):
+        return {key: _numbers(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_numbers(value) for value in given]
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            return float(given)
+    return given
 
 
 def _nearest(field: str, known: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ import pytest
 
 from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
+from tuning.report import what_mattered
 from tuning.space import DEFAULT, Space, configured
+from tuning.study import Metric, Row
 
 BASE = preset("quick")
 
@@ -43,6 +45,30 @@ def test_the_default_space_holds_what_the_presets_are() -> None:
 def test_known_points_outside_the_space_are_left_to_chance() -> None:
     space = Space.from_yaml("optimizer.lr_g: {kind: log, low: 0.1, high: 0.5}")
     assert space.known(BASE) == []
+
+
+def test_numbers_that_yaml_takes_for_strings_are_numbers() -> None:
+    space = Space.from_yaml(
+        """
+        optimizer.lr_g: {kind: choice, values: [1e-3, 4e-4]}
+        optimizer.lr_d: {kind: choice, values: [1e-3, 4e-4]}
+        losses.pair: {kind: log, low: 1e-2, high: 1e-1, when: {optimizer.lr_g: [1e-3]}}
+        losses.objective: {kind: choice, values: [non-saturating, hinge]}
+        """
+    )
+    space.check(BASE)
+    assert [point["optimizer.lr_g"] for point in space.known(BASE)] == [1e-3, 4e-4]
+    for values in draw(space, 20):
+        assert values["optimizer.lr_g"] in (1e-3, 4e-4)
+        assert values["optimizer.lr_d"] in (1e-3, 4e-4)
+        assert ("losses.pair" in values) == (values["optimizer.lr_g"] == 1e-3)
+        assert values["losses.objective"] in ("non-saturating", "hinge")
+    rows = [
+        Row(number, "finished", values, history={1: float(number)})
+        for number, values in enumerate(draw(space, 8))
+    ]
+    told = what_mattered(rows, 1, Metric("frechet", larger=False), {"optimizer.lr_g": 1.0})
+    assert "The best quarter trains D at" in told
 
 
 def test_what_others_depend_on_is_drawn_first_and_conditions_hold() -> None:
