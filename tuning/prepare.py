@@ -23,7 +23,7 @@ from cl_ray.evaluation.measured import measured, see_that_measured
 from cl_ray.training.folder import Folder
 from cl_ray.training.train import check_best, check_pairs, check_reference
 from tuning.options import MAY_CHANGE, Options
-from tuning.space import DEFAULT, Space, configured, nested
+from tuning.space import DEFAULT, Space, Values, configured, nested
 from tuning.study import Metric
 
 VERSION = 1
@@ -176,16 +176,32 @@ def _config(options: Options) -> Config:
     config = preset(options.preset or default_preset())
     if options.config:
         config = Config.load(options.config, config)
-    given: dict[str, Any] = {}
-    for pair in options.set:
-        field, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"set {pair!r} is not a field and its value, as `seed=1`.")
-        given[field.strip()] = yaml.safe_load(value)
+    given = _set(options.set)
     if options.data:
         given["data"] = options.data
     fields = merge(config.model_dump(), {**nested(given), "name": None})
     return build(fields, "the flags")
+
+
+def _set(pairs: Sequence[str]) -> Values:
+    """What `--set` says of fields, each as `seed=1`."""
+    given: Values = {}
+    for pair in pairs:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"set {pair!r} is not a field and its value, as `seed=1`.")
+        try:
+            given[field.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
+            why = getattr(error, "problem", None) or error
+            raise UserError(
+                f"set {pair!r} gives a value that is not YAML ({why}): quote it or mend it."
+            ) from error
+    for field in given:
+        part = next((other for other in given if other.startswith(f"{field}.")), None)
+        if part:
+            raise UserError(f"set {field} and set {part} are of the same field: leave one out.")
+    return given
 
 
 def metrics_of(names: Sequence[str], dataset: Dataset, base: Config) -> list[Metric]:
