@@ -139,6 +139,7 @@ def _go_on(options: Options, before: Options, saved: dict[str, Any], folder: Fol
             "or begin another with --name."
         )
     kept = {f: getattr(before, f) for f in ("metric", "set", "space", "config", "name")}
+    kept["storage"] = without_keys(folder.storage)
     options = options.model_copy(update={**kept, "resume": None})
     return _search(folder, options, space, config, fresh=False)
 

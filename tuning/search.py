@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file, its folder is on the path in place of the one above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -25,9 +26,12 @@ from rich.console import Console
 from rich.text import Text
 
 from cl_ray.cli import INTERRUPTED
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, without_keys
 from cl_ray.training.progress import clock
 from tuning.prepare import RECORD, Search, alone, lacking, prepare
+
+if TYPE_CHECKING:
+    from tuning.study import Row
 
 PROG = "python tuning/search.py"
 
@@ -115,7 +119,7 @@ def run(search: Search, console: Console) -> bool:
     write(folder, rows, search.metrics, search.config)
     file.push()
     over = not unfinished(study) and len(rows) >= search.wanted
-    conclude(search, rows, console, over)
+    conclude(search, rows, str(file), console, over)
     return over
 
 
@@ -149,8 +153,8 @@ EARLY = {
 }
 
 
-def conclude(search: Search, rows: list, console: Console, over: bool) -> None:  # type: ignore[type-arg]
-    """The leaderboard, where everything lies, and how to go on."""
+def conclude(search: Search, rows: "list[Row]", study: str, console: Console, over: bool) -> None:
+    """The leaderboard, where everything lies (the study at `study`), and how to go on."""
     from tuning.leaderboard import best_of, ranked, table_of
 
     if not rows:
@@ -173,11 +177,8 @@ def conclude(search: Search, rows: list, console: Console, over: bool) -> None: 
         "report": f"{folder}/report.html" if sentence else "",
         "best": f"cl-ray train --config {where}/best.yaml" if best else "no trial came to an end",
         "look": f"tensorboard --logdir {where}/trials",
-        "study": f"optuna-dashboard {search.options.study or f'{where}/study.log'}",
-        "go on": ""
-        if not over
-        else f"{PROG} --resume {search.name} --storage "
-        f"{shlex.quote(search.folder.storage)} --trials MORE",
+        "study": f"optuna-dashboard {shlex.quote(study)}",
+        "go on": f"{go_on(search)} --trials MORE" if over else "",
     }
     console.print()
     for name, value in lines.items():
@@ -187,7 +188,7 @@ def conclude(search: Search, rows: list, console: Console, over: bool) -> None: 
 
 def go_on(search: Search) -> str:
     """The command that goes on with it."""
-    storage = shlex.quote(search.folder.storage)
+    storage = shlex.quote(without_keys(search.folder.storage))
     return f"{PROG} --resume {search.name} --storage {storage}"
 
 
