@@ -54,7 +54,7 @@ def hangs(folder: Path, console: Console) -> None:
         command = [
             *(*SEARCH, *flags(folder, f"h{number}"), "--trials=4", "--epochs=2"),
             *("--scheduler=asha", "--concurrent=2", f"--workers={workers}"),
-            *(f"--cpus-per-trial={1 / workers}", "--dashboard" if dashboard else "--no-dashboard"),
+            *("--cpus-per-trial=1", "--dashboard" if dashboard else "--no-dashboard"),
         ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)

@@ -49,10 +49,17 @@ class Options(Model):
         1, ge=1, description="Workers of a trial; with more than one, each is a TorchTrainer."
     )
     cpus_per_trial: float | None = Field(
-        None, gt=0, description="CPUs of a trial; None shares out what the machine has."
+        None,
+        gt=0,
+        description="CPUs of a trial, divided among its workers. None: a local machine's CPUs are "
+        "shared out; on a cluster each worker has 1.",
     )
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of a trial, a fraction allowed: 0.25 puts four on one."
+        None,
+        ge=0,
+        description="GPUs of a trial, divided among its workers, a fraction allowed: 0.25 puts "
+        "four on one. None: a local machine's GPUs are shared out, at most one a worker; on a "
+        "cluster none is used unless asked for.",
     )
     seed: int = Field(
         0, ge=0, lt=2**31, description="Of the proposals; trials train with config's."
@@ -83,8 +90,9 @@ class Options(Model):
         if len(set(self.metric)) < len(self.metric):
             raise ValueError(f"metric {' '.join(self.metric)} names one of them twice")
         gpus = self.gpus_per_trial or 0
-        if gpus > 1 and gpus % 1:
-            raise ValueError(f"gpus_per_trial {gpus:g} must be a whole number or less than 1")
+        if gpus > self.workers and gpus % self.workers:
+            each = f" for each of {self.workers} workers" if self.workers > 1 else ""
+            raise ValueError(f"gpus_per_trial {gpus:g} must be a whole number or less than 1{each}")
         if self.scheduler == "pbt" and self.workers > 1:
             raise ValueError(
                 f"scheduler 'pbt' with workers {self.workers} is refused: a trial takes over "

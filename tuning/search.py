@@ -87,7 +87,8 @@ def run(search: Search, console: Console) -> bool:
     if missing:
         console.print(missing, soft_wrap=True)
     if unfinished(study) or len(rows_of(study)) < search.wanted:
-        from tuning.tune_trials import job_of, quiet, run_trials, share_out
+        from tuning.room import share_out
+        from tuning.tune_trials import job_of, quiet, run_trials
 
         quiet()
         with running_ray(options.address, options.dashboard, options.verbose, console) as local:

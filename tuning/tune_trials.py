@@ -1,7 +1,6 @@
 """Ray Tune runs the trials, each in a process that the next one takes over."""
 
 import os
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -13,15 +12,14 @@ from ray import tune
 
 from cl_ray.config import Config
 from cl_ray.data.share import SPLIT, Share
-from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.training.autoscaler import HEAD
-from cl_ray.training.capacity import Plan, plan
 from cl_ray.training.folder import Folder
 from tuning.interrupt import CtrlC
 from tuning.one_worker import OneWorkerTrial
 from tuning.prepare import Search
 from tuning.recorder import Recorder, number_of
+from tuning.room import Room
 from tuning.schedulers import scheduler_of
 from tuning.searcher import StudySearch, point
 from tuning.several_workers import SeveralWorkersTrial
@@ -30,66 +28,6 @@ from tuning.trial import Job
 
 ATTEMPTS = 2
 """Times that a trial is tried before it counts as failed."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """How the cluster is shared out.
-
-    Args:
-        concurrent: Trials at once.
-        workers: Workers of each.
-        plan: What each worker asks for.
-    """
-
-    concurrent: int
-    workers: int
-    plan: Plan
-
-    def __str__(self) -> str:
-        gpus = f" and {self.plan.gpus:g} GPU" if self.plan.gpus else ""
-        many = "trials at once" if self.concurrent > 1 else "trial at a time"
-        wide = f"of {self.workers} workers, " if self.workers > 1 else ""
-        return f"{self.concurrent} {many}, {wide}{self.plan.cpus:g} CPU{gpus} each"
-
-
-def share_out(search: Search, local: bool) -> Room:
-    """How many trials run at once, from what the cluster has.
-
-    Raises:
-        UserError: So many can never run at once, or not even one.
-    """
-    options, base = search.options, search.base
-    have = ray.cluster_resources()
-    wide = options.workers
-    gpus = options.gpus_per_trial
-    if gpus is None and local and base.device in ("auto", "cuda") and have.get("GPU"):
-        gpus = 1.0
-    concurrent = options.concurrent
-    if concurrent is None:
-        room = int(have.get("CPU", 1) // ((options.cpus_per_trial or 1) * wide))
-        if gpus:
-            room = int(have.get("GPU", 0) * int(1 / gpus) if gpus < 1 else have["GPU"] // gpus)
-        concurrent = max(1, min(room, search.wanted))
-    wanted = {
-        "workers": concurrent * wide,
-        "cpus_per_worker": options.cpus_per_trial,
-        "gpus_per_worker": gpus,
-        "threads": None,
-    }
-    try:
-        got = plan(base.model_copy(update=wanted), local)
-    except UserError as error:
-        words = {
-            "--workers": "--concurrent",
-            "-per-worker": "-per-trial",
-            "workers": "concurrent",
-        }
-        text = str(error)
-        for theirs, ours in words.items():
-            text = text.replace(theirs, ours)
-        raise UserError(text) from error
-    return Room(concurrent, wide, got)
 
 
 def job_of(search: Search, room: Room, bell: "ray.actor.ActorHandle[Any]", signs: bool) -> Job:

@@ -62,6 +62,7 @@ def complaint(*arguments: str) -> str:
         (["--name=a/b"], "must be one plain folder name"),
         (["--name=a", "--resume=b"], "There is no search"),
         (["--gpus-per-trial=1.5"], "must be a whole number or less than 1"),
+        (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
         (["--trials=0"], "trials 0 is refused"),
         (["--data=/nowhere"], "/nowhere"),
         (["--storage=/proc/runs"], "cannot be written"),

@@ -15,7 +15,7 @@ def test_trainers_that_are_stopped_early_come_to_their_end(
     space.write_text(SPACE)
     done = search(
         *flags[:2], f"--space={space}", f"--storage={tmp_path}", "--name=w", "--workers=2",
-        "--cpus-per-trial=0.5", "--trials=3", "--epochs=2", "--metric=reconstruction",
+        "--cpus-per-trial=1", "--trials=3", "--epochs=2", "--metric=reconstruction",
         "--sampler=random", "--concurrent=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,109 @@
+"""How many trials there is room for, asked of a real Ray with so many CPUs and GPUs."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import ray
+
+from cl_ray.errors import UserError
+from cl_ray.training.capacity import Plan
+from tuning.prepare import prepare
+from tuning.room import Room, share_out
+
+Share = Callable[..., Room]
+
+
+@contextmanager
+def machine(cpus: int, gpus: int) -> Iterator[None]:
+    # Not in pytest's own folder: its path is too long for a socket's.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
+            log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture
+def share(flags: list[str], tmp_path: Path) -> Share:
+    """Shares the machine out among four trials of a search with these flags."""
+
+    def asked(*more: str, local: bool = True) -> Room:
+        search = prepare([*flags, f"--storage={tmp_path}", "--trials=4", *more], "search")
+        return share_out(search, local)
+
+    return asked
+
+
+def refused(share: Share, *more: str, local: bool = True) -> str:
+    with pytest.raises(UserError) as caught:
+        share(*more, local=local)
+    return str(caught.value)
+
+
+def test_one_gpu_is_shared_by_a_trial_s_workers(share: Share) -> None:
+    with machine(cpus=16, gpus=1):
+        assert share() == Room(1, 1, Plan(16, 1, 16, None))
+        assert share("--workers=2") == Room(1, 2, Plan(8, 0.5, 8, None))
+        assert share("--concurrent=4") == Room(4, 1, Plan(4, 0.25, 4, None))
+        assert share("--gpus-per-trial=0.25") == Room(4, 1, Plan(4, 0.25, 4, None))
+        assert share("--gpus-per-trial=0.5", "--workers=2") == Room(2, 2, Plan(4, 0.25, 4, None))
+        assert share("--set=device=cpu", "--workers=2") == Room(4, 2, Plan(2, 0, 2, None))
+        assert share("--workers=2", local=False) == Room(4, 2, Plan(1, 0, 1, None))
+        flags = ("--workers=2", "--gpus-per-trial=1", "--concurrent=3")
+        assert refused(share, *flags) == (
+            "concurrent 3 with 2 workers of 0.5 GPU each need 3 GPU; the cluster has 1: take "
+            "--concurrent 1, or a smaller --gpus-per-trial."
+        )
+
+
+def test_neither_cpus_nor_gpus_are_given_twice(share: Share) -> None:
+    with machine(cpus=2, gpus=4):
+        assert share() == Room(2, 1, Plan(1, 1, 1, None))
+        assert share("--workers=2") == Room(1, 2, Plan(1, 1, 1, None))
+        assert share("--cpus-per-trial=0.5") == Room(4, 1, Plan(0.5, 1, 1, None))
+        assert share("--gpus-per-trial=2", local=False) == Room(2, 1, Plan(1, 2, 1, None))
+        assert share("--gpus-per-trial=4", local=False) == Room(1, 1, Plan(1, 4, 1, None))
+        # A worker is never split over two GPUs.
+        part = ("--cpus-per-trial=0.2", "--gpus-per-trial=0.6", "--concurrent=5")
+        assert refused(share, *part) == (
+            "concurrent 5 with 0.2 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of "
+            "them, have room for 4: take --concurrent 4, or give each less."
+        )
+        one = ("--workers=5", "--cpus-per-trial=1", "--gpus-per-trial=3", "--set=batch_size=40")
+        assert refused(share, *one) == (
+            "concurrent 1 with 5 workers of 0.2 CPU and 0.6 GPU each do not fit: the cluster's "
+            "nodes, 1 of them, have room for 4: give each less."
+        )
+
+
+def test_what_a_trial_has_is_divided_among_its_workers(share: Share) -> None:
+    with machine(cpus=4, gpus=0):
+        assert share("--workers=2", "--cpus-per-trial=4") == Room(1, 2, Plan(2, 0, 2, None))
+        assert share("--workers=2", "--cpus-per-trial=2") == Room(2, 2, Plan(1, 0, 1, None))
+        assert share("--workers=4", "--cpus-per-trial=1.4") == Room(2, 4, Plan(0.35, 0, 1, None))
+        # The ways out of what does not fit lead out.
+        assert refused(share, "--workers=8") == (
+            "concurrent 1 with 8 workers of 1 CPU each need 8 CPU; the cluster has 4: take "
+            "--workers 4, or a smaller --cpus-per-trial."
+        )
+        assert share("--workers=4") == Room(1, 4, Plan(1, 0, 1, None))
+        assert refused(share, "--workers=8", "--concurrent=2") == (
+            "concurrent 2 with 8 workers of 1 CPU each need 16 CPU; the cluster has 4: take "
+            "--concurrent 1 with --workers 4, or a smaller --cpus-per-trial."
+        )
+        assert refused(share, "--workers=4", "--cpus-per-trial=8") == (
+            "concurrent 1 with 4 workers of 2 CPU each need 8 CPU; the cluster has 4: take a "
+            "smaller --cpus-per-trial."
+        )
+        for local in (True, False):  # where the cluster has no GPU
+            assert refused(share, "--gpus-per-trial=1", local=local) == (
+                "concurrent 1 with 1 GPU each need 1 GPU; the cluster has 0: take a smaller "
+                "--gpus-per-trial."
+            )
