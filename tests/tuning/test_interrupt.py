@@ -8,8 +8,8 @@ import pytest
 from running import Running
 from test_search import COMMAND, search, table
 
-EPOCH, EVERY = 350, 150
-"""Steps of an epoch, and between two checkpoints in it."""
+EPOCH, EVERY = 99, 50
+"""Steps of an epoch, and between two checkpoints: one is due within the epoch."""
 
 
 @pytest.fixture
@@ -41,26 +41,32 @@ def test_trials_save_within_the_epoch_and_go_on_from_there(
     workers: int,
 ) -> None:
     trials = 2 if workers == 1 else 1
-    wide = [f"--workers={workers}", f"--cpus-per-trial={1 / workers}"]
+    wide = [f"--workers={workers}", "--cpus-per-trial=1"]
     running = start(
         f"--data={make_digits(2 * EPOCH)}", *flags[1:], *wide, f"--trials={trials}",
         f"--concurrent={trials}", "--epochs=1", "--scheduler=none", "--metric=reconstruction",
-        "--set=batch_size=2", "--set=log_every=1", f"--set=checkpoint.every={EVERY}",
+        "--set=batch_size=2", "--set=optimizer.d_steps=16", "--set=log_every=1",
+        f"--set=checkpoint.every={EVERY}",
     )  # fmt: skip
-    running.wait_for(lambda: steps(tmp_path / "s", 0) == EVERY, "a checkpoint in mid-epoch")
+    every = range(trials)
+    running.wait_for(
+        lambda: all(steps(tmp_path / "s", trial) >= EVERY for trial in every),
+        "a checkpoint of each trial in mid-epoch",
+    )
     running.press_ctrl_c()
     said = running.end()
     _, _, after = said.partition("Stopping: the trials under way save where they are")
     assert after
-    assert "not saved in" not in after
+    assert "Not saved within" not in after
     assert "Traceback" not in said
     assert f"go on with: python tuning/search.py --resume s --storage {tmp_path}" in after
     # No epoch was waited for, and more was saved than is anyway.
-    assert "trial 0 epoch" not in said
-    assert EVERY < steps(tmp_path / "s", 0) < 2 * EVERY
+    for trial in every:
+        assert f"trial {trial} epoch" not in said
+        assert EVERY < steps(tmp_path / "s", trial) < EPOCH
     done = search(f"--storage={tmp_path}", "--resume=s")
     assert done.returncode == 0, done.stdout + done.stderr
-    for trial in range(trials):
+    for trial in every:
         text = (tmp_path / "s" / "trials" / f"{trial:04d}" / "metrics.jsonl").read_text()
         assert [json.loads(line)["step"] for line in text.splitlines()] == [EPOCH]
         assert table(tmp_path / "s")[trial]["status"] != "running"
