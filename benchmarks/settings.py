@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 import yaml
+from compare import PENALTIES
 
 from cl_ray.losses.adversarial import OBJECTIVES
 
@@ -38,11 +39,6 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "relativistic": {"losses.r1": SLOPE, "losses.r2": SLOPE},
 }
 """What bounds D where it is not the approximate R1."""
-STARTS: dict[str, dict[str, float]] = {
-    "wasserstein": {"losses.gradient_penalty": 10.0},
-    "relativistic": {"losses.r1": 0.05, "losses.r2": 0.05, "losses.approximate_r1": 0.0},
-}
-"""Where the config of an objective begins, besides the preset."""
 
 
 def command(objective: str, trials: int, images: int, storage: Path) -> list[str]:
@@ -52,7 +48,8 @@ def command(objective: str, trials: int, images: int, storage: Path) -> list[str
     space = storage / f"{objective}.yaml"
     bound = BOUNDS.get(objective, {"losses.approximate_r1": SLOPE})
     space.write_text(yaml.safe_dump({**RATES, **bound}))
-    fixed = {"losses.objective": objective, "generator.prior": 0, **STARTS.get(objective, {})}
+    begins = {f"losses.{name}": value for name, value in PENALTIES.get(objective, {}).items()}
+    fixed = {"losses.objective": objective, "generator.prior": 0, **begins}
     return [
         *("--name", objective, "--storage", str(storage), "--space", str(space)),
         *("--trials", str(trials), "--epochs", "1", "--images", str(images)),

@@ -45,9 +45,9 @@ class Prior(NamedTuple):
 
         They are of the classes `kinds` [n], if there are classes; without `kinds`, of all alike.
         """
-        shares = self.weights if self.weights.ndim == 1 else self.weights.mean(0)
-        if kinds is not None and self.weights.ndim == 2:
-            shares = self.weights[kinds]
+        shares = self.weights
+        if shares.ndim == 2:
+            shares = shares.mean(0) if kinds is None else shares[kinds]
         edges = shares.cumsum(-1)
         edges = edges / edges[..., -1:]  # or rounding would leave a gap below 1
         which = (chance[:, None] >= edges).sum(1)  # ONNX knows no searchsorted

@@ -49,7 +49,7 @@ class Evaluation:
         checkpoint: Its name.
         step: Steps that it was trained for.
         data: The data set's name.
-        pairs: The mode that D's representation were trained in; `labels` is supervised.
+        pairs: The mode that D's representation was trained in; `labels` is supervised.
         supervision: What labels the training saw; empty for none.
         learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
         fidelity: Of the samples; None where there is no reference.
@@ -183,17 +183,12 @@ class Evaluator:
             notes.append("There is no split test: measured on training images.")
         fidelity = self._fidelity(run, thorough, tell)
         modes = self._count_modes(run, thorough, tell)
-        if thorough and modes:
-            notes.append(
-                f"No classifier was trained on the samples: {modes.of} classes have too few each."
-            )
         reference = self.reference if train.label is not None else None
-        alike = not isinstance(reference, Reference) or self._tells_these_apart(reference)
-        if thorough and not alike:
-            notes.append(
-                "No classifier was trained on the samples: the reference tells other classes apart "
-                "than the data has."
-            )
+        why = f"{modes.of} classes have too few each" if modes else ""
+        if isinstance(reference, Reference) and not self._tells_these_apart(reference):
+            why = "the reference tells other classes apart than the data has"
+        if thorough and why:
+            notes.append(f"No classifier was trained on the samples: {why}.")
         scores = self._representation(run, thorough, tell)
         if train.label is None:
             notes.append("The images have no labels, so the representation was not measured.")

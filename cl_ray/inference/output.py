@@ -147,8 +147,8 @@ class Output:
         for file in (temporary, target):
             os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
-            with pa.OSFile(temporary, "wb") as file_itself:  # a copy in memory costs as long again
-                _write(content, file_itself)
+            with pa.OSFile(temporary, "wb") as sink:  # a copy in memory costs as long again
+                _write(content, sink)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -1,6 +1,5 @@
 """Evaluations while a run trains: in an actor beside it where a CPU is free, else in between."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,6 @@ from cl_ray.networks.families import build_networks
 from cl_ray.prior import Prior
 from cl_ray.training.device import keep_freed_memory
 
-LAST = 19
-"""Niceness added to Ray's own, which makes it the largest there is."""
 PATIENCE = 60.0
 """Seconds that a new actor may take to start before its work is done here."""
 
@@ -50,7 +47,6 @@ class NetworkEvaluator:
         device: torch.device | str = "cpu",
     ):
         if threads:
-            os.nice(LAST)  # where a core is short, the worker's steps come first
             torch.set_num_threads(threads)
             keep_freed_memory()
         self.config, self.name, self.device = config, name, torch.device(device)
