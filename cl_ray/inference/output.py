@@ -26,7 +26,7 @@ from cl_ray.errors import UserError
 Content: TypeAlias = bytes | pa.Table
 """What a file is to hold: as it is, or as Parquet."""
 
-RECORD, PARTS = "_made.json", "_parts"
+RECORD, PARTS, UNFINISHED = "_made.json", "_parts", ".new"
 OURS = re.compile(rf"{RECORD}|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
 """What `Output` may have written."""
 DISK_BLOCK = 4096
@@ -93,6 +93,7 @@ class Output:
         with _wrapped(f"out {self} cannot be written"):
             found = self._record()
             if found is not None and _of(found) == record:
+                self._clear_half_written()
                 return bool(found["complete"])
             self._see_that_all_is_ours(found)
             if found is not None:
@@ -143,7 +144,7 @@ class Output:
             with filesystem.open_output_stream(target) as stream:
                 stream.write(whole.getvalue())
             return
-        temporary = f"{path}/{PARTS}/{uuid4().hex}.new"
+        temporary = f"{path}/{PARTS}/{uuid4().hex}{UNFINISHED}"
         for file in (temporary, target):
             os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
@@ -178,6 +179,13 @@ class Output:
                 return dict(json.loads(stream.read()))
             except (ValueError, TypeError):
                 return None
+
+    def _clear_half_written(self) -> None:
+        """Delete what an actor that was killed was writing: on a full disk it takes the room."""
+        filesystem, path = connect(self.location)
+        for name in self._names(f"/{PARTS}"):
+            if name.endswith(UNFINISHED):
+                filesystem.delete_file(f"{path}/{name}")
 
     def _see_that_all_is_ours(self, found: dict[str, Any] | None) -> None:
         for name in self._files():

@@ -35,9 +35,11 @@ def test_a_folder_of_parquet_reads_as_one_table_at_every_moment(tmp_path: Path) 
     assert output.missing(3) == [0, 1, 2]
     made = a_part(label=True)
     put(output, 1, made)
-    (tmp_path / "all of it.parquet" / "_parts" / "0123.new").write_bytes(b"cut sho")
+    half = tmp_path / "all of it.parquet" / "_parts" / "0123.new"
+    half.write_bytes(b"cut sho")
     assert output.missing(3) == [0, 2]
     assert not output.claim(ASKED, overwrite=False)
+    assert not half.exists()  # who goes on needs the room
     assert pq.read_table(output.location).equals(made)
     put(output, 0, made)
     put(output, 2, made)
@@ -49,6 +51,16 @@ def test_a_folder_of_parquet_reads_as_one_table_at_every_moment(tmp_path: Path) 
     names = sorted(p.name for p in Path(output.location).iterdir())
     assert names == ["_made.json", *(f"part-00000{n}.parquet" for n in range(3))]
     assert json.loads((tmp_path / "all of it.parquet" / "_made.json").read_text())["complete"]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    output = Output.at(str(tmp_path / "digits.parquet"))
+    output.claim(ASKED, overwrite=False)
+    of_no_digits = pa.table({"id": [{}]}, schema=pa.schema({"id": pa.struct([])}))
+    with pytest.raises(pa.ArrowException):
+        output.put("part-000000.parquet", of_no_digits)
+    there = sorted(p.name for p in Path(output.location).rglob("*"))
+    assert there == ["_made.json", "_parts"]
 
 
 def test_pictures_lie_in_a_folder_a_class(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +62,21 @@ def pixels(out: Path) -> np.ndarray:
     return pq.read_table(out)["image"].combine_chunks().to_numpy_ndarray()
 
 
+def actors_alive() -> list[psutil.Process]:
+    """The processes of this session's pools."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def test_a_part_whose_actor_died_is_made_by_another(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "made.parquet"
     made = produce(prepare(str(trained), FromNoise(COUNT, seed=3), str(out)), TWO)
     next(made)
-    ours = psutil.Process().children(recursive=True)
-    actors = [p for p in ours if "MapWorker" in " ".join(p.cmdline())]
-    assert actors
-    os.kill(actors[0].pid, signal.SIGKILL)
+    os.kill(actors_alive()[0].pid, signal.SIGKILL)
     assert list(made)[-1].images == COUNT
     assert pq.read_table(out)["id"].to_pylist() == list(range(COUNT))
 
@@ -96,12 +103,13 @@ def test_a_full_disk_keeps_what_is_there_and_says_what_is_needed(
         out = disk / "made.parquet"
         with pytest.raises(UserError, match="No space left on device") as full:
             make(trained, work, out)
+        psutil.wait_procs(actors_alive())  # they are killed, in the midst of a part or not
         there = sorted(out.glob("*.parquet"))
         assert 1 <= len(there) < 5
         each = [pq.read_table(part) for part in there]  # every one of them is whole
         assert [len(part) for part in each] == [4096] * len(there)
-        assert list((out / "_parts").iterdir()) == []
         job = prepare(str(trained), work, str(out))
+        assert list((out / "_parts").iterdir()) == []
         assert len(job.missing) == 5 - len(there)
         assert f" of {COUNT:,} images are there" in str(full.value)
         said = str(full.value).partition("takes about ")[2].split()
