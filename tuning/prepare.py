@@ -71,10 +71,12 @@ class Search:
         return self.options.population if pbt else self.options.trials
 
     def record(self) -> bytes:
-        """What search.yaml says."""
+        """What search.yaml says: all but the user and password of the study's URL."""
+        study = self.options.study and without_keys(self.options.study)
         plain = {
             "version": VERSION,
-            "options": self.options.model_dump(mode="json"),
+            "options": {**self.options.model_dump(mode="json"), "study": study},
+            "keys": study != self.options.study,
             "space": self.space.to_dict(),
             "config": self.config.model_dump(mode="json"),
         }
@@ -114,6 +116,14 @@ def _begin(options: Options) -> Search:
 
 def _go_on(options: Options, before: Options, saved: dict[str, Any], folder: Folder) -> Search:
     """A search that was begun, as far as the flags agree with it."""
+    if saved.get("keys") and options.study == before.study:
+        raise UserError(
+            f"study {before.study!r} was given with a user and password, which are not kept: give "
+            "--study with them again."
+        )
+    url = options.study
+    if url and without_keys(url) == before.study:
+        options = options.model_copy(update={"study": before.study})
     changes = {
         field: (getattr(before, field), getattr(options, field))
         for field in Options.model_fields
@@ -139,7 +149,7 @@ def _go_on(options: Options, before: Options, saved: dict[str, Any], folder: Fol
             "or begin another with --name."
         )
     kept = {f: getattr(before, f) for f in ("metric", "set", "space", "config", "name")}
-    kept["storage"] = without_keys(folder.storage)
+    kept |= {"storage": without_keys(folder.storage), "study": url}
     options = options.model_copy(update={**kept, "resume": None})
     return _search(folder, options, space, config, fresh=False)
 

@@ -190,7 +190,9 @@ def conclude(search: Search, rows: "list[Row]", study: str, console: Console, ov
 def go_on(search: Search) -> str:
     """The command that goes on with it."""
     storage = shlex.quote(without_keys(search.folder.storage))
-    return f"{PROG} --resume {search.name} --storage {storage}"
+    study = search.options.study or ""
+    keys = " --study URL" if without_keys(study) != study else ""
+    return f"{PROG} --resume {search.name} --storage {storage}{keys}"
 
 
 if __name__ == "__main__":

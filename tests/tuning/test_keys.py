@@ -1,6 +1,7 @@
 """Users and passwords in what a user types are not shown."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def test_keys_of_storage_and_study_are_not_shown(flags: list[str], bucket: Any) 
     for line in (
         "optuna-dashboard mysql://host/db\n",
         f"{go_on(search)} --trials MORE\n",
-        f"--resume s --storage '{bucket.uri('runs')}' --trials MORE\n",
+        f"--resume s --storage '{bucket.uri('runs')}' --study URL --trials MORE\n",
     ):
         assert line in said
 
@@ -34,7 +35,20 @@ def test_keys_of_storage_and_study_are_not_shown(flags: list[str], bucket: Any) 
     with pytest.raises(UserError) as caught:
         prepare([storage, "--resume=s", "--study=mysql://me:other@host/more"], "search")
     assert "study was mysql://host/db, now mysql://host/more" in str(caught.value)
-    again = prepare([storage, "--resume=s"], "search")
-    assert again.options.study == search.options.study
-    assert "secret" not in f"{said} {caught.value} {again.record().decode()}"
-    assert "word" not in f"{said} {caught.value}"
+    with pytest.raises(UserError, match=r"not kept: give --study with them again"):
+        prepare([storage, "--resume=s"], "search")
+    again = prepare([storage, "--resume=s", "--study=mysql://me:new@host/db"], "search")
+    assert again.options.study == "mysql://me:new@host/db"
+    assert b"study: mysql://host/db\n" in again.record()
+    for written in (said, str(caught.value), search.record().decode(), again.record().decode()):
+        assert "secret" not in written
+        assert "word" not in written
+
+
+def test_a_study_without_keys_needs_no_second_mention(flags: list[str], tmp_path: Path) -> None:
+    study = f"sqlite:///{tmp_path}/s.db"
+    begun = prepare([*flags, f"--storage={tmp_path}", "--name=s", f"--study={study}"], "search")
+    begun.folder.write(RECORD, begun.record())
+    again = prepare([f"--storage={tmp_path}", "--resume=s"], "search")
+    assert again.options.study == study
+    assert "--study" not in go_on(again)
