@@ -16,7 +16,9 @@ is printed at the end. With them stands a digest of the setting's fields: a row 
 the setting has now counts as missing and is not shown, a row without a digest, of which there were
 before, as one of the present fields. Collapsed is a cell whose samples have half
 of the precision or a tenth of the coverage that the test digits have of training digits, or whose
-rarest digit is one in a hundred of its commonest.
+rarest digit is one in a hundred of its commonest. Samples are of the noise of training, so that
+networks and losses are compared and nothing else; with labels of the density fitted to the codes of
+their class, as a run draws them.
 """
 
 import hashlib
@@ -96,8 +98,12 @@ def sizes() -> dict[str, Fields]:
 
 
 def labels() -> dict[str, Fields]:
-    """Without labels, and by both conditions."""
-    return {name: {"condition": name} for name in ("none", "classifier", "projection")}
+    """Without labels, and by both conditions, samples drawn as a run draws them."""
+    density = {"prior": preset("quick").generator.prior}
+    return {
+        name: {"condition": name, "generator": density}
+        for name in ("none", "classifier", "projection")
+    }
 
 
 def found() -> dict[str, Fields]:
@@ -188,6 +194,7 @@ def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
                 lost = [n for t in pending for n, v in t.items() if not v.isfinite()]
                 pending.clear()
                 if lost or over:
+                    run.fit_prior()
                     return run, spent, f"{lost[0]} is no number" if lost else ""
         epoch += 1
 
@@ -204,6 +211,8 @@ def measure(run: Run, evaluator: Evaluator) -> Fields:
         discriminator=adversary.discriminator,
         device=adversary.device,
         classes=adversary.classes,
+        counts=tuple(run.shard.share.counts),
+        prior=run.prior,
     )
     found = evaluator.evaluate(loaded)
     assert found.fidelity is not None
@@ -227,7 +236,8 @@ def cells(table: str) -> list[Fields]:
     file = RESULTS / f"{table}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     now = {name: digest(fields) for name, fields in TABLES[table]().items()}
-    return [row for row in rows if row.get("fields", now.get(row["cell"])) == now.get(row["cell"])]
+    known = [row for row in rows if row["cell"] in now]
+    return [row for row in known if row.get("fields", now[row["cell"]]) == now[row["cell"]]]
 
 
 def show(table: str, budget: Budget, console: Console) -> None:
@@ -257,7 +267,7 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
     """One cell: trained and measured."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    base = preset("quick").model_dump() | {"device": device}
+    base = merge(preset("quick").model_dump(), {"device": device, "generator": {"prior": 0}})
     config = build(merge(base, {**fields, "seed": seed}))
     run, spent, ended = train(config, budget)
     cell: Fields = {"cell": name, "fields": digest(fields), "seed": seed}

@@ -135,11 +135,11 @@ class Run:
         means = {name: total / self.position for name, total in self.sums.items()}
         seconds = max(time.perf_counter() - begun, 1e-9)
         self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
-        self._fit_prior()
+        self.fit_prior()
         cost = {"seconds": seconds, "waited": total_waited / seconds}
         return {**means, **cost, "images_per_second": images / seconds}
 
-    def _fit_prior(self) -> None:
+    def fit_prior(self) -> None:
         """Fit the density that samples are drawn from to the codes of some training images."""
         components = self.config.generator.prior
         if not components:
