@@ -2,6 +2,7 @@
 
     python benchmarks/compare.py objectives            # every objective by every family of networks
     python benchmarks/compare.py forms --seeds 3       # contrastive term: off, InfoNCE, ContraD's
+    python benchmarks/compare.py tricks                # penalties, averaging, falling rates, jitter
     python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
     python benchmarks/compare.py labels                # conditions; these features are supervised
     python benchmarks/compare.py found                 # the quick preset, and what searches found
@@ -89,6 +90,28 @@ def forms() -> dict[str, Fields]:
     }
 
 
+def tricks() -> dict[str, Fields]:
+    """The preset, and what it would be with one thing more or one less."""
+    exact = {"approximate_r1": 0.0, "r1": 0.05}
+    return {
+        "preset": {},
+        "no slope penalty": {"losses": {"approximate_r1": 0.0}},
+        "R1 exact": {"losses": exact},
+        "R1 and R2 exact": {"losses": {**exact, "r2": 0.05}},
+        "gradient penalty 1": {"losses": {"approximate_r1": 0.0, "gradient_penalty": 1.0}},
+        "spectral norm": {
+            "losses": {"approximate_r1": 0.0},
+            "discriminator": {"spectral_norm": True},
+        },
+        "two steps of D": {"optimizer": {"d_steps": 2}},
+        "rates fall over the second half": {"optimizer": {"decay": 0.5}},
+        "G not averaged": {"optimizer": {"average": 0.0}},
+        "no jitter": {"generator": {"jitter": 0.0}},
+        "latent vectors not spread": {"losses": {"uniformity": 0.0}},
+        "no pair term": {"losses": {"pair": 0.0, "indistinguishability": 0.0}},
+    }
+
+
 def sizes() -> dict[str, Fields]:
     """Widths of G by widths of D."""
     return {
@@ -153,6 +176,7 @@ def searched() -> dict[str, Fields]:
 TABLES = {
     "objectives": objectives,
     "forms": forms,
+    "tricks": tricks,
     "sizes": sizes,
     "labels": labels,
     "found": found,
@@ -167,9 +191,9 @@ class Budget:
     seconds: float | None
     pairs: int | None
 
-    def over(self, spent: float, pairs: int) -> bool:
-        """Whether it is used up."""
-        return spent >= self.seconds if self.seconds else pairs >= (self.pairs or 0)
+    def used(self, spent: float, pairs: int) -> float:
+        """Which share of it is."""
+        return spent / self.seconds if self.seconds else pairs / (self.pairs or 1)
 
     @classmethod
     def of(cls, cell: Fields) -> "Budget":
@@ -184,12 +208,16 @@ def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
     run = Run(config, shard, device, dtype)
     begun = time.process_time()
     pending: list[dict[str, torch.Tensor]] = []
+    falling, used = config.optimizer.decay, 0.0
     epoch = 0
     while True:
         for batch in run.shard.batches(epoch):
+            if falling:
+                run.adversary.set_rates(min(1.0, (1 - used) / falling))
             pending.append(run.adversary.step(batch))
             spent = time.process_time() - begun
-            over = budget.over(spent, run.adversary.steps * config.batch_size)
+            used = budget.used(spent, run.adversary.steps * config.batch_size)
+            over = used >= 1
             if over or len(pending) == CHECKED_EVERY:
                 lost = [n for t in pending for n, v in t.items() if not v.isfinite()]
                 pending.clear()
@@ -280,7 +308,8 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
 
 def main(
     table: Annotated[
-        Literal["objectives", "forms", "sizes", "labels", "found", "searched"], tyro.conf.Positional
+        Literal["objectives", "forms", "tricks", "sizes", "labels", "found", "searched"],
+        tyro.conf.Positional,
     ],
     seconds: float = 120.0,
     pairs: int | None = None,
