@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ from tuning.search import main
 
 ROOT = Path(__file__).parent.parent.parent
 LINE = re.compile(r"^ray_(cl_ray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,39 @@ def port() -> Iterator[int]:
     )
     yield ray.nodes()[0]["MetricsExportPort"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The address of one that reads the port every second, where it is installed."""
+    program = shutil.which("prometheus")
+    if program is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    target = {"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [target]}
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    where = ["config.file=prometheus.yml", "storage.tsdb.path=data"]
+    flags = [*where, "web.listen-address=127.0.0.1:0"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, *(f"--{f}" for f in flags)], cwd=folder, stderr=log)
+    try:
+        while not (found := LISTENING.search((folder / "log").read_text())):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://{found[1]}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answer(url: str) -> Any:
+    """What Prometheus says."""
+    with urllib.request.urlopen(url, timeout=10) as page:
+        said = json.loads(page.read())
+    assert said["status"] == "success"
+    return said["data"]
 
 
 class Scraper(threading.Thread):
@@ -74,8 +111,11 @@ def digits(make_digits: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(port: int, digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scraper]:
+def run(
+    port: int, prometheus: str | None, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Scraper]:
     storage = tmp_path_factory.mktemp("runs")
+    assert prometheus is None or answer(f"{prometheus}/api/v1/targets")  # it looks on
     flags = [
         "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
         "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL,
@@ -98,20 +138,29 @@ def test_a_run_s_figures(run: tuple[Path, Scraper]) -> None:
             assert seen[plain][-1] == pytest.approx(value, rel=1e-4), name
 
 
-def test_the_grafana_file_shows_what_there_is(run: tuple[Path, Scraper]) -> None:
+def test_prometheus_answers_what_the_grafana_file_asks(
+    prometheus: str | None, run: tuple[Path, Scraper]
+) -> None:
+    if prometheus is None:
+        pytest.skip("prometheus is not installed")
     board = json.loads((ROOT / "docs" / "grafana.json").read_text())
-    asked = {
-        match
-        for panel in board["panels"]
-        for target in panel["targets"]
-        for match in re.findall(r"ray_(cl_ray_\w+)", target["expr"])
-    }
-    assert len(asked) > 8
-    assert asked <= {name for name, _, _ in run[1].seen}
-    names = {variable["name"] for variable in board["templating"]["list"]}
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    for name, expected in (("run", ["r"]), ("trial", [])):
+        asked = variables[name]["query"]["query"].replace("$run", variables["run"]["allValue"])
+        of, label = re.fullmatch(r"label_values\((\S+), (\w+)\)", asked).groups()  # type: ignore[union-attr]
+        query = urllib.parse.urlencode({"match[]": of})
+        assert answer(f"{prometheus}/api/v1/label/{label}/values?{query}") == expected
+    assert len(board["panels"]) > 8
+    now = time.time()
     for panel in board["panels"]:
         for target in panel["targets"]:
-            assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
+            asked = target["expr"]
+            for name in ("run", "trial"):
+                asked = asked.replace(f"${name}", variables[name]["allValue"])
+            span = {"query": asked, "start": now - 600, "end": now, "step": 1}
+            found = answer(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}")
+            assert [series["metric"]["run"] for series in found["result"]] == ["r"], panel["title"]
+            assert found["result"][0]["values"]
 
 
 def test_every_trial_s_figures(
