@@ -29,6 +29,10 @@ MAY_CHANGE = (
     "cpus_per_worker",
     "gpus_per_worker",
     "threads",
+    "log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "evaluation.every",
 )
 """What a run that goes on may be given anew; all else decides what it computes."""
 
