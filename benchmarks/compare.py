@@ -13,13 +13,12 @@ A cell is one setting with one seed, trained on one thread for `--seconds` of th
 time, so that what else runs on the machine costs it nothing; or for so many `--pairs`, which is
 what several cells can share a GPU by. Its figures go into benchmarks/results/TABLE.jsonl as it
 ends, and the same command goes on with the cells that are missing there; the table of that budget
-is printed at the end. With them stands a digest of the setting's fields: a row of other fields than
-the setting has now counts as missing and is not shown, a row without a digest, of which there were
-before, as one of the present fields. Collapsed is a cell whose samples have half
-of the precision or a tenth of the coverage that the test digits have of training digits, or whose
-rarest digit is one in a hundred of its commonest. Samples are of the noise of training, so that
-networks and losses are compared and nothing else; with labels of the density fitted to the codes of
-their class, as a run draws them.
+is printed at the end. With them stands a digest of the whole config: a row of another one than the
+setting has now, for the preset may have changed, counts as missing and is not shown. Collapsed is a
+cell whose samples have half of the precision or a tenth of the coverage that the test digits have
+of training digits, or whose rarest digit is one in a hundred of its commonest. Samples are of the
+noise of training, so that networks and losses are compared and nothing else; in `labels` and
+`found` as a run draws them, of the density fitted to the codes.
 """
 
 import hashlib
@@ -57,6 +56,7 @@ PENALTIES: dict[str, dict[str, float]] = {
 }
 """What an objective's own paper adds; the others keep the default's approximate R1."""
 CHECKED_EVERY = 20
+DENSITY = {"prior": preset("quick").generator.prior}
 MEASURED = EvaluationConfig(samples=5000, images=10_000)
 SHOWN = ["frechet_over_floor", "precision", "recall", "coverage", "label_balance"]
 SHOWN += ["linear_probe", "knn_1", "class_accuracy"]
@@ -122,26 +122,35 @@ def sizes() -> dict[str, Fields]:
 
 def labels() -> dict[str, Fields]:
     """Without labels, and by both conditions, samples drawn as a run draws them."""
-    density = {"prior": preset("quick").generator.prior}
     return {
-        name: {"condition": name, "generator": density}
+        name: {"condition": name, "generator": DENSITY}
         for name in ("none", "classifier", "projection")
     }
 
 
 def found() -> dict[str, Fields]:
-    """The quick preset beside settings that `quick_search.csv` and `pool.jsonl` led to."""
+    """The quick preset beside settings that searches led to, samples drawn as a run draws them."""
 
-    def setting(lr_g: float, lr_d: float, depth: tuple[int, int], **others: Any) -> Fields:
+    def setting(lr_g: float, lr_d: float, depth: tuple[int, int] = (3, 3), **others: Any) -> Fields:
+        width = others.pop("width", 32)
+        jitter = {"jitter": others.pop("jitter")} if "jitter" in others else {}
         return {
             "optimizer": {"lr_g": lr_g, "lr_d": lr_d, "d_steps": others.pop("d_steps", 1)},
-            "generator": {"depth": depth[0], "width": others.get("width", 32)},
-            "discriminator": {"depth": depth[1], "width": others.pop("width", 32)},
+            "generator": {"depth": depth[0], "width": width, **DENSITY, **jitter},
+            "discriminator": {"depth": depth[1], "width": width},
             **others,
         }
 
+    def weights(reconstruction: float, slope: float, **others: float) -> Fields:
+        return {"reconstruction": reconstruction, "approximate_r1": slope, **others}
+
     return {
-        "preset": {},
+        "preset": {"generator": DENSITY},
+        "preset until then": setting(0.001, 0.001, jitter=0.7, losses=weights(40, 0.05)),
+        "whole passes": setting(0.003, 0.002, jitter=0.35, losses=weights(60, 0.05)),
+        "whole passes, slower D": setting(0.003, 0.0015, jitter=0.4, losses=weights(50, 0.1)),
+        "whole passes, more jitter": setting(0.003, 0.002, jitter=0.7, losses=weights(60, 0.05)),
+        "whole passes, less jitter": setting(0.003, 0.002, jitter=0.2, losses=weights(60, 0.05)),
         "trial 8": setting(
             0.0028, 0.0005, (4, 5), width=48, d_steps=2, batch_size=32,
             losses={"contrastive": 3.18, "reconstruction": 56.3},
@@ -150,10 +159,7 @@ def found() -> dict[str, Fields]:
             0.00067, 0.00086, (4, 4), width=48, d_steps=2, batch_size=32,
             losses={"contrastive": 0.163, "reconstruction": 23.8},
         ),
-        "faster G": setting(0.002, 0.001, (3, 3)),
-        "faster G, slower D": setting(0.002, 0.0007, (3, 3)),
-        "batches of 32": setting(0.001, 0.001, (3, 3), batch_size=32),
-        "batches of 32, slower D": setting(0.0012, 0.0004, (3, 3), batch_size=32),
+        "batches of 32, slower D": setting(0.0012, 0.0004, batch_size=32),
         "deeper": setting(0.001, 0.001, (4, 4)),
     }  # fmt: skip
 
@@ -165,6 +171,7 @@ def searched() -> dict[str, Fields]:
         row = json.loads(line)
         objective, best = row["objective"], row["trials"][0]
         fields: Fields = {"losses": {"objective": objective, **PENALTIES.get(objective, {})}}
+        fields["generator"] = {"jitter": row["jitter"]}
         for name, value in best.items():
             section, dot, field = name.partition(".")
             if dot:
@@ -254,9 +261,16 @@ def measure(run: Run, evaluator: Evaluator) -> Fields:
     return {"figures": {n: round(v, 5) for n, v in figures.items()}, "collapsed": collapsed}
 
 
+def configured(fields: Fields, **others: Any) -> Config:
+    """The quick preset with a setting's fields."""
+    base = merge(preset("quick").model_dump(), {"generator": {"prior": 0}})
+    return build(merge(base, {**fields, **others}))
+
+
 def digest(fields: Fields) -> str:
-    """Of what a setting changes, in whatever order it is written."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+    """Of all that decides what a setting's networks become, the seed apart."""
+    plain = configured(fields).model_dump(exclude={"seed", "device", "checkpoint", "evaluation"})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cells(table: str) -> list[Fields]:
@@ -264,8 +278,7 @@ def cells(table: str) -> list[Fields]:
     file = RESULTS / f"{table}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     now = {name: digest(fields) for name, fields in TABLES[table]().items()}
-    known = [row for row in rows if row["cell"] in now]
-    return [row for row in known if row.get("fields", now[row["cell"]]) == now[row["cell"]]]
+    return [row for row in rows if row.get("config", "unknown") == now.get(row["cell"])]
 
 
 def show(table: str, budget: Budget, console: Console) -> None:
@@ -295,10 +308,9 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
     """One cell: trained and measured."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    base = merge(preset("quick").model_dump(), {"device": device, "generator": {"prior": 0}})
-    config = build(merge(base, {**fields, "seed": seed}))
+    config = configured(fields, seed=seed, device=device)
     run, spent, ended = train(config, budget)
-    cell: Fields = {"cell": name, "fields": digest(fields), "seed": seed}
+    cell: Fields = {"cell": name, "config": digest(fields), "seed": seed}
     cell |= {"seconds": budget.seconds}
     cell |= {"budget_pairs": budget.pairs, "spent": round(spent, 1), "steps": run.adversary.steps}
     cell |= {"pairs": run.adversary.steps * config.batch_size, "ended": ended, "collapsed": False}

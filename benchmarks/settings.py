@@ -33,6 +33,8 @@ RATES = {
     "losses.reconstruction": {"kind": "log", "low": 4.0, "high": 80.0},
 }
 """Fields that every objective has, with their ranges."""
+JITTER = 0.7
+"""Of G's latent vectors, in all of the searches."""
 SLOPE = {"kind": "log", "low": 0.01, "high": 2.0}
 BOUNDS: dict[str, dict[str, Any]] = {
     "wasserstein": {"losses.gradient_penalty": {"kind": "log", "low": 1.0, "high": 30.0}},
@@ -49,7 +51,8 @@ def command(objective: str, trials: int, images: int, storage: Path) -> list[str
     bound = BOUNDS.get(objective, {"losses.approximate_r1": SLOPE})
     space.write_text(yaml.safe_dump({**RATES, **bound}))
     begins = {f"losses.{name}": value for name, value in PENALTIES.get(objective, {}).items()}
-    fixed = {"losses.objective": objective, "generator.prior": 0, **begins}
+    fixed = {"losses.objective": objective, "generator.prior": 0, "generator.jitter": JITTER}
+    fixed |= begins
     return [
         *("--name", objective, "--storage", str(storage), "--space", str(space)),
         *("--trials", str(trials), "--epochs", "1", "--images", str(images)),
@@ -97,7 +100,7 @@ def main(
             continue
         arguments = command(objective, trials, images, storage)
         subprocess.run([sys.executable, str(SEARCH), *arguments], check=True)
-        found = {"objective": objective, "images": images}
+        found = {"objective": objective, "images": images, "jitter": JITTER}
         with RESULT.open("a") as file:
             file.write(json.dumps({**found, "trials": leaderboard(objective, storage)}) + "\n")
 
