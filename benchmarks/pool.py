@@ -4,9 +4,10 @@
     python benchmarks/pool.py show                         # which balance works, of what they found
 
 A scaled-down task: passes over 1,024 digits, so that a setting takes half a minute of a thread.
-Numbers 0 and 1 are the settings that a search tries first, the others drawn at random from all of
-tuning/space.py. Each is trained alike, by the project's own code in this process, and measured
-after each pass. A line of pool.jsonl is a setting; what is there already is not trained again.
+Numbers 0 and 1 are the settings that a search tried first, the others drawn at random from all of
+what tuning/space.py searched then, pool_space.yaml. Each is trained alike, by the project's own
+code in this process, and measured after each pass. A line of pool.jsonl is a setting; what is there
+already is not trained again.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from bare import passes
 from rich.console import Console
 from rich.table import Table
 
-from cl_ray.config import Config, build, merge, preset
+from cl_ray.config import Config, build, leaves, merge, preset
 from cl_ray.data.dataset import Dataset, Rows
 from cl_ray.data.draw import draw
 from cl_ray.evaluation.fidelity import frechet
@@ -38,10 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tuning.leaderboard import short
 from tuning.prepare import subset
 from tuning.report import DEPTHS, RATES, importances, what_mattered
-from tuning.space import DEFAULT, Space, Values, configured
+from tuning.space import Space, Values, configured
 from tuning.study import Chance, Metric, Row
 
 FILE = Path(__file__).parent / "pool.jsonl"
+SPACE = str(FILE.with_name("pool_space.yaml"))
 METRIC = Metric("frechet", larger=False)
 KNOWN, RANDOM, SEED = 2, 107, 0
 EPOCHS, IMAGES, MEASURED = 6, 1024, 1000
@@ -78,9 +80,14 @@ class Curve:
 
 
 def task() -> tuple[Config, Space]:
-    """What the settings change, and the space they are from."""
-    base = merge(preset("quick").model_dump(), {"epochs": EPOCHS, "threads": 1})
-    return build(base), Space.from_yaml(DEFAULT)
+    """What the settings change, and the space they are from, as both were when it was recorded."""
+    then = {
+        "optimizer": {"lr_g": 1e-3, "lr_d": 1e-3},
+        "losses": {"reconstruction": 40.0},
+        "generator": {"jitter": 0.7, "prior": 0},
+    }
+    base = merge(preset("quick").model_dump(), {"epochs": EPOCHS, "threads": 1, **then})
+    return build(base), Space.load(SPACE)
 
 
 def read() -> list[Curve]:
@@ -116,8 +123,10 @@ def record(part: int, parts: int) -> None:
     base, space = task()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=Chance(SEED))
-    for known in space.known(base):
-        study.enqueue_trial(known)
+    own = dict(leaves(base.model_dump()))
+    for rate in (own["optimizer.lr_g"], 4e-4):
+        first = {field: own[field] for field in space.parameters}
+        study.enqueue_trial({**first, "optimizer.lr_g": rate, "optimizer.lr_d": rate})
     settings = [space.suggest(study.ask(), base) for _ in range(KNOWN + RANDOM)]
     measure = Measure(dataset)
     done = {curve.number for curve in read()}

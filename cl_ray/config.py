@@ -23,8 +23,8 @@ from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 class OptimizerConfig(Model):
     """Adam for each network (Kingma and Ba, 2015), and the averaged generator."""
 
-    lr_g: float = Field(1e-3, gt=0, le=1, description="Learning rate of G.")
-    lr_d: float = Field(1e-3, gt=0, le=1, description="Learning rate of D.")
+    lr_g: float = Field(3e-3, gt=0, le=1, description="Learning rate of G.")
+    lr_d: float = Field(2e-3, gt=0, le=1, description="Learning rate of D.")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
     decay: float = Field(

@@ -31,23 +31,24 @@ Values = dict[str, Any]
 """A value for each field, by its dotted name."""
 
 DEFAULT = """
-optimizer.lr_g:         {kind: log, low: 0.0001, high: 0.004}
-optimizer.lr_d:         {kind: log, low: 0.0001, high: 0.004}
+optimizer.lr_g:         {kind: log, low: 0.0003, high: 0.01}
+optimizer.lr_d:         {kind: log, low: 0.0001, high: 0.01}
 optimizer.d_steps:      {kind: int, low: 1, high: 2}
 optimizer.average:      {kind: choice, values: [0.99, 0.995, 0.998, 0.999]}
 discriminator.depth:    {kind: int, low: 2, high: 5}
 discriminator.width:    {kind: int, low: 16, high: 48, step: 8}
 generator.depth:        {kind: int, low: 2, high: 5, at_most: discriminator.depth}
 generator.width:        {kind: int, low: 16, high: 48, step: 8}
+generator.jitter:       {kind: float, low: 0.1, high: 1}
 losses.contrastive:     {kind: log, low: 0.1, high: 10}
-losses.reconstruction:  {kind: log, low: 5, high: 100}
+losses.reconstruction:  {kind: log, low: 5, high: 200}
 batch_size:             {kind: choice, values: [32, 64, 128]}
 """
 """The balance between G and D: how fast, how deep and how wide each is, how often D steps."""
 
 KNOWN: list[Values] = [
     {},
-    {"optimizer.lr_g": 4e-4, "optimizer.lr_d": 4e-4},
+    {"optimizer.lr_g": 1e-3, "optimizer.lr_d": 1e-3},
 ]
 """Settings known to work, as differences from the config: they are tried first."""
 

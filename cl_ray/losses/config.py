@@ -51,7 +51,7 @@ class LossConfig(Model):
     )
     temperature: float = Field(0.2, gt=0, le=10, description="Temperature of InfoNCE.")
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
-    reconstruction: float = Field(40.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
+    reconstruction: float = Field(60.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
     indistinguishability: float = Field(
         0.1, ge=0, description="Weight in G's loss of D's advantage in telling f+ from f-."
     )

@@ -50,17 +50,17 @@ def test_known_points_outside_the_space_are_left_to_chance() -> None:
 def test_numbers_that_yaml_takes_for_strings_are_numbers() -> None:
     space = Space.from_yaml(
         """
-        optimizer.lr_g: {kind: choice, values: [1e-3, 4e-4]}
-        optimizer.lr_d: {kind: choice, values: [1e-3, 4e-4]}
+        optimizer.lr_g: {kind: choice, values: [1e-3, 3e-3]}
+        optimizer.lr_d: {kind: choice, values: [2e-3, 4e-4]}
         losses.pair: {kind: log, low: 1e-2, high: 1e-1, when: {optimizer.lr_g: [1e-3]}}
         losses.objective: {kind: choice, values: [non-saturating, hinge]}
         """
     )
     space.check(BASE)
-    assert [point["optimizer.lr_g"] for point in space.known(BASE)] == [1e-3, 4e-4]
+    assert [point["optimizer.lr_g"] for point in space.known(BASE)] == [3e-3, 1e-3]
     for values in draw(space, 20):
-        assert values["optimizer.lr_g"] in (1e-3, 4e-4)
-        assert values["optimizer.lr_d"] in (1e-3, 4e-4)
+        assert values["optimizer.lr_g"] in (1e-3, 3e-3)
+        assert values["optimizer.lr_d"] in (2e-3, 4e-4)
         assert ("losses.pair" in values) == (values["optimizer.lr_g"] == 1e-3)
         assert values["losses.objective"] in ("non-saturating", "hinge")
     rows = [
