@@ -2,8 +2,9 @@
 
 `python benchmarks/stacked.py --minutes 10 --out runs/stacked` trains each cell (the quick preset
 with its fields changed) for so many minutes of its threads' own time, so that what else runs on the
-machine costs it nothing, without Ray, and prints modes, KL, steps and images/s. A cell's result is written as soon as it is there, and one that is there is not trained
-again, so the same command goes on where it was stopped. Other cells:
+machine costs it nothing, without Ray, and prints modes, KL, steps and images/s. A cell's result is
+written as soon as it is there, and one that is there is not trained again, so the same command goes
+on where it was stopped. Other cells:
 
     python benchmarks/stacked.py --cells losses.objective=hinge "losses.objective=hinge losses.r1=1"
 
