@@ -16,9 +16,8 @@ ends, and the same command goes on with the cells that are missing there; the ta
 is printed at the end. With them stands a digest of the whole config: a row of another one than the
 setting has now, for the preset may have changed, counts as missing and is not shown. Collapsed is a
 cell whose samples have half of the precision or a tenth of the coverage that the test digits have
-of training digits, or whose rarest digit is one in a hundred of its commonest. Samples are of the
-noise of training, so that networks and losses are compared and nothing else; in `labels` and
-`found` as a run draws them, of the density fitted to the codes.
+of training digits, or whose rarest digit is one in a hundred of its commonest. Samples are drawn as
+a run draws them, of the density that is fitted to its codes.
 """
 
 import hashlib
@@ -56,7 +55,6 @@ PENALTIES: dict[str, dict[str, float]] = {
 }
 """What an objective's own paper adds; the others keep the default's approximate R1."""
 CHECKED_EVERY = 20
-DENSITY = {"prior": preset("quick").generator.prior}
 MEASURED = EvaluationConfig(samples=5000, images=10_000)
 SHOWN = ["frechet_over_floor", "precision", "recall", "coverage", "label_balance"]
 SHOWN += ["linear_probe", "knn_1", "class_accuracy"]
@@ -121,36 +119,33 @@ def sizes() -> dict[str, Fields]:
 
 
 def labels() -> dict[str, Fields]:
-    """Without labels, and by both conditions, samples drawn as a run draws them."""
-    return {
-        name: {"condition": name, "generator": DENSITY}
-        for name in ("none", "classifier", "projection")
-    }
+    """Without labels, and by both conditions."""
+    return {name: {"condition": name} for name in ("none", "classifier", "projection")}
 
 
 def found() -> dict[str, Fields]:
-    """The quick preset beside settings that searches led to, samples drawn as a run draws them."""
+    """The quick preset beside settings that searches led to."""
 
     def setting(lr_g: float, lr_d: float, depth: tuple[int, int] = (3, 3), **others: Any) -> Fields:
         width = others.pop("width", 32)
         jitter = {"jitter": others.pop("jitter")} if "jitter" in others else {}
         return {
             "optimizer": {"lr_g": lr_g, "lr_d": lr_d, "d_steps": others.pop("d_steps", 1)},
-            "generator": {"depth": depth[0], "width": width, **DENSITY, **jitter},
+            "generator": {"depth": depth[0], "width": width, **jitter},
             "discriminator": {"depth": depth[1], "width": width},
             **others,
         }
 
-    def weights(reconstruction: float, slope: float, **others: float) -> Fields:
-        return {"reconstruction": reconstruction, "approximate_r1": slope, **others}
+    def weights(reconstruction: float, slope: float) -> Fields:
+        return {"reconstruction": reconstruction, "approximate_r1": slope}
 
     return {
-        "preset": {"generator": DENSITY},
+        "preset": {},
         "preset until then": setting(0.001, 0.001, jitter=0.7, losses=weights(40, 0.05)),
-        "whole passes": setting(0.003, 0.002, jitter=0.35, losses=weights(60, 0.05)),
-        "whole passes, slower D": setting(0.003, 0.0015, jitter=0.4, losses=weights(50, 0.1)),
-        "whole passes, more jitter": setting(0.003, 0.002, jitter=0.7, losses=weights(60, 0.05)),
-        "whole passes, less jitter": setting(0.003, 0.002, jitter=0.2, losses=weights(60, 0.05)),
+        "jitter 0.35": setting(0.003, 0.002, jitter=0.35, losses=weights(60, 0.05)),
+        "jitter 0.4, slower D": setting(0.003, 0.0015, jitter=0.4, losses=weights(50, 0.1)),
+        "jitter 0.1": setting(0.003, 0.002, jitter=0.1, losses=weights(60, 0.05)),
+        "jitter 0": setting(0.003, 0.002, jitter=0.0, losses=weights(60, 0.05)),
         "trial 8": setting(
             0.0028, 0.0005, (4, 5), width=48, d_steps=2, batch_size=32,
             losses={"contrastive": 3.18, "reconstruction": 56.3},
@@ -263,8 +258,7 @@ def measure(run: Run, evaluator: Evaluator) -> Fields:
 
 def configured(fields: Fields, **others: Any) -> Config:
     """The quick preset with a setting's fields."""
-    base = merge(preset("quick").model_dump(), {"generator": {"prior": 0}})
-    return build(merge(base, {**fields, **others}))
+    return build(merge(preset("quick").model_dump(), {**fields, **others}))
 
 
 def digest(fields: Fields) -> str:

@@ -196,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
         "epochs": 16,
+        "generator": {"jitter": 0.35},
         "discriminator": {"hidden": 1024},
         "losses": {"uniformity": 5.0},
         "optimizer": {"average": 0.999, "decay": 0.5},

@@ -17,7 +17,7 @@ class GeneratorConfig(Model):
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
     latent: int = Field(10, ge=1, le=4096, description="Dimensions of the latent space.")
     jitter: float = Field(
-        0.35,
+        0.2,
         ge=0,
         description="Spread of the noise that moves an image's latent vector in training, so that "
         "the vectors spread out over the sphere that noise is drawn from.",
