@@ -59,7 +59,7 @@ def alike(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-VALUES = {"optimizer.lr_g": 0.003, "generator.depth": 2}
+VALUES = {"optimizer.lr_g": 0.004, "generator.depth": 2}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_it_trains_what_a_run_of_those_values_trains(
     assert [r["status"] for r in results] == ["running", "running", "finished"]
     assert [r["done"] for r in results] == [False, False, True]
     config = trial.run.config
-    assert config.optimizer.lr_g == 0.003
+    assert config.optimizer.lr_g == 0.004
     assert config.generator.depth == 2
     device, dtype = resolve(config)  # bfloat16 on some processors
     run = Run(config, ResidentShard.read(Share(trial.job.dataset, config), device), device, dtype)
@@ -205,14 +205,14 @@ def test_a_population_s_trial_takes_over_another_s_networks(
     assert [r["status"] for r in results] == ["diverged", "diverged"]
     assert [r["epoch"] for r in results] == [1, 2]
     assert not any(r["done"] for r in results)
-    assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.002}))
+    assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.005}))
     worse.load_checkpoint(str(state))
     assert alike(weights(worse.run), weights(better.run))
     assert worse.run.adversary.optimizer_g.state_dict()["state"][0]["step"] == 10
     result = worse.step()
     assert result["epoch"] == 2
     assert result["status"] == "running"
-    assert worse.run.adversary.optimizer_d.param_groups[0]["lr"] == 0.002
+    assert worse.run.adversary.optimizer_d.param_groups[0]["lr"] == 0.005
     better.step()
     assert not alike(weights(worse.run), weights(better.run))  # the rates differ
     # What it took over is what it goes on from after a kill.
