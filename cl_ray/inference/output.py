@@ -185,7 +185,8 @@ class Output:
         filesystem, path = connect(self.location)
         for name in self._names(f"/{PARTS}"):
             if name.endswith(UNFINISHED):
-                filesystem.delete_file(f"{path}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # its actor had not died yet
+                    filesystem.delete_file(f"{path}/{name}")
 
     def _see_that_all_is_ours(self, found: dict[str, Any] | None) -> None:
         for name in self._files():

@@ -103,7 +103,8 @@ def test_a_full_disk_keeps_what_is_there_and_says_what_is_needed(
         out = disk / "made.parquet"
         with pytest.raises(UserError, match="No space left on device") as full:
             make(trained, work, out)
-        psutil.wait_procs(actors_alive())  # they are killed, in the midst of a part or not
+        _, alive = psutil.wait_procs(actors_alive(), timeout=60)
+        assert not alive  # they were killed, in the midst of a part or not
         there = sorted(out.glob("*.parquet"))
         assert 1 <= len(there) < 5
         each = [pq.read_table(part) for part in there]  # every one of them is whole
