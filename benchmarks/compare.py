@@ -124,14 +124,19 @@ def labels() -> dict[str, Fields]:
 
 
 def found() -> dict[str, Fields]:
-    """The quick preset beside settings that searches led to."""
+    """The quick preset beside settings that searches led to, most with the jitter of their time."""
 
-    def setting(lr_g: float, lr_d: float, depth: tuple[int, int] = (3, 3), **others: Any) -> Fields:
-        width = others.pop("width", 32)
-        jitter = {"jitter": others.pop("jitter")} if "jitter" in others else {}
+    def setting(
+        lr_g: float,
+        lr_d: float,
+        depth: tuple[int, int] = (3, 3),
+        width: int = 32,
+        jitter: float = 0.7,
+        **others: Any,
+    ) -> Fields:
         return {
             "optimizer": {"lr_g": lr_g, "lr_d": lr_d, "d_steps": others.pop("d_steps", 1)},
-            "generator": {"depth": depth[0], "width": width, **jitter},
+            "generator": {"depth": depth[0], "width": width, "jitter": jitter},
             "discriminator": {"depth": depth[1], "width": width},
             **others,
         }
@@ -141,7 +146,7 @@ def found() -> dict[str, Fields]:
 
     return {
         "preset": {},
-        "preset until then": setting(0.001, 0.001, jitter=0.7, losses=weights(40, 0.05)),
+        "preset until then": setting(0.001, 0.001, losses=weights(40, 0.05)),
         "jitter 0.35": setting(0.003, 0.002, jitter=0.35, losses=weights(60, 0.05)),
         "jitter 0.4, slower D": setting(0.003, 0.0015, jitter=0.4, losses=weights(50, 0.1)),
         "jitter 0.1": setting(0.003, 0.002, jitter=0.1, losses=weights(60, 0.05)),
@@ -154,8 +159,10 @@ def found() -> dict[str, Fields]:
             0.00067, 0.00086, (4, 4), width=48, d_steps=2, batch_size=32,
             losses={"contrastive": 0.163, "reconstruction": 23.8},
         ),
-        "batches of 32, slower D": setting(0.0012, 0.0004, batch_size=32),
-        "deeper": setting(0.001, 0.001, (4, 4)),
+        "batches of 32, slower D": setting(
+            0.0012, 0.0004, batch_size=32, losses=weights(40, 0.05)
+        ),
+        "deeper": setting(0.001, 0.001, (4, 4), losses=weights(40, 0.05)),
     }  # fmt: skip
 
 
