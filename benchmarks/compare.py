@@ -14,7 +14,8 @@ time, so that what else runs on the machine costs it nothing; or for so many `--
 what several cells can share a GPU by. Its figures go into benchmarks/results/TABLE.jsonl as it
 ends, and the same command goes on with the cells that are missing there; the table of that budget
 is printed at the end. With them stands a digest of the whole config: a row of another one than the
-setting has now, for the preset may have changed, counts as missing and is not shown. Collapsed is a
+setting has now, for the preset may have changed, counts as missing and is not shown, and one that
+another table has counts as there. Collapsed is a
 cell whose samples have half of the precision or a tenth of the coverage that the test digits have
 of training digits, or whose rarest digit is one in a hundred of its commonest. Samples are drawn as
 a run draws them, of the density that is fitted to its codes.
@@ -275,11 +276,16 @@ def digest(fields: Fields) -> str:
 
 
 def cells(table: str) -> list[Fields]:
-    """What is known so far of the table's settings as they are now."""
-    file = RESULTS / f"{table}.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """What is known so far, of whichever table, of this table's settings as they are now."""
+    files = sorted(RESULTS.glob("*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     now = {name: digest(fields) for name, fields in TABLES[table]().items()}
-    return [row for row in rows if row.get("config", "unknown") == now.get(row["cell"])]
+    return [
+        {**row, "cell": name}
+        for name, config in now.items()
+        for row in rows
+        if row.get("config") == config
+    ]
 
 
 def show(table: str, budget: Budget, console: Console) -> None:

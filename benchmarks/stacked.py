@@ -8,6 +8,9 @@ on where it was stopped. Other cells:
 
     python benchmarks/stacked.py --cells losses.objective=hinge "losses.objective=hinge losses.r1=1"
 
+Samples are drawn as a run draws them, of the density that is fitted to its codes; with
+`generator.prior=0` in a cell, of the noise of training.
+
 The measure is that of PacGAN (Lin et al., 2018), see `cl_ray/evaluation/modes.py`.
 """
 
@@ -113,6 +116,7 @@ def trained(config: Config, dataset: Dataset, seconds: float) -> tuple[Run, Cloc
         while True:
             run.epoch(clock.watch)
     except TimeIsUp:
+        run.fit_prior()
         return run, clock
 
 
@@ -133,6 +137,7 @@ def measure(config: Config, dataset: Dataset, command: Command, judge: ModeJudge
         device=adversary.device,
         classes=adversary.classes,
         counts=tuple(run.shard.share.counts),
+        prior=run.prior,
     )
     return {
         "modes": asdict(judge.measure(loaded.generate(command.samples, seed=1))),
