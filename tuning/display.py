@@ -57,7 +57,8 @@ class Display:
         running = [row for row in rows if row.status == "running"]
         others = [row for row in ranked(rows, self.metrics) if row.status != "running"]
         height = max(4, self.console.height - 4)
-        table = table_of([*running, *others], self.metrics, self.epochs, most=height)
+        order = [*running, *others]
+        table = table_of(order, self.metrics, self.epochs, self.console, height, fold=False)
         best = best_of(rows, self.metrics)
         parts = [f"{ended}/{self.trials} trials"]
         if best:

@@ -5,6 +5,8 @@ import io
 import json
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from cl_ray.config import Config
@@ -104,20 +106,47 @@ def best_yaml(row: Row, metrics: list[Metric], base: Config, search: str) -> str
     )
 
 
-def table_of(rows: list[Row], metrics: list[Metric], epochs: int, most: int = 20) -> Table:
-    """The first of `rows`, as people read them; `rows` are in order."""
+def table_of(
+    rows: list[Row],
+    metrics: list[Metric],
+    epochs: int,
+    console: Console,
+    most: int = 20,
+    fold: bool = True,
+) -> Table:
+    """The first of `rows`, as people read them; `rows` are in order.
+
+    Where a column for each field has no room, all values stand in one, on several lines, or else
+    (`fold` false, where a row is to be one line) are left out.
+    """
+    shown = rows[:most]
     fields = list(dict.fromkeys(field for row in rows for field in row.values))
+    apart = [[_plain(row.values.get(field, "–")) for field in fields] for row in shown]
+    table = _scores_of(shown, metrics, epochs, [short(field) for field in fields], apart)
+    anywhere = console.options.update(max_width=10_000)
+    if Measurement.get(console, anywhere, table).maximum <= console.width:
+        return table
+    if not fold:
+        return _scores_of(shown, metrics, epochs, [], [[] for _ in shown])
+    table = _scores_of(shown, metrics, epochs, [""], [[in_words(row.values)] for row in shown])
+    table.columns[-1].justify = "left"
+    return table
+
+
+def _scores_of(
+    rows: list[Row], metrics: list[Metric], epochs: int, fields: list[str], values: list[list[str]]
+) -> Table:
+    """A line for each row, with its `values` under the headings `fields`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("trial", "state", "epoch", *(m.name for m in metrics)):
         table.add_column(heading, justify="right" if heading != "state" else "left", no_wrap=True)
     for field in fields:
-        table.add_column(short(field), justify="right")
-    for row in rows[:most]:
+        table.add_column(field, justify="right")
+    for row, mine in zip(rows, values, strict=True):
         scores = [f"{row.figures[m.name]:.4g}" if m.name in row.figures else "–" for m in metrics]
-        values = [_plain(row.values.get(field, "–")) for field in fields]
         style = "" if row.counts else "dim" if row.status != "running" else "cyan"
         epoch = f"{row.epoch}/{epochs}"
-        table.add_row(str(row.number), row.status, epoch, *scores, *values, style=style)
+        table.add_row(str(row.number), row.status, epoch, *scores, *mine, style=style)
     return table
 
 

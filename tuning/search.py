@@ -161,7 +161,8 @@ def conclude(search: Search, rows: "list[Row]", study: str, console: Console, ov
     if not rows:
         return
     console.print()
-    console.print(table_of(ranked(rows, search.metrics), search.metrics, search.options.epochs))
+    order = ranked(rows, search.metrics)
+    console.print(table_of(order, search.metrics, search.options.epochs, console))
     folder = search.folder
     best = best_of(rows, search.metrics)
     sentence = None

@@ -8,11 +8,12 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from cl_ray.config import Config, preset
 from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
-from tuning.leaderboard import best_of, front, ranked, write
+from tuning.leaderboard import best_of, front, ranked, table_of, write
 from tuning.report import comparable, importances, what_mattered
 from tuning.space import Space
 from tuning.study import (
@@ -75,6 +76,20 @@ def test_the_tables_and_the_best_config_are_readable(tmp_path: Path) -> None:
     assert [line["trial"] for line in lines] == ["1", "4", "2", "0", "3", "5"]
     assert lines[1]["frechet"] == "2.0"
     assert lines[4]["reason"] == "diverged"
+
+
+@pytest.mark.parametrize("width", [60, 80, 300])
+def test_no_value_of_a_table_is_cut_short(width: int) -> None:
+    values = {f"losses.weight_{i}": 0.0123 + i for i in range(12)}
+    console = Console(width=width, file=io.StringIO(), record=True)
+    rows = [Row(0, "finished", values, {"frechet": 1.5}, 2), row(1, 1.25)]
+    console.print(table_of(rows, [FRECHET], 2, console))
+    whole = console.export_text(clear=False)
+    assert all(f"{value:.3g}" in whole for value in values.values()), whole
+    assert "…" not in whole
+    console.export_text()
+    console.print(table_of(rows, [FRECHET], 2, console, fold=False))
+    assert len(console.export_text().strip().splitlines()) == 3
 
 
 def begin(tmp_path: Path) -> tuple[StudyFile, optuna.Study]:
