@@ -5,12 +5,12 @@ filter apart from the blocks, grouped convolutions in inverted bottlenecks, and 
 that starts at zero in place of normalisation's help (Fixup: Zhang et al., 2019).
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ray.networks.pixels import Pixels
 from cl_ray.networks.plan import Plan
+from cl_ray.networks.resample import enlarge, halve
 
 GROUP = 16
 """Channels of a group of the 3x3 convolution; R3GAN's."""
@@ -57,43 +57,6 @@ class Block(nn.Module):
         return x + self.project(y)
 
 
-class Down(nn.Module):
-    """Halve the side, rounded down, by the binomial filter 1 3 3 1: [B, C, S, S] to half of it."""
-
-    filter: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("filter", torch.outer(line, line)[None, None], persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Filter, then take every second pixel."""
-        channels = x.shape[1]
-        kernel = self.filter.to(x.dtype).expand(channels, 1, 4, 4)
-        padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
-        return functional.conv2d(padded, kernel, stride=2, groups=channels)
-
-
-class Up(nn.Module):
-    """`enlarge` to a side, as a layer."""
-
-    def __init__(self, side: int):
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Interpolate."""
-        return enlarge(x, self.side)
-
-
-def enlarge(x: Tensor, side: int) -> Tensor:
-    """[B, C, s, s] to [B, C, side, side], bilinear: to twice the side, the filter 1 3 3 1."""
-    if x.shape[-1] == side:
-        return x
-    return functional.interpolate(x, (side, side), mode="bilinear")
-
-
 def trunk(plan: Plan) -> nn.Sequential:
     """Images [B, C, S, S] to flat maps [B, plan.flat]: at each level, resample, then a block."""
     first = plan.channels[1]
@@ -104,7 +67,7 @@ def trunk(plan: Plan) -> nn.Sequential:
     channels = first
     for level in range(1, plan.depth + 1):
         if plan.sides[level] < plan.sides[level - 1]:
-            layers.append(Down())
+            layers.append(halve(plan.sides[level - 1]))
         if plan.channels[level] != channels:
             layers.append(nn.Conv2d(channels, plan.channels[level], 1, bias=False))
             channels = plan.channels[level]
@@ -123,6 +86,6 @@ def decoder(inputs: int, plan: Plan) -> nn.Sequential:
             layers.append(nn.Conv2d(channels, after, 1, bias=False))
             channels = after
         if plan.sides[level] < plan.sides[level - 1]:
-            layers.append(Up(plan.sides[level - 1]))
+            layers.append(enlarge(plan.sides[level], plan.sides[level - 1]))
     layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, plan.channels[0], 3, padding=1), Pixels()]
     return nn.Sequential(*layers)

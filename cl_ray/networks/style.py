@@ -16,7 +16,7 @@ from torch.nn import functional
 from cl_ray.networks.generator import to_sphere
 from cl_ray.networks.pixels import Pixels
 from cl_ray.networks.plan import Plan
-from cl_ray.networks.residual import enlarge
+from cl_ray.networks.resample import enlarge
 
 MAPPING = 4
 """Layers of the mapping network; StyleGAN's 8 are for 512 dimensions."""
@@ -73,7 +73,7 @@ class Modulated(nn.Module):
 
 
 class Layer(nn.Module):
-    """Scale up if need be, convolve by a style, add noise, bias and bend."""
+    """Convolve by a style, add noise, bias and bend."""
 
     noise: Tensor
 
@@ -86,8 +86,8 @@ class Layer(nn.Module):
         self.register_buffer("noise", torch.randn(side * side))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """[B, in, s, s] to [B, out, side, side]; `noise` [B, side^2], or one for all."""
-        x = self.convolution(enlarge(x, self.side), w)
+        """[B, in, side, side] to [B, out, side, side]; `noise` [B, side^2], or one for all."""
+        x = self.convolution(x, w)
         drawn = self.noise if noise is None else noise
         x = x + self.strength * drawn.to(x.dtype).view(-1, 1, self.side, self.side)
         x = x + self.bias[None, :, None, None]
@@ -119,6 +119,7 @@ class StyleDecoder(nn.Module):
         self.layers = nn.ModuleList(
             Layer((a, b), side) for a, b, side in zip(inward, channels, sides, strict=True)
         )
+        self.enlarge = nn.ModuleList(enlarge(a, b) for a, b in pairwise([sides[0], *sides]))
         self.images = nn.ModuleList(
             Modulated((width, plan.channels[0]), 1, demodulate=False) for width in channels
         )
@@ -167,12 +168,12 @@ class StyleDecoder(nn.Module):
         x = self.start.to(w.dtype).expand(w.shape[0], -1, -1, -1)  # len() would be traced as fixed
         image: Tensor | None = None
         begin = 0
-        for layer, to_image, w, end in zip(
-            self.layers, self.images, several, self.ends, strict=True
+        for larger, layer, to_image, w, end in zip(
+            self.enlarge, self.layers, self.images, several, self.ends, strict=True
         ):
-            x = layer(x, w, None if extras is None else extras[:, begin:end])
+            x = layer(larger(x), w, None if extras is None else extras[:, begin:end])
             drawn = to_image(x, w)
-            image = drawn if image is None else enlarge(image, x.shape[-1]) + drawn
+            image = drawn if image is None else larger(image) + drawn
             begin = end
         assert image is not None, "a plan has a level or more"
         return self.pixels(image + self.bias[None, :, None, None])

@@ -5,7 +5,8 @@ import torch
 
 from cl_ray.networks.families import initialize
 from cl_ray.networks.plan import Plan
-from cl_ray.networks.residual import Block, Down, Up, decoder, trunk
+from cl_ray.networks.resample import enlarge, halve
+from cl_ray.networks.residual import Block, decoder, trunk
 
 DOUBLE = torch.float64
 
@@ -13,7 +14,7 @@ DOUBLE = torch.float64
 @pytest.mark.parametrize("side", [6, 7, 28, 45])
 def test_down_is_the_binomial_filter_at_every_second_pixel(side: int) -> None:
     x = torch.rand(2, 3, side, side, dtype=DOUBLE)
-    small = Down()(x)
+    small = halve(side)(x)
     assert small.shape == (2, 3, side // 2, side // 2)
     taps = [1 / 8, 3 / 8, 3 / 8, 1 / 8]
     for row in range(side // 2):
@@ -33,7 +34,7 @@ def at(place: int, side: int) -> int:
 
 def test_up_to_twice_the_side_is_the_same_filter() -> None:
     x = torch.rand(1, 1, 5, 5, dtype=DOUBLE)
-    large = Up(10)(x)[0, 0]
+    large = enlarge(5, 10)(x)[0, 0]
     for row in range(10):
         for column in range(10):
             rows, columns = ((n // 2, n // 2 + (1 if n % 2 else -1)) for n in (row, column))
