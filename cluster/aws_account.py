@@ -4,7 +4,8 @@ python cluster/aws_account.py create --bucket my-bucket --ssh-from 203.0.113.7/3
 python cluster/aws_account.py delete
 
 `create` may run again: what is there stays, rules and policies are set anew, and the values go
-into cluster/aws.yaml. Needs boto3, and credentials where boto3 looks for them.
+into cluster/aws.yaml. Both verbs act in that file's region unless --region names another. Needs
+boto3, and credentials where boto3 looks for them.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import yaml
 from botocore.exceptions import ClientError
 
 HERE = Path(__file__).parent
@@ -39,13 +41,25 @@ def main() -> None:
     create_.add_argument("--ssh-from", required=True, help="your address range, as 203.0.113.7/32")
     delete_ = verbs.add_parser("delete", help="delete all of it but the bucket")
     for verb in (create_, delete_):
-        verb.add_argument("--region", default="us-west-2")
+        verb.add_argument("--region", help="default: the YAML's")
         verb.add_argument("--yaml", type=Path, default=HERE / "aws.yaml")
+    delete_.add_argument(
+        "--wait", type=float, default=300, help="seconds to wait for what holds the security group"
+    )
     asked = parser.parse_args()
+    region = asked.region or region_of(asked.yaml)
     if asked.verb == "create":
-        create(asked.bucket, asked.ssh_from, asked.region, asked.yaml)
+        create(asked.bucket, asked.ssh_from, region, asked.yaml)
     else:
-        delete(asked.region)
+        delete(region, asked.yaml, asked.wait)
+
+
+def region_of(file: Path) -> str:
+    """The region that the YAML's cluster is in."""
+    try:
+        return str(yaml.safe_load(file.read_text())["provider"]["region"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        sys.exit(f"--yaml {file} says no region ({error!r}): give --region, or another --yaml.")
 
 
 def create(bucket: str, ssh_from: str, region: str, file: Path) -> None:
@@ -126,6 +140,8 @@ def make_role(name: str, policies: dict[str, str]) -> None:
         iam.put_role_policy(RoleName=name, PolicyName=policy_name, PolicyDocument=document)
     if made(iam.create_instance_profile, InstanceProfileName=name):
         iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=name)
+    # Asked of one that was there as well: an earlier `create` may have ended just before this.
+    if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
@@ -202,7 +218,7 @@ def fill_in(file: Path, region: str, group: str, images: dict[str, str | None]) 
     file.write_text("\n".join(lines) + "\n")
 
 
-def delete(region: str) -> None:
+def delete(region: str, file: Path, wait: float) -> None:
     """Take back what `create` made, but the bucket, and the keys that `ray up` made."""
     ec2, iam = boto3.client("ec2", region_name=region), boto3.client("iam")
     running = [
@@ -215,29 +231,50 @@ def delete(region: str) -> None:
         if machine["State"]["Name"] not in ("terminated", "shutting-down")
     ]
     if running:
-        sys.exit(f"{', '.join(running)} still run: `ray down -y cluster/aws.yaml` first.")
+        sys.exit(f"{', '.join(running)} in {region} still run: `ray down -y {file}` first.")
+    deleted = []
     for name in (HEAD, WORKER):
         gone(iam.remove_role_from_instance_profile, InstanceProfileName=name, RoleName=name)
-        gone(iam.delete_instance_profile, InstanceProfileName=name)
+        if gone(iam.delete_instance_profile, InstanceProfileName=name):
+            deleted.append(f"profile {name}")
         for policy_name in ("storage", "autoscaler"):
             gone(iam.delete_role_policy, RoleName=name, PolicyName=policy_name)
-        gone(iam.delete_role, RoleName=name)
+        if gone(iam.delete_role, RoleName=name):
+            deleted.append(f"role {name}")
+    key = f"ray-autoscaler_{region}"
+    if ec2.describe_key_pairs(Filters=[{"Name": "key-name", "Values": [key]}])["KeyPairs"]:
+        ec2.delete_key_pair(KeyName=key)
+        deleted.append(f"key {key}")
+    Path(f"~/.ssh/{key}.pem").expanduser().unlink(missing_ok=True)
     group = find_group(ec2)
-    for _ in range(30):  # machines that are shutting down hold it for a minute or two
-        if group is None:
-            break
+    held = group and delete_group(ec2, group, wait)
+    if group and not held:
+        deleted.append(f"security group {group}")
+    print(f"deleted in {region}: {', '.join(deleted) or 'nothing, for nothing was there'}")
+    print("left: the bucket. `aws s3 rb --force s3://BUCKET` deletes it with all your runs.")
+    if held:
+        sys.exit(
+            f"left as well: security group {group}, which is in use ({held}): try again later."
+        )
+
+
+def delete_group(ec2: Any, group: str, wait: float) -> str | None:
+    """Delete a security group; what EC2 says if it is still in use after so many seconds.
+
+    Machines that are shutting down hold it for a minute or two.
+    """
+    end = time.monotonic() + wait
+    while True:
         try:
             ec2.delete_security_group(GroupId=group)
-            group = None
         except ClientError as error:
             if code(error) != "DependencyViolation":
                 raise
-            time.sleep(10)
-    key = f"ray-autoscaler_{region}"
-    ec2.delete_key_pair(KeyName=key)
-    Path(f"~/.ssh/{key}.pem").expanduser().unlink(missing_ok=True)
-    print(f"deleted: profiles and roles {HEAD} and {WORKER}, security group {CLUSTER}, key {key}")
-    print("left: the bucket. `aws s3 rb --force s3://BUCKET` deletes it with all your runs.")
+            if time.monotonic() > end:
+                return str(error.response["Error"]["Message"]).rstrip(".")
+            time.sleep(min(10, wait))
+        else:
+            return None
 
 
 def made(call: Any, there: tuple[str, ...] = (), **arguments: Any) -> bool:
@@ -251,13 +288,15 @@ def made(call: Any, there: tuple[str, ...] = (), **arguments: Any) -> bool:
     return True
 
 
-def gone(call: Any, **arguments: Any) -> None:
-    """Call it, and take no offence where there is nothing to delete."""
+def gone(call: Any, **arguments: Any) -> bool:
+    """Whether the call deleted something; not if there was nothing."""
     try:
         call(**arguments)
     except ClientError as error:
-        if code(error) != "NoSuchEntity":
-            raise
+        if code(error) == "NoSuchEntity":
+            return False
+        raise
+    return True
 
 
 def code(error: ClientError) -> str:
