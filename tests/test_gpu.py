@@ -25,11 +25,13 @@ from run_folder import leave, trained_run
 from small_run import SMALL
 
 from cl_ray.adversary import Adversary
+from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.shards import ResidentShard, Shard, StreamingShard
 from cl_ray.data.share import Share
 from cl_ray.losses.adversarial import OBJECTIVES
 from cl_ray.run import Run
+from cl_ray.training.device import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 FREE = "discriminator.score.bias"
@@ -134,6 +136,11 @@ def test_goes_on_as_if_never_stopped(digits: str, kind: type[Shard]) -> None:
     for name, value in again.epoch().items():
         if "/" in name:
             assert value == pytest.approx(figures[name], rel=1e-9)
+
+
+def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
+    assert resolve(Config(), gpus=0)[0].type == "cpu"
+    assert resolve(Config(), gpus=0.5)[0].type == "cuda"
 
 
 def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class OneWorkerTrial(Trial):
 
     def _run(self) -> Run:
         """A run at its start."""
-        device, dtype = resolve(self.run_config)
+        device, dtype = resolve(self.run_config, self.job.plan.gpus)
         share = Share(self.job.dataset, self.run_config)
         shard = (
             ResidentShard(share, self.rows, device)

@@ -47,6 +47,11 @@ def plan(config: Config, local: bool) -> Plan:
     gpus = config.gpus_per_worker
     if gpus is None:
         gpus = _share(live["GPU"], most) if local and config.device in ("auto", "cuda") else 0.0
+    if config.device == "cuda" and not gpus:
+        raise UserError(
+            "device 'cuda' is for workers that have a GPU, and these have none: give "
+            "--gpus-per-worker, or take device auto or cpu."
+        )
     cpus = config.cpus_per_worker or (max(1.0, live["CPU"] // most) if local else 1.0)
     threads = config.threads or max(1, int(cpus))
     fitting = sum(room(node, cpus, gpus) for node in nodes)

@@ -11,27 +11,38 @@ from cl_ray.errors import UserError
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def resolve(config: Config) -> tuple[torch.device, torch.dtype]:
-    """The device and precision that the config asks for, or the best there are here.
+def resolve(config: Config, gpus: float) -> tuple[torch.device, torch.dtype]:
+    """The device and precision that the config asks for, or the best there are for this process.
+
+    Ray leaves a machine's GPUs visible to processes that were given none of them (2.60; see
+    https://github.com/ray-project/ray/issues/54868), so being seen does not make one ours.
+
+    Args:
+        config: The run's.
+        gpus: How many GPUs Ray gave this process, a part of one allowed.
 
     Raises:
         UserError: The config names a device that this process does not have.
     """
-    device = pick(config.device)
+    device = pick(config.device, gpus > 0)
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device.type) else "float32"
     return device, DTYPES[precision]
 
 
-def pick(device: str) -> torch.device:
+def pick(device: str, gpus: bool = True) -> torch.device:
     """The device of that name, or with `auto` the best there is.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        gpus: Whether this process may use the CUDA devices that it sees.
 
     Raises:
         UserError: It is unknown, or this process does not have it.
     """
     there = {
-        "cuda": torch.cuda.is_available(),
+        "cuda": gpus and torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }

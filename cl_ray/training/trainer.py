@@ -57,6 +57,7 @@ def trainer_for(
             "folder": folder,
             "board": board,
             "threads": capacity.threads,
+            "gpus": capacity.gpus,
             "search": search,
         },
         # NCCL refuses two workers on one GPU.

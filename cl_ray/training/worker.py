@@ -35,8 +35,9 @@ def work(setup: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's loop: one call on every rank, again after each failure.
 
     Args:
-        setup: `config`, `folder`, `board`, `threads`, and the `search` that it is a trial of, if
-            any: then it asks before each epoch whether to go on, and evaluates in between.
+        setup: `config`, `folder`, `board`, `threads`, `gpus` that Ray gives it, and the
+            `search` that it is a trial of, if any: then it asks before each epoch whether to go
+            on, and evaluates in between.
 
     Returns:
         What rank 0 knows at the end: `status`, `figures`, `memory` and more.
@@ -64,7 +65,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     threading.Thread(target=_import_what_is_slow, daemon=True).start()
     torch.set_num_threads(setup["threads"])
     keep_freed_memory()
-    device, dtype = resolve(config)
+    device, dtype = resolve(config, setup["gpus"])
     if folder.read("config.yaml") is None:
         raise UserError(
             f"Worker {rank} on {socket.gethostname()} does not see {folder}: several machines "
@@ -78,6 +79,8 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     if newest:
         run.load_state_dict(checkpoints.load(newest.name))
     where = f"worker {rank} of {workers}: {describe(device, dtype)}"
+    if config.device == "auto" and not setup["gpus"] and ray.cluster_resources().get("GPU", 0):
+        where += " (no GPU was asked for: --gpus-per-worker)"
     keeps = "stays on the device" if shares.share.resident else "streams"
     begun = f"goes on from {newest.name}" if newest else "starts"
     print(f"cl_ray run {folder.name}, {where} (process {os.getpid()})")

@@ -53,6 +53,16 @@ def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: fl
     assert asked(workers=workers, device="cpu") == Plan(cpus, 0, int(cpus), None)
 
 
+def test_a_gpu_that_is_named_must_be_asked_for() -> None:
+    """On a cluster, where workers have none by themselves."""
+    assert asked(False, device="cuda", gpus_per_worker=1).gpus == 1
+    assert asked(device="cuda").gpus == 1
+    assert refused(False, device="cuda") == (
+        "device 'cuda' is for workers that have a GPU, and these have none: give "
+        "--gpus-per-worker, or take device auto or cpu."
+    )
+
+
 def test_shares_of_gpus_can_all_be_placed() -> None:
     """Six workers on two GPUs: three on each, of whom rounding may leave none out."""
     ours = asked(workers=(1, 6), cpus_per_worker=0.5)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ HEAD = """
 import sys, tempfile
 from ray.cluster_utils import Cluster
 folder = tempfile.mkdtemp(prefix="ray-")
-node = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
 cluster = Cluster(initialize_head=True, head_node_args=node)
 print(cluster.address, folder, flush=True)
 sys.stdin.read()
@@ -42,7 +43,7 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class Nodes:
-    """A cluster of two nodes with one CPU each; the second one sees nothing in `unshared`."""
+    """Two nodes with one CPU each, the first with a GPU; the second sees nothing in `unshared`."""
 
     address: str
     unshared: Path
@@ -117,6 +118,10 @@ def test_a_folder_that_one_node_does_not_see_is_refused_before_anything_is_train
         "give --storage s3://..., gs://... or a path that every machine mounts.\n"
     )
     assert list((nodes.unshared / "demo").iterdir()) == []
+
+
+def test_a_cluster_s_gpus_are_not_used_unasked_and_it_says_so(trained: str) -> None:
+    assert re.search(r"worker 0 of 2: cpu, .* \(no GPU was asked for: --gpus-per-worker\)", trained)
 
 
 def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path) -> None:
