@@ -140,6 +140,7 @@ def test_goes_on_as_if_never_stopped(digits: str, kind: type[Shard]) -> None:
 
 def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
     assert resolve(Config(), gpus=0)[0].type == "cpu"
+    assert resolve(Config())[0].type == "cuda"
     assert resolve(Config(), gpus=0.5)[0].type == "cuda"
 
 

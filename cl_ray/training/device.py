@@ -11,7 +11,7 @@ from cl_ray.errors import UserError
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def resolve(config: Config, gpus: float) -> tuple[torch.device, torch.dtype]:
+def resolve(config: Config, gpus: float | None = None) -> tuple[torch.device, torch.dtype]:
     """The device and precision that the config asks for, or the best there are for this process.
 
     Ray leaves a machine's GPUs visible to processes that were given none of them (2.60; see
@@ -19,12 +19,13 @@ def resolve(config: Config, gpus: float) -> tuple[torch.device, torch.dtype]:
 
     Args:
         config: The run's.
-        gpus: How many GPUs Ray gave this process, a part of one allowed.
+        gpus: How many GPUs Ray gave this process, a part of one allowed; None is a process that
+            is not Ray's, and may take what it sees.
 
     Raises:
         UserError: The config names a device that this process does not have.
     """
-    device = pick(config.device, gpus > 0)
+    device = pick(config.device, gpus is None or gpus > 0)
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device.type) else "float32"
