@@ -68,10 +68,14 @@ class Config(Model):
         None, description="The run's name; the same name goes on. None makes a fresh one."
     )
     storage: str = Field(
-        "runs", description="Folder or URI (s3://, gs://, ...) under which the run folder lies."
+        "runs",
+        min_length=1,
+        description="Folder or URI (s3://, gs://, ...) under which the run folder lies.",
     )
     data: str = Field(
-        "mnist", description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote."
+        "mnist",
+        min_length=1,
+        description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
     epochs: int = Field(1, ge=0, description="Passes over the training images.")
@@ -152,8 +156,8 @@ class Config(Model):
             )
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown; there are: {', '.join(PRESETS)}")
-        if self.name is not None and (not self.name or set(self.name) & set("/\\ \t\n:?#")):
-            raise ValueError(f"name {self.name!r} must be one plain folder name")
+        if self.name is not None:
+            check_name(self.name)
         return self
 
     def to_yaml(self) -> str:
@@ -206,6 +210,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 `mnist` is the full run."""
 
 
+def check_name(name: str, field: str = "name") -> None:
+    """See that a run or a search may be called so.
+
+    Raises:
+        ValueError: Its folder would lie elsewhere than right under the storage.
+    """
+    if not name or name.startswith(".") or set(name) & set("/\\ \t\n:?#"):
+        raise ValueError(
+            f"{field} {name!r} must be one plain folder name: any characters but spaces and "
+            "/ \\ : ? #, and no dot as the first one"
+        )
+
+
 def preset(name: str) -> Config:
     """The config of a preset.
 
@@ -237,6 +254,8 @@ def explain(error: ValidationError) -> str:
     )
     if first["type"] == "extra_forbidden":
         return f"there is no field {field!r} (see `cl-ray train --help` for those there are)"
+    if first["type"] == "string_too_short":
+        return f"{field} is empty: give it a value"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"{field} {first['input']!r} is refused: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -165,6 +165,40 @@ def test_mistakes_on_the_command_line_are_named(
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train --name ..", "name '..' must be one plain folder name: any characters but spaces"),
+        ("train --name=.", "name '.' must be one plain folder name"),
+        ("train --storage= --name=a", "storage is empty"),
+        ("train --data=", "data is empty"),
+        ("data --source= --out=x", "source is empty"),
+        ("data --source=x --out=", "out is empty"),
+        ("evaluate run --data=", "data is empty"),
+        ("evaluate ''", "run is empty"),
+        ("generate run --out=x --around=", "around is empty"),
+        ("embed run --out=x --data=", "data is empty"),
+    ],
+)
+def test_what_names_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    words: str,
+) -> None:
+    place = tmp_path / "storage"
+    (place / "runs").mkdir(parents=True)
+    for folder in (place, tmp_path):  # which another reading would take for a run
+        (folder / "config.yaml").write_text("preset: mnist\n")
+    monkeypatch.chdir(place)
+    before = sorted(tmp_path.rglob("*"))
+    message = said(capsys, *shlex.split(command), code=1)
+    assert message.startswith(f"cl-ray: In the flags: {words}")
+    assert message.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     message = said(
         capsys, "train", "--address=nonsense", f"--storage={tmp_path}", "--name=a", code=1

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
+from cl_ray.config import check_name
 from cl_ray.model import Model
 
 Several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -18,7 +19,9 @@ class Options(Model):
     resume: str | None = Field(
         None, description="Go on with the search of this name; a larger --trials adds to it."
     )
-    storage: str = Field("runs", description="Folder or URI under which the search's folder lies.")
+    storage: str = Field(
+        "runs", min_length=1, description="Folder or URI under which the search's folder lies."
+    )
     trials: int = Field(12, ge=1, le=100_000, description="Trials in all.")
     epochs: int = Field(3, ge=1, description="Passes of a trial that is not stopped early.")
     images: int | None = Field(
@@ -70,7 +73,7 @@ class Options(Model):
         (), description="A field of that config, as `losses.temperature=0.1`; may be repeated."
     )
     space: str | None = Field(None, description="YAML file of what is searched (tuning/space.py).")
-    data: str | None = Field(None, description="`mnist` or what `cl-ray data` wrote.")
+    data: str | None = Field(None, min_length=1, description="`mnist` or what `cl-ray data` wrote.")
     study: str | None = Field(
         None, description="Optuna storage URL, as sqlite:///s.db. None: study.log in the folder."
     )
@@ -84,9 +87,9 @@ class Options(Model):
             raise ValueError(
                 f"name {self.name!r} and resume {self.resume!r} are two searches: leave one out"
             )
-        name = self.resume or self.name
-        if name is not None and (not name or set(name) & set("/\\ \t\n:?#")):
-            raise ValueError(f"name {name!r} must be one plain folder name")
+        name = self.name if self.resume is None else self.resume
+        if name is not None:
+            check_name(name, "name" if self.resume is None else "resume")
         if len(set(self.metric)) < len(self.metric):
             raise ValueError(f"metric {' '.join(self.metric)} names one of them twice")
         gpus = self.gpus_per_trial or 0

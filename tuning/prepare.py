@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cl_ray.cli import parse
-from cl_ray.commands.train import default_preset, flag
+from cl_ray.commands.train import default_preset, flag, plain_name
 from cl_ray.config import Config, build, differences, merge, preset
 from cl_ray.data.dataset import Dataset, SplitInfo
 from cl_ray.data.share import SPLIT
@@ -89,10 +89,10 @@ def prepare(arguments: Sequence[str], prog: str) -> Search:
     Raises:
         UserError: One sentence on what is wrong and the way out.
     """
-    resume = flag(arguments, "resume")
-    if resume is None:
+    resume, storage = plain_name(arguments, "resume"), flag(arguments, "storage")
+    if resume is None or storage == "":  # the latter is refused with the other flags
         return _begin(parse(Options, arguments, prog=prog))
-    folder = Folder.at(flag(arguments, "storage") or Options().storage, resume)
+    folder = Folder.at(storage or Options().storage, resume)
     saved = _saved(folder)
     before = Options.model_validate(saved["options"])
     blank = before.model_copy(update={"metric": (), "set": (), "space": None, "config": None})

@@ -16,7 +16,11 @@ class EmbedCommand(ProduceCommand):
         description="Folder or URI whose name ends in .parquet: a folder of Parquet files that "
         "reads as one table, by pyarrow, pandas, Spark or any other that reads such folders."
     )
-    data: str = Field("mnist", description="`mnist` or a folder or URI that `cl-ray data` wrote.")
+    data: str = Field(
+        "mnist",
+        min_length=1,
+        description="`mnist` or a folder or URI that `cl-ray data` wrote.",
+    )
     split: str = Field("test", description="Which part of it.")
 
 

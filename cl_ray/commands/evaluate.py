@@ -43,10 +43,12 @@ LISTED = 40
 class EvaluateCommand(Model):
     """Measure a run's samples and features, beside what real images reach; needs no Ray."""
 
-    run: RunPath = Field(description="Run folder or its URI.")
+    run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
     data: str | None = Field(
-        None, description="Data set to measure on; None is what the run was trained on."
+        None,
+        min_length=1,
+        description="Data set to measure on; None is what the run was trained on.",
     )
     reference: str | None = Field(
         None, description="As --evaluation.reference of `cl-ray train`; None is the run's own."

@@ -15,7 +15,7 @@ from cl_ray.model import Model
 class ExportCommand(Model):
     """Write a run's networks as files for other programs, each checked against PyTorch."""
 
-    run: RunPath = Field(description="Run folder or its URI.")
+    run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     out: str = Field(description="Folder to write.")
     format: Literal["onnx", "torch"] = Field(
         "onnx", description="onnx, for onnxruntime and others, or torch, programs of torch.export."

@@ -35,7 +35,9 @@ class GenerateCommand(ProduceCommand):
         "a number. None is all, as often as the training images have them.",
     )
     around: str | None = Field(
-        None, description="Data set whose images are varied instead, their labels kept."
+        None,
+        min_length=1,
+        description="Data set whose images are varied instead, their labels kept.",
     )
     split: str | None = Field(None, description=f"Which part of it; None is {SPLIT}.")
     copies: int | None = Field(

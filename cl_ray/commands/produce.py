@@ -24,7 +24,7 @@ LOG_EVERY = 10.0
 class ProduceCommand(Model):
     """A run, a place for what is made, and the models at work."""
 
-    run: RunPath = Field(description="Run folder or its URI.")
+    run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     out: str = Field(
         description="Folder or URI. A name that ends in .parquet becomes a folder of Parquet files "
         "that reads as one table, any other a folder of PNG files."

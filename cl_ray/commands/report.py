@@ -12,7 +12,7 @@ from cl_ray.model import Model
 class ReportCommand(Model):
     """Write report.html, one page that needs nothing else, into a run folder."""
 
-    run: RunPath = Field(description="The run folder's path or URI.")
+    run: RunPath = Field(min_length=1, description="The run folder's path or URI.")
     checkpoint: str = Field("last", description="Networks to show: last, best or a name.")
     device: Device = Field("auto", description="Where they compute.")
     projector: bool = Field(

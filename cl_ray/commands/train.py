@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cl_ray.cli import parse
-from cl_ray.config import Config, build, preset
+from cl_ray.config import Config, build, check_name, preset
 from cl_ray.errors import UserError
 
 
@@ -46,8 +46,9 @@ def starting_point(arguments: Sequence[str]) -> TrainCommand:
         UserError: The preset is unknown, the file or the run's config.yaml is wrong, or the run was
             made with another preset.
     """
-    given = {name: flag(arguments, name) for name in ("preset", "config", "name", "storage")}
-    run = existing_run(given["storage"] or Config().storage, given["name"])
+    given = {name: flag(arguments, name) for name in ("preset", "config", "storage")}
+    storage = Config().storage if given["storage"] is None else given["storage"]
+    run = existing_run(storage, plain_name(arguments))
     if run is None:
         base = preset(given["preset"] or default_preset())
     else:
@@ -74,7 +75,7 @@ def existing_run(storage: str, name: str | None) -> Config | None:
     from cl_ray.errors import without_keys
     from cl_ray.training.folder import Folder
 
-    if not name:
+    if name is None or not storage:  # the latter is refused with the other flags
         return None
     folder = Folder.at(storage, name)
     try:
@@ -92,6 +93,21 @@ def existing_run(storage: str, name: str | None) -> Config | None:
 def default_preset() -> str:
     """`mnist` where a GPU is seen, `quick` on a CPU."""
     return "mnist" if Path("/dev/nvidia0").exists() else "quick"
+
+
+def plain_name(arguments: Sequence[str], field: str = "name") -> str | None:
+    """The name that the flags give, before a folder of that name is looked into.
+
+    Raises:
+        UserError: It cannot be one.
+    """
+    name = flag(arguments, field)
+    if name is not None:
+        try:
+            check_name(name, field)
+        except ValueError as error:
+            raise UserError(f"In the flags: {error}.") from error
+    return name
 
 
 def flag(arguments: Sequence[str], name: str) -> str | None:

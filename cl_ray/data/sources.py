@@ -35,12 +35,13 @@ class SourceConfig(Model):
     """Makes a data set (Parquet files and dataset.json) of images that lie elsewhere."""
 
     source: str = Field(
+        min_length=1,
         description="A torchvision data set (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
         f"(the packaged one), `{STACKED}` (three packaged digits in the colours of an image, 1000 "
         "classes), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. A folder "
-        "of images may have a subfolder a class, and train/ and test/ on top."
+        "of images may have a subfolder a class, and train/ and test/ on top.",
     )
-    out: str = Field(description="Folder or URI that the data set is written to.")
+    out: str = Field(min_length=1, description="Folder or URI that the data set is written to.")
     size: int | None = Field(
         None,
         ge=SMALLEST,
