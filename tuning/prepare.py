@@ -1,12 +1,9 @@
 """All that can be wrong with a search, found before anything is started."""
 
-import contextlib
-import fcntl
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -247,26 +244,6 @@ def lacking() -> str | None:
     if importlib.util.find_spec("plotly") is None:
         return "report.html needs plotly, which is not there: pip install plotly."
     return None
-
-
-@contextlib.contextmanager
-def alone(search: Search) -> Iterator[None]:
-    """Hold the search's folder; a killed process lets go of it.
-
-    Raises:
-        UserError: It is running in another process.
-    """
-    if search.folder.remote:  # an object store has no locks
-        yield
-        return
-    with (Path(search.folder.uri) / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"The search {search.folder} runs in another process: wait for it or end it."
-            ) from error
-        yield
 
 
 def _saved(folder: Folder) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from rich.text import Text
 
 from cl_ray.cli import INTERRUPTED
 from cl_ray.errors import UserError, without_keys
+from cl_ray.training.alone import alone
 from cl_ray.training.progress import clock
-from tuning.prepare import RECORD, Search, alone, lacking, prepare
+from tuning.prepare import RECORD, Search, lacking, prepare
 
 if TYPE_CHECKING:
     from tuning.study import Row
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     over, search = False, None
     try:
         search = prepare(arguments, PROG)
-        with alone(search):
+        with alone(search.folder, "search"):
             over = run(search, console)
     except UserError as error:
         print(f"{PROG}: {error}", file=sys.stderr)

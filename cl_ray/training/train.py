@@ -17,6 +17,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.share import NOT_STREAMED, Share
 from cl_ray.errors import UserError, without_keys
 from cl_ray.machine import peak_memory, version
+from cl_ray.training.alone import alone
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
 from cl_ray.training.folder import Folder
 from cl_ray.training.progress import Progress, clock
@@ -85,7 +86,8 @@ def train(
 
     Raises:
         UserError: One sentence on what is wrong and the way out: before anything is started for
-            a mistake in config, data, storage or capacity; later for a loss that is no number.
+            a mistake in config, data, storage or capacity, or a run of that name that another
+            process trains; later for a loss that is no number.
         KeyboardInterrupt: Stopped by Ctrl-C; the same call goes on from the last checkpoint.
     """
     config, launch = config or Config(), launch or Launch()
@@ -100,6 +102,19 @@ def train(
     check_reference(config, dataset)
     check_best(config, dataset)
     folder.prepare()
+    with alone(folder, "run"):
+        return _train(config, folder, dataset, launch, console, begun)
+
+
+def _train(
+    config: Config,
+    folder: Folder,
+    dataset: Dataset,
+    launch: Launch,
+    console: Console,
+    begun: float,
+) -> Trained:
+    """Train in a folder that nobody else writes."""
     checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
     if checkpoints.newest():  # else there is nothing to go on with
         _same_run(config, folder)

@@ -11,7 +11,9 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
-from tuning.prepare import RECORD, Search, alone, prepare, subset
+from cl_ray.training.alone import alone
+from tuning.prepare import RECORD, Search, prepare, subset
+from tuning.search import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -192,26 +194,14 @@ def test_another_version_s_search_is_refused(flags: list[str], tmp_path: Path) -
     assert "another version of cl_ray (its search.yaml says version 99" in text
 
 
-def test_two_processes_do_not_run_one_search(flags: list[str], tmp_path: Path) -> None:
+def test_two_processes_do_not_run_one_search(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = begun(flags, tmp_path)
-    hold = (
-        "import fcntl, sys, time\n"
-        "lock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\ntime.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold, tmp_path / "s" / ".lock"], stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        with pytest.raises(UserError, match="runs in another process"), alone(search):
-            pass
-    finally:
-        process.kill()
-        process.wait()
-    with alone(search):  # a killed process has let go
-        pass
+    with alone(search.folder, "search"), pytest.raises(SystemExit):
+        main(["--resume=s", f"--storage={tmp_path}"])
+    said = capsys.readouterr().err
+    assert f"search.py: The search {search.folder} runs in another process (process " in said
 
 
 def test_trials_see_the_first_whole_groups_of_rows() -> None:
