@@ -148,10 +148,14 @@ class Checkpoints:
 
     def list(self) -> list[Manifest]:
         """All that were written whole, oldest first."""
+        found = [self._manifest(name) for name in self.names()]
+        return [manifest for manifest in found if manifest is not None]
+
+    def names(self) -> tuple[str, ...]:
+        """All that were begun, whole or not, oldest first."""
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         names = [i.base_name for i in self.filesystem.get_file_info(selector)]
-        found = [self._manifest(name) for name in sorted(names) if name.startswith("step-")]
-        return [manifest for manifest in found if manifest is not None]
+        return tuple(sorted(name for name in names if name.startswith("step-")))
 
     def newest(self) -> Manifest | None:
         """The one to go on from."""
@@ -231,10 +235,9 @@ class Checkpoints:
         best = best_of(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
         kept |= self.held
-        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
-            if info.base_name.startswith("step-") and info.base_name not in kept:
-                self._delete(info.base_name)
+        for name in self.names():
+            if name not in kept:
+                self._delete(name)
         if best:
             self._write("best.txt", f"{best.name}\n".encode())
         elif self.filesystem.get_file_info(f"{self.folder}/best.txt").is_file:

@@ -229,6 +229,8 @@ def test_a_run_whose_end_was_cut_short_is_not_finished(tmp_path: Path, make_digi
     }  # fmt: skip
     config = build(fields)
     run = Run(config, ResidentShard.read(Share(Dataset.open(config.data), config)))
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.yaml").write_text(config.to_yaml())
     Checkpoints(LocalFileSystem(), str(tmp_path / "demo")).save(
         run.state_dict(), epoch=2, step=4, figure=None
     )

@@ -12,30 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from cl_ray.checkpoint import Checkpoints
-from cl_ray.config import Config, differences
+from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.share import NOT_STREAMED, Share
 from cl_ray.errors import UserError, without_keys
 from cl_ray.machine import peak_memory, version
 from cl_ray.training.alone import alone
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
+from cl_ray.training.earlier import look_back
 from cl_ray.training.folder import Folder
 from cl_ray.training.progress import Progress, clock
-
-MAY_CHANGE = (
-    "name",
-    "storage",
-    "epochs",
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "threads",
-    "log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "evaluation.every",
-)
-"""What a run that goes on may be given anew; all else decides what it computes."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +102,7 @@ def _train(
 ) -> Trained:
     """Train in a folder that nobody else writes."""
     checkpoints = Checkpoints(*folder.open(), keep=config.checkpoint.keep)
-    if checkpoints.newest():  # else there is nothing to go on with
-        _same_run(config, folder)
+    look_back(config, folder, checkpoints, console)
     if launch.from_checkpoint:
         checkpoints.return_to(launch.from_checkpoint)
     newest = checkpoints.newest()
@@ -218,21 +203,6 @@ def check_best(config: Config, dataset: Dataset) -> None:
     from cl_ray.evaluation.measured import see_that_measured
 
     see_that_measured(name, config, dataset, "checkpoint.metric", prefix="evaluation/")
-
-
-def _same_run(config: Config, folder: Folder) -> None:
-    """Refuse to go on with a run whose config says something else."""
-    old = folder.read("config.yaml")
-    if old is None:
-        return
-    before = Config.from_yaml(old.decode(), f"{folder}/config.yaml")
-    changed = {k: v for k, v in differences(before, config).items() if k not in MAY_CHANGE}
-    if changed:
-        shown = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
-        raise UserError(
-            f"The run {folder} has another config ({shown}): leave those out to go on with it, "
-            "or take another --name."
-        )
 
 
 def _finished(folder: Folder, summary: dict[str, Any], console: Console) -> Trained:
