@@ -114,6 +114,7 @@ class OneWorkerTrial(Trial):
         every = self.run.config.checkpoint.every
         over = self.listener.hears()
         if over or (every and record.step % every == 0):
+            self.journal.send()
             self._save()
         if over:
             self.listener.wait_for_the_end(self.number)

@@ -77,8 +77,7 @@ class Journal:
             file = self.mirror.path / "samples" / f"{name}-{epoch:04d}.png"
             file.parent.mkdir(exist_ok=True)
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
-        self.events.flush()
-        self.mirror.push()
+        self.send()
 
     def evaluated(self, epoch: int, step: int, figures: Figures) -> None:
         """What an epoch's networks are worth: added to the epoch's line, and curves."""
@@ -89,6 +88,10 @@ class Journal:
         for name, value in named.items():
             self.events.add_scalar(name, value, step)
         self.gauges.set(named)
+        self.send()
+
+    def send(self) -> None:
+        """Have all that was said reach the run folder."""
         self.events.flush()
         self.mirror.push()
 
@@ -138,7 +141,6 @@ class Journal:
         """Write out what is still in memory, also of a run that is broken off."""
         self.gauges.close()
         self.events.close()
-        self.mirror.push()
         self.mirror.push()
 
     def _hyperparameters(self, config: Config) -> None:

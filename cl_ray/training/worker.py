@@ -164,6 +164,7 @@ class Host:
         every = self.run.config.checkpoint.every
         over = bool(ray.wait([self.answer], timeout=0)[0]) and ray.get(self.answer)
         if over or (every and record.step % every == 0):
+            self.journal.send()  # first, as in `finish_epoch`
             self.checkpoints.save(
                 self.run.state_dict(), epoch=self.run.epochs, step=record.step, figure=None
             )
