@@ -44,8 +44,8 @@ Terms = dict[str, Tensor]
 Update = Callable[["Batch", list[Chance]], Terms]
 """`Adversary._update`, as it is or recorded."""
 
-WHOSE = (0, 1, 0, 1, 0, 0, 0, 0)
-"""Of which image of the pair each thing that D sees has the class: x+, x-, f+, f-, fz, views."""
+WHOSE = (0, 1, 0, 1, 0, 0, 0)
+"""Of which image of the pair each part of what D sees has the class: x+, x-, f+, f-, fz, views."""
 
 
 class Batch(NamedTuple):
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 
     @property
     def classes(self) -> Tensor | None:
-        """Of each kind of thing that D sees, in its order, [8, b]."""
+        """Of each part of what D sees, in its order, [7, b]."""
         if self.labels is None:
             return None
         return torch.stack([self.labels[:, whose] for whose in WHOSE])
@@ -186,13 +186,12 @@ class Adversary:
                 )
             shown = self._show(torch.cat([images, fakes.detach().to(self.dtype)]), drawn.shown)
             real, _, _, _, made = shown.chunk(5)
-            seen = [shown, view(positive, drawn.first), view(partner, drawn.second)]
-            if self.config.losses.approximate_r1:
-                direction = signs(drawn.signs, positive.shape[1:]).to(self.dtype)
-                seen.append(real + self.config.losses.r1_spread * direction)
+            seen = [shown]
+            if self.config.losses.of_views:
+                seen += [view(positive, drawn.first), view(partner, drawn.second)]
             with self._cast():
                 d_terms, anchor = self._judge(torch.cat(seen), batch)
-            d_terms |= self._penalties(real, made, drawn.shares, batch.classes)
+            d_terms |= self._penalties(real, made, drawn, batch.classes)
             self._descend(self.optimizer_d, self.weights_d, d_terms, share)
         with self._cast():
             g_terms = self._fool(images, fakes, latents, anchor, batch, drawn.shown_next)
@@ -226,12 +225,12 @@ class Adversary:
         contrad = weights.form == "contrad"
         s, e, logits, e2 = self._score(seen, parts, every, apart=contrad)
         real, fake = s[:2], s[2:5]
-        anchor, _, f_positive, f_negative, _, first, second = e[:7]
+        anchor, _, f_positive, f_negative = e[:4]
         terms = {"d/adversarial": self.objective(Scores(fake, real), "discriminator")}
         if weights.contrastive:
-            others = e[5:5] if contrad else e[1:5]  # x- and the fakes
+            others = e[:0] if contrad else e[1:5]  # x- and the fakes
             terms["d/contrastive"] = info_nce(
-                first, second, others, batch.present, weights.temperature
+                e[5], e[6], others, batch.present, weights.temperature
             )
         if e2 is not None:
             terms["d/fakes"] = fakes_as_one(
@@ -241,8 +240,6 @@ class Adversary:
             terms["d/pair"] = pair_score(
                 pair_margin(anchor, f_positive, f_negative, weights.temperature)
             )
-        if weights.approximate_r1:
-            terms["d/approximate_r1"] = approximate_r1(real[0], s[7], weights.r1_spread)
         if logits is not None and every is not None:
             of_real, of_fake = slice(0, 2), slice(2, 5)
             terms["d/classification"] = classification(
@@ -252,21 +249,29 @@ class Adversary:
         return terms, anchor.detach()
 
     def _penalties(
-        self, real: Tensor, fake: Tensor, shares: Tensor, classes: Tensor | None
+        self, real: Tensor, fake: Tensor, drawn: Chance, classes: Tensor | None
     ) -> Terms:
-        """D's exact penalties, in full precision, at x+ and fz [b, C, H, W] each."""
-        weights, terms = self.config.losses, {}
+        """D's penalties, in full precision, at x+ and fz [b, C, H, W] each."""
+        weights, terms, d = self.config.losses, {}, self.discriminator
         labels = None if classes is None else classes[0]  # fz has x+'s
 
         def slope(images: Tensor) -> Tensor:
-            return slopes(lambda x: self.discriminator(x, labels)[0], images.to(self.dtype))
+            return slopes(lambda x: d.scores(d.features(x), labels), images.to(self.dtype))
 
+        if weights.approximate_r1:  # in one pass: spectral norm may change between two
+            step = weights.r1_spread * signs(drawn.signs, real.shape[1:]).to(self.dtype)
+            features = d.features(torch.cat([real, real + step]))
+            if weights.form == "contrad":
+                features = features.detach()
+            twice = None if labels is None else labels.repeat(2)
+            here, there = d.scores(features, twice).chunk(2)
+            terms["d/approximate_r1"] = approximate_r1(here, there, weights.r1_spread)
         if weights.r1:
             terms["d/r1"] = squared_slope(slope(real))
         if weights.r2:
             terms["d/r2"] = squared_slope(slope(fake))
         if weights.gradient_penalty:
-            points = between(real, fake.to(self.dtype), shares)
+            points = between(real, fake.to(self.dtype), drawn.shares)
             terms["d/gradient_penalty"] = unit_slope(slope(points))
         return terms
 

@@ -33,9 +33,11 @@ class OptimizerConfig(Model):
         le=1,
         description="Share of the run, its last, over which both learning rates fall to 0.",
     )
-    d_steps: int = Field(1, ge=1, le=100, description="Steps of D for each step of G.")
+    d_steps: int = Field(
+        1, ge=1, le=100, description="Steps of D, all on the same pairs, for each step of G."
+    )
     average: float = Field(
-        0.998, ge=0, lt=1, description="Decay a step of the averaged G; ramps up from 0."
+        0.998, ge=0, lt=1, description="Decay a step of the averaged G; ramps up from 0.1."
     )
 
 

@@ -33,6 +33,11 @@ EVENLY = (
     "alike often."
 )
 
+UNPLACED = (
+    "This checkpoint has no density of latent vectors: samples are of the noise of training, and "
+    "worse for it. Train it on."
+)
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -74,10 +79,13 @@ class LoadedRun:
     ) -> Tensor:
         """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie.
 
-        Of a run with classes, where images of the classes `kinds` [n] lie.
+        Of a run with classes, where images of the classes `kinds` [n] lie. Where a checkpoint
+        lacks the `prior` that its run asks for, plain noise, with a warning.
         """
         noise = self.noise(n, seed, start)
         if self.prior is None:
+            if self.config.generator.prior:
+                warnings.warn(UNPLACED, stacklevel=2)
             return noise
         chance = numbered(
             lambda block: torch.rand(BLOCK, generator=generator_of(seed, block, 2)), n, start

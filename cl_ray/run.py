@@ -125,7 +125,8 @@ class Run:
             if self.position % self.config.log_every == 0 or last or due:
                 figures = self._drain(pending)
                 now = time.perf_counter()
-                seen = min(len(pending) * self.config.batch_size, rows - images)
+                first = (self.position - len(pending)) * self.config.batch_size
+                seen = min(len(pending) * self.config.batch_size, rows - first)
                 images, total_waited = images + seen, total_waited + waited
                 if watch:
                     step = self.adversary.steps
@@ -195,7 +196,12 @@ class Run:
         return dict(zip(names, table.mean(0).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on besides the data, and the config."""
+        """All that the rest of the run depends on besides the data, and the config.
+
+        In the first epoch the density that samples are drawn from is fitted for it.
+        """
+        if not self.epochs:
+            self.fit_prior()
         return {
             "adversary": self.adversary.state_dict(),
             "prior": None if self.prior is None else self.prior._asdict(),

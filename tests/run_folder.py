@@ -14,11 +14,16 @@ from cl_ray.training.folder import Folder
 SMALL = {"depth": 2, "width": 4}
 
 
-def trained_run(data: str, **fields: Any) -> Run:
-    """A run of small networks after an epoch."""
+def begun(data: str, **fields: Any) -> Run:
+    """A run of small networks before its first step."""
     small = {"batch_size": 32, "generator": SMALL, "discriminator": SMALL, **fields}
     config = Config(data=data, **small)
-    run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)))
+    return Run(config, ResidentShard.read(Share(Dataset.open(data), config)))
+
+
+def trained_run(data: str, **fields: Any) -> Run:
+    """The same after an epoch."""
+    run = begun(data, **fields)
     run.epoch()
     return run
 

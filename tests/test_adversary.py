@@ -14,6 +14,7 @@ from five_steps import (
     SHAPE,
     Case,
     D,
+    G,
     Outcome,
     global_batch,
     largest_difference,
@@ -26,8 +27,10 @@ from ranks import together
 from states import alike, pack, unpack
 
 from cl_ray.adversary import Adversary, Terms
+from cl_ray.chance import draw
 from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.networks.images import to_unit
 
 WEIGHTS = ["adversarial", "contrastive", "pair", "approximate_r1"]
 WEIGHTS += ["reconstruction", "indistinguishability", "uniformity"]
@@ -35,6 +38,8 @@ DIFFERENCES = {"wasserstein", "relativistic"}
 """Objectives that know D's scores by their differences alone."""
 OF_SCORES = {"score/real", "score/fake", "g/adversarial"}
 PENALTIES = ["r1", "r2", "gradient_penalty"]
+NORMED = {"discriminator": {**D, "spectral_norm": True}, "optimizer": {"d_steps": 2}}
+STYLED = {"generator": {**G, "family": "style"}, "losses": {"form": "contrad"}}
 
 
 def made(dtype: torch.dtype = torch.float64, **fields: Any) -> Adversary:
@@ -254,13 +259,54 @@ def test_bfloat16_keeps_float32_weights_and_comes_near_float32() -> None:
     assert {moment.dtype for moment in moments} == {torch.float32}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
-    whole = made(dtype)
+def test_under_bfloat16_penalties_are_float32_s() -> None:
+    losses = dict.fromkeys(PENALTIES, 1.0) | {"r1_spread": 0.001}
+    half, single = made(torch.bfloat16, losses=losses), made(torch.float32, losses=losses)
+    fields = {"r1": 1e-5, "approximate_r1": 1e-3}  # of real images, from the same weights
+    fields |= {"r2": 0.03, "gradient_penalty": 0.03}  # of fakes, which bfloat16 made
+    (ours,), (theirs,) = step(half, 0), step(single, 0)
+    for name, near in fields.items():
+        assert ours[f"d/{name}"].item() == pytest.approx(theirs[f"d/{name}"].item(), rel=near)
+
+
+def test_a_style_based_step_draws_noise_for_each_layer_and_styles_to_mix() -> None:
+    adversary = made(generator={**G, "family": "style"})
+    generator, batch = adversary.generator, global_batch(0, "views")
+    with torch.no_grad():
+        for layer in generator.decoder.layers:  # type: ignore[union-attr]
+            layer.strength.fill_(1.0)  # at first noise counts for nothing
+    config, pairs, cpu = adversary.config, len(batch.present), torch.device("cpu")
+    chance = draw(config, SHAPE, generator.extras, 0, 0, pairs, cpu, torch.float64)
+    images = to_unit(torch.cat([batch.positive, batch.negative]), torch.float64)
+    present = batch.present.repeat(2)
+    errors = []
+    for drawn in (chance.extras, None):
+        fakes, _ = generator(images, chance.noise, chance.moves, drawn)
+        error = (fakes[: len(images)] - images).abs().flatten(1).mean(1)
+        errors.append(error[present].mean().item())
+    (terms,) = step(adversary, 0)
+    assert terms["g/reconstruction"].item() == pytest.approx(errors[0], rel=1e-10)
+    assert terms["g/reconstruction"].item() != pytest.approx(errors[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fields"),
+    [
+        (torch.float32, {}),
+        (torch.float64, {}),
+        (torch.bfloat16, {}),
+        (torch.float32, NORMED),
+        (torch.float32, STYLED),
+    ],
+    ids=["float32", "float64", "bfloat16", "spectral norm", "style and contrad"],
+)
+def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype, fields: dict[str, Any]) -> None:
+    whole = made(dtype, **fields)
     step(whole, 0, 1)
     packed = pack(whole.state_dict())
     expected = step(whole, 2, 3)
-    again = made(dtype)
+    again = made(dtype, **fields | {"seed": 9})  # whose buffers start otherwise
+    again.config = whole.config
     step(again, 7)  # what it did before is forgotten
     again.load_state_dict(unpack(packed))
     assert alike(unpack(packed), again.state_dict())

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_folder import leave, trained_run
+from run_folder import begun, leave, trained_run
 
 from cl_ray.checkpoint import Checkpoints
+from cl_ray.inference.work import FromNoise, note
 from cl_ray.loading import load
 from cl_ray.prior import Prior, fit, fit_classes
+from cl_ray.run import Record
 from cl_ray.training.folder import Folder
 
 TWO = Prior(
@@ -103,6 +105,31 @@ def test_an_epoch_ends_with_a_fit_to_its_own_codes(digits: str) -> None:
     generator = run.config.generator
     again = fit(codes, generator.prior, run.config.seed, generator.jitter)
     torch.testing.assert_close(again.means, run.prior.means, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_the_first_epoch_has_one_of_its_own(digits: str) -> None:
+    run = begun(digits, checkpoint={"every": 4})
+    saved: list[torch.Tensor] = []
+
+    def watch(record: Record) -> None:
+        if record.step in (4, 8):
+            before = torch.random.get_rng_state()
+            saved.append(run.state_dict()["prior"]["means"])
+            assert torch.equal(before, torch.random.get_rng_state())
+
+    run.epoch(watch)
+    assert len(saved) == 2
+    assert not torch.equal(saved[0], saved[1])  # each of the codes of its own time
+
+
+def test_one_that_is_missing_is_said(digits: str, tmp_path: Path) -> None:
+    run = trained_run(digits)
+    run.prior = None
+    loaded = load(leave(run, tmp_path, 22), device="cpu")
+    with pytest.warns(UserWarning, match="no density of latent vectors"):
+        images = loaded.generate(4)
+    assert np.array_equal(images, loaded.decode(loaded.noise(4)))
+    assert note(FromNoise(4, seed=0), loaded).startswith("This checkpoint has no density")
 
 
 def test_samples_come_from_it_also_when_loaded(digits: str, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def representation(
         return Representation(scores, notes)
 
     mean, deviation = x.mean(0), x.std(0)
-    deviation[deviation < 1e-6 * deviation.max()] = 1  # a dead feature stays 0
+    deviation[deviation <= 1e-6 * deviation.max()] = 1  # a dead feature stays 0
     x_unit, q_unit = (x - mean) / deviation, (q - mean) / deviation
     probe = linear_probe(x_unit, y, classes, seed)
     right = _share(probe(q_unit).argmax(1) == truth)

@@ -192,10 +192,13 @@ class Embed:
 
 def note(work: Work, run: "LoadedRun") -> str:
     """What a user should know of the results before they are made; empty for nothing."""
-    from cl_ray.loading import EVENLY
+    from cl_ray.loading import EVENLY, UNPLACED
 
-    drawn = isinstance(work, FromNoise) and work.label is None
-    return EVENLY if drawn and run.classes and not run.counts else ""
+    if not isinstance(work, FromNoise):
+        return ""
+    evenly = work.label is None and run.classes and not run.counts
+    unplaced = run.prior is None and run.config.generator.prior
+    return " ".join([EVENLY] * bool(evenly) + [UNPLACED] * bool(unplaced))
 
 
 def part_size(work: Work, run: "LoadedRun") -> int:

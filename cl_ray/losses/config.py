@@ -49,7 +49,12 @@ class LossConfig(Model):
     fakes: float = Field(
         1.0, ge=0, description="Weight of drawing fakes together; only in the form contrad."
     )
-    temperature: float = Field(0.2, gt=0, le=10, description="Temperature of InfoNCE.")
+    temperature: float = Field(
+        0.2,
+        gt=0,
+        le=10,
+        description="Temperature of InfoNCE, of the fakes as one class and of the pair score.",
+    )
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
     reconstruction: float = Field(60.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
     indistinguishability: float = Field(
@@ -66,6 +71,11 @@ class LossConfig(Model):
         description="Weight in G's loss of how unevenly its encoder spreads images over the sphere "
         "that noise is drawn from.",
     )
+
+    @property
+    def of_views(self) -> bool:
+        """Whether D learns from views of x+."""
+        return bool(self.contrastive or (self.form == "contrad" and self.fakes))
 
     @model_validator(mode="after")
     def _bounded(self) -> "LossConfig":

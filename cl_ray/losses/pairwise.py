@@ -37,7 +37,7 @@ def pair_score(margin: Tensor) -> Tensor:
 
 
 def indistinguishability(margin: Tensor) -> Tensor:
-    """G's loss [b]: D's advantage over guessing, 0 where D cannot tell f+ from f-.
+    """G's loss [b]: D's advantage over guessing, least where D cannot tell f+ from f-.
 
     The cross-entropy of a coin toss under D's choice, (softplus(m) + softplus(-m)) / 2, which is
     least, log 2, at m = 0; its floor is left in: it has no gradient.

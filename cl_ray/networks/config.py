@@ -15,7 +15,7 @@ class GeneratorConfig(Model):
     family: Family = Field("convolutional", description="Kind of network.")
     depth: int = Field(3, ge=1, le=12, description="Levels of the encoder and of the decoder.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
-    latent: int = Field(10, ge=1, le=4096, description="Dimensions of the latent space.")
+    latent: int = Field(10, ge=2, le=4096, description="Dimensions of the latent space.")
     jitter: float = Field(
         0.2,
         ge=0,

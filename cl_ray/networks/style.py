@@ -22,6 +22,8 @@ MAPPING = 4
 """Layers of the mapping network; StyleGAN's 8 are for 512 dimensions."""
 STYLE = 128
 """Dimensions of a style w."""
+MAPPING_RATE = 0.01
+"""The mapping network's learning rate over the others'; StyleGAN's (appendix C)."""
 MIXING = 0.9
 """Share of samples of noise whose style changes at some layer in training; StyleGAN's."""
 AVERAGED = 4096
@@ -31,18 +33,19 @@ AVERAGED = 4096
 class Scaled(nn.Module):
     """A linear layer whose weights are drawn with unit variance and scaled when used.
 
-    Equalised learning rate (Karras et al., 2018, progressive growing, section 4.1).
+    Equalised learning rate (Karras et al., 2018, progressive growing, section 4.1): Adam's steps
+    are as long whatever the scale. So the layer learns at `rate` times its optimiser's rate.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: float = 0.0):
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.bias = nn.Parameter(torch.full((outputs,), bias))
-        self.scale = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.scale, self.rate = rate / math.sqrt(inputs), rate
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] to [B, outputs]."""
-        return functional.linear(x, self.weight * self.scale, self.bias)
+        return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
 
 
 class Modulated(nn.Module):
@@ -110,7 +113,7 @@ class StyleDecoder(nn.Module):
         super().__init__()
         sizes = [inputs, *[STYLE] * MAPPING]
         self.inputs = inputs
-        self.mapping = nn.ModuleList(Scaled(a, b) for a, b in pairwise(sizes))
+        self.mapping = nn.ModuleList(Scaled(a, b, rate=MAPPING_RATE) for a, b in pairwise(sizes))
         self.start = nn.Parameter(torch.randn(plan.deepest))
         levels = list(reversed(range(1, plan.depth + 1)))  # of what comes out; level 0 joins 1
         sides = [plan.sides[-1], *(plan.sides[level - 1] for level in levels)]
@@ -139,7 +142,7 @@ class StyleDecoder(nn.Module):
         """The mean style of noise, [STYLE], from a fixed seed; with kinds [B, inputs], each's."""
         random = torch.Generator().manual_seed(0)
         drawn = torch.randn(AVERAGED, self.inputs, generator=random)
-        drawn = drawn.to(self.start.device, self.start.dtype)
+        drawn = to_sphere(drawn).to(self.start.device, self.start.dtype)
         if kind is None:
             return self.styles(drawn).mean(0)
         kinds, which = kind.unique(dim=0, return_inverse=True)

@@ -294,6 +294,8 @@ def test_dead_and_tiny_features(easy: Any) -> None:
     plain, found = representation(*easy), representation(dead[0], y, dead[1], truth)
     for name, score in plain.scores.items():
         assert found.scores[name].accuracy == pytest.approx(score.accuracy, abs=0.01)
+    same = representation(np.ones_like(x), y, np.ones_like(q), truth)
+    assert same.scores["linear_probe"].accuracy <= 0.6
     few = representation(x[:6], y[:6], q, truth)
     assert set(few.scores) == {"knn_1", "knn_20", "linear_probe"}
 

@@ -78,7 +78,7 @@ def test_truncation_pulls_a_style_to_its_own_class_s_mean() -> None:
     for a, b in ((0, 1), (0, 4), (1, 4)):
         assert not torch.allclose(alike[a], alike[b], atol=1e-3)
     mean = network.decoder.average(network.classes(labels))  # type: ignore[operator]
-    z = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0)).double()
+    z = to_sphere(torch.randn(4096, 8, generator=torch.Generator().manual_seed(0))).double()
     for number, label in enumerate(labels):
         styles = network.decoder.styles(z + network.classes(label))  # type: ignore[operator]
         assert torch.allclose(mean[number], styles.mean(0), rtol=0, atol=1e-10)

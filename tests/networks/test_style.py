@@ -9,7 +9,7 @@ from torch.nn import functional
 from cl_ray.networks.config import GeneratorConfig
 from cl_ray.networks.families import build_generator
 from cl_ray.networks.generator import Generator
-from cl_ray.networks.style import MIXING, STYLE, Modulated, StyleDecoder
+from cl_ray.networks.style import MAPPING_RATE, MIXING, STYLE, Modulated, Scaled, StyleDecoder
 
 DOUBLE = torch.float64
 
@@ -89,6 +89,26 @@ def test_styles_mix_in_fakes_of_noise_alone() -> None:
     late = network.decode(first, chosen)
     distance = [(image - network.decode(second)).abs().mean().item() for image in (early, late)]
     assert distance[0] < distance[1]
+
+
+def test_the_mapping_learns_a_hundred_times_as_slowly() -> None:
+    """One step of Adam moves every weight as far: its effect is what the layer's rate scales."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 7, dtype=DOUBLE)
+    changes = []
+    for rate in (1.0, MAPPING_RATE):
+        torch.manual_seed(1)
+        layer = Scaled(7, 5, rate=rate).double()
+        before = layer(x)
+        adam = torch.optim.Adam(layer.parameters(), lr=0.001)
+        before.square().sum().backward()
+        adam.step()
+        changes.append((layer(x) - before).abs().mean().item())
+        assert before.std().item() == pytest.approx(1, abs=0.3)
+    assert changes[1] == pytest.approx(changes[0] / 100, rel=1e-3)
+    _, decoder = generator()
+    assert all(layer.rate == MAPPING_RATE for layer in decoder.mapping)
+    assert all(layer.convolution.style.rate == 1 for layer in decoder.layers)
 
 
 def test_truncation_pulls_styles_to_the_mean_of_noise_s() -> None:
