@@ -1,6 +1,5 @@
 """`cl-ray doctor`: what may be wrong with this machine or cluster, as a table."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +48,11 @@ def command(arguments: Sequence[str]) -> None:
     from rich.table import Table
 
     from cl_ray.doctor import examine_cluster, examine_here
+    from cl_ray.training.cluster import cluster_to_join, running_ray
 
     console = Console()
     findings: list[Finding]
-    if asked.address or os.environ.get("RAY_ADDRESS"):
-        from cl_ray.training.cluster import running_ray
-
+    if cluster_to_join(asked.address):
         with running_ray(asked.address, False, False, console):
             bring_up(asked, console)
             with console.status("Looking …"):

@@ -17,6 +17,12 @@ from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
 
 
+def cluster_to_join(address: str | None) -> str | None:
+    """The address that was given, else RAY_ADDRESS's; None where Ray is to be started here."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 @contextlib.contextmanager
 def running_ray(
     address: str | None, dashboard: bool, verbose: bool, console: Console
@@ -34,7 +40,7 @@ def running_ray(
         node = ray._private.worker._global_node  # None where Ray is reached through its client
         yield node is not None and node.ray_init_cluster  # started here by ray.init(), not joined
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_to_join(address)
     level = logging.INFO if verbose else logging.ERROR
     quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address:

@@ -270,8 +270,9 @@ def test_more_workers_than_the_machine_can_hold(storage: Path, digits: str) -> N
     assert done.returncode == 1
     assert re.search(r"need 4000 CPU; the cluster has \d+: take", done.stderr)
     done = cl_ray(
-        "--name=gpus", f"--storage={storage}", f"--data={digits}", "--gpus-per-worker=64", *SMALL
-    )
+        "--name=gpus", f"--storage={storage}", f"--data={digits}", "--gpus-per-worker=64", *SMALL,
+        RAY_ADDRESS="local",
+    )  # fmt: skip
     assert done.returncode == 1
     assert re.search(r"need 64 GPU; the cluster has \d+: take", done.stderr)
 
@@ -292,6 +293,7 @@ def test_bad_input_is_one_sentence_before_anything_starts(
     flags: list[str], complaint: str, storage: Path, digits: str
 ) -> None:
     before = sorted(storage.iterdir())
+    assert "Starting Ray on this machine" in done.stdout  # Ray's own word for no cluster
     done = cl_ray(f"--storage={storage}", f"--data={digits}", *flags)
     assert done.returncode == 1
     assert complaint in done.stderr
