@@ -62,22 +62,30 @@ class Listener:
 
     def __init__(self, bell: "ray.actor.ActorHandle[Any] | None"):
         self.bell = bell
-        self.rung = bell.rung.remote() if bell else None
+        self.rung: ray.ObjectRef[None] | None = None
 
     def hears(self) -> bool:
-        """Whether it has rung; asks nobody."""
+        """Whether it has rung while steps are taken; asks nobody."""
         return self.rung is not None and bool(ray.wait([self.rung], timeout=0)[0])
 
     @contextlib.contextmanager
     def steps(self, trial: int) -> Iterator[None]:
-        """Steps are taken, and saved at the end."""
-        if self.bell:
-            self.bell.enter.remote(trial)
+        """Steps are taken, and saved at the end.
+
+        Only meanwhile does it listen: a process with a call of its own that has not returned ends
+        neither by an error nor when Ray Tune asks it to, and the search would wait for ever.
+        """
+        if self.bell is None:
+            yield
+            return
+        self.bell.enter.remote(trial)
+        self.rung = self.bell.rung.remote()
         try:
             yield
         finally:
-            if self.bell:
-                self.bell.leave.remote(trial)
+            ray.cancel(self.rung)
+            self.rung = None
+            self.bell.leave.remote(trial)
 
     def wait_for_the_end(self, trial: int) -> None:
         """The trial has saved; its process is ended."""

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from cl_ray.errors import UserError
 from cl_ray.training.deaths import reason_of
 from tuning.leaderboard import in_words
 from tuning.study import Metric, Row, StudyFile, conclude, row_of, take_up
@@ -47,12 +48,12 @@ class Recorder(Callback):
                 self.rows[trial.number] = row_of(trial)
 
     def begin(self, number: int, values: dict[str, Any]) -> None:
-        """A trial runs, for the first time or again."""
+        """A trial runs, for the first time in this search or of one that goes on."""
         known = self.rows.get(number)
         self.rows[number] = known or Row(number, "running", values)
         if not known:
             self.tell(f"trial {number} starts: {in_words(values)}")
-        elif number not in self.trials:
+        else:
             self.tell(f"trial {number} goes on after epoch {known.epoch}")
         self.trial(number)
         self.file.push()  # before it leaves anything in its folder
@@ -105,20 +106,28 @@ class Recorder(Callback):
         """Why a trial failed: what it wrote down, or what Ray knows of the end of its process."""
         if trial.pickled_error_file:
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            if isinstance(error, RayActorError):
+            if isinstance(error, RayActorError) and not error.actor_init_failed:
                 return reason_of(error)
         text = (self.job.run_folder(number_of(trial)).read(ERROR) or b"").decode().strip()
-        return text.splitlines()[-1] if text else "its process died"
+        if not text:
+            return "its process died"
+        return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
     def tell(self, line: str = "") -> None:
         """Pass it on."""
         self.show(line, list(self.rows.values()))
 
+    def begin_of(self, trial: Trial) -> None:
+        """Take note of one that runs; or is no more, as its process could not set it up."""
+        number = number_of(trial)
+        if number not in self.trials:
+            self.begin(number, trial.config["point"]["values"])
+
     # What Ray Tune calls.
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial runs."""
-        self.begin(number_of(trial), trial.config["point"]["values"])
+        self.begin_of(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
@@ -134,10 +143,12 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial failed and is tried again."""
+        self.begin_of(trial)
         self.tell(f"trial {number_of(trial)} is tried once more: {self.error_of(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial failed for good."""
+        self.begin_of(trial)
         self.end(number_of(trial), self.error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:

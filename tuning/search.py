@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(search: Search, console: Console) -> bool:
-    """Search until all trials are over; whether they are."""
+    """Search until all trials are over; whether they are.
+
+    Raises:
+        UserError: The trials have no room, or none of them came to an end that counts.
+    """
     import optuna
 
     from cl_ray.training.cluster import running_ray, see_that_nodes_share
@@ -122,6 +126,12 @@ def run(search: Search, console: Console) -> bool:
     file.push()
     over = not unfinished(study) and len(rows) >= search.wanted
     conclude(search, rows, str(file), console, over)
+    if over and not any(row.counts for row in rows):
+        first = rows[0]
+        raise UserError(
+            f"No trial came to an end that counts: trial {first.number} {first.status}: "
+            f"{first.reason}"
+        )
     return over
 
 

@@ -72,6 +72,7 @@ def complaint(*arguments: str) -> str:
         (["--gpus-per-trial=1.5"], "must be a whole number or less than 1"),
         (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
         (["--trials=0"], "trials 0 is refused"),
+        (["--set=device=mps"], "device 'mps' is not there for this process: use auto, or cpu."),
         (["--data=/nowhere"], "/nowhere"),
         (["--storage=/proc/runs"], "cannot be written"),
         (["--set=pairs.candidates=400"], "pairs.candidates 400 needs more than the 300 images"),

@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
+import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -37,6 +41,36 @@ def test_more_at_once_than_the_machine_can_hold(flags: list[str], tmp_path: Path
     assert re.search(r"concurrent 4 with 1000 CPU each need 4000 CPU; the cluster has", done.stderr)
     assert "--concurrent" in done.stderr or "--cpus-per-trial" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a cluster that is there already."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        context = ray.init(
+            address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", _temp_dir=folder,
+        )  # fmt: skip
+        yield context.address_info["address"]
+        ray.shutdown()
+
+
+def test_a_trial_that_cannot_even_be_set_up_has_failed_and_the_search_ends(
+    flags: list[str], cluster: str, tmp_path: Path
+) -> None:
+    """Only the cluster's own machines know that they have no such device."""
+    done = search(
+        *flags, f"--storage={tmp_path}", "--name=f", "--trials=1", "--set=device=mps",
+        f"--address={cluster}",
+    )  # fmt: skip
+    reason = "device 'mps' is not there for this process: use auto, or cpu."
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == (
+        f"python tuning/search.py: No trial came to an end that counts: trial 0 failed: {reason}\n"
+    )
+    assert f"trial 0 is tried once more: {reason}\n" in done.stdout
+    (row,) = table(tmp_path / "f").values()
+    assert (row["status"], row["reason"]) == ("failed", reason)
 
 
 def test_a_population_takes_over_weights_and_architecture(flags: list[str], tmp_path: Path) -> None:
