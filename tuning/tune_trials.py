@@ -19,6 +19,7 @@ from tuning.interrupt import CtrlC
 from tuning.one_worker import OneWorkerTrial
 from tuning.prepare import Search
 from tuning.recorder import Recorder, number_of
+from tuning.reservations import Reservations
 from tuning.room import Room
 from tuning.schedulers import scheduler_of
 from tuning.searcher import StudySearch, point
@@ -93,7 +94,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_at_end=False, num_to_keep=4 if options.early == "pbt" else None
             ),
-            callbacks=[recorder, ctrl_c],
+            callbacks=[recorder, ctrl_c, Reservations()],
             verbose=0,
         ),
     )

@@ -1,25 +1,41 @@
 """Trials of two workers each: a TorchTrainer in every trial, stopped early, with no dashboard."""
 
+import os
+import signal
 from pathlib import Path
 
-from test_search import search, table
+from processes import children
+from running import Running
+from test_search import COMMAND, table
 
 # The known setting goes first; nearly all others hardly move G, so that they are stopped.
 SPACE = "optimizer.lr_g: {kind: log, low: 1.0e-9, high: 0.0012}\n"
 
 
-def test_trainers_that_are_stopped_early_come_to_their_end(
+def test_trainers_that_are_stopped_early_or_killed_come_to_their_end(
     flags: list[str], tmp_path: Path
 ) -> None:
+    """A killed trial's workers held their CPUs, which its second attempt needs."""
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
-    done = search(
-        *flags[:2], f"--space={space}", f"--storage={tmp_path}", "--name=w", "--workers=2",
-        "--cpus-per-trial=1", "--trials=3", "--epochs=2", "--metric=reconstruction",
-        "--sampler=random", "--concurrent=2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 trials at once, of 2 workers, 0.5 CPU each" in done.stdout
+    command = [
+        *COMMAND, *flags[:2], f"--space={space}", f"--storage={tmp_path}", "--name=w",
+        "--workers=2", "--cpus-per-trial=1", "--trials=3", "--epochs=2",
+        "--metric=reconstruction", "--sampler=random", "--concurrent=2",
+    ]  # fmt: skip
+    running = Running(command, tmp_path / "log")
+    try:
+        first = tmp_path / "w" / "trials" / "0000" / "checkpoints"
+        running.wait_for(lambda: list(first.glob("*/manifest.json")), "a first checkpoint")
+        victims = [p for p, title in children(running.process.pid) if "ray::Trial_w" in title]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        assert running.process.wait(timeout=300) == 0, running.said()
+    finally:
+        running.process.kill()
+    said = running.said()
+    assert len(victims) == said.count("is tried once more: process ")
+    assert "2 trials at once, of 2 workers, 0.5 CPU each" in said
     rows = table(tmp_path / "w")
     assert rows[0]["status"] == "finished"
     assert rows[0]["values"] == {"optimizer.lr_g": 0.001}
