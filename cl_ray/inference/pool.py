@@ -31,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCKS = 4096
 """Most blocks that Ray Data is given: what its driver holds for them does not grow either."""
 RETRIES = 3
-"""Times that a part is tried again whose actor died under it."""
+"""Times that an actor that died is started again, and that a part is tried again under which."""
 
 
 @dataclass(frozen=True)
@@ -262,10 +262,14 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
     """Make all parts that are missing, and yield after each how far it is. Ray runs already.
 
     Raises:
-        UserError: A part cannot be read, made or written. Those that are there stay.
+        UserError: A part cannot be read, made or written, or an actor dies again and again. The
+            parts that are there stay.
     """
     import ray.data
+    from ray.exceptions import RayActorError
     from ray.util.annotations import RayDeprecationWarning
+
+    from cl_ray.training.deaths import reason_of
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -273,7 +277,7 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
     blocks = min(len(job.missing), BLOCKS)
     parts = ray.data.from_items([{"part": p} for p in job.missing], override_num_blocks=blocks)
     with warnings.catch_warnings():
-        # Ray 2.60 has no other way to say how often a part is tried, and tries for ever unsaid.
+        # Ray 2.60 has no other way to say how often either is tried, and tries for ever unsaid.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         made = parts.map_batches(
             Maker,
@@ -283,21 +287,30 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
             compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
+            max_restarts=RETRIES,  # also while it loads the run
             max_task_retries=RETRIES,
         )
     images = peak = 0
     begun = math.inf
     blocks_made = iter(made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
-    with contextlib.closing(blocks_made):  # or, after an error, its actors would keep their CPUs
-        for block in blocks_made:
-            for values in zip(*block.values(), strict=True):
-                row = dict(zip(block, values, strict=True))
-                begun = min(begun, time.perf_counter() - row["seconds"])
-                if row["complaint"]:
-                    raise UserError(_explain(job, row))
-                images += int(row["images"])
-                peak = max(peak, int(row["peak"]))
-            yield Made(images, time.perf_counter() - begun, peak)
+    try:
+        with contextlib.closing(
+            blocks_made
+        ):  # or, after an error, its actors would keep their CPUs
+            for block in blocks_made:
+                for values in zip(*block.values(), strict=True):
+                    row = dict(zip(block, values, strict=True))
+                    begun = min(begun, time.perf_counter() - row["seconds"])
+                    if row["complaint"]:
+                        raise UserError(_explain(job, row))
+                    images += int(row["images"])
+                    peak = max(peak, int(row["peak"]))
+                yield Made(images, time.perf_counter() - begun, peak)
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise  # not its process died: something was raised there that should not be
+        complaint = f"An actor was started again {RETRIES} times and died: {reason_of(error)}"
+        raise UserError(_explain(job, {"complaint": complaint, "full": False})) from error
     missing = job.output.missing(job.parts)
     if missing:
         raise UserError(

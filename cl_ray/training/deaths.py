@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 import ray.actor
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.train import UserCallback
 
 SILENT = "was killed, ran out of memory or crashed (Ray knows no exit code)"
@@ -19,6 +19,8 @@ def reason_of(error: BaseException) -> str:
         return " ".join(str(error.cause).split())
     if not isinstance(error, RayActorError):
         return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, ActorUnavailableError):
+        return f"its process {SILENT}"
     text = str(error)
     found = (re.search(rf"\t{field}: (\S+)", text) for field in ("pid", "ip"))
     pid, address = (match.group(1) if match else "?" for match in found)

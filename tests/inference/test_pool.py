@@ -3,20 +3,26 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.inference.pool import Pool, prepare, produce, share_out
 from cl_ray.inference.work import Embed, FromNoise, Work
+from cl_ray.loading import LoadedRun
+from cl_ray.training.deaths import SILENT
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -79,6 +85,41 @@ def test_a_part_whose_actor_died_is_made_by_another(trained: Path, tmp_path: Pat
     os.kill(actors_alive()[0].pid, signal.SIGKILL)
     assert list(made)[-1].images == COUNT
     assert pq.read_table(out)["id"].to_pylist() == list(range(COUNT))
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no actor could import it
+
+
+class Deadly(FromNoise):
+    """Work that crashes the process of whoever makes a part of it."""
+
+    def make(self, run: LoadedRun, start: int, stop: int) -> pa.Table:
+        os._exit(137)
+
+
+def die_in_an_actor() -> FromNoise:
+    if ray.get_runtime_context().get_actor_id():
+        os._exit(137)
+    return FromNoise(COUNT, seed=3)
+
+
+class DeadlyToLoad(FromNoise):
+    """Work whose arrival crashes the process of an actor."""
+
+    def __reduce__(self) -> Any:
+        return die_in_an_actor, ()
+
+
+@pytest.mark.parametrize("kind", [Deadly, DeadlyToLoad])
+def test_actors_that_die_again_and_again_end_it(
+    trained: Path, tmp_path: Path, kind: type[FromNoise]
+) -> None:
+    job = prepare(str(trained), kind(COUNT, seed=3), str(tmp_path / "made.parquet"))
+    with pytest.raises(UserError) as died:
+        list(produce(job, ONE))
+    assert str(died.value).startswith("An actor was started again 3 times and died: ")
+    assert SILENT in str(died.value)
+    assert f"; 0 of {COUNT:,} images are there, and the same command goes on." in str(died.value)
 
 
 @contextmanager
