@@ -32,7 +32,9 @@ from cl_ray.training.progress import clock
 from tuning.prepare import RECORD, Search, lacking, prepare
 
 if TYPE_CHECKING:
-    from tuning.study import Row
+    import optuna
+
+    from tuning.study import Row, StudyFile
 
 PROG = "python tuning/search.py"
 
@@ -68,25 +70,12 @@ def run(search: Search, console: Console) -> bool:
     from cl_ray.training.cluster import running_ray, see_that_nodes_share
     from tuning.display import Display
     from tuning.leaderboard import write
-    from tuning.study import StudyFile, open_study, rows_of, sampler_of, unfinished
+    from tuning.study import StudyFile, rows_of, unfinished
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options, folder = search.options, search.folder
     file = StudyFile(folder, options.study)
-    storage = file.open()
-    done = (
-        0
-        if search.fresh
-        else len(rows_of(open_study(storage, search.name, search.metrics, None, False)))
-    )
-    sampler = sampler_of(
-        options.sampler, options.seed + (done if options.sampler != "random" else 0), search.wanted
-    )
-    study = open_study(storage, search.name, search.metrics, sampler, search.fresh)
-    if search.fresh:
-        for point in search.space.known(search.base):
-            study.enqueue_trial(point)
-    folder.write(RECORD, search.record())
+    study = study_of(search, file)
     introduce(search, study, console)
     missing = lacking()
     if missing:
@@ -133,6 +122,33 @@ def run(search: Search, console: Console) -> bool:
             f"{first.reason}"
         )
     return over
+
+
+def study_of(search: Search, file: "StudyFile") -> "optuna.Study":
+    """The search's study, made where there is none yet, and its record.
+
+    Killed at any moment, it is there to go on with, or it can be begun.
+
+    Raises:
+        UserError: A new search's study is there already; or that of an old one, which has trials,
+            is not.
+    """
+    from tuning.study import has_study, open_study, rows_of, sampler_of
+
+    storage = file.open()
+    known = has_study(storage, search.name)
+    if not (search.fresh and known):  # which is refused
+        search.folder.write(RECORD, search.record())
+    fresh = search.fresh or not (known or search.trials.there())
+    options, done = search.options, 0
+    if not fresh and options.sampler != "random":
+        done = len(rows_of(open_study(storage, search.name, search.metrics, None, False)))
+    sampler = sampler_of(options.sampler, options.seed + done, search.wanted)
+    study = open_study(storage, search.name, search.metrics, sampler, fresh)
+    if not rows_of(study):
+        for point in search.space.known(search.base):
+            study.enqueue_trial(point, skip_if_exists=True)
+    return study
 
 
 def introduce(search: Search, study: object, console: Console) -> None:

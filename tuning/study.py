@@ -182,6 +182,21 @@ def sampler_of(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
+def has_study(storage: BaseStorage, name: str) -> bool:
+    """Whether a study of that name is there.
+
+    Raises:
+        UserError: The storage cannot be read.
+    """
+    try:
+        return name in {s.study_name for s in optuna.get_all_study_summaries(storage)}
+    except Exception as error:
+        raise UserError(
+            f"The study {name} cannot be read ({first_line(error)}): it was written by another "
+            "version or damaged; take another --name."
+        ) from error
+
+
 def open_study(
     storage: BaseStorage, name: str, metrics: list[Metric], sampler: Any, fresh: bool
 ) -> optuna.Study:
@@ -190,19 +205,13 @@ def open_study(
     Raises:
         UserError: It is there and should not be, or the other way round.
     """
-    try:
-        known = {s.study_name for s in optuna.get_all_study_summaries(storage)}
-    except Exception as error:
-        raise UserError(
-            f"The study {name} cannot be read ({first_line(error)}): it was written by another "
-            "version or damaged; take another --name."
-        ) from error
-    if fresh and name in known:
+    known = has_study(storage, name)
+    if fresh and known:
         raise UserError(
             f"The study {name} is there already: --resume {name} goes on with it, another --name "
             "begins anew."
         )
-    if not fresh and name not in known:
+    if not fresh and not known:
         raise UserError(f"There is no study {name}: begin it with --name {name}.")
     kinds = optuna.study.StudyDirection
     directions = [kinds.MAXIMIZE if m.larger else kinds.MINIMIZE for m in metrics]

@@ -100,6 +100,11 @@ class Folder:
                 "take another with --storage."
             ) from error
 
+    def there(self) -> bool:
+        """Whether anything lies in it."""
+        filesystem, path = self.open()
+        return bool(filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
+
     def read(self, file: str) -> bytes | None:
         """A file's bytes; None where there is none."""
         filesystem, path = self.open()

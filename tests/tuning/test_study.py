@@ -14,7 +14,9 @@ from cl_ray.config import Config, preset
 from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
 from tuning.leaderboard import best_of, front, ranked, table_of, write
+from tuning.prepare import prepare
 from tuning.report import comparable, importances, what_mattered
+from tuning.search import study_of
 from tuning.space import Space
 from tuning.study import (
     Metric,
@@ -136,6 +138,41 @@ def test_a_study_is_not_begun_twice_nor_gone_on_with_before(tmp_path: Path) -> N
         open_study(file.open(), "s", [FRECHET], None, fresh=True)
     with pytest.raises(UserError, match="There is no study other"):
         open_study(file.open(), "other", [FRECHET], None, fresh=False)
+
+
+def test_a_search_killed_as_it_begins_is_gone_on_with(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its study was made or not, what is known is tried, and once."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    search = prepare([*flags, f"--storage={tmp_path}", "--name=s"], "search")
+    for step in (optuna, "create_study"), (optuna.Study, "enqueue_trial"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                study_of(search, StudyFile(search.folder, None))
+        search = prepare([f"--storage={tmp_path}", "--resume=s"], "search")
+    study = study_of(search, StudyFile(search.folder, None))
+    study = study_of(search, StudyFile(search.folder, None))
+    assert {t.state for t in study.trials} == {TrialState.WAITING}
+    waiting = [t.system_attrs["fixed_params"] for t in study.trials]
+    assert waiting == search.space.known(search.base)
+
+
+def test_a_search_with_trials_whose_study_is_gone_is_not_begun_anew(
+    flags: list[str], tmp_path: Path
+) -> None:
+    """Its trials would take up others' checkpoints."""
+    search = prepare([*flags, f"--storage={tmp_path}", "--name=s"], "search")
+    study_of(search, StudyFile(search.folder, None))
+    search.trials.write("0000/config.yaml", b"")
+    (tmp_path / "s" / "study.log").unlink()
+    again = prepare([f"--storage={tmp_path}", "--resume=s"], "search")
+    with pytest.raises(UserError, match="There is no study s"):
+        study_of(again, StudyFile(again.folder, None))
 
 
 def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
