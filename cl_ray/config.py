@@ -190,12 +190,26 @@ class Config(Model):
 
     @classmethod
     def load(cls, path: str | Path, base: "Config | None" = None) -> "Config":
-        """Read a YAML file; see `from_yaml`."""
+        """Read a YAML file, by its path or URI; see `from_yaml`.
+
+        Raises:
+            UserError: It cannot be read, or as in `from_yaml`.
+        """
         try:
-            text = Path(path).read_text()
+            text = _text_at(str(path)) if "://" in str(path) else Path(path).read_text()
         except OSError as error:
-            raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+            why = " ".join((error.strerror or str(error)).split()).rstrip(".")
+            raise UserError(f"Cannot read the config {path}: {why}.") from error
         return cls.from_yaml(text, str(path), base)
+
+
+def _text_at(uri: str) -> str:
+    """What lies in an object store, say."""
+    from cl_ray.data.dataset import connect  # pyarrow
+
+    filesystem, path = connect(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode()
 
 
 PRESETS: dict[str, dict[str, Any]] = {

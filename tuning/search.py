@@ -28,6 +28,7 @@ from rich.text import Text
 from cl_ray.cli import INTERRUPTED
 from cl_ray.errors import UserError, without_keys
 from cl_ray.training.alone import alone
+from cl_ray.training.folder import Folder
 from cl_ray.training.progress import clock
 from tuning.prepare import RECORD, Search, lacking, prepare
 
@@ -198,15 +199,18 @@ def conclude(search: Search, rows: "list[Row]", study: str, console: Console, ov
 
         sentence = write_report(search, rows)
     seconds = sum(row.seconds for row in rows)
-    where = shlex.quote(str(folder))
+    where, config = shlex.quote(str(folder)), Folder(folder.uri, "best.yaml").uri
+    look = search.options.study or not folder.remote  # it reads no object store
     lines = {
         "trained": f"{sum(r.epoch for r in rows)} epochs in {clock(seconds)} of training",
         "matters": sentence or "",
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
         "report": f"{folder}/report.html" if sentence else "",
-        "best": f"cl-ray train --config {where}/best.yaml" if best else "no trial came to an end",
+        "best": f"cl-ray train --config {shlex.quote(without_keys(config))}"
+        if best
+        else "no trial came to an end",
         "look": f"tensorboard --logdir {where}/trials",
-        "study": f"optuna-dashboard {shlex.quote(study)}",
+        "study": f"optuna-dashboard {shlex.quote(study)}" if look else "",
         "go on": f"{go_on(search)} --trials MORE" if over else "",
     }
     console.print()

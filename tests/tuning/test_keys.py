@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cl_ray.config import Config
 from cl_ray.errors import UserError
+from tuning.leaderboard import write
 from tuning.prepare import RECORD, prepare
 from tuning.search import conclude, go_on
 from tuning.study import Row, StudyFile
@@ -24,12 +26,19 @@ def test_keys_of_storage_and_study_are_not_shown(flags: list[str], bucket: Any) 
     out = io.StringIO()
     conclude(search, rows, str(file), Console(file=out, width=400), over=True)
     said = out.getvalue()
+    best = bucket.uri("runs/s/best.yaml")
     for line in (
+        f"cl-ray train --config '{best}'\n",
         "optuna-dashboard mysql://host/db\n",
         f"{go_on(search)} --trials MORE\n",
         f"--resume s --storage '{bucket.uri('runs')}' --study URL --trials MORE\n",
     ):
         assert line in said
+
+    write(search.folder, rows, search.metrics, search.config)
+    assert Config.load(best).optimizer.lr_g == 0.001
+    with pytest.raises(UserError, match=r"Cannot read the config s3://bucket/runs/s/worst\.yaml"):
+        Config.load(best.replace("best", "worst"))
 
     search.folder.write(RECORD, search.record())
     with pytest.raises(UserError) as caught:
@@ -43,6 +52,16 @@ def test_keys_of_storage_and_study_are_not_shown(flags: list[str], bucket: Any) 
     for written in (said, str(caught.value), search.record().decode(), again.record().decode()):
         assert "secret" not in written
         assert "word" not in written
+
+
+def test_a_study_on_an_object_store_is_shown_by_no_command(flags: list[str], bucket: Any) -> None:
+    search = prepare([*flags, f"--storage={bucket.uri('runs')}", "--name=other"], "search")
+    rows = [Row(0, "finished", {"optimizer.lr_g": 0.001}, {"frechet": 1.0}, 1, history={1: 1.0})]
+    file = StudyFile(search.folder, search.options.study)
+    out = io.StringIO()
+    conclude(search, rows, str(file), Console(file=out, width=400), over=False)
+    assert "tensorboard --logdir s3://bucket/runs/other/trials\n" in out.getvalue()
+    assert "optuna-dashboard" not in out.getvalue()
 
 
 def test_a_study_without_keys_needs_no_second_mention(flags: list[str], tmp_path: Path) -> None:
