@@ -1,9 +1,12 @@
 """`train`: what the command and the Python call do, from a config to a run folder."""
 
+import contextlib
 import json
 import shlex
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -223,6 +226,7 @@ def _fit(
     """Run the workers to their end; the progress is shown by a thread beside."""
     import ray
 
+    from cl_ray.training.deaths import reason_of
     from cl_ray.training.trainer import board_for, trainer_for
 
     board = board_for(folder)
@@ -234,17 +238,26 @@ def _fit(
         watcher = threading.Thread(target=_watch, args=(board, progress, config, over), daemon=True)
         watcher.start()
         try:
-            result = trainer.fit()
+            with _ctrl_c_given_back():
+                result = trainer.fit()
         except SystemExit as error:  # Ray Train's answer to Ctrl-C
             raise KeyboardInterrupt from error
         except ray.train.TrainingFailedError as error:
-            reason = ray.get(board.fatal.remote())
+            reason = None
+            with contextlib.suppress(ray.exceptions.RayActorError):  # the board may be lost too
+                reason = ray.get(board.fatal.remote())
             if reason is None:
                 raise UserError(
                     f"The workers died more than {launch.max_failures} times: "
                     f"{' '.join(str(error).split())[-500:]}"
                 ) from error
             return {"status": "stopped", "reason": reason}
+        except ray.exceptions.RayError as error:
+            return {
+                "status": "stopped",
+                "reason": f"Ray Train's controller is lost: {reason_of(error)}; the same command "
+                f"with --name {folder.name} goes on.",
+            }
         finally:
             over.set()
             watcher.join(timeout=5)
@@ -252,6 +265,19 @@ def _fit(
     if outcome is None:
         raise KeyboardInterrupt
     return dict(outcome)
+
+
+@contextlib.contextmanager
+def _ctrl_c_given_back() -> Iterator[None]:
+    """Ray Train answers Ctrl-C in its own way and would, in a notebook, for ever after."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread have a say, and Ray Train does not try
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _watch(board: Any, progress: Progress, config: Config, over: threading.Event) -> None:

@@ -176,11 +176,13 @@ def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
 
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from cl_ray import Config, Launch, train
 config, address = sys.argv[1:]
+before = signal.getsignal(signal.SIGINT)
 trained = train(Config.model_validate_json(config), Launch(address=address))
-print(json.dumps([trained.folder, trained.summary]))
+given_back = signal.getsignal(signal.SIGINT) == before
+print(json.dumps([trained.folder, trained.summary, given_back]))
 """
 
 
@@ -195,7 +197,8 @@ def test_it_goes_on_from_there_and_in_python(trained: str, nodes: Nodes, bucket:
     assert "worker 0 of 1: " in done.stdout
     assert "goes on from step-00000014" in done.stdout
     after = bucket.files("runs/demo/")
-    folder, summary = json.loads(done.stdout.splitlines()[-1])
+    folder, summary, ctrl_c_given_back = json.loads(done.stdout.splitlines()[-1])
+    assert ctrl_c_given_back
     assert folder == storage.replace("runs?", "runs/demo?")
     assert summary == json.loads(after["summary.json"])
     assert (summary["status"], summary["epochs"], summary["workers"]) == ("finished", 3, 1)

@@ -225,6 +225,25 @@ def test_ctrl_c_leaves_a_resumable_run(
     assert ours["d/adversarial"] == pytest.approx(theirs["d/adversarial"], rel=1e-12)
 
 
+def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:
+    process = start("--name=lost", f"--storage={storage}", f"--data={digits}", *SMALL)
+
+    def controllers() -> list[int]:
+        return [p for p, title in children(process.pid) if "TrainController" in title]
+
+    try:
+        wait_for(controllers, "Ray Train's controller")
+        (victim,) = controllers()
+        os.kill(victim, signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("cl-ray: Ray Train's controller is lost: process ")
+    assert f"{SILENT}; the same command with --name lost goes on. (" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
 def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
     folder = storage / "stream"
     done = cl_ray(
@@ -274,6 +293,7 @@ def test_more_workers_than_the_machine_can_hold(storage: Path, digits: str) -> N
         RAY_ADDRESS="local",
     )  # fmt: skip
     assert done.returncode == 1
+    assert "Starting Ray on this machine" in done.stdout  # Ray's own word for no cluster
     assert re.search(r"need 64 GPU; the cluster has \d+: take", done.stderr)
 
 
@@ -293,7 +313,6 @@ def test_bad_input_is_one_sentence_before_anything_starts(
     flags: list[str], complaint: str, storage: Path, digits: str
 ) -> None:
     before = sorted(storage.iterdir())
-    assert "Starting Ray on this machine" in done.stdout  # Ray's own word for no cluster
     done = cl_ray(f"--storage={storage}", f"--data={digits}", *flags)
     assert done.returncode == 1
     assert complaint in done.stderr
