@@ -263,6 +263,11 @@ def number(value: float) -> str:
     return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
+def count(many: int, what: str) -> str:
+    """1 epoch, 2 epochs."""
+    return f"{many:,} {what}{'' if many == 1 else 's'}"
+
+
 def short(value: float) -> str:
     """A mark's value: 2k, 0.5, 0."""
     value = round(value, 10) + 0.0

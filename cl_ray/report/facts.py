@@ -6,7 +6,7 @@ from typing import Any
 from cl_ray.config import Config
 from cl_ray.errors import without_keys
 from cl_ray.loading import LoadedRun
-from cl_ray.report.chart import number
+from cl_ray.report.chart import count, number
 from cl_ray.report.figures import accuracy
 
 
@@ -30,7 +30,7 @@ def in_words(
         return "This run’s settings cannot be read by this version of cl_ray."
     done = lines[-1]["epoch"] if lines else 0
     step = max(lines[-1]["step"] if lines else 0, run.step if run else 0)
-    far = f"{done} of {config.epochs} epochs" if done < config.epochs else _count(done, "epoch")
+    far = f"{done} of {config.epochs} epochs" if done < config.epochs else count(done, "epoch")
     how = {
         "views": "pairs from views of one image, without labels",
         "labels": "pairs by labels, supervised",
@@ -77,7 +77,7 @@ def tiles(
             found.append(Tile("Speed, images/s", number(last["images_per_second"]), waited))
     if summary and "seconds" in summary:
         workers = summary.get("workers", 1)
-        on = f"{_count(workers, 'worker')}, {summary.get('device', 'device not known')}"
+        on = f"{count(workers, 'worker')}, {summary.get('device', 'device not known')}"
         found.append(Tile("Time", roughly(summary["seconds"]), on))
     return found
 
@@ -123,7 +123,3 @@ def roughly(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

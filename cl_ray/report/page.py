@@ -19,6 +19,7 @@ from cl_ray.report.figures import fidelity_rows, representation_table
 from cl_ray.report.pictures import pairs, saved_epochs, strip
 from cl_ray.report.projector import write_projector
 from cl_ray.report.records import curves, epochs, record
+from cl_ray.report.render import render
 from cl_ray.training.folder import Folder
 
 FILE = "report.html"
@@ -135,7 +136,7 @@ def report(
         "missing": missing,
         **shown,
     }
-    blob = render(context).encode()
+    blob = render("page.html", context).encode()
     try:
         folder.write(FILE, blob)
     except OSError as error:
@@ -143,20 +144,6 @@ def report(
             f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_line(error)}."
         ) from error
     return Report(f"{folder}/{FILE}", len(blob), list(missing.values()), written)
-
-
-def render(context: dict[str, Any]) -> str:
-    """The page; whatever it needs is in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cl_ray.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html").render(context)
 
 
 def _data(config: Config, run: LoadedRun) -> Dataset:
