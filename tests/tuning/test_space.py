@@ -7,7 +7,7 @@ import pytest
 
 from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
-from tuning.report import what_mattered
+from tuning.importance import what_mattered
 from tuning.space import DEFAULT, Space, configured
 from tuning.study import Metric, Row
 
@@ -65,7 +65,7 @@ def test_numbers_that_yaml_takes_for_strings_are_numbers() -> None:
         assert values["losses.objective"] in ("non-saturating", "hinge")
     rows = [
         Row(number, "finished", values, history={1: float(number)})
-        for number, values in enumerate(draw(space, 8))
+        for number, values in enumerate(draw(space, 12))
     ]
     told = what_mattered(rows, 1, Metric("frechet", larger=False), {"optimizer.lr_g": 1.0})
     assert "The best quarter trains D at" in told

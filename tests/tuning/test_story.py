@@ -231,7 +231,7 @@ def test_trials_can_be_looked_at(story: Story) -> None:
     page = (story.folder / "report.html").read_text()
     for words in ("frechet by trial", "lr_g against lr_d", "G depth against D depth", "the best, "):
         assert words in page
-    assert "src='data:image/png;base64," in page
+    assert 'src="data:image/png;base64,' in page
     assert 'src="https://' not in page
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from cl_ray.config import Config, preset
 from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
+from tuning.importance import comparable, importances, what_mattered
 from tuning.leaderboard import best_of, front, ranked, table_of, write
 from tuning.prepare import prepare
-from tuning.report import comparable, importances, what_mattered
 from tuning.search import study_of
 from tuning.space import Space
 from tuning.study import (
