@@ -19,7 +19,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tuning.report import DEPTHS, RATES
+from tuning.importance import RATES
+from tuning.report import DEPTHS
 from tuning.study import Row
 
 WIDTH, HEIGHT = 720, 1080

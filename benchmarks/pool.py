@@ -36,9 +36,10 @@ from cl_ray.run import Diverged
 from cl_ray.training.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tuning.importance import RATES, importances, what_mattered
 from tuning.leaderboard import short
 from tuning.prepare import subset
-from tuning.report import DEPTHS, RATES, importances, what_mattered
+from tuning.report import DEPTHS
 from tuning.space import Space, Values, configured
 from tuning.study import Chance, Metric, Row
 
