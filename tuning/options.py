@@ -68,7 +68,9 @@ class Options(Model):
         0, ge=0, lt=2**31, description="Of the proposals; trials train with config's."
     )
     preset: str | None = Field(None, description="Preset that the space changes.")
-    config: str | None = Field(None, description="YAML file of the config that the space changes.")
+    config: str | None = Field(
+        None, description="YAML file, or its URI, of the config that the space changes."
+    )
     set: Several = Field(
         (), description="A field of that config, as `losses.temperature=0.1`; may be repeated."
     )

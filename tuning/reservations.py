@@ -52,5 +52,6 @@ def orphans() -> list[PlacementGroup]:
         if ray.JobID(group.creator_job_id).hex() == job
         and not ray.ActorID(group.creator_actor_id).is_nil()  # the driver's own
         and group.creator_actor_dead
+        and not group.is_detached  # made to outlive its maker
         and group.state != Reservation.REMOVED
     ]

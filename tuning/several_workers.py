@@ -3,7 +3,8 @@
 Ray Tune ends a trial by ending its process, and what a trainer in it had placed is then released
 only through the dashboard's state API: with no dashboard, or another Ray cluster on the machine,
 the search would wait for ever (ray#54305 is related). So no trainer is ever ended: its workers
-ask at a gate before each epoch, and one that is stopped early comes to its own end there.
+ask at a gate before each epoch, and one that is stopped early comes to its own end there. What
+is left by a trial whose process is killed is seen to by `tuning/reservations.py`.
 """
 
 import threading

@@ -94,7 +94,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_at_end=False, num_to_keep=4 if options.early == "pbt" else None
             ),
-            callbacks=[recorder, ctrl_c, Reservations()],
+            callbacks=[recorder, ctrl_c, *([Reservations()] if room.workers > 1 else [])],
             verbose=0,
         ),
     )

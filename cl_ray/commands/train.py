@@ -13,7 +13,7 @@ from cl_ray.errors import UserError
 class TrainCommand(Config):
     """Train G and D on pairs of images, or go on with the run of that name."""
 
-    config: str | None = Field(None, description="YAML file of fields to start from.")
+    config: str | None = Field(None, description="YAML file, or its URI, of fields to start from.")
     address: str | None = Field(
         None, description="Ray cluster to join; None starts Ray here, or obeys RAY_ADDRESS."
     )

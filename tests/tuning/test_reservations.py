@@ -1,0 +1,56 @@
+"""What a killed process reserved on the cluster is given back, and nothing else."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group
+
+from tuning.reservations import Reservations, orphans
+
+
+@pytest.fixture
+def four_cpus() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", _temp_dir=folder,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_only_what_the_dead_reserved_is_given_back(four_cpus: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Maker:
+        def reserve(self, lifetime: str | None = None) -> str:
+            group = placement_group([{"CPU": 1}], lifetime=lifetime)
+            assert group.wait(30)
+            return str(group.id.hex())
+
+    dead, alive = Maker.remote(), Maker.remote()
+    kept = {
+        placement_group([{"CPU": 1}]).id.hex(),
+        ray.get(alive.reserve.remote()),
+        ray.get(dead.reserve.remote("detached")),
+    }
+    lost = ray.get(dead.reserve.remote())
+    assert orphans() == []
+    ray.kill(dead)
+    wait_for(orphans)
+    assert [group.id.hex() for group in orphans()] == [lost]
+    Reservations().on_step_begin(0, [])
+    wait_for(lambda: not orphans())
+    table = ray.util.placement_group_table()
+    assert {key for key, group in table.items() if group["state"] != "REMOVED"} == kept
+    wait_for(lambda: ray.available_resources().get("CPU") == 1)
