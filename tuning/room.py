@@ -3,11 +3,13 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 
 from cl_ray.errors import UserError
-from cl_ray.training.capacity import Plan, plan, room
+from cl_ray.training.autoscaler import find_autoscaler
+from cl_ray.training.capacity import Plan, most_worth, plan, room
 from tuning.options import Options
 from tuning.prepare import Search
 
@@ -20,34 +22,41 @@ class Room:
         concurrent: Trials at once.
         workers: Workers of each.
         plan: What each worker asks for.
+        more: Whether an autoscaler may add room for more trials, and does not say for how many.
     """
 
     concurrent: int
     workers: int
     plan: Plan
+    more: bool = False
 
     def __str__(self) -> str:
         gpus = f" and {self.plan.gpus:g} GPU" if self.plan.gpus else ""
         many = "trials at once" if self.concurrent > 1 else "trial at a time"
         wide = f"of {self.workers} workers, " if self.workers > 1 else ""
-        return f"{self.concurrent} {many}, {wide}{self.plan.cpus:g} CPU{gpus} each"
+        more = "; --concurrent asks the autoscaler for room for more" if self.more else ""
+        return f"{self.concurrent} {many}, {wide}{self.plan.cpus:g} CPU{gpus} each{more}"
 
 
 def share_out(search: Search, local: bool) -> Room:
-    """How many trials run at once, from what the cluster has.
+    """How many trials run at once, from what the cluster has and its autoscaler may add.
 
     Raises:
         UserError: So many can never run at once, or not even one.
     """
     options, wide = search.options, search.options.workers
-    concurrent = options.concurrent
+    concurrent, more = options.concurrent, False
     if concurrent is None:
         gpus = _plan(search, 1, local).gpus
         cpus = _each(options.cpus_per_trial, wide) or 1.0
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        fit = sum(room(node, cpus, gpus) for node in nodes) // wide
-        concurrent = max(1, min(fit, search.wanted))
-    return Room(concurrent, wide, _plan(search, concurrent, local))
+        holds = partial(room, cpus=cpus, gpus=gpus)
+        fit = most_worth(holds, nodes, None if local else find_autoscaler())
+        unknown = math.isinf(fit)
+        fit = sum(map(holds, nodes)) if unknown else fit
+        concurrent = max(1, min(int(fit) // wide, search.wanted))
+        more = unknown and concurrent < search.wanted
+    return Room(concurrent, wide, _plan(search, concurrent, local), more)
 
 
 def _plan(search: Search, concurrent: int, local: bool) -> Plan:

@@ -172,4 +172,5 @@ def where(job: "Job") -> str:
 def actors(pool: "Pool") -> str:
     """2 actors, 1 CPU each."""
     each = f"{pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
-    return f"{pool.actors} actor{'s' if pool.actors > 1 else ''}, {each} each"
+    more = "; --actors asks the autoscaler for room for more" if pool.more else ""
+    return f"{pool.actors} actor{'s' if pool.actors > 1 else ''}, {each} each{more}"

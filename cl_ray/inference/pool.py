@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,11 +83,13 @@ class Pool:
         actors: How many there are.
         cpus: CPUs of each, and threads, rounded down.
         gpus: GPUs of each; with none it computes on its CPUs.
+        more: Whether an autoscaler may add room for more, and does not say for how many.
     """
 
     actors: int
     cpus: float
     gpus: float
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ def share_out(
     """How many actors there are, and what each of them gets of Ray's cluster.
 
     Args:
-        actors: As many as were asked for; None is as many as fit.
+        actors: As many as were asked for; None is as many as fit, machines that an
+            autoscaler may add included.
         cpus: CPUs of each; None is 1, or with GPUs of this machine an equal part of its CPUs.
         gpus: GPUs of each, a fraction allowed; None is 1 where this machine has one, else 0.
         local: Whether the cluster is this machine's own.
@@ -177,7 +181,7 @@ def share_out(
     import ray
 
     from cl_ray.training.autoscaler import find_autoscaler
-    from cl_ray.training.capacity import room
+    from cl_ray.training.capacity import most_worth, room
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
@@ -186,20 +190,24 @@ def share_out(
     if cpus is None:
         shared = local and gpus and largest["GPU"]
         cpus = max(1.0, largest["CPU"] // largest["GPU"]) if shared else 1.0
-    fit = sum(room(node, cpus, gpus) for node in nodes)
-    wanted = min(actors or max(1, fit), parts)
-    if wanted > fit:
-        autoscaler = None if local else find_autoscaler()
-        more = autoscaler.reach(lambda node: room(node, cpus, gpus)) if autoscaler else 0
-        if not fit + more:
-            each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-            raise UserError(
-                f"An actor of {each} fits no machine of the cluster, of which the largest has "
-                f"{largest['CPU']:g} CPU and {largest['GPU']:g} GPU: take smaller "
-                "--cpus-per-actor and --gpus-per-actor."
-            )
-        wanted = int(min(wanted, fit + more))  # Ray's autoscaler sees those that wait for a place
-    return Pool(wanted, cpus, gpus)
+    holds = partial(room, cpus=cpus, gpus=gpus)
+    fit = sum(map(holds, nodes))
+    wanted = min(actors or parts, parts)
+    if wanted <= fit:
+        return Pool(wanted, cpus, gpus)
+    most = most_worth(holds, nodes, None if local else find_autoscaler())
+    if not most:
+        each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        raise UserError(
+            f"An actor of {each} fits no machine of the cluster, of which the largest has "
+            f"{largest['CPU']:g} CPU and {largest['GPU']:g} GPU: take smaller "
+            "--cpus-per-actor and --gpus-per-actor."
+        )
+    more = actors is None and math.isinf(most)
+    if more:
+        wanted = max(1, fit)
+    # Ray's autoscaler sees those that wait for a place.
+    return Pool(int(min(wanted, most)), cpus, gpus, more and wanted < parts)
 
 
 class Maker:

@@ -9,7 +9,7 @@ import ray
 
 from cl_ray.config import Config
 from cl_ray.errors import UserError
-from cl_ray.training.autoscaler import HEAD, find_autoscaler
+from cl_ray.training.autoscaler import HEAD, Autoscaler, find_autoscaler
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,14 @@ def plan(config: Config, local: bool) -> Plan:
         )
     cpus = config.cpus_per_worker or (max(1.0, live["CPU"] // most) if local else 1.0)
     threads = config.threads or max(1, int(cpus))
-    fitting = sum(room(node, cpus, gpus) for node in nodes)
+    holds = partial(room, cpus=cpus, gpus=gpus)
+    fitting = sum(map(holds, nodes))
     if fitting >= least:
         return Plan(cpus, gpus, threads, None)
 
     autoscaler = None if local else find_autoscaler()
-    head: dict[str, float] = next((node for node in nodes if HEAD in node), {})
-
-    def able(worth: Callable[[dict[str, float]], float], now: float) -> float:
-        """What there is now, or may be: the head and all that the autoscaler starts."""
-        return max(now, worth(head) + autoscaler.reach(worth)) if autoscaler else now
-
     need = {"CPU": cpus * least, "GPU": gpus * least}
-    most_of = {k: able(partial(_amount, k), live[k]) for k in live}
+    most_of = {k: most_worth(partial(_amount, k), nodes, autoscaler) for k in live}
     for kind, per_worker in (("CPU", cpus), ("GPU", gpus)):
         if need[kind] > most_of[kind]:
             more = most_of[kind] - live[kind]
@@ -79,7 +74,7 @@ def plan(config: Config, local: bool) -> Plan:
                 f"cluster has {live[kind]:g}{may}: {way}."
             )
     each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    fits = able(lambda node: room(node, cpus, gpus), fitting)
+    fits = most_worth(holds, nodes, autoscaler)
     if fits < least:  # enough in all, but no worker is split over nodes or GPUs
         may = f", with those that its autoscaler may add for {fits:g}" if autoscaler else ""
         way = f"take --workers {fits:g}, or give each less" if fits else "give each less"
@@ -93,6 +88,26 @@ def plan(config: Config, local: bool) -> Plan:
         source = "from the autoscaler, whose limit is not known here"
         return Plan(cpus, gpus, threads, f"{missing} {source}")
     return Plan(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
+
+
+def most_worth(
+    worth: Callable[[dict[str, float]], float],
+    nodes: list[dict[str, float]],
+    autoscaler: Autoscaler | None,
+) -> float:
+    """What the nodes are worth together, or may be: the head and all that an autoscaler starts.
+
+    Args:
+        worth: Of a node's resources.
+        nodes: The resources of those that are there.
+        autoscaler: The cluster's, if it has one; one that does not say what it may add makes it
+            infinite.
+    """
+    now = sum(map(worth, nodes))
+    if autoscaler is None:
+        return now
+    head: dict[str, float] = next((node for node in nodes if HEAD in node), {})
+    return max(now, worth(head) + autoscaler.reach(worth))
 
 
 def wait_for_room(plan: Plan, workers: int, say: Callable[[str], None]) -> None:

@@ -17,11 +17,15 @@ import ray
 from rich.console import Console
 from small_run import SMALL
 
+from cl_ray.commands.produce import actors
 from cl_ray.config import build
 from cl_ray.errors import UserError
+from cl_ray.inference.pool import Pool, share_out
 from cl_ray.training.autoscaler import UNKNOWN, Autoscaler, NodeType, find_autoscaler
 from cl_ray.training.capacity import Plan, plan
 from cl_ray.training.cluster import running_ray
+from tuning.prepare import prepare
+from tuning.room import share_out as trials_at_once
 
 HEAD = Path(__file__).with_name("autoscaled.py")
 CONFIG = {
@@ -104,7 +108,21 @@ def test_what_an_autoscaler_reaches() -> None:
     assert UNKNOWN.reach(lambda node: node["CPU"]) == float("inf")
 
 
-def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(head: Head) -> None:
+@pytest.fixture(scope="module")
+def searched(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A search of 12 trials with a GPU each."""
+    measured = (f"--set=evaluation.{field}" for field in ("samples=60", "images=60"))
+    return [
+        f"--data={make_digits(300)}", f"--storage={tmp_path_factory.mktemp('searches')}",
+        "--trials=12", "--gpus-per-trial=1", "--set=evaluation.reference=mnist", *measured,
+    ]  # fmt: skip
+
+
+def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
+    head: Head, searched: list[str]
+) -> None:
+    search = prepare(searched, "search")
+
     with running_ray(None, False, False, Console(quiet=True)) as local:
         assert not local  # joined, not started here
 
@@ -118,6 +136,15 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(head: Head)
     assert asked(workers=40, gpus_per_worker=1).waits_for == (
         "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )
+    assert str(trials_at_once(search, local=False)) == (
+        "1 trial at a time, 1 CPU and 1 GPU each; --concurrent asks the autoscaler for room for "
+        "more"
+    )
+    pool = share_out(None, None, 1, local=False, parts=99)
+    assert actors(pool) == (
+        "1 actor, 1 CPU and 1 GPU each; --actors asks the autoscaler for room for more"
+    )
+    assert share_out(5, None, 1, local=False, parts=99) == Pool(5, 1, 1)
     head.tell("end")
     head.tell("bootstrap")
     assert find_autoscaler() == FOUND
@@ -125,6 +152,17 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(head: Head)
     assert asked(workers=8, gpus_per_worker=1).waits_for == (
         "8 CPU and 8 GPU, which the autoscaler may add"
     )
+    # As many as fit: the most that the autoscaler may bring the cluster to.
+    shared = trials_at_once(search, local=False)
+    assert str(shared) == "8 trials at once, 1 CPU and 1 GPU each"
+    assert shared.plan.waits_for == "8 CPU and 8 GPU, which the autoscaler may add"
+    wide = prepare([*searched, "--workers=2"], "search")
+    assert trials_at_once(wide, local=False).concurrent == 6  # of 2 machines with 6 CPUs each
+    assert share_out(None, None, 1, local=False, parts=99) == Pool(8, 1, 1)
+    assert share_out(None, None, None, local=False, parts=99) == Pool(13, 1, 0)
+    assert share_out(None, None, None, local=False, parts=7) == Pool(7, 1, 0)
+    with pytest.raises(UserError, match="An actor of 7 CPU fits no machine of the cluster"):
+        share_out(None, 7, None, local=False, parts=99)
     assert refused(workers=15) == (
         "workers 15 with 1 CPU each need 15 CPU; the cluster has 0 and its autoscaler may add 13: "
         "take --workers 13, or a smaller --cpus-per-worker."
