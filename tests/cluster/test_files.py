@@ -116,6 +116,19 @@ def test_aws_is_closed_and_clean() -> None:
         }
 
 
+def test_google_s_accounts_may_look_for_the_bucket_before_they_write() -> None:
+    """Arrow asks for the bucket (storage.buckets.get), which objectAdmin does not allow."""
+    readme = (CLUSTER / "README.md").read_text()
+    bound = re.findall(r"gs://YOUR-BUCKET --member serviceAccount:(\S+)@\S+ --role (\S+)", readme)
+    reader = "roles/storage.legacyBucketReader"
+    assert {account for account, role in bound if role == reader} == {
+        "cl-ray-worker",
+        "ray-autoscaler-sa-v1",
+    }
+    worker = read("gcp.yaml")["available_node_types"]["gpu-spot"]["node_config"]
+    assert worker["serviceAccounts"][0]["email"].startswith("cl-ray-worker@")
+
+
 def test_policies_reach_one_bucket_and_one_cluster() -> None:
     storage = json.loads((CLUSTER / "aws-storage-policy.json").read_text())
     resources = {s["Resource"] for s in storage["Statement"]}
