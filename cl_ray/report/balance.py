@@ -105,11 +105,13 @@ WHILE_TRAINING = (
     ),
     ("Modes with a sample", {"modes": "modes"}),
     ("Divergence of the samples’ modes from the data’s, nats", {"KL": "mode_kl"}),
-    ("Samples of the class asked for, share", {"by the reference": "class_accuracy"}),
+    ("Samples of the class asked for", {"by the reference": "class_accuracy"}),
     ("Accuracy of D’s representation", {"1 neighbour": "knn_1", "linear probe": "linear_probe"}),
     ("Reconstruction: mean square, pixels in [0, 1]", {"G": "reconstruction"}),
 )
 """Charts of what was measured while training: title, and by legend what follows evaluation/."""
+SHARES = {"precision", "recall", "coverage", "class_accuracy", "knn_1", "linear_probe"}
+"""Of those the ones that are shares: the tables have them as per cent too."""
 
 
 def evaluation_charts(lines: list[dict[str, Any]]) -> list[Chart]:
@@ -129,8 +131,19 @@ def evaluation_charts(lines: list[dict[str, Any]]) -> list[Chart]:
                 label: (f"c{i}", Curve(steps, np.array([ln[key] for ln in measured], np.float64)))
                 for i, (label, key) in enumerate(keys.items())
             }
-            charts.append(by_step(title, found))
+            charts.append(by_step(title, found, share=SHARES.issuperset(names.values())))
     return charts
+
+
+def on_fewer(config: Config | None, evaluation: dict[str, Any] | None) -> bool:
+    """Whether the run measured itself on fewer images than its evaluation.json is of."""
+    if config is None or evaluation is None:
+        return False
+    fidelity = evaluation.get("fidelity") or {}
+    mine = config.evaluation
+    return mine.images < (evaluation.get("learnt_from") or 0) or mine.samples < (
+        fidelity.get("count") or 0
+    )
 
 
 def _together(

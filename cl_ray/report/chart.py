@@ -91,6 +91,7 @@ def by_step(
     epoch_ends: Sequence[int] = (),
     note: str = "",
     least: float | None = None,
+    share: bool = False,
 ) -> Chart:
     """Curves over the steps.
 
@@ -100,15 +101,18 @@ def by_step(
         epoch_ends: Steps at which epochs ended; drawn while they are few.
         note: A sentence below.
         least: What the vertical axis reaches down to at least, such as 0 for a speed.
+        share: Whether the values are shares of 1, which are written as per cent.
     """
+    write, mark = (share_of, per_cent) if share else (number, short)
     thin = {name: (colour, curve.thinned(POINTS)) for name, (colour, curve) in curves.items()}
     steps = next(iter(thin.values()))[1].steps
     everything = np.concatenate([curve.values for _, curve in thin.values()])
     low = everything.min() if least is None else min(least, everything.min())
     x, x_ticks = axis(0, float(steps[-1]), LEFT, WIDTH - RIGHT, most=5)
-    y, y_ticks = axis(float(low), float(everything.max()), HEIGHT - BOTTOM, TOP, grow=True)
+    high = float(everything.max())
+    y, y_ticks = axis(float(low), high, HEIGHT - BOTTOM, TOP, form=mark, grow=True)
     words = [
-        f"{name} from {number(c.values[0])} to {number(c.values[-1])}"
+        f"{name} from {write(c.values[0])} to {write(c.values[-1])}"
         for name, (_, c) in thin.items()
     ]
     return Chart(
@@ -118,7 +122,7 @@ def by_step(
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         lines=[
-            Line(name, colour, path(x(c.steps), y(c.values)), [number(v) for v in c.values])
+            Line(name, colour, path(x(c.steps), y(c.values)), [write(v) for v in c.values])
             for name, (colour, c) in thin.items()
         ],
         xs=[round(float(v), 1) for v in x(steps)],
@@ -281,6 +285,16 @@ def percent(value: float) -> str:
     """A share as per cent, one place below 10 %."""
     value += 0.0  # no -0%
     return f"{value:.0%}" if value >= 0.0995 or value == 0 else f"{value:.1%}"
+
+
+def share_of(value: float) -> str:
+    """0.97671 as 97.67%: near 1, where two runs differ, a tenth says too little."""
+    return f"{value:.2%}"
+
+
+def per_cent(value: float) -> str:
+    """A mark's share as per cent, as many places as it has: 95%, 97.5%."""
+    return f"{round(100 * value, 8) + 0.0:g}%"
 
 
 def _range(values: NDArray[np.float64], others: list[float]) -> tuple[float, float]:

@@ -6,8 +6,7 @@ from typing import Any
 from cl_ray.config import Config
 from cl_ray.errors import without_keys
 from cl_ray.loading import LoadedRun
-from cl_ray.report.chart import count, number
-from cl_ray.report.figures import accuracy
+from cl_ray.report.chart import count, number, share_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def tiles(
         score = scores.get(name) or {}
         if score.get("accuracy") is not None:
             of = "of test images, on D’s representation"
-            found.append(Tile(title, accuracy(score["accuracy"]), of))
+            found.append(Tile(title, share_of(score["accuracy"]), of))
     error = (measured.get("reconstruction") or {}).get("error")
     if error is not None:
         mean = (measured.get("reconstruction") or {}).get("mean_image")

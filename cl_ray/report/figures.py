@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cl_ray.report.chart import number
+from cl_ray.report.chart import number, share_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ def share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def accuracy(value: float) -> str:
-    """0.97671 as 97.67%: near 1, where two runs differ, a tenth says too little."""
-    return f"{value:.2%}"
-
-
 def one_to(value: float) -> str:
     """0.4 as 1 : 2.5."""
     return f"1 : {1 / value:.1f}" if value > 0 else "0 : 1"
@@ -74,10 +69,10 @@ def measures(classes: int | None) -> dict[str, Measure]:
         ),
         "label_balance": Measure("Rarest to commonest label", "1 : 1 is even", one_to, 1),
         "class_accuracy": Measure(
-            "Of the class asked for", "samples that the reference gives their class", accuracy, 1
+            "Of the class asked for", "samples that the reference gives their class", share_of, 1
         ),
         "classification_accuracy": Measure(
-            "Classifier trained on samples", "real test images that it labels rightly", accuracy, 1
+            "Classifier trained on samples", "real test images that it labels rightly", share_of, 1
         ),
         "modes": Measure("Modes found", "with at least one sample", "{:.0f}".format),
         "mode_kl": Measure(
@@ -143,7 +138,7 @@ def _cell(score: dict[str, Any] | None) -> str:
     if not score or score.get("accuracy") is None:
         return "–"
     spread = score.get("spread")
-    return accuracy(score["accuracy"]) + (f" ± {spread * 100:.2f}" if spread is not None else "")
+    return share_of(score["accuracy"]) + (f" ± {spread * 100:.2f}" if spread is not None else "")
 
 
 def _on_scale(value: float, end: float | None) -> float | None:

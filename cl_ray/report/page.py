@@ -13,7 +13,7 @@ from cl_ray.data.dataset import Dataset, Rows, first_line
 from cl_ray.errors import UserError, without_keys
 from cl_ray.loading import LoadedRun, load
 from cl_ray.report import trained
-from cl_ray.report.balance import balance, curve_charts, evaluation_charts
+from cl_ray.report.balance import balance, curve_charts, evaluation_charts, on_fewer
 from cl_ray.report.facts import how_it_went, in_words, tiles
 from cl_ray.report.figures import fidelity_rows, representation_table
 from cl_ray.report.pictures import pairs, saved_epochs, strip
@@ -127,6 +127,7 @@ def report(
         "curves": curve_charts(found, ends),
         "balance": balance(found, ends, config),
         "progress": evaluation_charts(lines),
+        "fewer": on_fewer(config, evaluation),
         "fidelity": fidelity,
         "fidelity_rows": fidelity_rows(fidelity),
         "modes": modes,

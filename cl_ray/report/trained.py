@@ -1,6 +1,6 @@
 """What the networks of a checkpoint show: samples, ways between them, neighbours, a map."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ COMPARED = 400
 """Samples, and test images, whose nearest training image is looked for."""
 MAPPED = 2000
 PLANE = 360
+LETTER, LINE = 10, 17
+"""Room that a letter of a name takes on the map, in its units: across at most, and down."""
 COLOURS = 10
 CLASSES = 12
 """Of which samples are shown apart, at most."""
@@ -166,6 +168,7 @@ class Group:
         count: How many.
         x: Where the name stands.
         y: The same, from above.
+        named: Whether the name stands there: it does not if it would lie on another.
     """
 
     name: str
@@ -174,6 +177,7 @@ class Group:
     count: int
     x: float
     y: float
+    named: bool
 
 
 @dataclass(frozen=True)
@@ -210,22 +214,40 @@ def mapped(run: LoadedRun, dataset: Dataset, rows: Rows, split: str) -> Mapped |
     low, high = plane.points.min(0), plane.points.max(0)
     x, y = ((plane.points - low) / np.maximum(high - low, 1e-9) * (PLANE - 2 * TOP) + TOP).T
     labels = None if rows.label is None else names(dataset, rows.label)
-    groups = []
+    groups: list[Group] = []
     for number in [None] if rows.label is None else np.unique(rows.label).tolist():
         here = np.ones(len(x), bool) if rows.label is None else rows.label == number
+        name = "" if number is None else names(dataset, np.array([number]))[0]
+        at = within(name, float(np.median(x[here])), float(np.median(y[here])))
         groups.append(
             Group(
-                name="" if number is None else names(dataset, np.array([number]))[0],
+                name=name,
                 colour="ink" if number is None else f"c{number % COLOURS}",
                 dots=dots(x[here], y[here]),
                 count=int(here.sum()),
-                x=round(float(np.median(x[here])), 1),
-                y=round(float(np.median(y[here])), 1),
+                x=round(at[0], 1),
+                y=round(at[1], 1),
+                named=bool(name),
             )
         )
+    # Of two names on each other neither is written: one alone would seem to name both groups.
+    alone = [not any(cross(g, other) for other in groups if other is not g) for g in groups]
+    groups = [replace(g, named=g.named and free) for g, free in zip(groups, alone, strict=True)]
     return Mapped(
         groups, split, len(x), plane.kept, plane.components, rows, labels, features.shape[1]
     )
+
+
+def within(name: str, x: float, y: float) -> tuple[float, float]:
+    """Where a name stands whole on the map, as near as can be to where its points are."""
+    half = min(LETTER * len(name) / 2, PLANE / 2)
+    return min(max(x, half), PLANE - half), min(max(y, LINE / 2), PLANE - LINE / 2)
+
+
+def cross(one: Group, other: Group) -> bool:
+    """Whether the name of one group would lie on another's."""
+    apart = LETTER * (len(one.name) + len(other.name)) / 2
+    return abs(one.x - other.x) < apart and abs(one.y - other.y) < LINE
 
 
 def names(dataset: Dataset, labels: np.ndarray) -> list[str]:

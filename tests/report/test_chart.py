@@ -77,6 +77,13 @@ def test_a_line_lies_where_its_numbers_are() -> None:
     assert chart.alt == "Losses, over 40 steps: D from 3 to 0; G from 0.5 to 0.5."
 
 
+def test_shares_are_written_as_per_cent_on_the_axis_and_in_the_legend() -> None:
+    chart = by_step("Accuracy", {"D": ("c0", curve([0.95, 0.97]))}, share=True)
+    assert chart.lines[0].values == ["95.00%", "97.00%"]
+    assert [tick.text for tick in chart.y_ticks] == ["95%", "95.5%", "96%", "96.5%", "97%"]
+    assert "D from 95.00% to 97.00%" in chart.alt
+
+
 def test_long_curves_are_thinned_to_means() -> None:
     values = np.random.default_rng(0).normal(size=10 * POINTS)
     thin = Curve(np.arange(len(values)), values).thinned(POINTS)

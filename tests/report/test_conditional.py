@@ -60,7 +60,8 @@ def test_of_many_classes_some_with_images_are_shown(folder: Path) -> None:
 def test_how_well_classes_are_met_has_its_charts() -> None:
     lines = [{"step": s, "evaluation/class_accuracy": s / 20} for s in (5, 10)]
     (chart,) = evaluation_charts(lines)
-    assert chart.title == "Samples of the class asked for, share"
+    assert chart.title == "Samples of the class asked for"
+    assert chart.lines[0].values == ["25.00%", "50.00%"]
     curve = Curve(np.arange(3), np.ones(3))
     (chart,) = curve_charts({"d/classification": curve, "g/classification": curve}, [])
     assert chart.title == "Naming the class: losses"

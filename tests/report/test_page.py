@@ -151,6 +151,24 @@ def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: s
     assert "None" not in section(text, "figures")
 
 
+@pytest.mark.parametrize(
+    ("count", "learnt", "fewer"), [(10_000, 300, False), (10_001, 300, True), (10, 20_000, True)]
+)
+def test_fewer_images_are_spoken_of_where_they_were_fewer(
+    copied: Path, count: int, learnt: int, fewer: bool
+) -> None:
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    told = [json.dumps(ln | {"evaluation/knn_1": 0.9 + 0.01 * ln["epoch"]}) for ln in lines]
+    (copied / "metrics.jsonl").write_text("\n".join(told) + "\n")
+    evaluation = EVALUATION | {
+        "learnt_from": learnt, "fidelity": EVALUATION["fidelity"] | {"count": count},
+    }  # fmt: skip
+    folder_of(copied).write("evaluation.json", json.dumps(evaluation).encode())
+    figures = section(text_of(report(copied, projector=False).location), "figures")
+    assert ("Measured on fewer images than above" in figures) == fewer
+    assert "1 neighbour 93.00%" in figures  # as the table has it
+
+
 def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
     with (copied / "config.yaml").open("a") as config:
         config.write("from_tomorrow: 3\n")

@@ -105,6 +105,19 @@ def test_a_map_keeps_clusters_together() -> None:
     assert embedding_map(features[:10]).points.shape == (10, 2)  # as few as there may be
 
 
+def test_names_on_the_map_stand_whole_and_lie_on_no_other() -> None:
+    def group(name: str, x: float, y: float) -> shows.Group:
+        return shows.Group(name, "c0", "", 1, *shows.within(name, x, y), True)
+
+    long = group("a long name", 2, 359)
+    assert long.x - 11 * shows.LETTER / 2 == 0
+    assert long.y + shows.LINE / 2 == shows.PLANE
+    assert shows.within("x" * 99, 5, 100) == (shows.PLANE / 2, 100)
+    assert shows.cross(group("cat", 100, 100), group("dog", 120, 110))
+    assert not shows.cross(group("cat", 100, 100), group("dog", 100, 120))
+    assert not shows.cross(group("cat", 100, 100), group("dog", 140, 100))
+
+
 def test_the_projector_is_given_every_image_with_its_label(
     trained: Path, page: Path, digits: str
 ) -> None:
