@@ -124,40 +124,52 @@ def history(rows: list[Row], metric: Metric, epochs: int) -> Chart:
         xaxis={"title": "trial", "tick0": 0, "dtick": step(len(rows)), "tickformat": "d"},
         yaxis={"exponentformat": "none", "automargin": True, **y},
     )
-    notes = []
-    if any(row.status == "stopped" and row.epoch < epochs for row in shown):
-        notes.append("A trial that was stopped early has a figure of fewer epochs than one that "
-                     f"went on for {epochs}: the one does not compare with the other.")  # fmt: skip
+    notes = [unlike(shown, epochs)]
     without = [row for row in rows if metric.name not in row.figures]
     if without:
         kinds = [r.status for r in without]
         ends = sorted({*kinds})
         said = ", ".join(f"{kinds.count(end)} {ENDED.get(end, end)}" for end in ends)
         notes.append(f"Without a figure: {said}.")
-    return Chart(f"{metric.name} by trial", figure, " ".join(notes), 400, wide=True)
+    return Chart(f"{metric.name} by trial", figure, " ".join(filter(None, notes)), 400, wide=True)
 
 
-def pareto(rows: list[Row], metrics: list[Metric]) -> list[Chart]:
-    """The front of two metrics, where there are two or more."""
+def pareto(rows: list[Row], metrics: list[Metric], epochs: int) -> list[Chart]:
+    """The front of the first two metrics, where there are two or more.
+
+    Args:
+        rows: All trials.
+        metrics: What is optimised.
+        epochs: How many a trial has that is not stopped.
+    """
     counted = [row for row in rows if row.counts]
     if len(metrics) < 2 or not counted:
         return []
     first, second = metrics[:2]
     best = sorted(front(counted, metrics), key=lambda r: r.figures[first.name])
     figure = go.Figure()
-    for name, some, mode in (("trials", counted, "markers"), ("front", best, "markers+lines")):
+    whole = [row for row in counted if row.status == "finished"]
+    early = [row for row in counted if row.status == "stopped"]
+    for name, some, (colour, symbol) in (
+        ("finished", whole, LOOKS["finished"]),
+        ("stopped early", early, LOOKS["stopped"]),
+        ("front", best, ("#dd6b20", "circle-open")),
+    ):
         figure.add_scatter(
             x=[row.figures[first.name] for row in some],
             y=[row.figures[second.name] for row in some],
             text=[f"trial {row.number}: {in_words(row.values)}" for row in some],
-            mode=mode,
+            mode="markers+lines" if name == "front" else "markers",
+            marker={"color": colour, "symbol": symbol, "size": 14 if name == "front" else 9},
             name=name,
         )
     figure.update_layout(
         xaxis={"title": first.name, "exponentformat": "none"},
         yaxis={"title": second.name, "exponentformat": "none", "automargin": True},
     )
-    return [Chart(f"{first.name} against {second.name}", figure, wide=True)]
+    return [
+        Chart(f"{first.name} against {second.name}", figure, unlike(counted, epochs), wide=True)
+    ]
 
 
 def bars(weights: dict[str, float], epoch: int) -> Chart:
@@ -167,6 +179,7 @@ def bars(weights: dict[str, float], epoch: int) -> Chart:
         go.Bar(
             x=shares[::-1], y=names[::-1], orientation="h", marker={"color": "#3b82c4"},
             text=[percent(share) for share in shares[::-1]], textposition="auto",
+            outsidetextfont={"color": "#7d8794"},  # legible on light and on dark
         )
     )  # fmt: skip
     figure.update_layout(
@@ -306,6 +319,16 @@ def grid_of(
         f"{short(across)} against {short(up)} after {after}: the best of each",
         figure,
         "In brackets, of how many trials.",
+    )
+
+
+def unlike(rows: list[Row], epochs: int) -> str:
+    """A sentence where the trials' figures are not all of as many epochs."""
+    if not any(row.status == "stopped" and row.epoch < epochs for row in rows):
+        return ""
+    return (
+        "A trial that was stopped early has a figure of fewer epochs than one that went on for "
+        f"{epochs}: the one does not compare with the other."
     )
 
 

@@ -77,7 +77,9 @@ def charts_of(
     from tuning.charts import bars, grid_of, history, map_of, parallel, pareto
 
     metric, space = search.metrics[0], search.space
-    went = [history(rows, metric, search.options.epochs), *pareto(rows, search.metrics)]
+    epochs = search.options.epochs
+    went = [history(rows, metric, epochs)] if any(metric.name in r.figures for r in rows) else []
+    went += pareto(rows, search.metrics, epochs)
     values = [parallel(alike, epoch, metric, space)] if len(alike) > 1 else []
     values += [
         chart(alike, epoch, metric, space, *pair)
