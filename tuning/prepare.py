@@ -17,8 +17,8 @@ from cl_ray.errors import UserError, without_keys
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import larger_is_better
 from cl_ray.evaluation.measured import measured, see_that_measured
-from cl_ray.training.cluster import cluster_to_join
 from cl_ray.training.folder import Folder
+from cl_ray.training.here import see_that_it_can, see_that_it_has, starts_here
 from cl_ray.training.train import check_best, check_pairs, check_reference
 from tuning.options import MAY_CHANGE, Options
 from tuning.space import DEFAULT, Space, Values, configured, nested
@@ -172,10 +172,10 @@ def _search(folder: Folder, options: Options, space: Space, config: Config, fres
     if fresh:
         for point in space.known(base):
             configured(base, point)
-    if base.device not in ("auto", "cpu") and not cluster_to_join(options.address):
-        from cl_ray.training.device import pick  # torch
-
-        pick(base.device)  # a cluster's machines say themselves what they have
+    if starts_here(options.address):
+        see_that_it_has(options.cpus_per_trial, options.gpus_per_trial, "trial")
+        one = {"workers": 1, "cpus_per_worker": None, "gpus_per_worker": None}
+        see_that_it_can(base.model_copy(update=one))
     check_pairs(base, dataset)
     check_reference(base, dataset)
     check_best(config, dataset)  # best.yaml is that one

@@ -63,7 +63,10 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     from cl_ray.inference.pool import prepare, produce, share_out
     from cl_ray.training.cluster import running_ray, see_that_nodes_share
     from cl_ray.training.folder import Folder
+    from cl_ray.training.here import see_that_it_has, starts_here
 
+    if starts_here(asked.address):
+        see_that_it_has(asked.cpus_per_actor, asked.gpus_per_actor, "actor")
     console = Console()
     job = prepare(
         asked.run, work, asked.out, checkpoint=asked.checkpoint, overwrite=asked.overwrite

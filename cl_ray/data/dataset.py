@@ -320,6 +320,16 @@ class Dataset:
                 counts += np.bincount(_integers(labels)[: shard.rows], minlength=len(counts))
         return counts.tolist()
 
+    def only_label(self, split: str) -> int | None:
+        """Returns the label that all rows of a split have; None if there are several.
+
+        Raises:
+            UserError: if there is no such split.
+        """
+        ranges = [self._label_range(shard) for shard in self._split(split).shards]
+        least, most = min(low for low, _ in ranges), max(high for _, high in ranges)
+        return least if least == most else None
+
     def _label_range(self, shard: ShardInfo) -> tuple[int, int]:
         """Returns a file's least and largest label, from its footer."""
         filesystem, path = connect(self.location)

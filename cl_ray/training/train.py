@@ -19,11 +19,13 @@ from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.share import NOT_STREAMED, Share
 from cl_ray.errors import UserError, without_keys
+from cl_ray.losses.terms import term_names
 from cl_ray.machine import peak_memory, version
 from cl_ray.training.alone import alone
 from cl_ray.training.cluster import running_ray, see_that_nodes_share
 from cl_ray.training.earlier import look_back
 from cl_ray.training.folder import Folder
+from cl_ray.training.here import see_that_it_can, starts_here
 from cl_ray.training.progress import Progress, clock
 
 
@@ -90,6 +92,8 @@ def train(
     check_pairs(config, dataset)
     check_reference(config, dataset)
     check_best(config, dataset)
+    if starts_here(launch.address):
+        see_that_it_can(config)
     folder.prepare()
     with alone(folder, "run"):
         return _train(config, folder, dataset, launch, console, begun)
@@ -143,8 +147,8 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
     """See that the data can give pairs at all, without reading an image.
 
     Raises:
-        UserError: No split `train`, no labels where the pairs need them, too few images, or all
-            of them alike.
+        UserError: No split `train`, no labels or one class where the pairs need them, too few
+            images, or all of them alike.
     """
     dataset.groups("train")
     rows = dataset.info.splits["train"].rows
@@ -157,6 +161,11 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
     if config.pairs.mode == "labels" and not dataset.info.labelled:
         raise UserError(
             f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
+        )
+    if config.pairs.mode == "labels" and (only := dataset.only_label("train")) is not None:
+        raise UserError(
+            f"pairs.mode `labels` needs two classes, and all images of {config.data} are of class "
+            f"{only}: use `views`."
         )
     if config.pairs.negatives == "hard":
         fewest = Share(dataset, config, config.worker_range[0])
@@ -189,13 +198,20 @@ def check_reference(config: Config, dataset: Dataset) -> None:
 
 
 def check_best(config: Config, dataset: Dataset) -> None:
-    """See that an evaluation's figure, if one is to mark the best checkpoint, is measured.
+    """See that the figure that is to mark the best checkpoint is there, or is measured.
 
     Raises:
         UserError: It is not.
     """
     kind, _, name = config.checkpoint.metric.partition("/")
     if kind != "evaluation":
+        there = term_names(config)
+        if config.checkpoint.metric not in ("auto", *there):
+            raise UserError(
+                f"checkpoint.metric {config.checkpoint.metric!r} is not among the figures of an "
+                f"epoch: take {', '.join(there)}, or one of an evaluation, such as "
+                "'evaluation/frechet'."
+            )
         return
     if not config.evaluation.every:
         raise UserError(
