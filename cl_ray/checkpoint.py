@@ -27,6 +27,11 @@ FIGURE = "figure.json"
 """What a checkpoint's figure is written to when it comes later than the checkpoint."""
 
 
+GO_ON = "Go on from the one before with `--from-checkpoint"
+TAKE = "Take the one before with `--checkpoint"
+"""The way out of a damaged checkpoint: of `train`, and of what only looks at its networks."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint holds.
@@ -144,7 +149,7 @@ class Checkpoints:
         """
         manifest = self._known(name)
         wanted = [*WEIGHTS.values(), *([PRIOR] if PRIOR in manifest.files else [])]
-        return {file: self._whole(manifest, file) for file in wanted}
+        return {file: self._whole(manifest, file, TAKE) for file in wanted}
 
     def list(self) -> list[Manifest]:
         """All that were written whole, oldest first."""
@@ -197,17 +202,17 @@ class Checkpoints:
             raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
         return manifest
 
-    def _whole(self, manifest: Manifest, file: str) -> bytes:
+    def _whole(self, manifest: Manifest, file: str, way: str = GO_ON) -> bytes:
         """A file's bytes, seen to be those that were written."""
         facts = manifest.files[file]
         complaint = self._complaint(manifest.name, file, facts)
         if complaint:
-            raise UserError(f"{complaint}{self._way_out(manifest)}")
+            raise UserError(f"{complaint}{self._way_out(manifest, way)}")
         blob = self._read(f"{manifest.name}/{file}")
         if hashlib.sha256(blob).hexdigest() != facts["sha256"]:
             raise UserError(
                 f"{self.folder}/{manifest.name}/{file} is not what was written (its digest "
-                f"differs).{self._way_out(manifest)}"
+                f"differs).{self._way_out(manifest, way)}"
             )
         return blob
 
@@ -220,13 +225,13 @@ class Checkpoints:
             return f"{path} has {info.size:,} bytes of {facts['bytes']:,}: it was cut short."
         return None
 
-    def _way_out(self, damaged: Manifest) -> str:
+    def _way_out(self, damaged: Manifest, way: str = GO_ON) -> str:
         for manifest in reversed(self.list()):
             whole = all(
                 self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items()
             )
             if manifest.step < damaged.step and whole:
-                return f" Go on from the one before with `--from-checkpoint {manifest.name}`."
+                return f" {way} {manifest.name}`."
         return " No whole checkpoint lies before it: start again under another --name."
 
     def _prune(self) -> None:

@@ -13,9 +13,16 @@ from pydantic import ValidationError
 
 from cl_ray.config import explain
 from cl_ray.errors import UserError
+from cl_ray.model import Model
 
 INTERRUPTED = 130
 """The shell's exit status for a command that Ctrl-C ended."""
+
+AFTER = {
+    "train": "; with the run's --name it goes on from the last checkpoint, or begins again if "
+    "there is none yet"
+}
+"""What a verb that Ctrl-C ended says of the way on."""
 
 RunPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The run that a verb is about: its folder's path or URI, with no flag before it."""
@@ -60,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print(
-            "cl-ray: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
-        )
+        print(f"cl-ray: stopped{AFTER.get(verb, '')}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -87,6 +92,19 @@ def parse(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = N
         while cause is not None and not isinstance(cause, ValidationError):
             cause = cause.__context__
         if cause is not None:
-            raise UserError(f"In the flags: {explain(cause)}.") from None
+            within = section(kind, cause.title) or ""
+            raise UserError(f"In the flags: {explain(cause, within)}.") from None
         sys.stderr.write(complaint.getvalue())
         raise
+
+
+def section(kind: type[Any], title: str, path: str = "") -> str | None:
+    """Where the part of that class lies in a record, as `optimizer.`; None if nowhere."""
+    for name, field in kind.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, Model):
+            here = f"{path}{name}."
+            found = here if part.__name__ == title else section(part, title, here)
+            if found:
+                return found
+    return None

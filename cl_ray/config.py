@@ -4,6 +4,7 @@ Each part is owned by the room that it configures; nothing here imports torch or
 mistake in a config is answered at once.
 """
 
+import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,26 @@ Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once: of two, the last would count without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As its parent, which merges `<<` first.
+
+        Raises:
+            yaml.constructor.ConstructorError: A key is there twice.
+        """
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
 class Config(Model):
     """Everything that decides what a run computes. The defaults are the preset `quick`."""
 
@@ -80,7 +101,7 @@ class Config(Model):
         description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
-    epochs: int = Field(1, ge=0, description="Passes over the training images.")
+    epochs: int = Field(1, ge=1, description="Passes over the training images.")
     batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
     workers: int | tuple[int, int] = Field(
         1, description="Worker processes; two numbers (least, most) make the run elastic."
@@ -178,7 +199,7 @@ class Config(Model):
             UserError: The text is no YAML mapping, or a field is unknown or out of its range.
         """
         try:
-            fields = yaml.safe_load(text) or {}
+            fields = yaml.load(text, UniqueKeys) or {}
         except yaml.YAMLError as error:
             raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
         if not isinstance(fields, dict):
@@ -196,7 +217,12 @@ class Config(Model):
             UserError: It cannot be read, or as in `from_yaml`.
         """
         try:
-            text = _text_at(str(path)) if "://" in str(path) else Path(path).read_text()
+            text = _text_at(str(path)) if "://" in str(path) else Path(path).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The config {path} is not UTF-8 text (byte {error.object[error.start]:#04x} at "
+                f"{error.start}): save it in that encoding."
+            ) from error
         except OSError as error:
             why = " ".join((error.strerror or str(error)).split()).rstrip(".")
             raise UserError(f"Cannot read the config {path}: {why}.") from error
@@ -262,14 +288,26 @@ def build(fields: dict[str, Any], where: str = "the config") -> Config:
         raise UserError(f"In {where}: {explain(error)}.") from error
 
 
-def explain(error: ValidationError) -> str:
-    """The first complaint of a validation in words a user can act on."""
+def explain(error: ValidationError, within: str = "") -> str:
+    """The first complaint of a validation in words a user can act on.
+
+    Args:
+        error: What pydantic says.
+        within: The section that was validated, as `optimizer.`; empty for the whole.
+    """
     first = error.errors()[0]
-    field = ".".join(
+    field = within + ".".join(
         str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple"))
     )
     if first["type"] == "extra_forbidden":
-        return f"there is no field {field!r} (see `cl-ray train --help` for those there are)"
+        tree = Config().model_dump()
+        near = difflib.get_close_matches(field, [*tree, *(name for name, _ in leaves(tree))], 1)
+        nearest = f"the nearest is {near[0]!r}; " if near else ""
+        return (
+            f"there is no field {field!r} ({nearest}see `cl-ray train --help` for those there are)"
+        )
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{field} {first['input']!r} is refused: it is a section, with fields of its own"
     if first["type"] == "string_too_short":
         return f"{field} is empty: give it a value"
     if first["type"] == "value_error":

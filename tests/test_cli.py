@@ -159,6 +159,8 @@ def test_mistakes_on_the_command_line_are_named(
     assert message == (
         "cl-ray: In the flags: size 4 is refused: input should be greater than or equal to 28.\n"
     )
+    message = said(capsys, "train", "--optimizer.lr-d=-0.1", code=1)
+    assert message.startswith("cl-ray: In the flags: optimizer.lr_d -0.1 is refused: ")
     assert said(capsys, "data", f"--source={tmp_path}", "--out=mnist", code=1).count("\n") == 1
     message = said(capsys, "train", "--name=a", "--storage=ftp://me:pass@machine/runs", code=1)
     assert message.startswith("cl-ray: In --storage: ftp://machine/runs/a cannot be opened: ")

@@ -140,7 +140,9 @@ def test_merge_replaces_leaves_only() -> None:
     [
         ({"epohcs": 3}, ["epohcs", "--help"]),
         ({"optimizer": {"lr": 3}}, ["optimizer.lr", "--help"]),
-        ({"epochs": -1}, ["epochs", "-1", "greater than or equal to 0"]),
+        ({"epochs": -1}, ["epochs", "-1", "greater than or equal to 1"]),
+        ({"generator": {"depht": 3}}, ["no field 'generator.depht'", "is 'generator.depth'"]),
+        ({"generator": 3}, ["generator 3", "it is a section, with fields of its own"]),
         ({"epochs": "many"}, ["epochs", "many", "integer"]),
         ({"epochs": 1.5}, ["epochs", "1.5", "integer"]),
         ({"seed": 2**63}, ["seed", str(2**63), f"less than {2**63}"]),
@@ -209,6 +211,8 @@ def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int,
         ("- a\n- b", ["mapping"]),
         ("just words", ["mapping"]),
         ("seed: [1", ["not YAML"]),
+        ("seed: 1\npairs:\n  mode: views\nseed: 2", ["'seed' is there twice", "line 4"]),
+        ("pairs:\n  mode: views\n  mode: labels", ["'mode' is there twice", "line 3"]),
         ("preset: slow", ["'slow'", "quick"]),
         ("optimizer: fast", ["optimizer", "'fast'"]),
     ],
@@ -224,6 +228,14 @@ def test_yaml_that_is_no_config(text: str, words: list[str]) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         Config.load(tmp_path / "absent.yaml")
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes("data: größe".encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        Config.load(file)
+    assert one_sentence(caught.value).startswith(f"The config {file} is not UTF-8 text (byte 0xf6")
 
 
 def test_an_unknown_preset() -> None:

@@ -1,5 +1,6 @@
 """`cl-ray report`: the run's pictures, curves and figures as one HTML page."""
 
+import shlex
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -34,7 +35,7 @@ def command(arguments: Sequence[str]) -> None:
         console.print(f"Left out: {sentence}", soft_wrap=True, highlight=False)
     console.print(f"{made.location} ({made.bytes / 1e3:,.0f} kB)", soft_wrap=True, highlight=False)
     if made.projector:
-        place = made.location.removesuffix("/report.html")
+        place = shlex.quote(made.location.removesuffix("/report.html"))
         console.print(
             f"The embeddings are in TensorBoard's projector: tensorboard --logdir {place}",
             soft_wrap=True,

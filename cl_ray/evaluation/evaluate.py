@@ -146,7 +146,8 @@ class Evaluator:
         if self.reference is None:
             self.notes.append(
                 "Fidelity needs a reference's features: train one of labelled images with "
-                "`python -m cl_ray.evaluation.reference` and give it as --evaluation.reference."
+                "`python -m cl_ray.evaluation.reference` and give it as --reference of `cl-ray "
+                "evaluate`, or as --evaluation.reference of `cl-ray train`."
             )
         elif self.reference.shape not in (None, dataset.info.shape):
             raise UserError(

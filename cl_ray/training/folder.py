@@ -51,7 +51,9 @@ class Folder:
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {first_line(error)}.") from error
         if not there:
-            raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
+            bare = "there is no such folder, or nothing in it"
+            why = "it has no config.yaml" if folder.there() else bare
+            raise UserError(f"{folder} is not a run folder: {why}.")
         return folder
 
     @property

@@ -88,3 +88,8 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def counted(number: int, what: str) -> str:
+    """1 epoch, 1,000 epochs."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

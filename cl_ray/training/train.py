@@ -26,7 +26,7 @@ from cl_ray.training.cluster import running_ray, see_that_nodes_share
 from cl_ray.training.earlier import look_back
 from cl_ray.training.folder import Folder
 from cl_ray.training.here import see_that_it_can, starts_here
-from cl_ray.training.progress import Progress, clock
+from cl_ray.training.progress import Progress, clock, counted
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,8 @@ def check_best(config: Config, dataset: Dataset) -> None:
 
 def _finished(folder: Folder, summary: dict[str, Any], console: Console) -> Trained:
     console.print(
-        f"The run {folder} is finished ({summary['epochs']} epochs); give more --epochs to go on."
+        f"The run {folder} is finished ({counted(summary['epochs'], 'epoch')}); give more "
+        "--epochs to go on."
     )
     return Trained(folder.uri, summary)
 
@@ -333,12 +334,13 @@ def _summary(
 
 def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
     """The last lines: how it went, where everything lies, how to look at it."""
-    figures = summary["figures"]
+    figures, where = summary["figures"], shlex.quote(without_keys(folder.uri))
     shown = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if "/" in k)
     memory = [f"{summary[k] / 1e9:.2f} GB" for k in ("driver_peak_bytes", "worker_peak_bytes")]
     for name, value in {
-        "trained": f"{summary['epochs']} epochs, {summary['steps']:,} steps in "
-        f"{clock(summary['seconds'])} ({summary['workers']} workers, {summary['device']})",
+        "trained": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')} in "
+        f"{clock(summary['seconds'])} ({counted(summary['workers'], 'worker')}, "
+        f"{summary['device']})",
         "figures": shown,
         "worth": summary["worth"] or "not evaluated (evaluation.every is 0)",
         "memory": f"driver {memory[0]}, a worker {memory[1]} at the peak",
@@ -347,6 +349,7 @@ def _show(summary: dict[str, Any], folder: Folder, console: Console) -> None:
         "networks": f"{folder}/generator.safetensors, discriminator.safetensors",
         "checkpoints": f"{folder}/checkpoints/ (best: {summary['best']})",
         "look": f"tensorboard --logdir {shlex.quote(str(folder).removesuffix(f'/{folder.name}'))}",
+        "next": f"cl-ray evaluate {where}; cl-ray report {where}",
         "go on": f"cl-ray train --name {folder.name} --storage "
         f"{shlex.quote(without_keys(folder.storage))} --epochs MORE",
     }.items():

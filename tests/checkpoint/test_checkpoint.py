@@ -217,6 +217,9 @@ def test_a_changed_byte_is_found(
     assert f"{name_of(2)}/{file} is not what was written (its digest differs)." in message
     assert message.endswith(f" Go on from the one before with `--from-checkpoint {name_of(1)}`.")
     assert complaint(local.return_to, name_of(2)) == message
+    if file != "state.pt":  # who only looks at the networks has another flag
+        told = complaint(local.networks, name_of(2))
+        assert told.endswith(f" Take the one before with `--checkpoint {name_of(1)}`.")
 
 
 def test_the_manifest_says_what_sha256_would(local: Checkpoints, states: States) -> None:

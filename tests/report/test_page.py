@@ -135,7 +135,7 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "complaint"),
     [
-        ({"fidelity": None}, "Not measured: cl-ray evaluate"),
+        ({"fidelity": None}, "Not measured, for want of a reference"),
         ({"representation": None}, "which takes labels"),
         ({"representation": {"discriminator": {}}}, "which takes labels"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
@@ -232,7 +232,7 @@ def test_what_is_no_run_or_no_checkpoint_is_one_sentence(
 ) -> None:
     (copied / "report.html").unlink(missing_ok=True)
     for flags, complaint in (
-        ([str(tmp_path / "nowhere")], "nowhere is not a run folder: it has no config.yaml."),
+        ([str(tmp_path / "nowhere")], "nowhere is not a run folder: there is no such folder"),
         ([str(copied), "--checkpoint=step-00000099"], "There is no checkpoint step-00000099"),
         ([str(copied), "--device=gpu"], "gpu"),
     ):

@@ -121,6 +121,9 @@ def test_says_what_it_chose_and_how_far_it_is(trained: tuple[int, Path, str]) ->
         assert re.search(rf"epoch {epoch}/3  step {22 * epoch}  [\d,]+ images/s .*left", printed)
     assert f"tensorboard --logdir {folder.parent}" in printed
     assert "GB at the peak" in printed
+    assert "3 epochs, 66 steps in " in printed
+    assert f"({workers} worker{'s' if workers > 1 else ''}, cpu, " in printed
+    assert f"cl-ray evaluate {folder}; cl-ray report {folder}" in printed
 
 
 def test_a_finished_run_says_so(trained: tuple[int, Path, str]) -> None:
@@ -209,7 +212,7 @@ def test_ctrl_c_leaves_a_resumable_run(
     finally:
         process.kill()
     assert process.returncode == 130, output
-    assert "goes on from the last checkpoint" in output
+    assert "with the run's --name it goes on from the last checkpoint" in output
     assert "Traceback" not in output
     # How often a run tells and keeps things changes nothing that it computes.
     seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--evaluation.every=0"]
