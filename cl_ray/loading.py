@@ -28,15 +28,9 @@ from cl_ray.training.folder import Folder
 
 Images = Tensor | NDArray[np.uint8]
 
-EVENLY = (
-    "This checkpoint does not say how many training images each class has: all classes are drawn "
-    "alike often."
-)
+EVENLY = "This checkpoint does not say how many images each class has: all are drawn alike often."
 
-UNPLACED = (
-    "This checkpoint has no density of latent vectors: samples are of the noise of training, and "
-    "worse for it. Train it on."
-)
+UNPLACED = "This checkpoint has no density of latent vectors: samples are of the noise of training."
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,8 @@ class LoadedRun:
     ) -> Tensor:
         """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie.
 
-        Of a run with classes, where images of the classes `kinds` [n] lie. Where a checkpoint
-        lacks the `prior` that its run asks for, plain noise, with a warning.
+        Of a run with classes, where images of the classes `kinds` [n] lie. Without the `prior`
+        that the config asks for, noise as it is, with a warning.
         """
         noise = self.noise(n, seed, start)
         if self.prior is None:

@@ -20,7 +20,7 @@ from cl_ray.data.writer import About, Picture, write
 from cl_ray.errors import UserError
 from cl_ray.loading import BLOCK, LoadedRun, metadata
 
-UNKNOWN = "does not say how many training images each class has: all classes are drawn alike"
+UNKNOWN = "does not say how many images each class has: all are drawn alike"
 
 
 @pytest.fixture(scope="module")
