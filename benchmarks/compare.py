@@ -55,10 +55,9 @@ PENALTIES: dict[str, dict[str, float]] = {
     "relativistic": {"r1": 0.05, "r2": 0.05, "approximate_r1": 0.0},
 }
 """What an objective's own paper adds; the others keep the default's approximate R1."""
-OTHERS = ("residual", "style")
-SLOWER = {"lr_g": 0.001, "lr_d": 0.0003}
-"""Rates for them: with the preset's, which were searched for convolutions, or with a D as fast as
-G, some objectives stay black there."""
+RATES = {"residual": {"lr_g": 0.001, "lr_d": 0.0003}}
+"""Of a family: with the preset's, which were searched for convolutions, or with a D as fast as G,
+some objectives stay black in the residual one."""
 CHECKED_EVERY = 20
 MEASURED = EvaluationConfig(samples=5000, images=10_000)
 SHOWN = ["frechet_over_floor", "precision", "recall", "coverage", "label_balance"]
@@ -74,7 +73,7 @@ def objectives() -> dict[str, Fields]:
             "losses": {"objective": objective, **PENALTIES.get(objective, {})},
             "generator": {"family": family},
             "discriminator": {"family": family},
-            "optimizer": SLOWER if family in OTHERS else {},
+            "optimizer": RATES.get(family, {}),
         }
         for objective, family in product(OBJECTIVES, FAMILIES)
     }
