@@ -1,7 +1,6 @@
 """Ray Data delivers what the seed says, even where the workers hold every CPU."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import ray
 import ray.data
 import torch
+from machine import machine
 
 from cl_ray.adversary import Batch
 from cl_ray.config import build
@@ -28,14 +28,8 @@ COLUMNS = ("positive", "partner", "negative", "present")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    # Not in pytest's own folder: its path is too long for a socket's.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=CPUS):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

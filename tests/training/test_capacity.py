@@ -1,11 +1,11 @@
 """Whether the workers fit, asked of a real Ray with so many CPUs and GPUs."""
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
+from machine import machine
 from rich.console import Console
 
 from cl_ray.config import build
@@ -17,14 +17,8 @@ from cl_ray.training.cluster import running_ray
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """A machine with 4 CPUs and 2 GPUs, as Ray sees it."""
-    # Not in pytest's own folder: its path is too long for a socket's.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=4, gpus=2):
         yield
-        ray.shutdown()
 
 
 def asked(local: bool = True, **fields: Any) -> Plan:

@@ -1,12 +1,12 @@
 """Ctrl-C while a run or a search waits for room on a cluster that is another's for now."""
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from machine import machine
 from running import Running
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,15 +26,9 @@ WAITS = {
 @pytest.fixture(scope="module")
 def full_cluster() -> Iterator[str]:
     """The address of one whose only CPUs are reserved."""
-    # Not in pytest's own folder: its path is too long for a socket's.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=2) as context:
         ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
         yield context.address_info["address"]
-        ray.shutdown()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

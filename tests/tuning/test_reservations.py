@@ -1,12 +1,12 @@
 """What a killed process reserved on the cluster is given back, and nothing else."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import ray
+from machine import machine
 from ray.util.placement_group import placement_group
 
 from tuning.reservations import Reservations, orphans
@@ -14,13 +14,8 @@ from tuning.reservations import Reservations, orphans
 
 @pytest.fixture
 def four_cpus() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=4):
         yield
-        ray.shutdown()
 
 
 def wait_for(condition: Callable[[], Any]) -> None:

@@ -1,12 +1,10 @@
 """How many trials there is room for, asked of a real Ray with so many CPUs and GPUs."""
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
+from machine import machine
 
 from cl_ray.errors import UserError
 from cl_ray.training.capacity import Plan
@@ -14,20 +12,6 @@ from tuning.prepare import prepare
 from tuning.room import Room, share_out
 
 Share = Callable[..., Room]
-
-
-@contextmanager
-def machine(cpus: int, gpus: int) -> Iterator[None]:
-    # Not in pytest's own folder: its path is too long for a socket's.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
-            log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-import ray
+from machine import machine
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -48,13 +47,8 @@ def test_more_at_once_than_the_machine_can_hold(flags: list[str], tmp_path: Path
 @pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a cluster that is there already."""
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=1) as context:
         yield context.address_info["address"]
-        ray.shutdown()
 
 
 def test_a_trial_that_cannot_even_be_set_up_has_failed_and_the_search_ends(

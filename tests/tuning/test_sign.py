@@ -1,6 +1,5 @@
 """What Ray's own API, which the dashboard's pages are made of, says of a trial."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+from machine import machine
 from ray.util.state import list_actors
 
 from tuning.sign import sign_for
@@ -19,14 +19,8 @@ FILE = "trial-balance_0003_lr_g_0.0028_lr_d_0.0005_D_depth_4.log"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    # Not in pytest's own folder: its path is too long for a socket's.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            address="local", num_cpus=1, include_dashboard=True, dashboard_port=0,
-            log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
+    with machine(cpus=1, dashboard=True) as context:
         yield context
-        ray.shutdown()
 
 
 def found(cluster: Any, state: str) -> list[Any]:
