@@ -10,6 +10,7 @@ import ray
 from cl_ray.config import Config
 from cl_ray.errors import UserError
 from cl_ray.training.autoscaler import HEAD, Autoscaler, find_autoscaler
+from cl_ray.training.evaluations import EVALUATION_CPUS
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def plan(config: Config, local: bool) -> Plan:
     Args:
         config: Of it the numbers of workers, CPUs and GPUs.
         local: Whether the cluster is this machine's own: then all of it is shared out, GPUs as
-            well; elsewhere a worker has 1 CPU and no GPU unless they are asked for.
+            well, but for some CPUs that workers on GPUs leave to evaluations; elsewhere a worker
+            has 1 CPU and no GPU unless they are asked for.
 
     Raises:
         UserError: The least number of workers needs more than the cluster has and may add, or fits
@@ -52,7 +54,10 @@ def plan(config: Config, local: bool) -> Plan:
             "device 'cuda' is for workers that have a GPU, and these have none: give "
             "--gpus-per-worker, or take device auto or cpu."
         )
-    cpus = config.cpus_per_worker or (max(1.0, live["CPU"] // most) if local else 1.0)
+    # Workers on a GPU miss few of their CPUs, and an evaluation beside them is done on some.
+    beside = gpus and config.evaluation.every and least == most
+    left = min(float(EVALUATION_CPUS), live["CPU"] // 4) if beside else 0.0
+    cpus = config.cpus_per_worker or (max(1.0, (live["CPU"] - left) // most) if local else 1.0)
     threads = config.threads or max(1, int(cpus))
     holds = partial(room, cpus=cpus, gpus=gpus)
     fitting = sum(map(holds, nodes))

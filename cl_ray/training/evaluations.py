@@ -20,6 +20,9 @@ from cl_ray.networks.families import build_networks
 from cl_ray.prior import Prior
 from cl_ray.training.device import keep_freed_memory
 
+EVALUATION_CPUS = 4
+"""The most CPUs that an evaluation beside the training takes, of those that are free."""
+
 PATIENCE = 60.0
 """Seconds that a new actor may take to start before its work is done here."""
 
@@ -133,11 +136,11 @@ class Evaluations:
         self.here: NetworkEvaluator | None = None
         self.actor: ray.actor.ActorHandle[Any] | None = None
         least, most = config.worker_range  # an elastic run's workers may want the CPU themselves
-        free = ray.available_resources().get("CPU", 0) >= 1
+        cpus = min(EVALUATION_CPUS, int(ray.available_resources().get("CPU", 0)))
         self.beside = beside
-        if beside and config.evaluation.every and least == most and free:
-            kind = ray.remote(num_cpus=1)(NetworkEvaluator)
-            self.actor = kind.remote(config, dataset, name, threads=1)
+        if beside and config.evaluation.every and least == most and cpus:
+            kind = ray.remote(num_cpus=cpus)(NetworkEvaluator)
+            self.actor = kind.remote(config, dataset, name, threads=cpus)
             self.ready = self.actor.ready.remote()
 
     def due(self, epoch: int) -> bool:

@@ -43,8 +43,15 @@ def refused(local: bool = True, **fields: Any) -> str:
     ],
 )
 def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: float) -> None:
-    assert asked(workers=workers) == Plan(cpus, gpus, int(cpus), None)
+    none: dict[str, Any] = {"every": 0}
+    assert asked(workers=workers, evaluation=none) == Plan(cpus, gpus, int(cpus), None)
     assert asked(workers=workers, device="cpu") == Plan(cpus, 0, int(cpus), None)
+
+
+@pytest.mark.parametrize(("workers", "cpus"), [(1, 3), (2, 1), (3, 1), (4, 1), ((1, 2), 2)])
+def test_workers_on_gpus_leave_a_cpu_to_evaluations(workers: Any, cpus: float) -> None:
+    """Where each has one of its own then, and none is asked for that may go."""
+    assert asked(workers=workers).cpus == cpus
 
 
 def test_a_gpu_that_is_named_must_be_asked_for() -> None:

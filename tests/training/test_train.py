@@ -228,6 +228,23 @@ def test_ctrl_c_leaves_a_resumable_run(
     assert ours["d/adversarial"] == pytest.approx(theirs["d/adversarial"], rel=1e-12)
 
 
+def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
+    """What `ray job stop`, Kubernetes and batch systems send."""
+    flags = ["--epochs=100", "--checkpoint.every=7", *SMALL]
+    process = start("--name=ended", f"--storage={storage}", f"--data={digits}", *flags)
+    try:
+        manifest = storage / "ended" / "checkpoints" / "step-00000007" / "manifest.json"
+        wait_for(manifest.exists, "a checkpoint")
+        process.terminate()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1].startswith("cl-ray: stopped; with the run's --name it goes on")
+    assert "SIGTERM" not in output
+    assert "Traceback" not in output
+
+
 def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:
     process = start("--name=lost", f"--storage={storage}", f"--data={digits}", *SMALL)
 

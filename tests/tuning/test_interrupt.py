@@ -43,13 +43,14 @@ def under_way(folder: Path, trial: int) -> bool:
     return "speed/waited" in events.Tags()["scalars"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "sent"), [(1, "Ctrl-C"), (2, "SIGTERM")])
 def test_trials_save_within_the_epoch_and_go_on_from_there(
     flags: list[str],
     start: Callable[..., Running],
     make_digits: Callable[[int], str],
     tmp_path: Path,
     workers: int,
+    sent: str,
 ) -> None:
     trials = 2 if workers == 1 else 1
     wide = [f"--workers={workers}", "--cpus-per-trial=1"]
@@ -64,7 +65,10 @@ def test_trials_save_within_the_epoch_and_go_on_from_there(
     running.wait_for(
         lambda: all(under_way(tmp_path / "s", trial) for trial in every), "steps of each trial"
     )
-    running.press_ctrl_c()
+    if sent == "Ctrl-C":
+        running.press_ctrl_c()
+    else:
+        running.process.terminate()  # as `ray job stop` does
     said = running.end()
     _, _, after = said.partition("Stopping: the trials under way save where they are")
     assert after
