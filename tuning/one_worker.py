@@ -15,6 +15,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.loading import LoadedRun
 from cl_ray.run import Diverged, Figures, Record, Run
+from cl_ray.training.cores import Cores
 from cl_ray.training.device import keep_freed_memory, resolve
 from cl_ray.training.journal import Journal
 from tuning.bell import Listener
@@ -34,6 +35,7 @@ class OneWorkerTrial(Trial):
         """Take what all trials share out of the object store, and begin the first."""
         torch.set_num_threads(job.plan.threads)
         keep_freed_memory()
+        self.cores = Cores(job.plan.threads)
         self.rows, self.evaluator = rows, evaluator
         self.journal: Journal | None = None
         self.pace = 1.0
@@ -90,7 +92,7 @@ class OneWorkerTrial(Trial):
         if run.epochs >= run.config.epochs and not run.position and measured:
             return self.told(self.lines()[-1], run.epochs)  # its end was not heard of before
         if run.position or not run.epochs or measured:
-            with self.listener.steps(self.number):
+            with self.listener.steps(self.number), self.cores:
                 try:
                     figures = run.epoch(self.watch)
                 except Diverged as error:

@@ -21,6 +21,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, chosen_reference, in_words, larger_is_better
 from cl_ray.machine import peak_memory
 from cl_ray.run import Diverged, Figures, Record, Run
+from cl_ray.training.cores import Cores
 from cl_ray.training.device import describe, keep_freed_memory, resolve
 from cl_ray.training.evaluations import Evaluations, Job, weights_of
 from cl_ray.training.folder import Folder
@@ -62,8 +63,9 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     folder: Folder = setup["folder"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    threading.Thread(target=_import_what_is_slow, daemon=True).start()
     torch.set_num_threads(setup["threads"])
+    cores = Cores(setup["threads"])
+    threading.Thread(target=_import_what_is_slow, daemon=True).start()
     keep_freed_memory()
     device, dtype = resolve(config, setup["gpus"])
     if folder.read("config.yaml") is None:
@@ -91,7 +93,8 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     started = time.perf_counter()
     try:
         while run.epochs < config.epochs and (not search or _may_go_on(board, run.epochs)):
-            figures = run.epoch(host.watch if host else None)
+            with cores:
+                figures = run.epoch(host.watch if host else None)
             if host:
                 host.finish_epoch(figures)
             ray.train.report(figures)
