@@ -26,7 +26,7 @@ class ImageConv(nn.Conv2d):
 
     The same numbers as `Conv2d`'s, from the same weights [out, in, 4, 4]. With the one or three
     channels of an image, the gradient towards the image, which every step of G needs, takes
-    oneDNN many times as long in the plain form (benchmarks/README.md).
+    oneDNN many times as long in the plain form.
     """
 
     def __init__(self, in_channels: int, out_channels: int):

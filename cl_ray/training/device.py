@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors, on Linux.
 
     By default glibc gives each freed activation back to the kernel, which then clears its pages
-    again for the next one: a third of a CPU step went there (benchmarks/README.md).
+    again for the next one: a third of a CPU step went there.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
