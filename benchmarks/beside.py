@@ -1,0 +1,84 @@
+"""What a busy program beside costs a step: threads where Linux puts them, and a core for each.
+
+`python benchmarks/beside.py` trains the quick preset in a process of its own for some seconds, by
+turns with and without `cl_ray/training/cores.py`, alone and beside an endless loop in a session of
+its own, as another program of a desktop is. A process that takes no step in `PATIENCE` seconds
+is ended and counts as none.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from itertools import product
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cl_ray.config import preset
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.shards import ResidentShard
+from cl_ray.data.share import Share
+from cl_ray.run import Run
+from cl_ray.training.cores import Cores
+from cl_ray.training.device import keep_freed_memory, resolve
+
+ROUNDS = 3
+WARM, SECONDS, PATIENCE = 5, 5.0, 60.0
+BUSY = [sys.executable, "-c", "while True: pass"]
+
+
+def rate(placed: bool) -> float:
+    """Pairs a second of this process."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    cores = Cores(torch.get_num_threads() if placed else 1)
+    keep_freed_memory()
+    config = preset("quick")
+    device, dtype = resolve(config)
+    shard = ResidentShard.read(Share(Dataset.open(config.data), config), device)
+    adversary = Run(config, shard, device, dtype).adversary
+    batches = shard.batches(0)
+    with cores:
+        for _ in range(WARM):
+            adversary.step(next(batches))
+        begun = time.perf_counter()
+        first = adversary.steps
+        while time.perf_counter() - begun < SECONDS:
+            adversary.step(next(batches))
+        return (adversary.steps - first) * config.batch_size / (time.perf_counter() - begun)
+
+
+def measure(placed: bool, beside: bool) -> float:
+    """The same of a new process, with another one beside or not."""
+    other = subprocess.Popen(BUSY, start_new_session=True) if beside else None
+    try:
+        command = [sys.executable, __file__, "placed" if placed else "free"]
+        return float(subprocess.check_output(command, timeout=PATIENCE))
+    except subprocess.TimeoutExpired:
+        return 0.0
+    finally:
+        if other:
+            other.kill()
+            other.wait()
+
+
+def main() -> None:
+    """Print the table."""
+    if len(sys.argv) > 1:
+        print(rate(sys.argv[1] == "placed"))
+        return
+    cells = list(product((False, True), (False, True)))
+    found: dict[tuple[bool, bool], list[float]] = {cell: [] for cell in cells}
+    for _, cell in product(range(ROUNDS), cells):
+        found[cell].append(measure(*cell))
+    table = Table("threads", "alone", "beside a busy program", title="pairs/s, medians")
+    for placed, name in ((False, "where Linux puts them"), (True, "a core for each")):
+        medians = (statistics.median(found[placed, beside]) for beside in (False, True))
+        table.add_row(name, *(f"{median:.0f}" for median in medians))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
