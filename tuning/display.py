@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cl_ray.training.progress import clock
+from cl_ray.training.progress import clock, counted
 from tuning.leaderboard import best_of, ranked, table_of
 from tuning.study import Metric, Row
 
@@ -60,7 +60,7 @@ class Display:
         order = [*running, *others]
         table = table_of(order, self.metrics, self.epochs, self.console, height, fold=False)
         best = best_of(rows, self.metrics)
-        parts = [f"{ended}/{self.trials} trials"]
+        parts = [f"{ended}/{counted(self.trials, 'trial')}"]
         if best:
             scores = (f"{m.name} {best.figures[m.name]:.4g}" for m in self.metrics)
             parts.append(f"best: trial {best.number}, {', '.join(scores)}")

@@ -29,7 +29,7 @@ from cl_ray.cli import INTERRUPTED
 from cl_ray.errors import UserError, without_keys
 from cl_ray.training.alone import alone
 from cl_ray.training.folder import Folder
-from cl_ray.training.progress import clock
+from cl_ray.training.progress import clock, counted
 from tuning.prepare import RECORD, Search, lacking, prepare
 
 if TYPE_CHECKING:
@@ -165,9 +165,9 @@ def introduce(search: Search, study: object, console: Console) -> None:
     images = search.dataset.info.splits["train"].rows
     console.print(
         Text(
-            f"Search {search.name}: {search.wanted} trials{done}, each of up to {options.epochs} "
-            f"epochs of {images:,} images, for {names}.\n"
-            f"{len(search.space.parameters)} fields are searched by {options.sampler}; "
+            f"Search {search.name}: {counted(search.wanted, 'trial')}{done}, each of up to "
+            f"{counted(options.epochs, 'epoch')} of {images:,} images, for {names}.\n"
+            f"Searched by {options.sampler}: {counted(len(search.space.parameters), 'field')}; "
             f"{EARLY[options.early]}."
         ),
         soft_wrap=True,
@@ -202,7 +202,7 @@ def conclude(search: Search, rows: "list[Row]", study: str, console: Console, ov
     where, config = shlex.quote(str(folder)), Folder(folder.uri, "best.yaml").uri
     look = search.options.study or not folder.remote  # it reads no object store
     lines = {
-        "trained": f"{sum(r.epoch for r in rows)} epochs in {clock(seconds)} of training",
+        "trained": f"{counted(sum(r.epoch for r in rows), 'epoch')} in {clock(seconds)} of training",
         "matters": sentence or "",
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
         "report": f"{folder}/report.html" if sentence else "",
