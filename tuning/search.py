@@ -198,11 +198,11 @@ def conclude(search: Search, rows: "list[Row]", study: str, console: Console, ov
         from tuning.report import write_report
 
         sentence = write_report(search, rows)
-    seconds = sum(row.seconds for row in rows)
+    seconds, epochs = sum(row.seconds for row in rows), sum(row.epoch for row in rows)
     where, config = shlex.quote(str(folder)), Folder(folder.uri, "best.yaml").uri
     look = search.options.study or not folder.remote  # it reads no object store
     lines = {
-        "trained": f"{counted(sum(r.epoch for r in rows), 'epoch')} in {clock(seconds)} of training",
+        "trained": f"{counted(epochs, 'epoch')} in {clock(seconds)} of training",
         "matters": sentence or "",
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
         "report": f"{folder}/report.html" if sentence else "",
