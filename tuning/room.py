@@ -67,6 +67,8 @@ def _plan(search: Search, concurrent: int, local: bool) -> Plan:
         "cpus_per_worker": _each(options.cpus_per_trial, wide),
         "gpus_per_worker": _each(options.gpus_per_trial, wide),
         "threads": None,
+        # A trial is measured between its epochs: no CPU is left to evaluations beside.
+        "evaluation": search.base.evaluation.model_copy(update={"every": 0}),
     }
     try:
         return plan(search.base.model_copy(update=asked), local)
