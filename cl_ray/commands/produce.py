@@ -100,11 +100,13 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
         )
         sys.exit(INTERRUPTED)
     assert made is not None
-    speed = made.images / made.seconds
+    pace = f"{made.images / made.seconds:,.0f} images/s for {made.seconds:.1f} s"
+    if made.seconds < 0.1:  # of so few a speed says nothing
+        pace = "made in under 0.1 s"
     start = ended - begun - made.seconds
     say(
         console,
-        f"{what(job)} are in {where(job)}: {speed:,.0f} images/s for {made.seconds:.1f} s, after "
+        f"{what(job)} are in {where(job)}: {pace}, after "
         f"{start:.1f} s of starting; the largest actor held {decimal(made.peak)}.",
     )
 
