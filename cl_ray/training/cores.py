@@ -23,8 +23,11 @@ class Cores:
         helpers = start_helpers(threads) if 1 < threads == len(self.cores) else []
         self.placed = len(helpers) == threads - 1 > 0
         if self.placed:
-            for helper, core in zip(helpers, self.cores[1:], strict=True):
-                os.sched_setaffinity(helper, [core])
+            try:
+                for helper, core in zip(helpers, self.cores[1:], strict=True):
+                    os.sched_setaffinity(helper, [core])
+            except OSError:  # a sandbox that forbids it; training goes on as the system likes
+                self.placed = False
 
     def __enter__(self) -> None:
         if self.placed:
