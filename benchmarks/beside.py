@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from itertools import product
 
 import torch
@@ -32,8 +33,9 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 def rate(placed: bool) -> float:
     """Pairs a second of this process."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    cores = Cores(torch.get_num_threads() if placed else 1)
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    cores = Cores(threads) if placed else nullcontext()
     keep_freed_memory()
     config = preset("quick")
     device, dtype = resolve(config)

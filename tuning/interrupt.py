@@ -5,16 +5,18 @@ trials instead: each saves at its next record of steps and waits for its end. Th
 them, not for long, and takes Ray down.
 """
 
-import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
 import ray.actor
 from ray.tune import Callback
+
+from cl_ray.training.signals import answered
 
 PATIENCE = 10.0
 """Seconds that trials may take to save; one that needs longer goes on from its last checkpoint."""
@@ -36,23 +38,15 @@ class CtrlC(Callback):
         self.bell, self.say = bell, say
         self.asked = threading.Event()
 
-    @contextlib.contextmanager
-    def heeded(self) -> Iterator[None]:
+    def heeded(self) -> AbstractContextManager[None]:
         """The first Ctrl-C is noted; one more is as ever, and ends the search at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python lets no other thread have a say
-            return
         before = signal.getsignal(signal.SIGINT)
 
         def note(*_: Any) -> None:
             signal.signal(signal.SIGINT, before)
             self.asked.set()
 
-        signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        return answered(signal.SIGINT, note)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Ray Tune is about to look after its trials.

@@ -33,9 +33,8 @@ class OneWorkerTrial(Trial):
         self, config: dict[str, Any], job: Job, rows: Rows | None, evaluator: Evaluator
     ) -> None:
         """Take what all trials share out of the object store, and begin the first."""
-        torch.set_num_threads(job.plan.threads)
-        keep_freed_memory()
         self.cores = Cores(job.plan.threads)
+        keep_freed_memory()
         self.rows, self.evaluator = rows, evaluator
         self.journal: Journal | None = None
         self.pace = 1.0

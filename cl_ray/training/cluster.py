@@ -16,6 +16,7 @@ from rich.console import Console
 from cl_ray.data.dataset import first_line
 from cl_ray.errors import UserError
 from cl_ray.training.folder import Folder
+from cl_ray.training.signals import answered
 
 
 def cluster_to_join(address: str | None) -> str | None:
@@ -64,30 +65,18 @@ def running_ray(
         for name in ("ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with _sigterm_as_ctrl_c():
+        with answered(signal.SIGTERM, _as_ctrl_c):
             yield not address
     finally:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _as_ctrl_c(*signal_and_frame: Any) -> None:
     """What schedulers and `ray job stop` end a program by; Ray's own answer is a stack of calls."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets no other thread have a say
-        return
-
-    def end(*signal_and_frame: Any) -> None:
-        heeded = signal.getsignal(signal.SIGINT)  # whoever answers Ctrl-C by now
-        if not callable(heeded):  # ignored, as in a program that a script left behind with `&`
-            raise KeyboardInterrupt
-        heeded(*signal_and_frame)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    heeded = signal.getsignal(signal.SIGINT)  # whoever answers Ctrl-C by now
+    if not callable(heeded):  # ignored, as in a program that a script left behind with `&`
+        raise KeyboardInterrupt
+    heeded(*signal_and_frame)
 
 
 def see_that_nodes_share(folder: Folder, flag: str = "storage") -> None:

@@ -14,11 +14,12 @@ class Cores:
     done where the threads are fewer or more than the cores, or the system knows no such request.
 
     Args:
-        threads: That torch computes with. Made in the thread that enters, before that computes:
-            its first computation starts the others.
+        threads: That torch computes with from here on. Made in the thread that enters, before that
+            computes: its first computation starts the others.
     """
 
     def __init__(self, threads: int):
+        torch.set_num_threads(threads)
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         helpers = start_helpers(threads) if 1 < threads == len(self.cores) else []
         self.placed = len(helpers) == threads - 1 > 0

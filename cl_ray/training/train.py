@@ -6,7 +6,6 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,6 +26,7 @@ from cl_ray.training.earlier import look_back
 from cl_ray.training.folder import Folder
 from cl_ray.training.here import see_that_it_can, starts_here
 from cl_ray.training.progress import Progress, clock, counted
+from cl_ray.training.signals import answered
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,8 @@ def _fit(
         watcher = threading.Thread(target=_watch, args=(board, progress, config, over), daemon=True)
         watcher.start()
         try:
-            with _ctrl_c_given_back():
+            # Ray Train answers Ctrl-C in its own way and would, in a notebook, for ever after.
+            with answered(signal.SIGINT):
                 result = trainer.fit()
         except SystemExit as error:  # Ray Train's answer to Ctrl-C
             raise KeyboardInterrupt from error
@@ -282,19 +283,6 @@ def _fit(
     if outcome is None:
         raise KeyboardInterrupt
     return dict(outcome)
-
-
-@contextlib.contextmanager
-def _ctrl_c_given_back() -> Iterator[None]:
-    """Ray Train answers Ctrl-C in its own way and would, in a notebook, for ever after."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets no other thread have a say, and Ray Train does not try
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _watch(board: Any, progress: Progress, config: Config, over: threading.Event) -> None:

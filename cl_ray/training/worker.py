@@ -63,7 +63,6 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     folder: Folder = setup["folder"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(setup["threads"])
     cores = Cores(setup["threads"])
     threading.Thread(target=_import_what_is_slow, daemon=True).start()
     keep_freed_memory()

@@ -18,7 +18,6 @@ def places(threads: int) -> tuple[list[set[int]], list[set[int]]]:
 
     def compute() -> None:
         before = all_threads()
-        torch.set_num_threads(threads)
         cores = Cores(threads)
 
         def look() -> None:
