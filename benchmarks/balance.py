@@ -19,16 +19,16 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tuning.importance import RATES
-from tuning.report import DEPTHS
-from tuning.study import Row
+from cl_ray.tuning.importance import RATES
+from cl_ray.tuning.report import DEPTHS
+from cl_ray.tuning.study import TrialResult
 
 WIDTH, HEIGHT = 720, 1080
 COLOURS = "Cividis"  # alike to the eye with and without red and green (Nuñez et al., 2018)
 BRIGHTEST, DARKEST = 4.0, 80.0
 
 
-def picture(rows: list[Row]) -> go.Figure:
+def picture(rows: list[TrialResult]) -> go.Figure:
     """Two heat maps of the median distance, the brighter the better, with the best beside it."""
     figure = make_subplots(rows=2, vertical_spacing=0.14)
     ends = [math.log10(end) for end in BINS]
@@ -64,7 +64,7 @@ def picture(rows: list[Row]) -> go.Figure:
         coloraxis={
             "colorscale": COLOURS,
             "reversescale": True,
-            "showscale": False,  # the figures stand in the cells
+            "showscale": False,  # the metrics stand in the cells
             "cmin": math.log10(BRIGHTEST),
             "cmax": math.log10(DARKEST),
         },
@@ -74,7 +74,7 @@ def picture(rows: list[Row]) -> go.Figure:
 def add(
     figure: go.Figure, line: int, cells: dict[tuple[int, int], list[float]], at: dict[int, float]
 ) -> None:
-    """A heat map, each cell with its figures; `at` is where a bin's middle lies."""
+    """A heat map, each cell with its metrics; `at` is where a bin's middle lies."""
     places: list[Any] = list(at.values())
     medians = {place: statistics.median(some) for place, some in cells.items()}
     table = [[math.log10(medians[x, y]) if (x, y) in medians else None for x in at] for y in at]

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.loading import LoadedRun
-from cl_ray.run import Run
-from cl_ray.training.device import resolve
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import resolve_device
+from cl_ray.model import TrainedModel
+from cl_ray.trainer import Trainer
 
 
-def passes(config: Config, dataset: Dataset) -> Iterator[LoadedRun]:
+def passes(config: Config, dataset: Dataset) -> Iterator[TrainedModel]:
     """Train in this process.
 
     Args:
@@ -19,23 +19,23 @@ def passes(config: Config, dataset: Dataset) -> Iterator[LoadedRun]:
         dataset: On what.
 
     Yields:
-        The averaged G and D after each pass.
+        The EMA generator and D after each pass.
 
     Raises:
         Diverged: A loss is no number.
     """
-    device, dtype = resolve(config)
-    run = Run(config, ResidentShard.read(Share(dataset, config), device), device, dtype)
+    device, dtype = resolve_device(config)
+    run = Trainer(config, InMemoryLoader.read(Partition(dataset, config), device), device, dtype)
     for _ in range(config.epochs):
-        run.epoch()
-        adversary = run.adversary
-        yield LoadedRun(
+        run.train_epoch()
+        gan = run.gan
+        yield TrainedModel(
             config=config,
-            shape=adversary.shape,
+            shape=gan.shape,
             checkpoint="",
-            step=adversary.steps,
-            generator=adversary.averaged,
-            discriminator=adversary.discriminator,
+            step=gan.steps,
+            generator=gan.ema_generator,
+            discriminator=gan.discriminator,
             device=device,
-            classes=adversary.classes,
+            classes=gan.classes,
         )

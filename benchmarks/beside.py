@@ -20,11 +20,11 @@ from rich.table import Table
 
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.run import Run
-from cl_ray.training.cores import Cores
-from cl_ray.training.device import keep_freed_memory, resolve
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.trainer import Trainer
+from cl_ray.training.cpu_affinity import CpuAffinity
 
 ROUNDS = 3
 WARM, SECONDS, PATIENCE = 5, 5.0, 60.0
@@ -35,21 +35,21 @@ def rate(placed: bool) -> float:
     """Pairs a second of this process."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
-    cores = Cores(threads) if placed else nullcontext()
+    cores = CpuAffinity(threads) if placed else nullcontext()
     keep_freed_memory()
     config = preset("quick")
-    device, dtype = resolve(config)
-    shard = ResidentShard.read(Share(Dataset.open(config.data), config), device)
-    adversary = Run(config, shard, device, dtype).adversary
+    device, dtype = resolve_device(config)
+    shard = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
+    gan = Trainer(config, shard, device, dtype).gan
     batches = shard.batches(0)
     with cores:
         for _ in range(WARM):
-            adversary.step(next(batches))
+            gan.step(next(batches))
         begun = time.perf_counter()
-        first = adversary.steps
+        first = gan.steps
         while time.perf_counter() - begun < SECONDS:
-            adversary.step(next(batches))
-        return (adversary.steps - first) * config.batch_size / (time.perf_counter() - begun)
+            gan.step(next(batches))
+        return (gan.steps - first) * config.batch_size / (time.perf_counter() - begun)
 
 
 def measure(placed: bool, beside: bool) -> float:

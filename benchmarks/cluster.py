@@ -21,14 +21,14 @@ ROOT = Path(__file__).parent.parent
 STORY = "test_up or test_training or test_down"
 
 
-def once(select: str, figures: Path) -> tuple[bool, float, dict[str, float]]:
+def once(select: str, metrics: Path) -> tuple[bool, float, dict[str, float]]:
     """Whether a round passed, its seconds, and what it noted."""
-    figures.write_text("")
+    metrics.write_text("")
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-k", select, "tests/cluster/test_aws.py"],
         cwd=ROOT,
-        env={**os.environ, "CL_RAY_CLUSTER_FIGURES": str(figures)},
+        env={**os.environ, "CL_RAY_CLUSTER_FIGURES": str(metrics)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -36,7 +36,7 @@ def once(select: str, figures: Path) -> tuple[bool, float, dict[str, float]]:
     if not passed:
         print(done.stdout[-3000:], file=sys.stderr)
     noted: dict[str, float] = {}
-    for line in figures.read_text().splitlines():
+    for line in metrics.read_text().splitlines():
         noted.update(json.loads(line))
     return passed, time.monotonic() - begun, noted
 
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(asked.rounds):
             select = "test" if asked.all else STORY
-            passed, seconds, noted = once(select, Path(folder) / "figures.jsonl")
+            passed, seconds, noted = once(select, Path(folder) / "metrics.jsonl")
             passes += passed
             row = [str(number + 1), "yes" if passed else "NO", f"{seconds:.0f}"]
             if "seconds_to_recovery" in noted:

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py objectives            # every objective by every family of networks
     python benchmarks/compare.py forms --seeds 3       # contrastive term: off, InfoNCE, ContraD's
-    python benchmarks/compare.py tricks                # penalties, averaging, falling rates, jitter
+    python benchmarks/compare.py tricks                # penalties, averaging, falling rates, latent_noise_std
     python benchmarks/compare.py sizes                 # D smaller than, equal to and larger than G
     python benchmarks/compare.py labels                # conditions; these features are supervised
     python benchmarks/compare.py found                 # the quick preset, and what searches found
@@ -11,7 +11,7 @@
 
 A cell is one setting with one seed, trained on one thread for `--seconds` of that thread's own
 time, so that what else runs on the machine costs it nothing; or for so many `--pairs`, which is
-what several cells can share a GPU by. Its figures go into benchmarks/results/TABLE.jsonl as it
+what several cells can share a GPU by. Its metrics go into benchmarks/results/TABLE.jsonl as it
 ends, and the same command goes on with the cells that are missing there; the table of that budget
 is printed at the end. With them stands a digest of the whole config: a row of another one than the
 setting has now, for the preset may have changed, counts as missing and is not shown, and one that
@@ -39,15 +39,15 @@ from rich.console import Console
 
 from cl_ray.config import Config, build, merge, preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import describe_device, keep_freed_memory, resolve_device
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.loading import LoadedRun
 from cl_ray.losses.adversarial import OBJECTIVES
-from cl_ray.networks.families import FAMILIES
-from cl_ray.run import Run
-from cl_ray.training.device import describe, keep_freed_memory, resolve
+from cl_ray.model import TrainedModel
+from cl_ray.networks.build import FAMILIES
+from cl_ray.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 PENALTIES: dict[str, dict[str, float]] = {
@@ -83,7 +83,7 @@ def forms() -> dict[str, Fields]:
     """D with and without what it learns from views."""
     views = {"rotate": 20.0, "shift": 0.12, "scale": 0.2, "shear": 15.0, "warp": 0.1, "erase": 0.15}
     contrad = {"form": "contrad", "pair": 0.0, "approximate_r1": 0.0, "temperature": 0.1}
-    off = {"contrastive": 0.0, "pair": 0.0, "indistinguishability": 0.0}
+    off = {"contrastive": 0.0, "pair": 0.0, "pair_confusion": 0.0}
     return {
         "without": {"losses": off},
         "InfoNCE": {},
@@ -109,9 +109,9 @@ def tricks() -> dict[str, Fields]:
         "two steps of D": {"optimizer": {"d_steps": 2}},
         "rates fall over the second half": {"optimizer": {"decay": 0.5}},
         "G not averaged": {"optimizer": {"average": 0.0}},
-        "no jitter": {"generator": {"jitter": 0.0}},
+        "no latent_noise_std": {"generator": {"latent_noise_std": 0.0}},
         "latent vectors not spread": {"losses": {"uniformity": 0.0}},
-        "no pair term": {"losses": {"pair": 0.0, "indistinguishability": 0.0}},
+        "no pair term": {"losses": {"pair": 0.0, "pair_confusion": 0.0}},
     }
 
 
@@ -129,19 +129,19 @@ def labels() -> dict[str, Fields]:
 
 
 def found() -> dict[str, Fields]:
-    """The quick preset beside settings that searches led to, most with the jitter of their time."""
+    """The quick preset beside settings that searches led to, most with the latent_noise_std of their time."""
 
     def setting(
         lr_g: float,
         lr_d: float,
         depth: tuple[int, int] = (3, 3),
         width: int = 32,
-        jitter: float = 0.7,
+        latent_noise_std: float = 0.7,
         **others: Any,
     ) -> Fields:
         return {
             "optimizer": {"lr_g": lr_g, "lr_d": lr_d, "d_steps": others.pop("d_steps", 1)},
-            "generator": {"depth": depth[0], "width": width, "jitter": jitter},
+            "generator": {"depth": depth[0], "width": width, "latent_noise_std": latent_noise_std},
             "discriminator": {"depth": depth[1], "width": width},
             **others,
         }
@@ -152,10 +152,10 @@ def found() -> dict[str, Fields]:
     return {
         "preset": {},
         "preset until then": setting(0.001, 0.001, losses=weights(40, 0.05)),
-        "jitter 0.35": setting(0.003, 0.002, jitter=0.35, losses=weights(60, 0.05)),
-        "jitter 0.4, slower D": setting(0.003, 0.0015, jitter=0.4, losses=weights(50, 0.1)),
-        "jitter 0.1": setting(0.003, 0.002, jitter=0.1, losses=weights(60, 0.05)),
-        "jitter 0": setting(0.003, 0.002, jitter=0.0, losses=weights(60, 0.05)),
+        "latent_noise_std 0.35": setting(0.003, 0.002, latent_noise_std=0.35, losses=weights(60, 0.05)),
+        "latent_noise_std 0.4, slower D": setting(0.003, 0.0015, latent_noise_std=0.4, losses=weights(50, 0.1)),
+        "latent_noise_std 0.1": setting(0.003, 0.002, latent_noise_std=0.1, losses=weights(60, 0.05)),
+        "latent_noise_std 0": setting(0.003, 0.002, latent_noise_std=0.0, losses=weights(60, 0.05)),
         "trial 8": setting(
             0.0028, 0.0005, (4, 5), width=48, d_steps=2, batch_size=32,
             losses={"contrastive": 3.18, "reconstruction": 56.3},
@@ -178,7 +178,7 @@ def searched() -> dict[str, Fields]:
         row = json.loads(line)
         objective, best = row["objective"], row["trials"][0]
         fields: Fields = {"losses": {"objective": objective, **PENALTIES.get(objective, {})}}
-        fields["generator"] = {"jitter": row["jitter"]}
+        fields["generator"] = {"latent_noise_std": row["latent_noise_std"]}
         for name, value in best.items():
             section, dot, field = name.partition(".")
             if dot:
@@ -215,11 +215,11 @@ class Budget:
         return cls(cell.get("seconds"), cell.get("budget_pairs"))
 
 
-def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
+def train(config: Config, budget: Budget) -> tuple[Trainer, float, str]:
     """A run at the end of its budget, the seconds of this thread, and what ended it early."""
-    device, dtype = resolve(config)
-    shard = ResidentShard.read(Share(Dataset.open(config.data), config), device)
-    run = Run(config, shard, device, dtype)
+    device, dtype = resolve_device(config)
+    shard = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
+    run = Trainer(config, shard, device, dtype)
     begun = time.process_time()
     pending: list[dict[str, torch.Tensor]] = []
     falling, used = config.optimizer.decay, 0.0
@@ -227,10 +227,10 @@ def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
     while True:
         for batch in run.shard.batches(epoch):
             if falling:
-                run.adversary.set_rates(min(1.0, (1 - used) / falling))
-            pending.append(run.adversary.step(batch))
+                run.gan.set_lr_scale(min(1.0, (1 - used) / falling))
+            pending.append(run.gan.step(batch))
             spent = time.process_time() - begun
-            used = budget.used(spent, run.adversary.steps * config.batch_size)
+            used = budget.used(spent, run.gan.steps * config.batch_size)
             over = used >= 1
             if over or len(pending) == CHECKED_EVERY:
                 lost = [n for t in pending for n, v in t.items() if not v.isfinite()]
@@ -241,31 +241,31 @@ def train(config: Config, budget: Budget) -> tuple[Run, float, str]:
         epoch += 1
 
 
-def measure(run: Run, evaluator: Evaluator) -> Fields:
-    """Figures of the run's networks, and whether they have collapsed."""
-    adversary = run.adversary
-    loaded = LoadedRun(
+def measure(run: Trainer, evaluator: Evaluator) -> Fields:
+    """Metrics of the run's networks, and whether they have collapsed."""
+    gan = run.gan
+    loaded = TrainedModel(
         config=run.config,
-        shape=adversary.shape,
+        shape=gan.shape,
         checkpoint="",
-        step=adversary.steps,
-        generator=adversary.averaged,
-        discriminator=adversary.discriminator,
-        device=adversary.device,
-        classes=adversary.classes,
-        counts=tuple(run.shard.share.counts),
+        step=gan.steps,
+        generator=gan.ema_generator,
+        discriminator=gan.discriminator,
+        device=gan.device,
+        classes=gan.classes,
+        counts=tuple(run.shard.partition.counts),
         prior=run.prior,
     )
     found = evaluator.evaluate(loaded)
     assert found.fidelity is not None
-    floors = {name: figure.floor for name, figure in found.fidelity.figures.items()}
-    figures = found.figures()
+    floors = {name: figure.floor for name, figure in found.fidelity.metrics.items()}
+    metrics = found.metrics()
     collapsed = (
-        figures["precision"] < floors["precision"] / 2
-        or figures["coverage"] < floors["coverage"] / 10
-        or figures["label_balance"] < 0.01
+        metrics["precision"] < floors["precision"] / 2
+        or metrics["coverage"] < floors["coverage"] / 10
+        or metrics["label_balance"] < 0.01
     )
-    return {"figures": {n: round(v, 5) for n, v in figures.items()}, "collapsed": collapsed}
+    return {"metrics": {n: round(v, 5) for n, v in metrics.items()}, "collapsed": collapsed}
 
 
 def configured(fields: Fields, **others: Any) -> Config:
@@ -295,14 +295,14 @@ def cells(table: str) -> list[Fields]:
 def show(table: str, budget: Budget, console: Console) -> None:
     """The cells of that budget as Markdown: means over seeds, with their spread."""
     done = [cell for cell in cells(table) if Budget.of(cell) == budget]
-    names = [n for n in SHOWN if any(n in cell.get("figures", {}) for cell in done)]
+    names = [n for n in SHOWN if any(n in cell.get("metrics", {}) for cell in done)]
     console.print(f"| {table} | seeds | steps | " + " | ".join(names) + " | ended well |")
     console.print("|---" * (len(names) + 4) + "|")
     for name in dict.fromkeys(cell["cell"] for cell in done):
         of = [cell for cell in done if cell["cell"] == name]
         row = [name, str(len(of)), str(round(mean(cell["steps"] for cell in of)))]
         for figure in names:
-            values = [c["figures"][figure] for c in of if figure in c.get("figures", {})]
+            values = [c["metrics"][figure] for c in of if figure in c.get("metrics", {})]
             spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
             row.append(f"{mean(values):.4g}{spread}" if values else "–")
         bad = {cell["ended"] or "collapsed" for cell in of if cell["ended"] or cell["collapsed"]}
@@ -323,9 +323,9 @@ def fill(name: str, seed: int, fields: Fields, budget: Budget, device: str) -> F
     run, spent, ended = train(config, budget)
     cell: Fields = {"cell": name, "config": digest(fields), "seed": seed}
     cell |= {"seconds": budget.seconds}
-    cell |= {"budget_pairs": budget.pairs, "spent": round(spent, 1), "steps": run.adversary.steps}
-    cell |= {"pairs": run.adversary.steps * config.batch_size, "ended": ended, "collapsed": False}
-    cell |= {"on": describe(*resolve(config))}
+    cell |= {"budget_pairs": budget.pairs, "spent": round(spent, 1), "steps": run.gan.steps}
+    cell |= {"pairs": run.gan.steps * config.batch_size, "ended": ended, "collapsed": False}
+    cell |= {"on": describe_device(*resolve_device(config))}
     return cell if ended else cell | measure(run, evaluator())
 
 

@@ -2,7 +2,7 @@
 
 `python benchmarks/equality.py` takes five float64 steps, two of them on short batches, by one
 process and by real gloo groups of two and four, for every objective, mode of pairs and number of
-D's steps, and prints the largest difference of any weight of G, D or the averaged G.
+D's steps, and prints the largest difference of any weight of G, D or the EMA generator.
 """
 
 import sys
@@ -14,8 +14,8 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the same code as the tests'
 
-from five_steps import CASES, largest_difference, take
-from ranks import together
+from helpers.five_steps import CASES, largest_difference, take
+from helpers.ranks import together
 
 WORKERS = (2, 4)
 

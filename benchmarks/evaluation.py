@@ -14,7 +14,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 EPOCHS = 4
 IMAGES = {"train": 12_800, "test": 10_000}
@@ -27,8 +27,8 @@ def digits(folder: Path) -> str:
         rows = packaged.read(split, packaged.pieces(split)[:14])
         assert rows.label is not None
         images = zip(rows.image[:count], rows.label[:count], strict=True)
-        splits[split] = [Picture(image, int(label), "") for image, label in images]
-    write(splits, str(folder / "digits"), About("digits", "MNIST"))
+        splits[split] = [RawImage(image, int(label), "") for image, label in images]
+    write_splits(splits, str(folder / "digits"), DatasetMetadata("digits", "MNIST"))
     return str(folder / "digits")
 
 

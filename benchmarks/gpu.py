@@ -13,29 +13,29 @@ from rich.table import Table
 
 from cl_ray.config import build, merge, preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.networks.families import FAMILIES
-from cl_ray.run import Run
-from cl_ray.training.device import resolve
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import resolve_device
+from cl_ray.networks.build import FAMILIES
+from cl_ray.trainer import Trainer
 
 BATCHES = (64, 512)
 PRECISIONS = ("float32", "bfloat16")
 WARM, STEPS = 5, 25
 
 
-def measure(run: Run, recorded: bool) -> float:
+def measure(run: Trainer, recorded: bool) -> float:
     """Pairs a second, drawing them included."""
-    adversary = run.adversary
+    gan = run.gan
     if not recorded:
-        adversary.update = adversary._update
+        gan.update = gan._update
     batches = run.shard.batches(0)
     for _ in range(WARM):
-        adversary.step(next(batches))
+        gan.step(next(batches))
     torch.cuda.synchronize()
     begun = time.perf_counter()
     for _ in range(STEPS):
-        adversary.step(next(batches))
+        gan.step(next(batches))
     torch.cuda.synchronize()
     return STEPS * run.config.batch_size / (time.perf_counter() - begun)
 
@@ -57,10 +57,13 @@ def main() -> None:
             "discriminator": {"family": family},
         }
         config = build(merge(preset("quick").model_dump(), fields))
-        device, dtype = resolve(config)
+        device, dtype = resolve_device(config)
         speeds = [
             measure(
-                Run(config, ResidentShard.read(Share(data, config), device), device, dtype), kind
+                Trainer(
+                    config, InMemoryLoader.read(Partition(data, config), device), device, dtype
+                ),
+                kind,
             )
             for kind in (False, True)
         ]

@@ -20,11 +20,11 @@ from rich.table import Table
 
 from cl_ray.config import Config, merge, preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.data.writer import About, Picture, write
-from cl_ray.run import Run
-from cl_ray.training.device import keep_freed_memory, resolve
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.trainer import Trainer
 
 ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
 
@@ -33,25 +33,25 @@ def digits(folder: Path) -> str:
     """A data set of the first packaged digits."""
     dataset = Dataset.open("mnist")
     rows = dataset.read("train", dataset.pieces("train")[:7])
-    pictures = [Picture(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
-    write({"train": pictures}, str(folder / "digits"), About("digits", "MNIST"))
+    pictures = [RawImage(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
+    write_splits({"train": pictures}, str(folder / "digits"), DatasetMetadata("digits", "MNIST"))
     return str(folder / "digits")
 
 
 def bare(data: str) -> list[dict[str, float]]:
-    """The epochs' figures of a run with no Ray around it."""
+    """The epochs' metrics of a run with no Ray around it."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     keep_freed_memory()
     config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
-    device, dtype = resolve(config)
-    shard = ResidentShard.read(Share(Dataset.open(data), config), device)
-    run = Run(config, shard, device, dtype)
-    return [run.epoch() for _ in range(EPOCHS)]
+    device, dtype = resolve_device(config)
+    shard = InMemoryLoader.read(Partition(Dataset.open(data), config), device)
+    run = Trainer(config, shard, device, dtype)
+    return [run.train_epoch() for _ in range(EPOCHS)]
 
 
 def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any], dict[str, Any]]:
-    """The epochs' figures and the summary of `cl-ray train`."""
+    """The epochs' metrics and the summary of `cl-ray train`."""
     name = f"w{workers}-{number}"
     flags = [f"--name={name}", f"--storage={folder}", f"--data={data}", f"--workers={workers}"]
     flags += [f"--epochs={EPOCHS}", "--evaluation.every=0"]

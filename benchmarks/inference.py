@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_ray.data.dataset import Dataset
+from cl_ray.device import keep_freed_memory
 from cl_ray.inference.pool import peak_memory, prepare, produce, share_out
 from cl_ray.inference.work import Embed, FromNoise, Work
-from cl_ray.loading import load
-from cl_ray.training.cluster import running_ray
-from cl_ray.training.device import keep_freed_memory
+from cl_ray.model import load
+from cl_ray.training.cluster import ray_session
 
 ROUNDS = 3
 COUNTS = (10_000, 100_000)
@@ -50,7 +50,7 @@ def pooled(run: str, work: Work, out: str) -> dict[str, float]:
     """images/s of the pool, its seconds before the first part, and peaks of memory."""
     begun = time.perf_counter()
     job = prepare(run, work, out)
-    with running_ray(None, False, False, Console(stderr=True)) as local:
+    with ray_session(None, False, False, Console(stderr=True)) as local:
         pool = share_out(None, None, None, local, len(job.missing))
         made = list(produce(job, pool))
         start = time.perf_counter() - begun - made[-1].seconds

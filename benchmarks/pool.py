@@ -26,26 +26,26 @@ from rich.console import Console
 from rich.table import Table
 
 from cl_ray.config import Config, build, leaves, merge, preset
-from cl_ray.data.dataset import Dataset, Rows
-from cl_ray.data.draw import draw
-from cl_ray.evaluation.fidelity import frechet
-from cl_ray.evaluation.reference import Reference
-from cl_ray.evaluation.representation import nearest
-from cl_ray.loading import LoadedRun
-from cl_ray.run import Diverged
-from cl_ray.training.device import keep_freed_memory
+from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.sampling import sample_rows
+from cl_ray.device import keep_freed_memory
+from cl_ray.evaluation.fidelity import frechet_distance
+from cl_ray.evaluation.probes import nearest_neighbours
+from cl_ray.evaluation.reference import ReferenceClassifier
+from cl_ray.model import TrainedModel
+from cl_ray.trainer import NonFiniteLossError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tuning.importance import RATES, importances, what_mattered
-from tuning.leaderboard import short
-from tuning.prepare import subset
-from tuning.report import DEPTHS
-from tuning.space import Space, Values, configured
-from tuning.study import Chance, Metric, Row
+from cl_ray.tuning.importance import RATES, importances, what_mattered
+from cl_ray.tuning.leaderboard import short
+from cl_ray.tuning.prepare import subset
+from cl_ray.tuning.report import DEPTHS
+from cl_ray.tuning.space import Space, Values, configured
+from cl_ray.tuning.study import SearchMetric, SeededRandomSampler, TrialResult
 
 FILE = Path(__file__).parent / "pool.jsonl"
 SPACE = str(FILE.with_name("pool_space.yaml"))
-METRIC = Metric("frechet", larger=False)
+METRIC = SearchMetric("frechet", larger=False)
 KNOWN, RANDOM, SEED = 2, 107, 0
 EPOCHS, IMAGES, MEASURED = 6, 1024, 1000
 BINS = (1e-4, 2.5e-4, 6.3e-4, 1.6e-3, 4e-3)
@@ -73,11 +73,11 @@ class Curve:
     diverged: str = ""
 
     @property
-    def row(self) -> Row:
+    def row(self) -> TrialResult:
         """As a trial of a search."""
         status = "diverged" if self.diverged else "finished"
         history = dict(enumerate(self.frechet, 1))
-        return Row(self.number, status, self.values, epoch=len(history), history=history)
+        return TrialResult(self.number, status, self.values, epoch=len(history), history=history)
 
 
 def task() -> tuple[Config, Space]:
@@ -85,7 +85,7 @@ def task() -> tuple[Config, Space]:
     then = {
         "optimizer": {"lr_g": 1e-3, "lr_d": 1e-3},
         "losses": {"reconstruction": 40.0},
-        "generator": {"jitter": 0.7, "prior": 0},
+        "generator": {"latent_noise_std": 0.7, "prior": 0},
     }
     base = merge(preset("quick").model_dump(), {"epochs": EPOCHS, "threads": 1, **then})
     return build(base), Space.load(SPACE)
@@ -101,18 +101,18 @@ class Measure:
     """How good networks are, briefly."""
 
     def __init__(self, dataset: Dataset):
-        self.reference = Reference.load("mnist")
-        self.bank: Rows = dataset.read("train")
-        self.test = draw(dataset, "test", MEASURED, SEED)
+        self.reference = ReferenceClassifier.load("mnist")
+        self.bank: RowBatch = dataset.read("train")
+        self.test = sample_rows(dataset, "test", MEASURED, SEED)
         self.real = self.reference.features(self.test.image)
 
-    def __call__(self, run: LoadedRun) -> tuple[float, float]:
+    def __call__(self, run: TrainedModel) -> tuple[float, float]:
         """The Fréchet distance of its samples, and 1-NN of its features."""
-        distance = frechet(self.real, self.reference.features(run.generate(MEASURED)))
+        distance = frechet_distance(self.real, self.reference.features(run.generate(MEASURED)))
         bank, asked = (torch.from_numpy(run.embed(r.image)) for r in (self.bank, self.test))
         assert self.bank.label is not None
         assert self.test.label is not None
-        found = self.bank.label[nearest(bank, asked, 1)[:, 0].numpy()]
+        found = self.bank.label[nearest_neighbours(bank, asked, 1)[:, 0].numpy()]
         return distance, float((found == self.test.label).mean())
 
 
@@ -123,7 +123,7 @@ def record(part: int, parts: int) -> None:
     dataset = subset(Dataset.open("mnist"), IMAGES)
     base, space = task()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=Chance(SEED))
+    study = optuna.create_study(sampler=SeededRandomSampler(SEED))
     own = dict(leaves(base.model_dump()))
     for rate in (own["optimizer.lr_g"], 4e-4):
         first = {field: own[field] for field in space.parameters}
@@ -144,7 +144,7 @@ def record(part: int, parts: int) -> None:
                 curve.frechet.append(round(distance, 4))
                 curve.knn_1.append(right)
                 begun = time.process_time()
-        except Diverged as error:
+        except NonFiniteLossError as error:
             curve.seconds.append(round(time.process_time() - begun, 3))
             reason = str(error)
         with FILE.open("a") as lines:
@@ -171,7 +171,7 @@ def rate_bin(rate: float) -> int:
 
 
 def cells_of(
-    rows: list[Row], across: str, up: str, bin_of: Any
+    rows: list[TrialResult], across: str, up: str, bin_of: Any
 ) -> dict[tuple[int, int], list[float]]:
     """The distances after the last pass of the settings in each bin of two fields."""
     cells: dict[tuple[int, int], list[float]] = {}
@@ -181,7 +181,7 @@ def cells_of(
     return cells
 
 
-def map_of(rows: list[Row], across: str, up: str, bin_of: Any) -> Table:
+def map_of(rows: list[TrialResult], across: str, up: str, bin_of: Any) -> Table:
     """The median distance after the last pass of the settings in each bin of two fields."""
     cells = cells_of(rows, across, up, bin_of)
     columns, lines = (sorted({place[axis] for place in cells}) for axis in (0, 1))

@@ -35,7 +35,7 @@ def best(folder: Path, way: str, seed: int) -> tuple[float, int]:
     if done.returncode:
         raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")
     rows = json.loads((folder / name / "leaderboard.json").read_text())
-    finished = [row["figures"]["frechet"] for row in rows if row["status"] == "finished"]
+    finished = [row["metrics"]["frechet"] for row in rows if row["status"] == "finished"]
     return min(finished), sum(row["epoch"] for row in rows)
 
 

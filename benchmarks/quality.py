@@ -10,29 +10,29 @@ import sys
 import torch
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.evaluation.fidelity import frechet
-from cl_ray.evaluation.reference import Reference
-from cl_ray.evaluation.representation import nearest
-from cl_ray.loading import load
+from cl_ray.evaluation.fidelity import frechet_distance
+from cl_ray.evaluation.probes import nearest_neighbours
+from cl_ray.evaluation.reference import ReferenceClassifier
+from cl_ray.model import load
 
 SAMPLES = 10_000
 
 
 def main() -> None:
-    """Print the figures of the run that is named."""
+    """Print the metrics of the run that is named."""
     run = load(sys.argv[1])
     digits = Dataset.open("mnist")
     train, test = digits.read("train"), digits.read("test")
     assert train.label is not None
     assert test.label is not None
     bank, asked = (torch.from_numpy(run.embed(rows.image)) for rows in (train, test))
-    found = torch.from_numpy(train.label)[nearest(bank, asked, 1)[:, 0]]
+    found = torch.from_numpy(train.label)[nearest_neighbours(bank, asked, 1)[:, 0]]
     right = (found == torch.from_numpy(test.label)).double().mean().item()
     print(f"{run.checkpoint}: 1-NN of D's features ({run.config.pairs.mode}) {right:.2%}")
-    reference = Reference.load("mnist")
+    reference = ReferenceClassifier.load("mnist")
     real = reference.features(test.image)
-    distance = frechet(real, reference.features(run.generate(SAMPLES, seed=1)))
-    floor = frechet(real, reference.features(train.image[:SAMPLES]))
+    distance = frechet_distance(real, reference.features(run.generate(SAMPLES, seed=1)))
+    floor = frechet_distance(real, reference.features(train.image[:SAMPLES]))
     print(f"Fréchet distance {distance:.3f}, floor {floor:.4f}: {distance / floor:.0f} x")
 
 

@@ -70,7 +70,7 @@ def hangs(folder: Path, console: Console) -> None:
 
 
 def whole(folder: Path) -> dict[str, list[str]]:
-    """Each trial's finished epochs, as metrics.jsonl has them: the very seconds, and figures."""
+    """Each trial's finished epochs, as metrics.jsonl has them: the very seconds, and metrics."""
     return {
         file.parent.name: [line for line in file.read_text().splitlines() if '"evaluation/' in line]
         for file in folder.glob("trials/*/metrics.jsonl")
@@ -126,7 +126,7 @@ def kills(folder: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the metrics."""
     console = Console(soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         kills(Path(scratch), console)

@@ -51,7 +51,11 @@ def command(objective: str, trials: int, images: int, storage: Path) -> list[str
     bound = BOUNDS.get(objective, {"losses.approximate_r1": SLOPE})
     space.write_text(yaml.safe_dump({**RATES, **bound}))
     begins = {f"losses.{name}": value for name, value in PENALTIES.get(objective, {}).items()}
-    fixed = {"losses.objective": objective, "generator.prior": 0, "generator.jitter": JITTER}
+    fixed = {
+        "losses.objective": objective,
+        "generator.prior": 0,
+        "generator.latent_noise_std": JITTER,
+    }
     fixed |= begins
     return [
         *("--name", objective, "--storage", str(storage), "--space", str(space)),
@@ -100,7 +104,7 @@ def main(
             continue
         arguments = command(objective, trials, images, storage)
         subprocess.run([sys.executable, str(SEARCH), *arguments], check=True)
-        found = {"objective": objective, "images": images, "jitter": JITTER}
+        found = {"objective": objective, "images": images, "latent_noise_std": JITTER}
         with RESULT.open("a") as file:
             file.write(json.dumps({**found, "trials": leaderboard(objective, storage)}) + "\n")
 

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tuning.schedulers import scheduler_of
-from tuning.space import Parameter, Space, Values
-from tuning.study import Row, conclude, sampler_of
+from cl_ray.tuning.schedulers import build_scheduler
+from cl_ray.tuning.space import Parameter, Space, Values
+from cl_ray.tuning.study import TrialResult, build_sampler, finish_trial
 
 SEEDS, TRIALS, AT_ONCE = 50, 24, 2
 
@@ -105,8 +105,8 @@ class Trial:
     @property
     def figure(self) -> float:
         """After the last pass; one that diverged in it scores worst."""
-        figures = self.curve.frechet
-        return figures[self.epoch - 1] if self.epoch <= len(figures) else METRIC.worst
+        metrics = self.curve.frechet
+        return metrics[self.epoch - 1] if self.epoch <= len(metrics) else METRIC.worst
 
 
 @dataclass
@@ -132,9 +132,9 @@ class Replay:
         self.base, self.space = task()
         self.first = list(self.known) if self.kind.known else []
         self.left = random.Random(SEEDS + self.seed).sample(self.curves, len(self.curves))
-        sampler = sampler_of(self.kind.sampler, self.seed, TRIALS)
+        sampler = build_sampler(self.kind.sampler, self.seed, TRIALS)
         self.study = optuna.create_study(direction="minimize", sampler=sampler)
-        self.scheduler = scheduler_of(
+        self.scheduler = build_scheduler(
             self.kind.scheduler, METRIC, EPOCHS, self.space, self.seed, []
         )
 
@@ -189,8 +189,8 @@ class Replay:
         elif self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE:
             return True
         status = "diverged" if diverged else "finished" if over else "stopped"
-        row = Row(trial.own.number, status, trial.curve.values, {METRIC.name: trial.figure})
-        conclude(self.study, trial.own, row, [METRIC])
+        row = TrialResult(trial.own.number, status, trial.curve.values, {METRIC.name: trial.figure})
+        finish_trial(self.study, trial.own, row, [METRIC])
         return False
 
 

@@ -29,19 +29,19 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import parse
 from cl_ray.config import Config, build, merge, preset
 from cl_ray.data.dataset import STACKED, Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
 from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.device import keep_freed_memory, resolve_device
 from cl_ray.errors import UserError
-from cl_ray.evaluation.modes import SAMPLES, ModeJudge
+from cl_ray.evaluation.modes import SAMPLES, ModeEvaluator
 from cl_ray.evaluation.reference import StackedReference
-from cl_ray.loading import LoadedRun
-from cl_ray.model import Model
-from cl_ray.run import Diverged, Record, Run
-from cl_ray.training.device import keep_freed_memory, resolve
+from cl_ray.model import TrainedModel
+from cl_ray.trainer import NonFiniteLossError, StepLog, Trainer
 
 # The exact penalties stand in the place of the approximate one.
 CELLS = (
@@ -52,7 +52,7 @@ BASE = {"generator": {"latent": 30}, "checkpoint": {"every": 0}}
 """What all cells share: three digits, so three times the preset's latent dimensions."""
 
 
-class Command(Model):
+class Command(BaseConfig):
     """Train cells for an equal time on Stacked MNIST, and count the modes of their samples."""
 
     minutes: float = Field(10, gt=0, description="Of training, for each cell and seed.")
@@ -79,7 +79,7 @@ class Clock:
         self.begun = time.process_time()
         self.allowed, self.seconds, self.images = seconds, 0.0, 0
 
-    def watch(self, record: Record) -> None:
+    def watch(self, record: StepLog) -> None:
         """Take a record in."""
         self.seconds = (time.process_time() - self.begun) / torch.get_num_threads()
         self.images += record.images
@@ -107,41 +107,43 @@ def config_of(cell: str, seed: int, data: str) -> Config:
     return config
 
 
-def trained(config: Config, dataset: Dataset, seconds: float) -> tuple[Run, Clock]:
+def trained(config: Config, dataset: Dataset, seconds: float) -> tuple[Trainer, Clock]:
     """A run after so many seconds of steps, overstepped by less than `log_every` steps."""
-    device, dtype = resolve(config)
-    run = Run(config, ResidentShard.read(Share(dataset, config), device), device, dtype)
+    device, dtype = resolve_device(config)
+    run = Trainer(config, InMemoryLoader.read(Partition(dataset, config), device), device, dtype)
     clock = Clock(seconds)
     try:
         while True:
-            run.epoch(clock.watch)
+            run.train_epoch(clock.watch)
     except TimeIsUp:
         run.fit_prior()
         return run, clock
 
 
-def measure(config: Config, dataset: Dataset, command: Command, judge: ModeJudge) -> dict[str, Any]:
+def measure(
+    config: Config, dataset: Dataset, command: Command, judge: ModeEvaluator
+) -> dict[str, Any]:
     """What a cell is worth."""
     try:
         run, clock = trained(config, dataset, 60 * command.minutes)
-    except Diverged as error:
+    except NonFiniteLossError as error:
         return {"diverged": str(error)}
-    adversary = run.adversary
-    loaded = LoadedRun(
+    gan = run.gan
+    loaded = TrainedModel(
         config=config,
         shape=dataset.info.shape,
-        checkpoint="averaged",
-        step=adversary.steps,
-        generator=adversary.averaged.eval(),
-        discriminator=adversary.discriminator.eval(),
-        device=adversary.device,
-        classes=adversary.classes,
-        counts=tuple(run.shard.share.counts),
+        checkpoint="ema_generator",
+        step=gan.steps,
+        generator=gan.ema_generator.eval(),
+        discriminator=gan.discriminator.eval(),
+        device=gan.device,
+        classes=gan.classes,
+        counts=tuple(run.shard.partition.counts),
         prior=run.prior,
     )
     return {
         "modes": asdict(judge.measure(loaded.generate(command.samples, seed=1))),
-        "steps": adversary.steps,
+        "steps": gan.steps,
         "seconds": clock.seconds,
         "images_per_second": clock.images / clock.seconds,
         "device": str(loaded.device),
@@ -159,7 +161,7 @@ def results(command: Command, console: Console) -> list[tuple[str, int, dict[str
     if command.data is None and not (out / "data").exists():
         write_dataset(SourceConfig(source=STACKED, out=data))
     dataset = Dataset.open(data)
-    judge: ModeJudge | None = None
+    judge: ModeEvaluator | None = None
     found = []
     for cell, seed, config in configs:
         name = re.sub(r"[^a-z0-9.]+", "-", cell)
@@ -170,7 +172,7 @@ def results(command: Command, console: Console) -> list[tuple[str, int, dict[str
             console.print(
                 f"{cell}, seed {seed}: {command.minutes:g} minutes", highlight=False, soft_wrap=True
             )
-            judge = judge or ModeJudge(StackedReference())
+            judge = judge or ModeEvaluator(StackedReference())
             saved = {"asked": asked, **measure(config, dataset, command, judge)}
             part = file.with_suffix(".part")
             part.write_text(json.dumps(saved, indent=1))
@@ -195,11 +197,11 @@ def main() -> None:
         if "diverged" in result:
             table.add_row(cell, str(seed), "–", result["diverged"], "–", "–")
             continue
-        figures = result["modes"]["figures"]
-        shown = [f"{figures['modes']['value']:.0f}", f"{figures['mode_kl']['value']:.3f}"]
+        metrics = result["modes"]["metrics"]
+        shown = [f"{metrics['modes']['value']:.0f}", f"{metrics['mode_kl']['value']:.3f}"]
         shown += [f"{result['steps']:,}", f"{result['images_per_second']:.0f}"]
         table.add_row(cell, str(seed), *shown)
-        floors = [f"{figures['modes']['floor']:.0f}", f"{figures['mode_kl']['floor']:.3f}"]
+        floors = [f"{metrics['modes']['floor']:.0f}", f"{metrics['mode_kl']['floor']:.3f}"]
     if any("modes" in result for _, _, result in found):
         table.add_row("real triples", "", *floors, "", "")
     console.print(table)

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from textbook import Textbook
 
-from cl_ray.adversary import Adversary
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.training.device import keep_freed_memory, resolve
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.gan import ContrastiveGAN
 
 ROUNDS, WARM, STEPS = 3, 5, 40
 SHAPE = (28, 28, 1)
@@ -30,13 +30,13 @@ def measure(kind: str, threads: int) -> float:
     """images/s (pairs a second) of one of the two in this process."""
     torch.set_num_threads(threads)
     config = preset("quick")
-    shard = ResidentShard.read(Share(Dataset.open("mnist"), config))
+    shard = InMemoryLoader.read(Partition(Dataset.open("mnist"), config))
     if kind == "textbook":
         step = Textbook(config, SHAPE).step
     else:
         keep_freed_memory()
-        device, dtype = resolve(config)
-        step = Adversary(config, SHAPE, device, dtype).step
+        device, dtype = resolve_device(config)
+        step = ContrastiveGAN(config, SHAPE, device, dtype).step
     batches = shard.batches(0)
     for _ in range(WARM):
         step(next(batches))
@@ -49,13 +49,13 @@ def measure(kind: str, threads: int) -> float:
 def main() -> None:
     """Print the table."""
     threads = len(os.sched_getaffinity(0))
-    _, dtype = resolve(preset("quick"))
+    _, dtype = resolve_device(preset("quick"))
     table = Table("round", "textbook", "Adversary.step", "ratio", title=f"pairs/s, {dtype}")
     ratios = []
     for number in range(ROUNDS):
         speeds = [
             float(subprocess.check_output([sys.executable, __file__, kind, str(threads)]))
-            for kind in ("textbook", "adversary")
+            for kind in ("textbook", "gan")
         ]
         ratios.append(speeds[1] / speeds[0])
         table.add_row(str(number + 1), *(f"{s:.0f}" for s in speeds), f"{ratios[-1]:.2f}")

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from cl_ray.config import Config, merge
 from cl_ray.data.dataset import Dataset
+from cl_ray.device import keep_freed_memory
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.run import Diverged
-from cl_ray.training.device import keep_freed_memory
+from cl_ray.trainer import NonFiniteLossError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -48,8 +48,8 @@ def searched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
 
 def bare(rows: list[dict[str, Any]]) -> float:
     """Seconds of the same trainings and measurements with nothing around them."""
-    from tuning.prepare import subset
-    from tuning.space import nested
+    from cl_ray.tuning.prepare import subset
+    from cl_ray.tuning.space import nested
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -59,14 +59,14 @@ def bare(rows: list[dict[str, Any]]) -> float:
     evaluator = Evaluator(dataset, Config.model_validate(base).evaluation)
     for row in rows:
         config = Config.model_validate(merge(base, nested(row["values"])))
-        with contextlib.suppress(Diverged):
+        with contextlib.suppress(NonFiniteLossError):
             for _, run in zip(range(row["epoch"]), passes(config, dataset), strict=False):
                 evaluator.evaluate(run)
     return time.perf_counter() - begun
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the metrics."""
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -8,19 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cl_ray.adversary import Adversary, Batch
     from cl_ray.config import Config, preset
     from cl_ray.errors import UserError
-    from cl_ray.loading import LoadedRun, load
-    from cl_ray.training.train import Launch, Trained, train
+    from cl_ray.gan import ContrastiveGAN, PairBatch
+    from cl_ray.model import TrainedModel, load
+    from cl_ray.training.launch import LaunchOptions, TrainResult, train
 
 __all__ = [
-    "Adversary",
-    "Batch",
     "Config",
-    "Launch",
-    "LoadedRun",
-    "Trained",
+    "ContrastiveGAN",
+    "LaunchOptions",
+    "PairBatch",
+    "TrainResult",
+    "TrainedModel",
     "UserError",
     "load",
     "preset",
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adversary": "adversary",
-    "Batch": "adversary",
+    "ContrastiveGAN": "gan",
+    "PairBatch": "gan",
     "Config": "config",
-    "Launch": "training.train",
-    "LoadedRun": "loading",
-    "Trained": "training.train",
+    "LaunchOptions": "training.launch",
+    "TrainedModel": "model",
+    "TrainResult": "training.launch",
     "UserError": "errors",
-    "load": "loading",
+    "load": "model",
     "preset": "config",
-    "train": "training.train",
+    "train": "training.launch",
 }
 """The module of each name."""
 

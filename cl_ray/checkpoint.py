@@ -17,13 +17,13 @@ import pyarrow.fs
 
 from cl_ray.errors import UserError
 
-WEIGHTS = {"averaged": "generator.safetensors", "discriminator": "discriminator.safetensors"}
+WEIGHTS = {"ema_generator": "generator.safetensors", "discriminator": "discriminator.safetensors"}
 """The networks that people use, each in a file of its own; the rest is in state.pt."""
 
 
-PRIOR = "prior.safetensors"
+PRIOR_FILE = "prior.safetensors"
 """The density that samples are drawn from; not every checkpoint has one."""
-FIGURE = "figure.json"
+METRIC_FILE = "figure.json"
 """What a checkpoint's figure is written to when it comes later than the checkpoint."""
 
 
@@ -33,7 +33,7 @@ TAKE = "Take the one before with `--checkpoint"
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint holds.
 
     Args:
@@ -52,7 +52,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
@@ -84,20 +84,20 @@ class Checkpoints:
         name = f"step-{step:08d}"
         self._withdraw(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
-        adversary = dict(state["adversary"])
+        gan = dict(state["gan"])
         known = ("config", "shape", "classes", "counts")
         facts = {key: state[key] for key in known} | {"step": step}
         about = {"cl_ray": json.dumps(facts)}  # one entry: safetensors writes several in any order
         blobs = {
             file: safetensors.torch.save(
-                {k: v.contiguous() for k, v in adversary.pop(part).items()}, metadata=about
+                {k: v.contiguous() for k, v in gan.pop(part).items()}, metadata=about
             )
             for part, file in WEIGHTS.items()
         }
-        rest = {**state, "adversary": adversary}
+        rest = {**state, "gan": gan}
         prior = rest.pop("prior", None)
         if prior is not None:
-            blobs[PRIOR] = safetensors.torch.save(prior)
+            blobs[PRIOR_FILE] = safetensors.torch.save(prior)
         buffer = io.BytesIO()
         torch.save(rest, buffer)
         blobs["state.pt"] = buffer.getvalue()
@@ -117,7 +117,7 @@ class Checkpoints:
         """
         self.held.discard(name)
         if figure is not None and self._manifest(name):
-            self._write(f"{name}/{FIGURE}", json.dumps(figure).encode())
+            self._write(f"{name}/{METRIC_FILE}", json.dumps(figure).encode())
         self._prune()
 
     def load(self, name: str) -> dict[str, Any]:
@@ -134,13 +134,13 @@ class Checkpoints:
         blobs = {file: self._whole(manifest, file) for file in manifest.files}
         state = torch.load(io.BytesIO(blobs["state.pt"]), map_location="cpu", weights_only=True)
         for part, file in WEIGHTS.items():
-            state["adversary"][part] = safetensors.torch.load(blobs[file])
-        if PRIOR in blobs:
-            state["prior"] = safetensors.torch.load(blobs[PRIOR])
+            state["gan"][part] = safetensors.torch.load(blobs[file])
+        if PRIOR_FILE in blobs:
+            state["prior"] = safetensors.torch.load(blobs[PRIOR_FILE])
         return state
 
     def networks(self, name: str) -> dict[str, bytes]:
-        """The files of the averaged G and of D, which say of themselves what they are.
+        """The files of the EMA generator and of D, which say of themselves what they are.
 
         And the one of what samples are drawn from, if the checkpoint has it.
 
@@ -148,10 +148,10 @@ class Checkpoints:
             UserError: As `load` does.
         """
         manifest = self._known(name)
-        wanted = [*WEIGHTS.values(), *([PRIOR] if PRIOR in manifest.files else [])]
+        wanted = [*WEIGHTS.values(), *([PRIOR_FILE] if PRIOR_FILE in manifest.files else [])]
         return {file: self._whole(manifest, file, TAKE) for file in wanted}
 
-    def list(self) -> list[Manifest]:
+    def list(self) -> list[CheckpointManifest]:
         """All that were written whole, oldest first."""
         found = [self._manifest(name) for name in self.names()]
         return [manifest for manifest in found if manifest is not None]
@@ -162,16 +162,16 @@ class Checkpoints:
         names = [i.base_name for i in self.filesystem.get_file_info(selector)]
         return tuple(sorted(name for name in names if name.startswith("step-")))
 
-    def newest(self) -> Manifest | None:
+    def newest(self) -> CheckpointManifest | None:
         """The one to go on from."""
         whole = self.list()
         return whole[-1] if whole else None
 
-    def best(self) -> Manifest | None:
+    def best(self) -> CheckpointManifest | None:
         """The one with the smallest figure."""
-        return best_of(self.list())
+        return best_checkpoint(self.list())
 
-    def return_to(self, name: str) -> None:
+    def rollback_to(self, name: str) -> None:
         """Make `name` the newest, by deleting those after it.
 
         Raises:
@@ -195,14 +195,14 @@ class Checkpoints:
             if manifest and complaint:
                 raise UserError(f"{complaint}{self._way_out(manifest)}")
 
-    def _known(self, name: str) -> Manifest:
+    def _known(self, name: str) -> CheckpointManifest:
         manifest = self._manifest(name)
         if manifest is None:
             known = ", ".join(m.name for m in self.list()) or "none"
             raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
         return manifest
 
-    def _whole(self, manifest: Manifest, file: str, way: str = GO_ON) -> bytes:
+    def _whole(self, manifest: CheckpointManifest, file: str, way: str = GO_ON) -> bytes:
         """A file's bytes, seen to be those that were written."""
         facts = manifest.files[file]
         complaint = self._complaint(manifest.name, file, facts)
@@ -225,7 +225,7 @@ class Checkpoints:
             return f"{path} has {info.size:,} bytes of {facts['bytes']:,}: it was cut short."
         return None
 
-    def _way_out(self, damaged: Manifest, way: str = GO_ON) -> str:
+    def _way_out(self, damaged: CheckpointManifest, way: str = GO_ON) -> str:
         for manifest in reversed(self.list()):
             whole = all(
                 self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items()
@@ -237,7 +237,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete what is neither among the newest nor the best, and name the best."""
         manifests = self.list()
-        best = best_of(manifests)
+        best = best_checkpoint(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
         kept |= self.held
         for name in self.names():
@@ -260,18 +260,22 @@ class Checkpoints:
         if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
             self.filesystem.delete_file(path)
 
-    def _manifest(self, name: str) -> Manifest | None:
+    def _manifest(self, name: str) -> CheckpointManifest | None:
         path = f"{self.folder}/{name}/manifest.json"
         if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
             return None
         try:
-            manifest = Manifest(name=name, **json.loads(self._read(f"{name}/manifest.json")))
+            manifest = CheckpointManifest(
+                name=name, **json.loads(self._read(f"{name}/manifest.json"))
+            )
         except (ValueError, TypeError):
             return None  # its own last bytes never came: cut short as well
-        path = f"{self.folder}/{name}/{FIGURE}"
+        path = f"{self.folder}/{name}/{METRIC_FILE}"
         if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
             with contextlib.suppress(ValueError):  # cut short: it has no figure yet
-                return replace(manifest, figure=float(json.loads(self._read(f"{name}/{FIGURE}"))))
+                return replace(
+                    manifest, figure=float(json.loads(self._read(f"{name}/{METRIC_FILE}")))
+                )
         return manifest
 
     def _read(self, path: str) -> bytes:
@@ -283,7 +287,7 @@ class Checkpoints:
             stream.write(blob)
 
 
-def best_of(manifests: list[Manifest]) -> Manifest | None:
+def best_checkpoint(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:
     """The one with the smallest figure, the older of two alike; None where none has a figure."""
     rated = [(m.figure, m.step, m) for m in manifests if m.figure is not None]
     return min(rated, key=lambda r: r[:2])[2] if rated else None

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import tyro
 from pydantic import ValidationError
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.config import explain
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 INTERRUPTED = 130
 """The shell's exit status for a command that Ctrl-C ended."""
@@ -32,7 +32,7 @@ COMMANDS = {
     "evaluate": "measure a run's samples and features beside real images",
     "generate": "make images of noise, or variants of images",
     "embed": "write D's representation of a data set's images",
-    "report": "write a page of a run's pictures, curves and figures",
+    "report": "write a page of a run's pictures, curves and metrics",
     "export": "write a run's networks as ONNX files or torch.export programs",
     "data": "turn a torchvision data set, a folder of images or Parquet into a data set",
     "doctor": "look for what would stop a run on this machine or cluster",
@@ -102,7 +102,7 @@ def section(kind: type[Any], title: str, path: str = "") -> str | None:
     """Where the part of that class lies in a record, as `optimizer.`; None if nowhere."""
     for name, field in kind.model_fields.items():
         part = field.annotation
-        if isinstance(part, type) and issubclass(part, Model):
+        if isinstance(part, type) and issubclass(part, BaseConfig):
             here = f"{path}{name}."
             found = here if part.__name__ == title else section(part, title, here)
             if found:

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.data.config import AugmentConfig, PairConfig, ShardConfig, ViewConfig
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.losses.config import LossConfig
-from cl_ray.model import Model
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 
 
-class OptimizerConfig(Model):
-    """Adam for each network (Kingma and Ba, 2015), and the averaged generator."""
+class OptimizerConfig(BaseConfig):
+    """Adam for each network (Kingma and Ba, 2015), and the EMA generator."""
 
     lr_g: float = Field(3e-3, gt=0, le=1, description="Learning rate of G.")
     lr_d: float = Field(2e-3, gt=0, le=1, description="Learning rate of D.")
@@ -38,11 +38,11 @@ class OptimizerConfig(Model):
         1, ge=1, le=100, description="Steps of D, all on the same pairs, for each step of G."
     )
     average: float = Field(
-        0.998, ge=0, lt=1, description="Decay a step of the averaged G; ramps up from 0.1."
+        0.998, ge=0, lt=1, description="Decay a step of the EMA generator; ramps up from 0.1."
     )
 
 
-class CheckpointConfig(Model):
+class CheckpointConfig(BaseConfig):
     """What is kept of a run on its way."""
 
     keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
@@ -83,7 +83,7 @@ class UniqueKeys(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
-class Config(Model):
+class Config(BaseConfig):
     """Everything that decides what a run computes. The defaults are the preset `quick`."""
 
     preset: str = Field("quick", description="Named settings that this config started from.")
@@ -231,9 +231,9 @@ class Config(Model):
 
 def _text_at(uri: str) -> str:
     """What lies in an object store, say."""
-    from cl_ray.data.dataset import connect  # pyarrow
+    from cl_ray.data.dataset import open_filesystem  # pyarrow
 
-    filesystem, path = connect(uri)
+    filesystem, path = open_filesystem(uri)
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read()).decode()
 
@@ -242,7 +242,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
         "epochs": 16,
-        "generator": {"jitter": 0.35},
+        "generator": {"latent_noise_std": 0.35},
         "discriminator": {"hidden": 1024},
         "losses": {"uniformity": 5.0},
         "optimizer": {"average": 0.999, "decay": 0.5},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from cl_ray.errors import UserError, without_keys
+from cl_ray.errors import UserError, redact_credentials
 
 State = Literal["ok", "warning", "failure"]
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
@@ -216,10 +216,10 @@ def check_clock(name: str, clock: float, before: float, after: float) -> Finding
 
 def write_to(storage: str, name: str, file: str) -> str | None:
     """Write a file into the storage; why it cannot, or None."""
-    from cl_ray.training.folder import Folder
+    from cl_ray.storage import RunStorage
 
     try:
-        Folder(storage, name).write(file, b"here")
+        RunStorage(storage, name).write(file, b"here")
     except (OSError, ValueError, UserError) as error:
         return " ".join(str(error).split())[:200]
     return None
@@ -267,14 +267,14 @@ def examine_here(storage: str | None, constraints: Path) -> Iterator[Finding]:
     yield check_gpus(machine)
     yield check_token()
     if storage:
-        from cl_ray.training.folder import Folder
+        from cl_ray.storage import RunStorage
 
-        folder = Folder.at(storage, f".doctor-{uuid4().hex}")
+        folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
         why = write_to(folder.storage, folder.name, "here")
         if not why:
             filesystem, path = folder.open()
             filesystem.delete_dir(path)
-        yield check_storage(machine.name, why, why is None, without_keys(storage))
+        yield check_storage(machine.name, why, why is None, redact_credentials(storage))
 
 
 def examine_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
@@ -334,9 +334,9 @@ def examine_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]
 
 
 def _storage(storage: str, nodes: list[Any], at: Any, answer: Any) -> Iterator[Finding]:
-    from cl_ray.training.folder import Folder
+    from cl_ray.storage import RunStorage
 
-    folder = Folder.at(storage, f".doctor-{uuid4().hex}")
+    folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
     storage = folder.storage
     why = write_to(storage, folder.name, "here")
     if why:
@@ -349,7 +349,7 @@ def _storage(storage: str, nodes: list[Any], at: Any, answer: Any) -> Iterator[F
             if isinstance(why, Exception):
                 why = first_words(why)
             seen = why is None and folder.read(node["NodeID"]) is not None
-            yield check_storage(name, why, seen, without_keys(storage))
+            yield check_storage(name, why, seen, redact_credentials(storage))
     finally:
         filesystem, path = folder.open()
         filesystem.delete_dir(path)

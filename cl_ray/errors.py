@@ -10,9 +10,9 @@ class UserError(Exception):
     """
 
     def __init__(self, sentence: str):
-        super().__init__(without_keys(sentence))
+        super().__init__(redact_credentials(sentence))
 
 
-def without_keys(text: str) -> str:
+def redact_credentials(text: str) -> str:
     """A text without the user and password that a URI in it may carry; its options stay."""
     return re.sub(r"(?<=://)[^/@?\s]*:[^/@?\s]*@", "", text)

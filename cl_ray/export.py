@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cl_ray.data.dataset import first_line
-from cl_ray.data.writer import swap
-from cl_ray.errors import UserError, without_keys
-from cl_ray.loading import LoadedRun, load
-from cl_ray.machine import version
-from cl_ray.networks.images import to_uint8, to_unit
+from cl_ray.data.dataset import first_error_line
+from cl_ray.data.writer import replace_atomically
+from cl_ray.environment import package_version
+from cl_ray.errors import UserError, redact_credentials
+from cl_ray.model import TrainedModel, load
+from cl_ray.networks.normalize import to_uint8, to_unit
 from cl_ray.prior import Prior
 
 Format = Literal["onnx", "torch"]
@@ -72,7 +72,7 @@ class Generate(nn.Module):
     Of a run with classes it also takes their numbers, int64 [n].
     """
 
-    def __init__(self, run: LoadedRun):
+    def __init__(self, run: TrainedModel):
         super().__init__()
         self.generator = run.generator
 
@@ -84,7 +84,7 @@ class Generate(nn.Module):
 class Encode(nn.Module):
     """Images, uint8 [n, H, W, C], to latent vectors, float32 [n, latent], of mean square 1."""
 
-    def __init__(self, run: LoadedRun):
+    def __init__(self, run: TrainedModel):
         super().__init__()
         self.generator = run.generator
 
@@ -96,13 +96,13 @@ class Encode(nn.Module):
 class Embed(nn.Module):
     """Images, uint8 [n, H, W, C], to D's representation, float32 [n, d]."""
 
-    def __init__(self, run: LoadedRun):
+    def __init__(self, run: TrainedModel):
         super().__init__()
         self.discriminator = run.discriminator
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed."""
-        return self.discriminator.represent(to_unit(images))
+        return self.discriminator.representation(to_unit(images))
 
 
 class Score(nn.Module):
@@ -111,7 +111,7 @@ class Score(nn.Module):
     With the condition `projection` it also takes the numbers of their classes, int64 [n].
     """
 
-    def __init__(self, run: LoadedRun):
+    def __init__(self, run: TrainedModel):
         super().__init__()
         self.discriminator = run.discriminator
 
@@ -142,7 +142,7 @@ class Part:
     expected: Callable[..., Any]
 
 
-def parts_of(run: LoadedRun) -> dict[str, Part]:
+def parts_of(run: TrainedModel) -> dict[str, Part]:
     """The files of an export, without their ending."""
 
     def decode(latents: Tensor, labels: Tensor | None = None) -> NDArray[np.uint8]:
@@ -173,7 +173,7 @@ def export(
     checkpoint: str = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the averaged G and D of a run as files, each checked against PyTorch.
+    """Write the EMA generator and D of a run as files, each checked against PyTorch.
 
     `sample` (noise to latents, of a run with a prior), `generate` (latents to images), `encode`
     (images to latents), `embed` (images to D's representation) and `score` (images to D's scores),
@@ -216,9 +216,9 @@ def export(
                 files[file.name] = _write(part, run, file, format)
             record = _record(run, str(where), format, files)
             (new / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-            swap(str(new), str(path), f"{work}/old")
+            replace_atomically(str(new), str(path), f"{work}/old")
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {first_line(error)}.") from error
+        raise UserError(f"{out} cannot be written: {first_error_line(error)}.") from error
     return record
 
 
@@ -229,7 +229,9 @@ def check_free(out: str, overwrite: bool) -> Path:
         UserError: Something is there, unless it is an export and `overwrite` is set.
     """
     if "://" in out:
-        raise UserError(f"{without_keys(out)} is a URI: export to a folder, and copy that there.")
+        raise UserError(
+            f"{redact_credentials(out)} is a URI: export to a folder, and copy that there."
+        )
     path = Path(out).expanduser().absolute()
     if not path.exists():
         return path
@@ -248,7 +250,7 @@ def check_free(out: str, overwrite: bool) -> Path:
     return path
 
 
-def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, Any]:
+def _write(part: Part, run: TrainedModel, file: Path, format: Format) -> dict[str, Any]:
     """Write one file, check it, and say what it takes and gives."""
     examples = {n: _inputs(part, run, n) for n in (2, *CHECKED)}
     shapes = ({0: torch.export.Dim("n", min=1)},) * len(part.takes)
@@ -277,7 +279,7 @@ def _write(part: Part, run: LoadedRun, file: Path, format: Format) -> dict[str, 
     }
 
 
-def _inputs(part: Part, run: LoadedRun, n: int) -> tuple[Tensor, ...]:
+def _inputs(part: Part, run: TrainedModel, n: int) -> tuple[Tensor, ...]:
     """Noise, of latent vectors or of pixels, and what else there is to give."""
     random = torch.Generator().manual_seed(n)
     given = {
@@ -353,12 +355,12 @@ def _port(name: str, example: Tensor) -> dict[str, Any]:
 
 
 def _record(
-    run: LoadedRun, where: str, format: Format, files: dict[str, dict[str, Any]]
+    run: TrainedModel, where: str, format: Format, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What model.json holds."""
     packages = ("cl-ray", "torch", *NEEDS[format])
     return {
-        "run": without_keys(where),
+        "run": redact_credentials(where),
         "checkpoint": run.checkpoint,
         "step": run.step,
         "format": format,
@@ -374,5 +376,5 @@ def _record(
         **({"classes": list(run.classes)} if run.classes else {}),
         "files": files,
         "config": run.config.model_dump(mode="json"),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: package_version(package) for package in packages},
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cl_ray.data.dataset import PACKAGED
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 
 OUT = Path(__file__).parents[1] / "cl_ray" / "data" / PACKAGED
@@ -27,7 +27,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-ABOUT = About(
+ABOUT = DatasetMetadata(
     name="mnist",
     source="The MNIST database of handwritten digits, "
     "Yann LeCun, Corinna Cortes and Christopher J. C. Burges, http://yann.lecun.com/exdb/mnist",
@@ -59,12 +59,12 @@ def read(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def pictures(raw: Path, prefix: str) -> Iterator[Picture]:
+def pictures(raw: Path, prefix: str) -> Iterator[RawImage]:
     """Yields the digits of one split, in the original order."""
     images = read(raw / f"{prefix}-images-idx3-ubyte")
     labels = read(raw / f"{prefix}-labels-idx1-ubyte")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield Picture(image[..., None], int(label), f"{prefix} {number}")
+        yield RawImage(image[..., None], int(label), f"{prefix} {number}")
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     raw = args.root / "MNIST" / "raw"
     (args.out / "LICENCE.md").unlink(missing_ok=True)  # no part of a data set, so in the way
     splits = {"train": pictures(raw, "train"), "test": pictures(raw, "t10k")}
-    info = write(splits, str(args.out), ABOUT, overwrite=True, level=22)
+    info = write_splits(splits, str(args.out), ABOUT, overwrite=True, level=22)
     (args.out / "LICENCE.md").write_text(LICENCE)
     total = sum(shard.bytes for split in info.splits.values() for shard in split.shards)
     print(f"{args.out}: {total:,} bytes")

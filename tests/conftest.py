@@ -2,12 +2,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import torch
-from bucket import bucket  # noqa: F401
+from helpers.bucket import bucket  # noqa: F401
+from helpers.five_steps import global_batch
+from helpers.saved import ABOUT, States, gan
+from helpers.states import pack, unpack
 
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 MakeDigits = Callable[[int], str]
 
@@ -40,10 +45,27 @@ def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
     def make(count: int) -> str:
         folder: Path = tmp_path_factory.mktemp("digits") / f"digits{count}"
         pictures = [
-            Picture(image, int(label), f"digit {i}")
+            RawImage(image, int(label), f"digit {i}")
             for i, (image, label) in enumerate(zip(rows.image, rows.label, strict=True))
         ]
-        write({"train": pictures[:count]}, str(folder), About("digits", "MNIST"))
+        write_splits({"train": pictures[:count]}, str(folder), DatasetMetadata("digits", "MNIST"))
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def states() -> States:
+    """The state of a run after each of its steps."""
+    made, states = gan(), {}
+    for step in (1, 2, 3, 4, 5):
+        made.step(global_batch(0, "views"))
+        sums = {"d/adversarial": 0.1 * step}
+        around = {"epochs": step // 2, "position": step % 2, "sums": sums, "workers": 1, **ABOUT}
+        states[step] = unpack(pack({"gan": made.state_dict(), **around}))
+    return states
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(pafs.LocalFileSystem(), f"{tmp_path}/run")

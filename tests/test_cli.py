@@ -23,18 +23,18 @@ from rich.console import Console
 
 import cl_ray
 from cl_ray import cli
-from cl_ray.checkpoint import Checkpoints
+from cl_ray.base_config import BaseConfig
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.commands import train as train_verb
 from cl_ray.commands.train import TrainCommand, starting_point
 from cl_ray.config import Config, build, preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.display import Stages, show
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.data.progress import DatasetProgress, print_dataset_summary
 from cl_ray.data.sources import SourceConfig
 from cl_ray.errors import UserError
-from cl_ray.model import Model
-from cl_ray.run import Run
+from cl_ray.trainer import Trainer
 
 SIDE = 32
 SMALL = [
@@ -80,13 +80,13 @@ def pictures(folder: Path, classes: dict[str, int], mode: str) -> str:
     return str(folder)
 
 
-def leaves(kind: type[Model], prefix: str = "--") -> list[tuple[str, Any]]:
+def leaves(kind: type[BaseConfig], prefix: str = "--") -> list[tuple[str, Any]]:
     """The flag and the field of every setting."""
     found: list[tuple[str, Any]] = []
     for name, field in kind.model_fields.items():
         flag = prefix + name.replace("_", "-")
         part = field.annotation
-        if isinstance(part, type) and issubclass(part, Model):
+        if isinstance(part, type) and issubclass(part, BaseConfig):
             found += leaves(part, f"{flag}.")
         else:
             found.append((flag, field))
@@ -114,7 +114,7 @@ def test_help_lists_every_field_with_its_help_and_default(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     verb: str,
-    kind: type[Model],
+    kind: type[BaseConfig],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")  # wider, its boxes stand side by side
     monkeypatch.setattr(train_verb, "default_preset", lambda: "quick")
@@ -230,10 +230,10 @@ def test_a_run_whose_end_was_cut_short_is_not_finished(tmp_path: Path, make_digi
         "data": make_digits(40), "name": "demo", "storage": str(tmp_path),
     }  # fmt: skip
     config = build(fields)
-    run = Run(config, ResidentShard.read(Share(Dataset.open(config.data), config)))
+    run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(config.data), config)))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "config.yaml").write_text(config.to_yaml())
-    Checkpoints(LocalFileSystem(), str(tmp_path / "demo")).save(
+    CheckpointStore(LocalFileSystem(), str(tmp_path / "demo")).save(
         run.state_dict(), epoch=2, step=4, figure=None
     )
     joins = cl_ray.Launch(address="nonsense")
@@ -279,13 +279,13 @@ def test_importing_and_asking_for_help_is_light() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    from cl_ray.adversary import Adversary
-    from cl_ray.training.train import Launch, train
+    from cl_ray.gan import ContrastiveGAN
+    from cl_ray.training.launch import LaunchOptions, train
 
     assert set(cl_ray.__all__) == set(cl_ray._HOMES) <= set(dir(cl_ray))
     for name in cl_ray.__all__:
         assert getattr(cl_ray, name).__name__ == name
-    assert (cl_ray.Adversary, cl_ray.Launch, cl_ray.train) == (Adversary, Launch, train)
+    assert (cl_ray.Adversary, cl_ray.Launch, cl_ray.train) == (ContrastiveGAN, LaunchOptions, train)
     with pytest.raises(AttributeError, match="'cl_ray' has no attribute 'trian'"):
         cl_ray.trian  # noqa: B018
     with pytest.raises(ImportError):
@@ -322,7 +322,7 @@ def test_data_says_what_it_wrote(
 
 def test_data_shows_how_far_it_is_in_a_terminal() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, legacy_windows=False)
-    with Stages(terminal) as stages:
+    with DatasetProgress(terminal) as stages:
         stages.report("reading train", 1000, None)
         stages.bars.refresh()
         stages.report("reading train", 2000, 2000)
@@ -342,7 +342,7 @@ def test_data_without_labels_or_names() -> None:
         ({"classes": [f"class{n}" for n in range(12)]}, "12: class0, .*, class9, …"),
     ):
         console = Console(file=io.StringIO(), width=40)
-        show(packaged.model_copy(update=changes), "data/x", console)
+        print_dataset_summary(packaged.model_copy(update=changes), "data/x", console)
         assert isinstance(console.file, io.StringIO)
         lines = console.file.getvalue().splitlines()
         assert re.fullmatch(f"classes   {classes}", lines[4])

@@ -11,22 +11,22 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.run_folder import leave, trained_run
+from helpers.small_run import SMALL
 from PIL import Image
-from run_folder import leave, trained_run
-from small_run import SMALL
 
 import cl_ray
 from cl_ray.cli import main
 from cl_ray.config import build
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard, StreamingShard
-from cl_ray.data.share import Share
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
+from cl_ray.data.partition import Partition
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.evaluation.reference import Reference
-from cl_ray.loading import LoadedRun
+from cl_ray.evaluation.reference import ReferenceClassifier
+from cl_ray.model import TrainedModel
 
 CONDITIONS = ["classifier", "projection"]
 
@@ -49,7 +49,7 @@ def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> LoadedRun:
+def run(folder: Path) -> TrainedModel:
     return cl_ray.load(folder)
 
 
@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return message
 
 
-@pytest.mark.parametrize("kind", [ResidentShard, StreamingShard])
+@pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: int) -> None:
     config = build({"data": digits, "condition": "projection", "batch_size": 21})
@@ -73,7 +73,7 @@ def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: i
     label_of = {i.tobytes(): int(k) for i, k in zip(rows.image, rows.label, strict=True)}
     seen = 0
     for rank in range(workers):
-        for batch in kind.read(Share(dataset, config, workers, rank)).batches(epoch=1, start=2):
+        for batch in kind.read(Partition(dataset, config, workers, rank)).batches(epoch=1, start=2):
             assert batch.labels is not None
             assert batch.labels.shape == (21 // workers, 2)
             here = batch.present.numpy()
@@ -82,7 +82,7 @@ def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: i
                 assert batch.labels[:, number].numpy()[here].tolist() == expected
             seen += int(here.sum())
     assert seen == 300 - 2 * 21
-    without = Share(dataset, build({"data": digits, "batch_size": 21}))
+    without = Partition(dataset, build({"data": digits, "batch_size": 21}))
     assert next(kind.read(without).batches(0)).labels is None
 
 
@@ -90,8 +90,8 @@ def test_labels_without_names_are_counted_from_the_files(tmp_path: Path) -> None
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
 
     def written(name: str, labels: list[int]) -> Dataset:
-        pictures = [Picture(x, k, "noise") for x, k in zip(images, labels, strict=True)]
-        write({"train": pictures}, str(tmp_path / name), About(name, "noise"))
+        pictures = [RawImage(x, k, "noise") for x, k in zip(images, labels, strict=True)]
+        write_splits({"train": pictures}, str(tmp_path / name), DatasetMetadata(name, "noise"))
         found = Dataset.open(str(tmp_path / name))
         return Dataset(found.location, found.info.model_copy(update={"classes": None}))
 
@@ -105,13 +105,17 @@ def test_data_without_labels_is_refused_before_anything_starts(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
     data = str(tmp_path / "noise")
-    write({"train": [Picture(x, None, "noise") for x in images]}, data, About("noise", "noise"))
+    write_splits(
+        {"train": [RawImage(x, None, "noise") for x in images]},
+        data,
+        DatasetMetadata("noise", "noise"),
+    )
     flags = [f"--data={data}", f"--storage={tmp_path}/runs", "--condition=classifier"]
     assert "condition `classifier` needs labels" in refused(capsys, "train", *flags)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:
+def test_a_class_is_asked_for_by_name_or_number(run: TrainedModel) -> None:
     kinds = np.full(20, 7)
     noise = run.latents(20, seed=1, kinds=kinds)
     assert not torch.equal(noise, run.latents(20, seed=1, kinds=kinds - 1))
@@ -131,7 +135,7 @@ def test_a_class_is_asked_for_by_name_or_number(run: LoadedRun) -> None:
         run.decode(noise, labels=np.arange(3, 23) % 11)
 
 
-def test_images_are_rebuilt_and_scored_as_of_their_class(run: LoadedRun, digits: str) -> None:
+def test_images_are_rebuilt_and_scored_as_of_their_class(run: TrainedModel, digits: str) -> None:
     rows = Dataset.open(digits).read("train")
     assert rows.label is not None
     ours = run.reconstruct(rows.image, rows.label)
@@ -166,9 +170,11 @@ def test_labels_of_other_classes_are_refused(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
     for name, labels in (("animals", [0, 1] * 20), ("bare", [None] * 40)):
-        about = About(name, "noise", classes=["cat", "dog"] if name == "animals" else None)
-        pictures = [Picture(x, k, "noise") for x, k in zip(images, labels, strict=True)]
-        write({"train": pictures}, str(tmp_path / name), about)
+        about = DatasetMetadata(
+            name, "noise", classes=["cat", "dog"] if name == "animals" else None
+        )
+        pictures = [RawImage(x, k, "noise") for x, k in zip(images, labels, strict=True)]
+        write_splits({"train": pictures}, str(tmp_path / name), about)
     around = ["generate", folder, f"--out={tmp_path}/out", f"--around={tmp_path}/animals"]
     for command in (around, ["evaluate", folder, f"--data={tmp_path}/animals"]):
         said = refused(capsys, *command)
@@ -179,12 +185,12 @@ def test_labels_of_other_classes_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits: str) -> None:
+def test_how_many_samples_are_of_their_class_is_measured(run: TrainedModel, digits: str) -> None:
     dataset = Dataset.open(digits)
     train = dataset.read("train")
     assert train.label is not None
 
-    class Sorter(LoadedRun):
+    class Sorter(TrainedModel):
         """Gives real images of the classes asked for, every fourth of another class."""
 
         def decode(self, latents: Any, truncation: float = 1.0, labels: Any = None) -> Any:
@@ -196,7 +202,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits:
 
     asked: list[int] = []
 
-    class Listener(LoadedRun):
+    class Listener(TrainedModel):
         """Notes which classes it is asked for."""
 
         def decode(self, latents: Any, truncation: float = 1.0, labels: Any = None) -> Any:
@@ -209,19 +215,19 @@ def test_how_many_samples_are_of_their_class_is_measured(run: LoadedRun, digits:
     sorted_ones = Evaluator(dataset, measured).evaluate(Sorter(**vars(run))).fidelity
     assert honest is not None
     assert sorted_ones is not None
-    figure = sorted_ones.figures["class_accuracy"]
+    figure = sorted_ones.metrics["class_accuracy"]
     assert figure.value == pytest.approx(0.75, abs=0.03)
     assert figure.floor > 0.95
     test = Evaluator(dataset, measured).images()[1]
     assert test.label is not None
     assert sorted(test.label) == sorted(asked)  # as often as among the real images
     samples = run.decode(run.latents(100, 0, kinds=np.array(asked)), labels=np.array(asked))
-    right = (Reference.load("mnist").predict(samples).argmax(1) == asked).mean()
-    assert honest.figures["class_accuracy"].value == pytest.approx(right)
+    right = (ReferenceClassifier.load("mnist").predict(samples).argmax(1) == asked).mean()
+    assert honest.metrics["class_accuracy"].value == pytest.approx(right)
 
 
 def test_generate_makes_one_class_or_sorts_them_into_folders(
-    folder: Path, run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, run: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["generate", str(folder), "--count=40", "--seed=2", "--actors=1"]
     main([*common, "--class=7", f"--out={tmp_path}/sevens.parquet"])
@@ -231,7 +237,7 @@ def test_generate_makes_one_class_or_sorts_them_into_folders(
     assert np.abs(images.astype(int) - run.generate(40, seed=2, label=7)).max() <= 1
     main([*common, f"--out={tmp_path}/all"])
     there = {p.name: len(list(p.glob("*.png"))) for p in (tmp_path / "all").iterdir() if p.is_dir()}
-    kinds = run.kinds(40, seed=2)
+    kinds = run.sample_labels(40, seed=2)
     assert kinds is not None
     assert there == {str(k): int((kinds == k).sum()) for k in np.unique(kinds)}
     first = next(iter((tmp_path / "all" / str(kinds[0])).glob("*0000.png")))
@@ -247,7 +253,7 @@ def test_generate_makes_one_class_or_sorts_them_into_folders(
     assert not (tmp_path / "none").exists()
 
 
-def test_an_export_takes_the_class(folder: Path, run: LoadedRun, tmp_path: Path) -> None:
+def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Path) -> None:
     out = tmp_path / "model"
     main(["export", str(folder), "--format=onnx", f"--out={out}"])
     session = onnxruntime.InferenceSession(str(out / "generate.onnx"))

@@ -7,17 +7,17 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic.fields import FieldInfo
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.config import PRESETS, Config, build, differences, merge, preset
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 TRIED = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
 """Values of which every field takes one."""
 
 
-def leaves(kind: type[Model], *path: str) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def leaves(kind: type[BaseConfig], *path: str) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Model):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseConfig):
             yield from leaves(field.annotation, *path, name)
         else:
             yield (*path, name), field
@@ -30,7 +30,7 @@ def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
 
 
-def leaf(config: Model, path: tuple[str, ...]) -> Any:
+def leaf(config: BaseConfig, path: tuple[str, ...]) -> Any:
     value: Any = config
     for name in path:
         value = getattr(value, name)

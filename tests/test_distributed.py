@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import together
+from helpers.ranks import together
 from torch import Tensor, nn
 
 from cl_ray import distributed

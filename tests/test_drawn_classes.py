@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from run_folder import leave, trained_run
+from helpers.run_folder import leave, trained_run
 
 import cl_ray
 from cl_ray.checkpoint import WEIGHTS
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
-from cl_ray.loading import BLOCK, LoadedRun, metadata
+from cl_ray.model import BLOCK, TrainedModel, read_metadata
 
 UNKNOWN = "does not say how many images each class has: all are drawn alike"
 
@@ -32,17 +32,17 @@ def folder(make_digits: Callable[[int], str], tmp_path_factory: pytest.TempPathF
     keep = (rows.label != 3) & ((rows.label != 1) | (ones % 2 == 0))
     data = tmp_path_factory.mktemp("data") / "uneven"
     pictures = [
-        Picture(image, int(label), "digit")
+        RawImage(image, int(label), "digit")
         for image, label in zip(rows.image[keep], rows.label[keep], strict=True)
     ]
     names = [*"0123456789", "ten"]
-    write({"train": pictures}, str(data), About("uneven", "MNIST", classes=names))
+    write_splits({"train": pictures}, str(data), DatasetMetadata("uneven", "MNIST", classes=names))
     run = trained_run(str(data), condition="projection")
     return leave(run, tmp_path_factory.mktemp("runs"), step=10)
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> LoadedRun:
+def run(folder: Path) -> TrainedModel:
     return cl_ray.load(folder)
 
 
@@ -57,7 +57,7 @@ def older(folder: Path, tmp_path: Path) -> Path:
     for name in WEIGHTS.values():
         file = new / "checkpoints/step-00000010" / name
         blob = file.read_bytes()
-        facts = {k: v for k, v in metadata(blob).items() if k != "counts"}
+        facts = {k: v for k, v in read_metadata(blob).items() if k != "counts"}
         weights = safetensors.torch.load(blob)
         blob = safetensors.torch.save(weights, metadata={"cl_ray": json.dumps(facts)})
         file.write_bytes(blob)
@@ -67,13 +67,13 @@ def older(folder: Path, tmp_path: Path) -> Path:
     return new
 
 
-def drawn(run: LoadedRun, n: int, seed: int = 3, start: int = 0) -> np.ndarray:
-    kinds = run.kinds(n, seed, start)
+def drawn(run: TrainedModel, n: int, seed: int = 3, start: int = 0) -> np.ndarray:
+    kinds = run.sample_labels(n, seed, start)
     assert kinds is not None
     return kinds
 
 
-def test_classes_are_drawn_as_often_as_the_training_images_have_them(run: LoadedRun) -> None:
+def test_classes_are_drawn_as_often_as_the_training_images_have_them(run: TrainedModel) -> None:
     labels = Dataset.open(run.config.data).read("train").label
     assert labels is not None
     counts = np.bincount(labels, minlength=11)
@@ -85,7 +85,7 @@ def test_classes_are_drawn_as_often_as_the_training_images_have_them(run: Loaded
         assert found[3] == found[10] == 0
 
 
-def test_more_begin_with_the_same_and_each_is_decoded_as_its_class(run: LoadedRun) -> None:
+def test_more_begin_with_the_same_and_each_is_decoded_as_its_class(run: TrainedModel) -> None:
     kinds = drawn(run, 3 * BLOCK)
     assert np.array_equal(
         drawn(run, BLOCK + 75, start=BLOCK - 23), kinds[BLOCK - 23 :][: BLOCK + 75]
@@ -100,7 +100,7 @@ def test_more_begin_with_the_same_and_each_is_decoded_as_its_class(run: LoadedRu
     assert np.abs(many.astype(int) - decoded).max() <= 1
 
 
-def test_each_of_more_classes_than_a_block_has_images_is_drawn(run: LoadedRun) -> None:
+def test_each_of_more_classes_than_a_block_has_images_is_drawn(run: TrainedModel) -> None:
     count = 2 * BLOCK
     thousand = replace(run, classes=tuple(map(str, range(count))), counts=(3,) * count)
     found = np.bincount(drawn(thousand, 40 * BLOCK), minlength=count)
@@ -112,7 +112,7 @@ def test_each_of_more_classes_than_a_block_has_images_is_drawn(run: LoadedRun) -
 
 
 def test_a_class_without_training_images_is_refused(
-    folder: Path, run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, run: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = (
         r"class '?3'? had no training image, so G never learnt it; there were images of: 0, 1, 2,"
@@ -133,7 +133,7 @@ def test_a_class_without_training_images_is_refused(
 
 
 def test_the_command_draws_them_so(
-    folder: Path, run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, run: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "all.parquet"
     main(["generate", str(folder), "--count=500", "--seed=5", "--actors=1", f"--out={out}"])
@@ -142,7 +142,7 @@ def test_the_command_draws_them_so(
 
 
 def test_an_older_checkpoint_draws_all_alike_often_and_says_so(
-    older: Path, run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    older: Path, run: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = cl_ray.load(older)
     assert (old.counts, old.classes) == ((), run.classes)

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 import cl_ray
 import cl_ray.export
 from cl_ray import cli
-from cl_ray.checkpoint import Checkpoints
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard
-from cl_ray.data.share import Share
-from cl_ray.data.writer import About, Picture, write
-from cl_ray.run import Run
-from cl_ray.training.folder import Folder
+from cl_ray.data.loaders import InMemoryLoader
+from cl_ray.data.partition import Partition
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.storage import RunStorage
+from cl_ray.trainer import Trainer
 
 SMALL = {"depth": 3, "width": 4}
 FILES = {
@@ -42,8 +42,8 @@ def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("export")
     random = np.random.default_rng(0)
     colours = random.integers(0, 256, (70, *SHAPES["colour"]), dtype=np.uint8)
-    pictures = [Picture(image, None, "noise") for image in colours]
-    write({"train": pictures}, str(folder / "colours"), About("colours", "noise"))
+    pictures = [RawImage(image, None, "noise") for image in colours]
+    write_splits({"train": pictures}, str(folder / "colours"), DatasetMetadata("colours", "noise"))
     found = {}
     for name, data in (("grey", make_digits(100)), ("colour", str(folder / "colours"))):
         latent = {"latent": 2}  # so few dimensions that the prior has several Gaussians
@@ -52,11 +52,11 @@ def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             networks["generator"] |= {"family": "style"}
             networks["discriminator"] = {**SMALL, "spectral_norm": True}
         config = Config(data=data, batch_size=32, **networks)
-        run = Run(config, ResidentShard.read(Share(Dataset.open(data), config)))
-        run.epoch()
-        where = Folder.at(str(folder / "runs"), name)
+        run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
+        run.train_epoch()
+        where = RunStorage.at(str(folder / "runs"), name)
         where.write("config.yaml", config.to_yaml().encode())
-        Checkpoints(*where.open()).save(run.state_dict(), epoch=1, step=4, figure=0.5)
+        CheckpointStore(*where.open()).save(run.state_dict(), epoch=1, step=4, figure=0.5)
         found[name] = Path(where.uri)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from five_steps import (
+from helpers.five_steps import (
     CASES,
     Case,
     global_batch,
@@ -20,18 +20,18 @@ from five_steps import (
     take,
     weights_of,
 )
-from ranks import together
-from run_folder import leave, trained_run
-from small_run import SMALL
+from helpers.ranks import together
+from helpers.run_folder import leave, trained_run
+from helpers.small_run import SMALL
 
-from cl_ray.adversary import Adversary
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.shards import ResidentShard, Shard, StreamingShard
-from cl_ray.data.share import Share
+from cl_ray.data.loaders import InMemoryLoader, PairLoader, StreamingLoader
+from cl_ray.data.partition import Partition
+from cl_ray.device import resolve_device
+from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES
-from cl_ray.run import Run
-from cl_ray.training.device import resolve
+from cl_ray.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 FREE = "discriminator.score.bias"
@@ -71,14 +71,14 @@ def test_replays_what_it_would_do_step_by_step() -> None:
     steps = [moved(global_batch(number, "views"), "cuda") for number in range(8)]
 
     def after(recorded: bool) -> dict[str, torch.Tensor]:
-        adversary = made(small(), device="cuda")
-        assert adversary.captures
+        gan = made(small(), device="cuda")
+        assert gan.use_cuda_graph
         if not recorded:
-            adversary.update = adversary._update
+            gan.update = gan._update
         for number, batch in enumerate(steps):
-            adversary.set_rates(1 - number / 10)
-            adversary.step(batch)
-        return weights_of(adversary)
+            gan.set_lr_scale(1 - number / 10)
+            gan.step(batch)
+        return weights_of(gan)
 
     assert largest_difference(after(recorded=True), after(recorded=False)) < 1e-9
 
@@ -96,12 +96,12 @@ def test_bfloat16_stays_near_float32(objective: str) -> None:
     losses = {"objective": objective, **({penalty: 2.0} if penalty else {})}
     batch = moved(global_batch(0, "views"), "cuda")
 
-    def first(dtype: torch.dtype) -> tuple[Adversary, dict[str, torch.Tensor]]:
-        adversary = made(small(losses=losses), dtype, "cuda")
-        return adversary, adversary.step(batch)
+    def first(dtype: torch.dtype) -> tuple[ContrastiveGAN, dict[str, torch.Tensor]]:
+        gan = made(small(losses=losses), dtype, "cuda")
+        return gan, gan.step(batch)
 
-    (adversary, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
-    assert {weight.dtype for weight in adversary.weights_g} == {torch.float32}
+    (gan, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
+    assert {weight.dtype for weight in gan.g_params} == {torch.float32}
     for name, value in fine.items():
         torch.testing.assert_close(coarse[name], value, rtol=0.1, atol=0.05, msg=name)
 
@@ -112,36 +112,36 @@ def test_pairs_are_those_of_the_cpu(digits: str, negatives: str) -> None:
     config = small(data=digits, pairs=fields)
 
     def batches(device: str) -> list[torch.Tensor]:
-        shard = ResidentShard.read(Share(Dataset.open(digits), config), device)
-        Run(config, shard, device, torch.float64)
+        shard = InMemoryLoader.read(Partition(Dataset.open(digits), config), device)
+        Trainer(config, shard, device, torch.float64)
         return [b.negative.cpu() for b in shard.batches(0)]
 
     for ours, theirs in zip(batches("cuda"), batches("cpu"), strict=True):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [ResidentShard, StreamingShard])
-def test_goes_on_as_if_never_stopped(digits: str, kind: type[Shard]) -> None:
+@pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
+def test_goes_on_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> None:
     config = small(data=digits, epochs=2)
 
-    def run() -> Run:
-        shard = kind.read(Share(Dataset.open(digits), config), "cuda")  # type: ignore[attr-defined]
-        return Run(config, shard, "cuda", torch.float64)
+    def run() -> Trainer:
+        shard = kind.read(Partition(Dataset.open(digits), config), "cuda")  # type: ignore[attr-defined]
+        return Trainer(config, shard, "cuda", torch.float64)
 
     whole, begun, again = run(), run(), run()
     whole.epoch()
     begun.epoch()
     again.load_state_dict(begun.state_dict())
-    figures = whole.epoch()
+    metrics = whole.epoch()
     for name, value in again.epoch().items():
         if "/" in name:
-            assert value == pytest.approx(figures[name], rel=1e-9)
+            assert value == pytest.approx(metrics[name], rel=1e-9)
 
 
 def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
-    assert resolve(Config(), gpus=0)[0].type == "cpu"
-    assert resolve(Config())[0].type == "cuda"
-    assert resolve(Config(), gpus=0.5)[0].type == "cuda"
+    assert resolve_device(Config(), gpus=0)[0].type == "cpu"
+    assert resolve_device(Config())[0].type == "cuda"
+    assert resolve_device(Config(), gpus=0.5)[0].type == "cuda"
 
 
 def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_folder import begun, leave, trained_run
+from helpers.run_folder import begun, leave, trained_run
 
-from cl_ray.checkpoint import Checkpoints
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.inference.work import FromNoise, note
-from cl_ray.loading import load
-from cl_ray.prior import Prior, fit, fit_classes
-from cl_ray.run import Record
-from cl_ray.training.folder import Folder
+from cl_ray.model import load
+from cl_ray.prior import Prior, fit_class_priors, fit_prior
+from cl_ray.storage import RunStorage
+from cl_ray.trainer import StepLog
 
 TWO = Prior(
     torch.tensor([0.25, 0.75]),
@@ -44,7 +44,7 @@ def test_places_noise_as_each_gaussian_says() -> None:
 
 
 def test_a_fit_finds_what_codes_were_drawn_from() -> None:
-    found = fit(drawn(TWO, 20_000), components=2, seed=0)
+    found = fit_prior(drawn(TWO, 20_000), components=2, seed=0)
     order = found.weights.argsort()
     torch.testing.assert_close(found.weights[order], TWO.weights, rtol=0, atol=0.02)
     torch.testing.assert_close(found.means[order], TWO.means, rtol=0, atol=0.05)
@@ -54,15 +54,18 @@ def test_a_fit_finds_what_codes_were_drawn_from() -> None:
 
 def test_it_is_widened_by_half_the_jitter() -> None:
     codes = drawn(TWO, 2000)
-    narrow, wide = fit(codes, components=2, seed=0), fit(codes, components=2, seed=0, jitter=0.8)
+    narrow, wide = (
+        fit_prior(codes, components=2, seed=0),
+        fit_prior(codes, components=2, seed=0, latent_noise_std=0.8),
+    )
     ours, theirs = (p.roots @ p.roots.mT for p in (wide, narrow))
     torch.testing.assert_close(ours - theirs, 0.16 * torch.eye(2).expand(2, 2, 2))
 
 
 def test_few_codes_make_few_gaussians() -> None:
     codes = torch.randn(90, 4, generator=torch.Generator().manual_seed(2))
-    assert len(fit(codes, components=50, seed=0).weights) == 2
-    alike = fit(torch.ones(30, 4), components=50, seed=0)
+    assert len(fit_prior(codes, components=50, seed=0).weights) == 2
+    alike = fit_prior(torch.ones(30, 4), components=50, seed=0)
     torch.testing.assert_close(drawn(alike, 100), torch.ones(100, 4), rtol=0, atol=0.1)
 
 
@@ -72,7 +75,7 @@ def test_each_class_has_the_density_of_its_own_codes() -> None:
     labels = torch.tensor([0] * 400 + [1] * 400 + [2] * 5)[torch.randperm(805, generator=random)]
     centres = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 9.0]])
     codes = centres[labels] + 0.3 * torch.randn(805, 2, generator=random)
-    prior = fit_classes(codes, labels, 3, components=6, seed=0)
+    prior = fit_class_priors(codes, labels, 3, components=6, seed=0)
     torch.testing.assert_close(prior.weights.sum(1), torch.ones(3))
     kinds = torch.arange(3).repeat(4000)
     noise, chance = (
@@ -81,7 +84,7 @@ def test_each_class_has_the_density_of_its_own_codes() -> None:
     )
     found = prior.place(noise, chance, kinds)
     for kind in (0, 1):
-        alone = fit(codes[labels == kind], components=2, seed=0)
+        alone = fit_prior(codes[labels == kind], components=2, seed=0)
         expected = alone.place(noise[kinds == kind], chance[kinds == kind])
         torch.testing.assert_close(found[kinds == kind], expected)
         assert (found[kinds == kind] - centres[kind]).norm(dim=1).max() < 3
@@ -100,10 +103,10 @@ def test_an_epoch_ends_with_a_fit_to_its_own_codes(digits: str) -> None:
     assert run.drawn is not None
     images, labels = run.drawn
     assert labels is None
-    codes = run.adversary.averaged.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).detach()
+    codes = run.gan.ema_generator.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).detach()
     torch.testing.assert_close(drawn(run.prior, 20_000).mean(0), codes.mean(0), rtol=0, atol=0.05)
     generator = run.config.generator
-    again = fit(codes, generator.prior, run.config.seed, generator.jitter)
+    again = fit_prior(codes, generator.prior, run.config.seed, generator.latent_noise_std)
     torch.testing.assert_close(again.means, run.prior.means, rtol=1e-3, atol=1e-3)
 
 
@@ -111,13 +114,13 @@ def test_a_checkpoint_of_the_first_epoch_has_one_of_its_own(digits: str) -> None
     run = begun(digits, checkpoint={"every": 4})
     saved: list[torch.Tensor] = []
 
-    def watch(record: Record) -> None:
+    def watch(record: StepLog) -> None:
         if record.step in (4, 8):
             before = torch.random.get_rng_state()
             saved.append(run.state_dict()["prior"]["means"])
             assert torch.equal(before, torch.random.get_rng_state())
 
-    run.epoch(watch)
+    run.train_epoch(watch)
     assert len(saved) == 2
     assert not torch.equal(saved[0], saved[1])  # each of the codes of its own time
 
@@ -148,8 +151,8 @@ def test_samples_come_from_it_also_when_loaded(digits: str, tmp_path: Path) -> N
 
 def test_goes_on_with_what_was_fitted(digits: str, tmp_path: Path) -> None:
     run = trained_run(digits)
-    folder = Folder.of(leave(run, tmp_path, 22))
-    state = Checkpoints(*folder.open()).load("step-00000022")
+    folder = RunStorage.of(leave(run, tmp_path, 22))
+    state = CheckpointStore(*folder.open()).load("step-00000022")
     run.prior = None
     run.load_state_dict(state)
     assert run.prior is not None

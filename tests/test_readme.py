@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.small_run import SMALL
 from PIL import Image
-from small_run import SMALL
 
 from cl_ray.data.dataset import Dataset
 

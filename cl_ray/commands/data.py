@@ -13,13 +13,13 @@ def command(arguments: Sequence[str]) -> None:
     source = parse(SourceConfig, arguments, prog="cl-ray data")
     from rich.console import Console
 
-    from cl_ray.data.display import Stages, show
+    from cl_ray.data.progress import DatasetProgress, print_dataset_summary
 
     console = Console()
     try:
-        with Stages(console) as stages:
+        with DatasetProgress(console) as stages:
             info = write_dataset(source, stages.report)
     except KeyboardInterrupt:
         print("cl-ray: stopped; no data set was written.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    show(info, source.out, console)
+    print_dataset_summary(info, source.out, console)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import parse
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cl_ray.doctor import Finding
 
 
-class DoctorCommand(Model):
+class DoctorCommand(BaseConfig):
     """Look for what would stop a run: versions, GPUs, storage, clocks, token, the network.
 
     Without a cluster, this machine alone is looked at; of a cluster, the machines that are up. The
@@ -48,12 +48,12 @@ def command(arguments: Sequence[str]) -> None:
     from rich.table import Table
 
     from cl_ray.doctor import examine_cluster, examine_here
-    from cl_ray.training.cluster import cluster_to_join, running_ray
+    from cl_ray.training.cluster import cluster_to_join, ray_session
 
     console = Console()
     findings: list[Finding]
     if cluster_to_join(asked.address):
-        with running_ray(asked.address, False, False, console):
+        with ray_session(asked.address, False, False, console):
             bring_up(asked, console)
             with console.status("Looking …"):
                 findings = list(examine_cluster(asked.storage, asked.constraints))
@@ -81,9 +81,9 @@ def bring_up(asked: DoctorCommand, console: "Console") -> None:
     if not asked.workers:
         return
     from cl_ray.config import Config
-    from cl_ray.training.capacity import plan, wait_for_room
+    from cl_ray.training.resources import plan_workers, wait_for_resources
 
     cpus, gpus = asked.cpus_per_worker, asked.gpus_per_worker
     config = Config(workers=asked.workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    needed = plan(config, local=False)
-    wait_for_room(needed, asked.workers, lambda line: console.print(line, soft_wrap=True))
+    needed = plan_workers(config, local=False)
+    wait_for_resources(needed, asked.workers, lambda line: console.print(line, soft_wrap=True))

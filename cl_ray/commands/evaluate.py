@@ -8,10 +8,10 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse
 from cl_ray.config import Device
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 if TYPE_CHECKING:
     from cl_ray.evaluation.evaluate import Evaluation
@@ -33,14 +33,14 @@ WORDS = {
     "knn_20": "20-NN",
     "linear_probe": "linear probe",
 }
-"""What figures are called in the table; those of few labels carry the number in their name."""
+"""What metrics are called in the table; those of few labels carry the number in their name."""
 
 
 LISTED = 40
 """Labels whose samples are listed one by one, at most."""
 
 
-class EvaluateCommand(Model):
+class EvaluateCommand(BaseConfig):
     """Measure a run's samples and features, beside what real images reach; needs no Ray."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")
@@ -72,11 +72,11 @@ def command(arguments: Sequence[str]) -> None:
     import torch
 
     from cl_ray.data.dataset import Dataset
+    from cl_ray.device import keep_freed_memory
     from cl_ray.evaluation.config import EvaluationConfig
     from cl_ray.evaluation.evaluate import Evaluator
-    from cl_ray.loading import load
-    from cl_ray.training.device import keep_freed_memory
-    from cl_ray.training.folder import Folder
+    from cl_ray.model import load
+    from cl_ray.storage import RunStorage
 
     keep_freed_memory()
     console = Console()
@@ -104,7 +104,7 @@ def command(arguments: Sequence[str]) -> None:
                 console.print(f"measuring: {what}", highlight=False)
 
         found = evaluator.evaluate(run, thorough=True, tell=tell)
-    folder = Folder.of(asked.run)
+    folder = RunStorage.of(asked.run)
     show(found, console)
     folder.write("evaluation.json", json.dumps(found.to_dict(), indent=1).encode())
     console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)
@@ -121,7 +121,7 @@ def show(evaluation: "Evaluation", console: Console) -> None:
             title="Generation",
             title_justify="left",
         )
-        for name, figure in fidelity.figures.items():
+        for name, figure in fidelity.metrics.items():
             shown = f"{figure.value:.4f}"
             if name == "frechet" and figure.floor:
                 shown += f"  ({figure.value / figure.floor:.1f} x)"
@@ -134,7 +134,7 @@ def show(evaluation: "Evaluation", console: Console) -> None:
         title = f"Mode collapse: {modes.of:,} modes of stacked digits"
         head = f"{modes.count:,} samples, by {modes.features}"
         table = Table(head, "samples", "real triples", title=title, title_justify="left")
-        found, divergence = modes.figures["modes"], modes.figures["mode_kl"]
+        found, divergence = modes.metrics["modes"], modes.metrics["mode_kl"]
         table.add_row(WORDS["modes"], f"{found.value:.0f}", f"{found.floor:.0f}")
         table.add_row(WORDS["mode_kl"], f"{divergence.value:.4f}", f"{divergence.floor:.4f}")
         console.print(table)

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse
-from cl_ray.model import Model
 
 
-class ExportCommand(Model):
+class ExportCommand(BaseConfig):
     """Write a run's networks as files for other programs, each checked against PyTorch."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")

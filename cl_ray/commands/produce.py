@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import INTERRUPTED, RunPath
-from cl_ray.model import Model
 
 if TYPE_CHECKING:
     from cl_ray.inference.pool import Job, Made, Pool
@@ -21,7 +21,7 @@ LOG_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-class ProduceCommand(Model):
+class ProduceCommand(BaseConfig):
     """A run, a place for what is made, and the models at work."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")
@@ -61,12 +61,12 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     import ray.data  # noqa: F401  # which sets up its loggers, before they are made quiet
 
     from cl_ray.inference.pool import prepare, produce, share_out
-    from cl_ray.training.cluster import running_ray, see_that_nodes_share
-    from cl_ray.training.folder import Folder
-    from cl_ray.training.here import see_that_it_has, starts_here
+    from cl_ray.storage import RunStorage
+    from cl_ray.training.cluster import check_shared_storage, ray_session
+    from cl_ray.training.preflight import check_machine_has, starts_local_ray
 
-    if starts_here(asked.address):
-        see_that_it_has(asked.cpus_per_actor, asked.gpus_per_actor, "actor")
+    if starts_local_ray(asked.address):
+        check_machine_has(asked.cpus_per_actor, asked.gpus_per_actor, "actor")
     console = Console()
     job = prepare(
         asked.run, work, asked.out, checkpoint=asked.checkpoint, overwrite=asked.overwrite
@@ -81,13 +81,13 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     made: Made | None = None
     begun = time.monotonic()
     try:
-        with running_ray(asked.address, False, asked.verbose, console) as local:
+        with ray_session(asked.address, False, asked.verbose, console) as local:
             if job.output.local:
-                see_that_nodes_share(Folder.of(job.output.location), "out")
+                check_shared_storage(RunStorage.of(job.output.location), "out")
             each = asked.cpus_per_actor, asked.gpus_per_actor
             pool = share_out(asked.actors, *each, local, len(job.missing))
             say(console, f"{job.checkpoint} of {asked.run} by {actors(pool)}")
-            with Display(console, job) as display:
+            with InferenceDisplay(console, job) as display:
                 for made in produce(job, pool):
                     display.show(made)
             ended = time.monotonic()
@@ -111,7 +111,7 @@ def produce_here(asked: ProduceCommand, work: "Work") -> None:
     )
 
 
-class Display:
+class InferenceDisplay:
     """How far it is: a bar in a terminal, else a line every LOG_EVERY seconds.
 
     Args:
@@ -134,7 +134,7 @@ class Display:
         )
         self.said = time.monotonic()
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "InferenceDisplay":
         self.bar.start()
         return self
 

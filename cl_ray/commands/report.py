@@ -1,16 +1,16 @@
-"""`cl-ray report`: the run's pictures, curves and figures as one HTML page."""
+"""`cl-ray report`: the run's pictures, curves and metrics as one HTML page."""
 
 import shlex
 from collections.abc import Sequence
 
 from pydantic import Field
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse
 from cl_ray.config import Device
-from cl_ray.model import Model
 
 
-class ReportCommand(Model):
+class ReportCommand(BaseConfig):
     """Write report.html, one page that needs nothing else, into a run folder."""
 
     run: RunPath = Field(min_length=1, description="The run folder's path or URI.")
@@ -26,11 +26,11 @@ def command(arguments: Sequence[str]) -> None:
     asked = parse(ReportCommand, arguments, prog="cl-ray report")
     from rich.console import Console
 
-    from cl_ray.report.page import report
+    from cl_ray.report.page import write_run_report
 
     console = Console()
     with console.status("Looking at the run …"):
-        made = report(asked.run, asked.checkpoint, asked.device, asked.projector)
+        made = write_run_report(asked.run, asked.checkpoint, asked.device, asked.projector)
     for sentence in made.missing:
         console.print(f"Left out: {sentence}", soft_wrap=True, highlight=False)
     console.print(f"{made.location} ({made.bytes / 1e3:,.0f} kB)", soft_wrap=True, highlight=False)

@@ -33,10 +33,10 @@ def command(arguments: Sequence[str]) -> None:
     base = starting_point(arguments)
     command = parse(TrainCommand, arguments, default=base, prog="cl-ray train")
     fields = command.model_dump(exclude=set(LAUNCH))
-    from cl_ray.training.train import Launch, train
+    from cl_ray.training.launch import LaunchOptions, train
 
     options = {k: getattr(command, k) for k in LAUNCH if k != "config"}
-    train(build(fields, "the flags"), Launch(**options))
+    train(build(fields, "the flags"), LaunchOptions(**options))
 
 
 def starting_point(arguments: Sequence[str]) -> TrainCommand:
@@ -71,18 +71,18 @@ def starting_point(arguments: Sequence[str]) -> TrainCommand:
 
 def existing_run(storage: str, name: str | None) -> Config | None:
     """The config of a run that is there already."""
-    from cl_ray.data.dataset import first_line
-    from cl_ray.errors import without_keys
-    from cl_ray.training.folder import Folder
+    from cl_ray.data.dataset import first_error_line
+    from cl_ray.errors import redact_credentials
+    from cl_ray.storage import RunStorage
 
     if name is None or not storage:  # the latter is refused with the other flags
         return None
-    folder = Folder.at(storage, name)
+    folder = RunStorage.at(storage, name)
     try:
         text = folder.read("config.yaml")
     except OSError as error:
         raise UserError(
-            f"storage {without_keys(storage)!r} cannot be read: {first_line(error)}."
+            f"storage {redact_credentials(storage)!r} cannot be read: {first_error_line(error)}."
         ) from error
     if text is None:
         return None

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cl_ray.model import Model
+from cl_ray.base_config import BaseConfig
 
 
-class PairConfig(Model):
+class PairConfig(BaseConfig):
     """Who is the negative of whom."""
 
     mode: Literal["views", "labels"] = Field(
@@ -41,7 +41,7 @@ class PairConfig(Model):
         return self
 
 
-class ViewConfig(Model):
+class ViewConfig(BaseConfig):
     """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
 
     rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
@@ -88,7 +88,7 @@ class AugmentConfig(ViewConfig):
         return any(self.model_dump().values())
 
 
-class ShardConfig(Model):
+class ShardConfig(BaseConfig):
     """Where a worker keeps its share of the images."""
 
     memory: float = Field(

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
@@ -31,7 +31,7 @@ MOST_CLASSES = 10_000
 """Labels beyond this are taken for numbers of something else."""
 
 
-class ShardInfo(Model):
+class ShardInfo(BaseConfig):
     """One Parquet file of a split."""
 
     file: str = Field(pattern=r"^[^/\\]+\.parquet$")
@@ -40,7 +40,7 @@ class ShardInfo(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class SplitInfo(Model):
+class SplitInfo(BaseConfig):
     """One split: its files, in order, and how far apart its images are.
 
     `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
@@ -60,7 +60,7 @@ class SplitInfo(Model):
         return self
 
 
-class DatasetInfo(Model):
+class DatasetInfo(BaseConfig):
     """What `dataset.json` says."""
 
     format_version: Literal[1] = 1
@@ -83,7 +83,7 @@ class DatasetInfo(Model):
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowRange:
     """Rows [start, stop) of one row group of one shard."""
 
     shard: int
@@ -93,7 +93,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowBatch:
     """Rows of a data set, as numpy arrays.
 
     Attributes:
@@ -107,7 +107,7 @@ class Rows:
     label: NDArray[np.int64] | None
 
 
-def connect(location: str) -> tuple[pafs.FileSystem, str]:
+def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     """Returns the filesystem that holds `location` and the path inside it.
 
     Args:
@@ -116,10 +116,10 @@ def connect(location: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         UserError: if the URI's filesystem is unknown or cannot be reached.
     """
-    return _connect(absolute(location))
+    return _connect(absolute_location(location))
 
 
-def absolute(location: str) -> str:
+def absolute_location(location: str) -> str:
     """Returns `location` so that it means the same in any working folder."""
     if "://" in location or location == PACKAGED:
         return location
@@ -129,7 +129,7 @@ def absolute(location: str) -> str:
 def without_secrets(location: str) -> str:
     """Returns `location` without the keys and options that a URI may carry."""
     scheme, mark, _ = location.partition("://")
-    return f"{scheme}{mark}{connect(location)[1]}" if mark else location
+    return f"{scheme}{mark}{open_filesystem(location)[1]}" if mark else location
 
 
 @lru_cache(maxsize=32)
@@ -141,11 +141,11 @@ def _connect(location: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = pafs.FileSystem.from_uri(location)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{location} cannot be opened: {first_line(error)}.") from error
+        raise UserError(f"{location} cannot be opened: {first_error_line(error)}.") from error
     return filesystem, path.rstrip("/")
 
 
-def first_line(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """Returns the first line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
@@ -174,7 +174,7 @@ class Dataset:
         Raises:
             UserError: if there is no data set, or not a whole one.
         """
-        filesystem, path = connect(location)
+        filesystem, path = open_filesystem(location)
         make = f"`cl-ray data --source {location} --out data/NAME`"
         try:
             sizes = _sizes(filesystem, path)
@@ -195,7 +195,7 @@ class Dataset:
             with filesystem.open_input_stream(f"{path}/{INFO_FILE}") as stream:
                 text = stream.read()
         except OSError as error:
-            raise UserError(f"{location} cannot be read: {first_line(error)}.") from error
+            raise UserError(f"{location} cannot be read: {first_error_line(error)}.") from error
         try:
             info = DatasetInfo.model_validate_json(text)
         except ValidationError as error:
@@ -219,22 +219,22 @@ class Dataset:
                         f"{shard.bytes:,} recorded: copy it again or write the data set again "
                         "with `cl-ray data --overwrite`."
                     )
-        return cls(absolute(location), info)
+        return cls(absolute_location(location), info)
 
     def groups(self, split: str) -> list[int]:
         """Returns the number of rows of each row group of a split, in the order of `pieces`."""
         return [piece.stop for piece in self.pieces(split)]
 
-    def pieces(self, split: str) -> list[Piece]:
+    def pieces(self, split: str) -> list[RowRange]:
         """Returns all row groups of a split, whole, in order."""
         size = self.info.row_group
         return [
-            Piece(number, group, 0, min(size, shard.rows - group * size))
+            RowRange(number, group, 0, min(size, shard.rows - group * size))
             for number, shard in enumerate(self._split(split).shards)
             for group in range(-(-shard.rows // size))
         ]
 
-    def read(self, split: str, pieces: Sequence[Piece] | None = None) -> Rows:
+    def read(self, split: str, pieces: Sequence[RowRange] | None = None) -> RowBatch:
         """Reads rows, in the order of `pieces`; only the row groups that they touch are read.
 
         Args:
@@ -263,7 +263,7 @@ class Dataset:
                     images[place] = rows.image[piece.start : piece.stop]
                     if labels is not None and rows.label is not None:
                         labels[place] = rows.label[piece.start : piece.stop]
-        return Rows(ids, images, labels)
+        return RowBatch(ids, images, labels)
 
     def distance_quantile(self, split: str, q: float) -> float:
         """Returns a quantile of the distances between two images of a split.
@@ -332,7 +332,7 @@ class Dataset:
 
     def _label_range(self, shard: ShardInfo) -> tuple[int, int]:
         """Returns a file's least and largest label, from its footer."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         with pq.ParquetFile(f"{path}/{shard.file}", filesystem=filesystem) as file:
             column = file.schema_arrow.get_field_index("label")
             groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
@@ -346,7 +346,7 @@ class Dataset:
             there = ", ".join(self.info.splits)
             raise UserError(f"{self.location} has no split {split}: it has {there}.") from None
 
-    def _groups(self, shard: ShardInfo, groups: list[int]) -> Iterator[tuple[int, Rows]]:
+    def _groups(self, shard: ShardInfo, groups: list[int]) -> Iterator[tuple[int, RowBatch]]:
         """Yields some row groups of a file, one by one: what is decoded stays small and warm."""
         size = self.info.row_group
         with self._open(shard) as file:
@@ -358,12 +358,12 @@ class Dataset:
                     raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
                 label = _integers(batch["label"]) if self.info.labelled else None
                 image = batch["image"].to_numpy_ndarray()
-                yield group, Rows(_integers(batch["id"]), image, label)
+                yield group, RowBatch(_integers(batch["id"]), image, label)
 
     @contextmanager
     def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
         """Opens a file; whatever is wrong with what is read of it is said in one sentence."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         try:
             with pq.ParquetFile(
                 f"{path}/{shard.file}",
@@ -375,7 +375,7 @@ class Dataset:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.location}/{shard.file} is damaged or cannot be read "
-                f"({first_line(error)}): copy it again or write the data set again with "
+                f"({first_error_line(error)}): copy it again or write the data set again with "
                 "`cl-ray data --overwrite`."
             ) from error
 

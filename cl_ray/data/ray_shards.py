@@ -16,61 +16,62 @@ import ray.data
 from ray.train import DataConfig
 
 from cl_ray.config import Config
-from cl_ray.data.dataset import Dataset, Piece, Rows
-from cl_ray.data.share import SPLIT, Share
+from cl_ray.data.dataset import Dataset, RowBatch, RowRange
+from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from cl_ray.data.shards import Shard
+    from cl_ray.data.loaders import PairLoader
+
 
 READERS = 2
 """Tasks of one rank that read at once."""
 TASK_BYTES = 64e6
-"""Pixels that one task reads of a resident share."""
+"""Pixels that one task reads of a resident partition."""
 
 
 @dataclass(frozen=True)
-class RankShard:
-    """What `ray.train.get_dataset_shard` gives a worker: its share, not yet read."""
+class ShardHandle:
+    """What `ray.train.get_dataset_shard` gives a worker: its partition, not yet read."""
 
-    share: Share
+    partition: Partition
 
-    def open(self, device: "torch.device | str") -> "Shard":
+    def open(self, device: "torch.device | str") -> "PairLoader":
         """The share on the device if it fits the memory budget, else as a stream."""
-        from cl_ray.data.shards import ResidentShard, StreamingShard
+        from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 
-        if self.share.resident:
-            return ResidentShard(self.share, self.rows(), device)
-        return StreamingShard(self.share, self.windows, device)
+        if self.partition.resident:
+            return InMemoryLoader(self.partition, self.rows(), device)
+        return StreamingLoader(self.partition, self.windows, device)
 
-    def rows(self) -> Rows:
-        """All rows of the share, read by Ray Data, in order of arrival."""
-        share, dataset = self.share, self.share.dataset
-        per_task = max(1, int(TASK_BYTES / share.gigabytes / 1e9 * len(share.pieces(0))))
-        pieces = share.pieces(0)
+    def rows(self) -> RowBatch:
+        """All rows of the partition, read by Ray Data, in order of arrival."""
+        partition, dataset = self.partition, self.partition.dataset
+        per_task = max(1, int(TASK_BYTES / partition.gigabytes / 1e9 * len(partition.pieces(0))))
+        pieces = partition.pieces(0)
         parts = [pieces[i : i + per_task] for i in range(0, len(pieces), per_task)]
 
-        def read(part: list[Piece], number: int) -> dict[str, np.ndarray]:
-            rows = dataset.read(SPLIT, part)
+        def read(part: list[RowRange], number: int) -> dict[str, np.ndarray]:
+            rows = dataset.read(TRAIN_SPLIT, part)
             label = {} if rows.label is None else {"label": rows.label}
             return {"id": rows.id, "image": rows.image, **label}
 
         blocks = list(_map_parts(parts, read))
         columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
-        return Rows(columns["id"], columns["image"], columns.get("label"))
+        return RowBatch(columns["id"], columns["image"], columns.get("label"))
 
     def windows(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
         """The paired windows of an epoch from `first` on, put back in order."""
-        share = self.share
-        windows = share.windows(epoch)[first:]
+        partition = self.partition
+        windows = partition.windows(epoch)[first:]
 
-        def pair(part: list[Piece], number: int) -> dict[str, np.ndarray]:
-            from cl_ray.data.shards import pair_window
+        def pair(part: list[RowRange], number: int) -> dict[str, np.ndarray]:
+            from cl_ray.data.loaders import sample_window_pairs
 
-            rows = share.dataset.read(SPLIT, part)
-            paired = pair_window(share, rows, epoch, first + number)
+            rows = partition.dataset.read(TRAIN_SPLIT, part)
+            paired = sample_window_pairs(partition, rows, epoch, first + number)
             return {"window": np.full(len(rows.id), number), **paired}
 
         early: dict[int, list[dict[str, np.ndarray]]] = {}
@@ -84,11 +85,11 @@ class RankShard:
                 due += 1
 
 
-def _count(windows: list[list[Piece]], number: int) -> int:
+def _count(windows: list[list[RowRange]], number: int) -> int:
     return sum(p.stop - p.start for p in windows[number]) if number < len(windows) else 0
 
 
-def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np.ndarray]]:
+def _map_parts(parts: list[list[RowRange]], function: Any) -> Iterator[dict[str, np.ndarray]]:
     """`function(part, number)` of every part as a block of a Ray dataset, in order of arrival.
 
     Raises:
@@ -105,7 +106,7 @@ def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np
     ]
 
     def apply(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        part = [Piece(*(int(n) for n in numbers)) for numbers in batch["part"][0]]
+        part = [RowRange(*(int(n) for n in numbers)) for numbers in batch["part"][0]]
         try:
             return function(part, int(batch["number"][0]))
         except UserError as error:
@@ -120,7 +121,7 @@ def _map_parts(parts: list[list[Piece]], function: Any) -> Iterator[dict[str, np
         yield block
 
 
-class RankSplit(DataConfig):
+class DeterministicDataConfig(DataConfig):
     """Gives every rank its `RankShard` when the number of workers is known."""
 
     def __init__(self, dataset: Dataset, config: Config):
@@ -131,5 +132,7 @@ class RankSplit(DataConfig):
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, Any]]:
         """One shard a rank, under the dataset's name."""
-        shares = [Share(self.dataset, self.config, world_size, rank) for rank in range(world_size)]
-        return [{name: RankShard(share) for name in datasets} for share in shares]
+        partitions = [
+            Partition(self.dataset, self.config, world_size, rank) for rank in range(world_size)
+        ]
+        return [{name: ShardHandle(partition) for name in datasets} for partition in partitions]

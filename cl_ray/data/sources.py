@@ -8,6 +8,7 @@ from functools import partial
 import pyarrow.fs as pafs
 from pydantic import Field
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.data.dataset import (
     INFO_FILE,
     LARGEST,
@@ -16,22 +17,21 @@ from cl_ray.data.dataset import (
     STACKED,
     Dataset,
     DatasetInfo,
-    connect,
-    first_line,
+    first_error_line,
+    open_filesystem,
 )
-from cl_ray.data.folder import find_images
-from cl_ray.data.named import find_named, torchvision_names
-from cl_ray.data.parquet import NO_LABELS, find_rows
-from cl_ray.data.pixels import Color, to_pixels
-from cl_ray.data.stacked import COUNTS, find_stacked
-from cl_ray.data.writer import Found, Picture, Progress, check_free, write
+from cl_ray.data.image_folder import read_image_folder
+from cl_ray.data.image_ops import Color, to_pixels
+from cl_ray.data.parquet_source import NO_LABELS, read_parquet_source
+from cl_ray.data.stacked_mnist import COUNTS, read_stacked_mnist
+from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
+from cl_ray.data.writer import Progress, RawImage, SourceSplits, check_output_free, write_splits
 from cl_ray.errors import UserError
-from cl_ray.model import Model
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class SourceConfig(Model):
+class SourceConfig(BaseConfig):
     """Makes a data set (Parquet files and dataset.json) of images that lie elsewhere."""
 
     source: str = Field(
@@ -103,17 +103,17 @@ def write_dataset(config: SourceConfig, progress: Progress | None = None) -> Dat
             a choice that was not made, or `out` is taken or cannot be written. Then `out` has no
             new data set, and a local folder still holds what it held.
     """
-    check_free(config.out, config.overwrite)  # before a download rather than after it
-    splits, about = find(config)
+    check_output_free(config.out, config.overwrite)  # before a download rather than after it
+    splits, about = read_source(config)
     if config.label_column == NO_LABELS:
         splits = {split: map(_unlabelled, pictures) for split, pictures in splits.items()}
         about = replace(about, classes=None)
-    return write(
+    return write_splits(
         splits,
         config.out,
         replace(
             about,
-            name=os.path.basename(connect(config.out)[1]),
+            name=os.path.basename(open_filesystem(config.out)[1]),
             licence=config.licence or about.licence,
         ),
         test_fraction=config.test_fraction,
@@ -123,11 +123,11 @@ def write_dataset(config: SourceConfig, progress: Progress | None = None) -> Dat
     )
 
 
-def _unlabelled(picture: Picture) -> Picture:
+def _unlabelled(picture: RawImage) -> RawImage:
     return replace(picture, label=None)
 
 
-def find(config: SourceConfig) -> Found:
+def read_source(config: SourceConfig) -> SourceSplits:
     """Finds what `config.source` means; no image is read yet.
 
     Raises:
@@ -138,7 +138,7 @@ def find(config: SourceConfig) -> Found:
     asked = {"train": config.count, "test": config.test_count}
     if source == STACKED:
         counts = {split: asked[split] or count for split, count in COUNTS.items()}
-        return find_stacked(counts, config.seed, convert)
+        return read_stacked_mnist(counts, config.seed, convert)
     if any(asked.values()):
         raise UserError(
             f"--count and --test-count say how many images {STACKED} makes; {source} has as many "
@@ -147,13 +147,13 @@ def find(config: SourceConfig) -> Found:
     bare = "/" not in source and source not in (".", "..", PACKAGED)
     names = torchvision_names() if bare else {}
     if source in names:
-        return find_named(source, names[source], config.root, convert)
-    filesystem, path = connect(source)
+        return read_torchvision(source, names[source], config.root, convert)
+    filesystem, path = open_filesystem(source)
     try:
         kind = filesystem.get_file_info(path).type
         files = _listing(filesystem, path) if kind == pafs.FileType.Directory else []
     except OSError as error:
-        raise UserError(f"{source} cannot be read: {first_line(error)}.") from error
+        raise UserError(f"{source} cannot be read: {first_error_line(error)}.") from error
     if kind == pafs.FileType.NotFound and bare:
         lower = {name.lower(): name for name in (STACKED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
@@ -173,10 +173,10 @@ def find(config: SourceConfig) -> Found:
             f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
         )
     if images:
-        return find_images(source, filesystem, path, images, convert)
+        return read_image_folder(source, filesystem, path, images, convert)
     if parquet:
         info = Dataset.open(source).info if INFO_FILE in files else None
-        return find_rows(
+        return read_parquet_source(
             source,
             filesystem,
             path,

@@ -13,7 +13,7 @@ COARSE = 4
 """Side of the grids that warps and patches are drawn on."""
 
 
-class Views(NamedTuple):
+class ViewParams(NamedTuple):
     """How each of B images is to be seen.
 
     Args:
@@ -26,12 +26,14 @@ class Views(NamedTuple):
     warps: Tensor
     kept: Tensor
 
-    def split(self, count: int) -> tuple["Views", "Views"]:
+    def split(self, count: int) -> tuple["ViewParams", "ViewParams"]:
         """Those of the first so many images, and the others'."""
-        return Views(*(part[:count] for part in self)), Views(*(part[count:] for part in self))
+        return ViewParams(*(part[:count] for part in self)), ViewParams(
+            *(part[count:] for part in self)
+        )
 
 
-def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Views:
+def sample_views(config: ViewConfig, count: int, generator: torch.Generator) -> ViewParams:
     """Random views.
 
     Args:
@@ -50,10 +52,10 @@ def draw_views(config: ViewConfig, count: int, generator: torch.Generator) -> Vi
     maps = torch.stack(rows, 1).view(count, 2, 3)
     warps = torch.randn(count, 2, COARSE, COARSE, generator=generator) * config.warp
     kept = torch.rand(count, 1, COARSE, COARSE, generator=generator) >= config.erase
-    return Views(maps, warps, kept.float())
+    return ViewParams(maps, warps, kept.float())
 
 
-def view(images: Tensor, views: Views) -> Tensor:
+def apply_views(images: Tensor, views: ViewParams) -> Tensor:
     """Images [B, C, H, W] in [-1, 1] as `views` show them; beyond the edge the edge goes on.
 
     Erased cells become -1, the background of digits.

@@ -28,8 +28,8 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     ShardInfo,
     SplitInfo,
-    connect,
-    first_line,
+    first_error_line,
+    open_filesystem,
 )
 from cl_ray.errors import UserError
 
@@ -46,7 +46,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Picture:
+class RawImage:
     """One image on its way into a data set.
 
     Attributes:
@@ -63,7 +63,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class About:
+class DatasetMetadata:
     """What `dataset.json` says that the images themselves do not."""
 
     name: str
@@ -72,7 +72,7 @@ class About:
     classes: list[str] | None = None
 
 
-Found = tuple[dict[str, Iterable[Picture]], About]
+SourceSplits = tuple[dict[str, Iterable[RawImage]], DatasetMetadata]
 """The images of each split, read as they are asked for, and what is known about them."""
 
 
@@ -91,10 +91,10 @@ class _Part:
     rows: NDArray[np.intp]
 
 
-def write(
-    splits: Mapping[str, Iterable[Picture]],
+def write_splits(
+    splits: Mapping[str, Iterable[RawImage]],
     out: str,
-    about: About,
+    about: DatasetMetadata,
     *,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -121,10 +121,10 @@ def write(
     Raises:
         UserError: if `out` is taken or cannot be written, or the images do not go together.
     """
-    check_free(out, overwrite)
+    check_output_free(out, overwrite)
     if test_fraction and "test" in splits:
         raise UserError("The source has a test split of its own: leave --test-fraction out.")
-    filesystem, path = connect(out)
+    filesystem, path = open_filesystem(out)
     local = isinstance(filesystem, pafs.LocalFileSystem)
     parent, name = os.path.split(path)
     report = progress or (lambda stage, done, total: None)
@@ -167,13 +167,13 @@ def write(
             with filesystem.open_output_stream(f"{folder}/{INFO_FILE}") as stream:
                 stream.write((info.model_dump_json(indent=1) + "\n").encode())
             if local:
-                swap(folder, path, os.path.join(work, "old"))
+                replace_atomically(folder, path, os.path.join(work, "old"))
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {first_line(error)}.") from error
+        raise UserError(f"{out} cannot be written: {first_error_line(error)}.") from error
     return info
 
 
-def check_free(out: str, overwrite: bool) -> None:
+def check_output_free(out: str, overwrite: bool) -> None:
     """Checks that a data set may be written to `out`.
 
     Raises:
@@ -182,7 +182,7 @@ def check_free(out: str, overwrite: bool) -> None:
     """
     if out == PACKAGED:
         raise UserError(f"{out} names the packaged data set: write to ./{out} or another --out.")
-    filesystem, path = connect(out)
+    filesystem, path = open_filesystem(out)
     try:
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.NotFound:
@@ -191,7 +191,7 @@ def check_free(out: str, overwrite: bool) -> None:
             raise UserError(f"{out} is a file: give a folder as --out.")
         there = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))]
     except OSError as error:
-        raise UserError(f"{out} cannot be read: {first_line(error)}.") from error
+        raise UserError(f"{out} cannot be read: {first_error_line(error)}.") from error
     if not there:
         return
     foreign = [name for name in there if name != INFO_FILE and not SHARD_FILE.fullmatch(name)]
@@ -206,10 +206,10 @@ def check_free(out: str, overwrite: bool) -> None:
 
 
 def _spool(
-    splits: Mapping[str, Iterable[Picture]], work: str, classes: list[str] | None, report: Progress
+    splits: Mapping[str, Iterable[RawImage]], work: str, classes: list[str] | None, report: Progress
 ) -> dict[str, _Part]:
     """Copies all images to flat files in the folder `work`; checks that they go together."""
-    first: Picture | None = None
+    first: RawImage | None = None
     parts = {}
     for split in sorted(splits, key=list(SPLIT_NAMES).index):
         labels, order = array("q"), array("q")
@@ -235,7 +235,7 @@ def _spool(
     return parts
 
 
-def _check(picture: Picture, first: Picture, classes: list[str] | None) -> None:
+def _check(picture: RawImage, first: RawImage, classes: list[str] | None) -> None:
     """Checks one image's shape and label, alone and against the first one's."""
     height, width, channels = picture.image.shape
     resize = "add `--size N` to scale the shorter side to N and cut out the middle"
@@ -375,7 +375,7 @@ def _clear(filesystem: pafs.FileSystem, folder: str) -> None:
         filesystem.delete_file(path)
 
 
-def swap(new: str, path: str, old: str) -> None:
+def replace_atomically(new: str, path: str, old: str) -> None:
     """Puts the folder `new` in the place of `path`, whose content, if any, ends up in `old`."""
     replaces = os.path.exists(path)
     if replaces:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from cl_ray.base_config import BaseConfig
 from cl_ray.data.config import ViewConfig
-from cl_ray.data.views import draw_views, view
+from cl_ray.data.views import apply_views, sample_views
 from cl_ray.errors import UserError
-from cl_ray.model import Model
-from cl_ray.networks.images import to_unit
+from cl_ray.networks.normalize import to_unit
 
 COARSEST = 4
 """Maps are halved until no side is longer than this."""
@@ -26,7 +26,7 @@ Labels = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class ClassifierConfig(Model):
+class ClassifierConfig(BaseConfig):
     """How a classifier is built and trained."""
 
     width: int = Field(32, ge=4, le=256, description="Channels of the first maps.")
@@ -80,7 +80,7 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> 
     ]
 
 
-def outputs(part: nn.Module, images: Pixels) -> Floats:
+def classifier_outputs(part: nn.Module, images: Pixels) -> Floats:
     """What a network, or its trunk, makes of images [N, H, W, C]: float32 [N, ...]."""
     with torch.inference_mode():
         parts = [
@@ -125,10 +125,10 @@ def train_classifier(
         torch.manual_seed(config.seed)
         network = Classifier(shape, classes, config.width, config.features)
     network = network.to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(network)
+    ema_generator = copy.deepcopy(network)
     kept, followed = (
         [part for part in one.state_dict().values() if part.is_floating_point()]
-        for one in (averaged, network)
+        for one in (ema_generator, network)
     )
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -148,7 +148,7 @@ def train_classifier(
         total = 0.0
         order = torch.randperm(len(images), generator=random)[: steps * batch].view(steps, batch)
         for step, rows in enumerate(order):
-            seen = view(to_unit(pixels[rows]), draw_views(config.views, batch, random))
+            seen = apply_views(to_unit(pixels[rows]), sample_views(config.views, batch, random))
             loss = nn.functional.cross_entropy(network(seen), targets[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -160,4 +160,4 @@ def train_classifier(
             total += loss.item()
         if watch:
             watch(epoch + 1, total / steps)
-    return averaged.eval()
+    return ema_generator.eval()

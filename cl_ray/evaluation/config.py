@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from cl_ray.model import Model
+from cl_ray.base_config import BaseConfig
 
 
-class EvaluationConfig(Model):
+class EvaluationConfig(BaseConfig):
     """How often a run is evaluated, and on how many images."""
 
     every: int = Field(

@@ -8,23 +8,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import STACKED, Dataset, Rows
-from cl_ray.data.draw import draw
-from cl_ray.data.stacked import is_stacked
+from cl_ray.data.dataset import STACKED, Dataset, RowBatch
+from cl_ray.data.sampling import sample_rows
+from cl_ray.data.stacked_mnist import is_stacked_mnist
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.fidelity import NEIGHBOURS, Fidelity, Figure, Judge, classification
-from cl_ray.evaluation.modes import SAMPLES, ModeJudge, Modes
-from cl_ray.evaluation.reference import Features, Reference, StackedReference, load_features
-from cl_ray.evaluation.representation import Representation, representation
-from cl_ray.loading import LoadedRun
+from cl_ray.evaluation.fidelity import (
+    NEIGHBOURS,
+    Fidelity,
+    FidelityEvaluator,
+    MetricValue,
+    classification_accuracy_score,
+)
+from cl_ray.evaluation.modes import SAMPLES, ModeCoverage, ModeEvaluator
+from cl_ray.evaluation.probes import RepresentationScores, evaluate_representation
+from cl_ray.evaluation.reference import (
+    FeatureExtractor,
+    ReferenceClassifier,
+    StackedReference,
+    load_features,
+)
+from cl_ray.model import TrainedModel
 
 DIGITS = (28, 28, 1)
 """Shape of the images that the packaged reference takes."""
 PARTS = 20
 """Of the images, one after another in float64."""
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 """Called with the name of what is measured next."""
 
 
@@ -67,8 +78,8 @@ class Evaluation:
     supervision: str
     learnt_from: int
     fidelity: Fidelity | None
-    modes: Modes | None
-    representation: dict[str, Representation]
+    modes: ModeCoverage | None
+    representation: dict[str, RepresentationScores]
     reconstruction: Reconstruction
     notes: list[str]
     seconds: float
@@ -81,32 +92,32 @@ class Evaluation:
         }
         return {**asdict(self), "representation": scores}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """One number a name, D's scores under their own; what curves and searches go by."""
         found = {"reconstruction": self.reconstruction.error}
         if self.fidelity:
-            values = self.fidelity.figures
+            values = self.fidelity.metrics
             found |= {name: figure.value for name, figure in values.items()}
             if values["frechet"].floor > 0:
                 found["frechet_over_floor"] = values["frechet"].value / values["frechet"].floor
         if self.modes:
-            found |= {name: figure.value for name, figure in self.modes.figures.items()}
+            found |= {name: figure.value for name, figure in self.modes.metrics.items()}
         for who, scores in self.representation.items():
             prefix = "" if who == "discriminator" else f"{who}_"
             found |= {f"{prefix}{name}": s.accuracy for name, s in scores.scores.items()}
         return found
 
 
-def in_words(evaluation: Evaluation) -> str:
-    """The figures that are looked at first, in one line."""
+def summary_line(evaluation: Evaluation) -> str:
+    """The metrics that are looked at first, in one line."""
     parts = []
     if evaluation.fidelity:
-        distance = evaluation.fidelity.figures["frechet"]
+        distance = evaluation.fidelity.metrics["frechet"]
         over = f" ({distance.value / distance.floor:.0f} x its floor)" if distance.floor else ""
         parts.append(f"Fréchet distance {distance.value:.3f}{over}")
     if evaluation.modes:
         modes = evaluation.modes
-        found, divergence = (modes.figures[name].value for name in ("modes", "mode_kl"))
+        found, divergence = (modes.metrics[name].value for name in ("modes", "mode_kl"))
         of = f"{modes.of} modes in {modes.count:,} samples"
         parts.append(f"{found:.0f} of {of}, KL {divergence:.3f}")
     scores = evaluation.representation.get("discriminator")
@@ -122,7 +133,7 @@ def in_words(evaluation: Evaluation) -> str:
 SMALLER_IS_BETTER = ("frechet", "frechet_over_floor", "kernel", "mode_kl", "reconstruction")
 
 
-def larger_is_better(figure: str) -> bool:
+def is_larger_better(figure: str) -> bool:
     """Whether an evaluation's figure grows as the networks get better: shares and accuracies."""
     return figure not in SMALLER_IS_BETTER
 
@@ -142,7 +153,7 @@ class Evaluator:
     def __init__(self, dataset: Dataset, config: EvaluationConfig, seed: int = 0):
         self.dataset, self.config, self.seed = dataset, config, seed
         self.notes: list[str] = []
-        self.reference = reference_of(dataset, config.reference)
+        self.reference = load_reference(dataset, config.reference)
         if self.reference is None:
             self.notes.append(
                 "Fidelity needs a reference's features: train one of labelled images with "
@@ -155,12 +166,12 @@ class Evaluator:
                 f"{list(self.reference.shape or ())}, {dataset.info.name} has "
                 f"{list(dataset.info.shape)}: give another reference."
             )
-        self._judge: Judge | None = None
-        self._modes: ModeJudge | None = None
-        self._images: tuple[Rows, Rows] | None = None
+        self._judge: FidelityEvaluator | None = None
+        self._modes: ModeEvaluator | None = None
+        self._images: tuple[RowBatch, RowBatch] | None = None
 
     def evaluate(
-        self, run: LoadedRun, thorough: bool = False, tell: Tell | None = None
+        self, run: TrainedModel, thorough: bool = False, tell: ReportProgress | None = None
     ) -> Evaluation:
         """Measure the networks of `run`.
 
@@ -175,7 +186,7 @@ class Evaluator:
             UserError: The networks make no finite features, or know other classes than the data.
         """
         begun = time.perf_counter()
-        run.see_that_classes_fit(self.dataset)
+        run.check_classes(self.dataset)
         tell = tell or (lambda _: None)
         notes = list(self.notes)
         tell("images")
@@ -186,7 +197,7 @@ class Evaluator:
         modes = self._count_modes(run, thorough, tell)
         reference = self.reference if train.label is not None else None
         why = f"{modes.of} classes have too few each" if modes else ""
-        if isinstance(reference, Reference) and not self._tells_these_apart(reference):
+        if isinstance(reference, ReferenceClassifier) and not self._tells_these_apart(reference):
             why = "the reference tells other classes apart than the data has"
         if thorough and why:
             notes.append(f"No classifier was trained on the samples: {why}.")
@@ -214,25 +225,25 @@ class Evaluator:
             seconds=round(time.perf_counter() - begun, 1),
         )
 
-    def _tells_these_apart(self, reference: Reference) -> bool:
+    def _tells_these_apart(self, reference: ReferenceClassifier) -> bool:
         """Whether the reference's classes are those of the data, which has labels."""
         return self.dataset.class_names() == list(reference.about.classes)
 
-    def images(self) -> tuple[Rows, Rows]:
+    def images(self) -> tuple[RowBatch, RowBatch]:
         """Training images that are learnt from, and the ones that the networks are measured on."""
         if self._images is None:
             wanted = self.config.images, self.config.samples
             if "test" in self.dataset.info.splits:
-                train = draw(self.dataset, "train", wanted[0], self.seed)
-                test = draw(self.dataset, "test", wanted[1], self.seed)
+                train = sample_rows(self.dataset, "train", wanted[0], self.seed)
+                test = sample_rows(self.dataset, "test", wanted[1], self.seed)
             else:  # no image is on both sides
-                rows = draw(self.dataset, "train", sum(wanted), self.seed)
+                rows = sample_rows(self.dataset, "train", sum(wanted), self.seed)
                 cut = max(len(rows.id) - wanted[1], len(rows.id) // 2)
                 train, test = _part(rows, slice(0, cut)), _part(rows, slice(cut, None))
             self._images = train, test
         return self._images
 
-    def _fidelity(self, run: LoadedRun, thorough: bool, tell: Tell) -> Fidelity | None:
+    def _fidelity(self, run: TrainedModel, thorough: bool, tell: ReportProgress) -> Fidelity | None:
         if self.reference is None:
             return None
         train, test = self.images()
@@ -244,12 +255,18 @@ class Evaluator:
                     f"{self.dataset.location} has too few images to be evaluated by: it takes "
                     f"more than {NEIGHBOURS} training and test images."
                 )
-            self._judge = Judge(self.reference, train.image, test.image, count, self.seed)
+            self._judge = FidelityEvaluator(
+                self.reference, train.image, test.image, count, self.seed
+            )
         tell("samples")
         samples, asked = self._samples(run, self._judge.count)
         tell("distances")
         found = self._judge.measure(samples)
-        if not isinstance(self.reference, Reference) or test.label is None or train.label is None:
+        if (
+            not isinstance(self.reference, ReferenceClassifier)
+            or test.label is None
+            or train.label is None
+        ):
             return found
         if not self._tells_these_apart(self.reference):
             return found
@@ -258,17 +275,19 @@ class Evaluator:
                 float((self.reference.predict(images).argmax(1) == labels).mean())
                 for images, labels in ((samples, asked), (test.image, test.label))
             ]
-            found.figures["class_accuracy"] = Figure(*agrees)
+            found.metrics["class_accuracy"] = MetricValue(*agrees)
         if thorough:
             tell("a classifier trained on the samples")
             labels = self.reference.predict(samples).argmax(1) if asked is None else asked
             real = (train.image, train.label), (test.image, test.label)
-            accuracy = classification((samples, labels), *real, self.reference.classes, self.seed)
-            found.figures["classification_accuracy"] = accuracy
+            accuracy = classification_accuracy_score(
+                (samples, labels), *real, self.reference.classes, self.seed
+            )
+            found.metrics["classification_accuracy"] = accuracy
         return found
 
     def _samples(
-        self, run: LoadedRun, count: int
+        self, run: TrainedModel, count: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
         """Images of noise and, if the run knows classes, the classes asked for.
 
@@ -280,17 +299,19 @@ class Evaluator:
         asked = np.resize(np.random.default_rng(self.seed).permutation(label), count)
         return run.decode(run.latents(count, self.seed, kinds=asked), labels=asked), asked
 
-    def _count_modes(self, run: LoadedRun, thorough: bool, tell: Tell) -> Modes | None:
+    def _count_modes(
+        self, run: TrainedModel, thorough: bool, tell: ReportProgress
+    ) -> ModeCoverage | None:
         if not isinstance(self.reference, StackedReference):
             return None
         tell("modes")
-        self._modes = self._modes or ModeJudge(self.reference, self.seed)
+        self._modes = self._modes or ModeEvaluator(self.reference, self.seed)
         count = SAMPLES if thorough else self.config.samples
         return self._modes.measure(self._samples(run, count)[0])
 
     def _representation(
-        self, run: LoadedRun, thorough: bool, tell: Tell
-    ) -> dict[str, Representation]:
+        self, run: TrainedModel, thorough: bool, tell: ReportProgress
+    ) -> dict[str, RepresentationScores]:
         train, test = self.images()
         if train.label is None or test.label is None:
             return {}
@@ -306,19 +327,21 @@ class Evaluator:
         for who, features in ways.items():
             tell(f"representation: {who}")
             x, q = features(train.image), features(test.image)
-            found[who] = representation(x, train.label, q, test.label, self.seed, few=thorough)
+            found[who] = evaluate_representation(
+                x, train.label, q, test.label, self.seed, few=thorough
+            )
         return found
 
 
-def reference_of(dataset: Dataset, name: str) -> Features | None:
+def load_reference(dataset: Dataset, name: str) -> FeatureExtractor | None:
     """The reference that a config names for a data set; None for none."""
-    chosen = chosen_reference(dataset, name)
+    chosen = resolve_reference(dataset, name)
     return load_features(chosen) if chosen else None
 
 
-def chosen_reference(dataset: Dataset, name: str) -> str | None:
+def resolve_reference(dataset: Dataset, name: str) -> str | None:
     """The name of a data set's reference, `auto` resolved; None for none."""
-    if name == "auto" and is_stacked(dataset.info):
+    if name == "auto" and is_stacked_mnist(dataset.info):
         return STACKED
     if name == "auto":
         packaged = dataset.info.name == "mnist" and dataset.info.shape == DIGITS
@@ -326,9 +349,9 @@ def chosen_reference(dataset: Dataset, name: str) -> str | None:
     return None if name == "none" else name
 
 
-def _part(rows: Rows, which: slice) -> Rows:
+def _part(rows: RowBatch, which: slice) -> RowBatch:
     label = None if rows.label is None else rows.label[which]
-    return Rows(rows.id[which], rows.image[which], label)
+    return RowBatch(rows.id[which], rows.image[which], label)
 
 
 def _mean_square(images: NDArray[Any], others: NDArray[np.uint8]) -> float:

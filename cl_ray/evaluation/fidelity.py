@@ -22,10 +22,10 @@ from cl_ray.evaluation.classifier import (
     Floats,
     Labels,
     Pixels,
-    outputs,
+    classifier_outputs,
     train_classifier,
 )
-from cl_ray.evaluation.reference import Features, Reference, StackedReference
+from cl_ray.evaluation.reference import FeatureExtractor, ReferenceClassifier, StackedReference
 
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage: Naeem et al. recommend 5 (section 4.3)."""
@@ -37,12 +37,14 @@ ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Rank 0 measures by itself; torchmetrics would wait for the other ranks, which are not there."""
 
 
-def fidelity(real: Floats, fake: Floats, k: int = NEIGHBOURS, seed: int = 0) -> dict[str, float]:
+def compute_fidelity(
+    real: Floats, fake: Floats, k: int = NEIGHBOURS, seed: int = 0
+) -> dict[str, float]:
     """Every measure of two sets of features.
 
     Args:
         real: [N, d], of real images, N > k.
-        fake: [M, d], of generated ones, M > k. Figures depend on N and M: compare like with like.
+        fake: [M, d], of generated ones, M > k. Metrics depend on N and M: compare like with like.
         k: Which nearest neighbour bounds a sample's neighbourhood.
         seed: Of the kernel distance's subsets.
 
@@ -55,9 +57,9 @@ def fidelity(real: Floats, fake: Floats, k: int = NEIGHBOURS, seed: int = 0) -> 
     """
     _check_features(real, fake, k)
     return {
-        "frechet": frechet(real, fake),
-        "kernel": kernel(real, fake, seed),
-        **manifolds(real, fake, k),
+        "frechet": frechet_distance(real, fake),
+        "kernel": kernel_distance(real, fake, seed),
+        **manifold_metrics(real, fake, k),
     }
 
 
@@ -72,7 +74,7 @@ class _Given(nn.Module):
         return features
 
 
-def frechet(real: Floats, fake: Floats) -> float:
+def frechet_distance(real: Floats, fake: Floats) -> float:
     """Fréchet distance of two Gaussians (Dowson and Landau, 1982; Heusel et al., 2017, eq. 6).
 
     |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)), the square of the distance, as is the custom.
@@ -86,7 +88,7 @@ def frechet(real: Floats, fake: Floats) -> float:
     return max(float(metric.compute()), 0.0)  # rounding may leave less than nothing
 
 
-def kernel(real: Floats, fake: Floats, seed: int = 0) -> float:
+def kernel_distance(real: Floats, fake: Floats, seed: int = 0) -> float:
     """Kernel distance (Binkowski et al., 2018, section 3), unbiased: its expectation, alike, is 0.
 
     The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, the mean over random
@@ -108,7 +110,7 @@ def kernel(real: Floats, fake: Floats, seed: int = 0) -> float:
     return float(mean)
 
 
-def manifolds(real: Floats, fake: Floats, k: int = NEIGHBOURS) -> dict[str, float]:
+def manifold_metrics(real: Floats, fake: Floats, k: int = NEIGHBOURS) -> dict[str, float]:
     """Precision, recall, density and coverage.
 
     A set's manifold is the union of balls around its samples, each as wide as the distance to the
@@ -154,7 +156,7 @@ def _blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield part, torch.cdist(rows[part], columns)
 
 
-def label_figures(labels: Labels, classes: int) -> dict[str, float]:
+def label_metrics(labels: Labels, classes: int) -> dict[str, float]:
     """How evenly a classifier's labels of the samples are spread over the classes.
 
     Args:
@@ -182,7 +184,7 @@ STILL = ViewConfig(rotate=0, shift=0, scale=0, shear=0, warp=0, erase=0)
 """No views: what the images lack is not to be made up for."""
 
 
-def classification_accuracy(
+def train_and_score_classifier(
     images: Pixels,
     labels: Labels,
     test_images: Pixels,
@@ -206,30 +208,30 @@ def classification_accuracy(
     """
     config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=STILL)
     network = train_classifier(images, labels, classes, config)
-    return float((outputs(network, test_images).argmax(1) == test_labels).mean())
+    return float((classifier_outputs(network, test_images).argmax(1) == test_labels).mean())
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """A measure of generated images, and of as many real training images: its floor."""
 
     value: float
     floor: float
 
 
-def classification(
+def classification_accuracy_score(
     samples: tuple[Pixels, Labels],
     train: tuple[Pixels, Labels],
     test: tuple[Pixels, Labels],
     classes: int,
     seed: int = 0,
-) -> Figure:
+) -> MetricValue:
     """`classification_accuracy` of generated images, and of as many real ones, drawn at random."""
     images, labels = train
     drawn = np.random.default_rng(seed).permutation(len(images))[: len(samples[0])]
-    return Figure(
-        classification_accuracy(*samples, *test, classes),
-        classification_accuracy(images[drawn], labels[drawn], *test, classes),
+    return MetricValue(
+        train_and_score_classifier(*samples, *test, classes),
+        train_and_score_classifier(images[drawn], labels[drawn], *test, classes),
     )
 
 
@@ -240,18 +242,18 @@ class Fidelity:
     Args:
         features: Which features the distances are over, such as `mnist-classifier`.
         count: Images in each set.
-        figures: By the names of `fidelity`, `label_figures` and `classification_accuracy`.
+        metrics: By the names of `fidelity`, `label_figures` and `classification_accuracy`.
         histogram: How often each class occurs among the samples, by the reference; None where it
             gives no labels.
     """
 
     features: str
     count: int
-    figures: dict[str, Figure]
+    metrics: dict[str, MetricValue]
     histogram: list[int] | None
 
 
-class Judge:
+class FidelityEvaluator:
     """Measures generated images against real test images, and real training images likewise.
 
     The latter are the floors. They and the real features are computed once, so that a judge that is
@@ -270,7 +272,7 @@ class Judge:
 
     def __init__(
         self,
-        reference: Features,
+        reference: FeatureExtractor,
         train: Pixels,
         test: Pixels,
         count: int | None = None,
@@ -302,18 +304,18 @@ class Judge:
                 f"generate {self.count}, or compare fewer."
             )
         values, histogram = self._figures(self._draw(samples))
-        figures = {name: Figure(value, self.floors[name]) for name, value in values.items()}
-        return Fidelity(self.reference.name, self.count, figures, histogram)
+        metrics = {name: MetricValue(value, self.floors[name]) for name, value in values.items()}
+        return Fidelity(self.reference.name, self.count, metrics, histogram)
 
     def _figures(self, images: Pixels) -> tuple[dict[str, float], list[int] | None]:
         features = self.reference.features(images)
-        figures = fidelity(self.real, features, seed=self.seed)
-        if not isinstance(self.reference, Reference | StackedReference):
-            return figures, None
+        metrics = compute_fidelity(self.real, features, seed=self.seed)
+        if not isinstance(self.reference, ReferenceClassifier | StackedReference):
+            return metrics, None
         classes = self.reference.classes
         labels = self.reference.labels(features)
         histogram = label_histogram(labels, classes).tolist()
-        return figures | label_figures(labels, classes), histogram
+        return metrics | label_metrics(labels, classes), histogram
 
     def _draw(self, images: Pixels) -> Pixels:
         return images[np.random.default_rng(self.seed).permutation(len(images))[: self.count]]

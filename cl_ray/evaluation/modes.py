@@ -1,7 +1,7 @@
 """Mode collapse on stacked digits: how many of the 1000 modes are found, and how evenly.
 
 The measure of Unrolled GAN (Metz et al., 2017, section 3.3.1), VEEGAN (Srivastava et al., 2017)
-and PacGAN (Lin et al., 2018): 26,000 samples, each channel read by a classifier of digits. Figures
+and PacGAN (Lin et al., 2018): 26,000 samples, each channel read by a classifier of digits. Metrics
 hang on the number of samples, and a little on the classifier, so look at the floor: the same
 measure of as many real triples of test digits.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ray.data.stacked import MODES, digits, modes, triples
+from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Labels, Pixels
-from cl_ray.evaluation.fidelity import Figure, label_histogram
+from cl_ray.evaluation.fidelity import MetricValue, label_histogram
 from cl_ray.evaluation.reference import StackedReference
 
 SAMPLES = 26_000
@@ -22,7 +22,7 @@ SAMPLES = 26_000
 DIGITS = 10
 
 
-def mode_figures(labels: Labels, expected: NDArray[np.float64]) -> dict[str, float]:
+def mode_metrics(labels: Labels, expected: NDArray[np.float64]) -> dict[str, float]:
     """Modes with a sample, and how far the samples' modes are from the data's.
 
     Args:
@@ -56,23 +56,23 @@ def mode_figures(labels: Labels, expected: NDArray[np.float64]) -> dict[str, flo
 
 
 @dataclass(frozen=True)
-class Modes:
+class ModeCoverage:
     """What was found of the modes.
 
     Args:
         features: What read the samples.
         count: Samples that were looked at.
         of: How many modes there are.
-        figures: By the names of `mode_figures`; the floors are of real triples of test digits.
+        metrics: By the names of `mode_figures`; the floors are of real triples of test digits.
     """
 
     features: str
     count: int
     of: int
-    figures: dict[str, Figure]
+    metrics: dict[str, MetricValue]
 
 
-class ModeJudge:
+class ModeEvaluator:
     """Counts modes; what belongs to the digits is read and computed once.
 
     Args:
@@ -82,11 +82,11 @@ class ModeJudge:
 
     def __init__(self, reference: StackedReference, seed: int = 0):
         self.reference, self.seed = reference, seed
-        self.expected = expected_shares()
-        real = digits("test").image
+        self.expected = expected_mode_shares()
+        real = load_digits("test").image
         self.read = reference.digits.labels(reference.digits.features(real))
 
-    def measure(self, samples: Pixels) -> Modes:
+    def measure(self, samples: Pixels) -> ModeCoverage:
         """Modes of the samples beside those of as many real triples.
 
         Args:
@@ -95,24 +95,24 @@ class ModeJudge:
         Raises:
             UserError: They are of another shape or not uint8.
         """
-        values = mode_figures(self.labels(samples), self.expected)
-        real = modes(self.read[triples("test", len(samples), self.seed)])
-        floors = mode_figures(real, self.expected)
-        figures = {name: Figure(value, floors[name]) for name, value in values.items()}
-        return Modes(self.reference.name, len(samples), MODES, figures)
+        values = mode_metrics(self.labels(samples), self.expected)
+        real = mode_labels(self.read[sample_triples("test", len(samples), self.seed)])
+        floors = mode_metrics(real, self.expected)
+        metrics = {name: MetricValue(value, floors[name]) for name, value in values.items()}
+        return ModeCoverage(self.reference.name, len(samples), STACKED_MODES, metrics)
 
     def labels(self, samples: Pixels) -> Labels:
         """The mode of each sample, [N]."""
         return self.reference.labels(self.reference.features(samples))
 
 
-def expected_shares() -> NDArray[np.float64]:
+def expected_mode_shares() -> NDArray[np.float64]:
     """How often each mode occurs in endless stacked training digits: [1000], all positive.
 
     The product of its digits' shares, which are not quite a tenth; the counts of a finite data set
     would add their own noise, and may be 0.
     """
-    labels = digits("train").label
+    labels = load_digits("train").label
     assert labels is not None
     shares = np.bincount(labels, minlength=DIGITS) / len(labels)
-    return np.einsum("a,b,c->abc", shares, shares, shares).reshape(MODES)
+    return np.einsum("a,b,c->abc", shares, shares, shares).reshape(STACKED_MODES)

@@ -23,8 +23,10 @@ import safetensors.torch
 import torch
 from pydantic import Field
 
-from cl_ray.data.dataset import STACKED, Dataset, first_line
-from cl_ray.data.stacked import MODES, SHAPE, modes
+from cl_ray.base_config import BaseConfig
+from cl_ray.data.dataset import STACKED, Dataset, first_error_line
+from cl_ray.data.stacked_mnist import SHAPE, STACKED_MODES, mode_labels
+from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import (
     AT_A_TIME,
@@ -33,11 +35,9 @@ from cl_ray.evaluation.classifier import (
     Floats,
     Labels,
     Pixels,
-    outputs,
+    classifier_outputs,
     train_classifier,
 )
-from cl_ray.model import Model
-from cl_ray.training.device import keep_freed_memory
 
 PACKAGED = ("mnist",)
 ENTRY = "reference"
@@ -49,7 +49,7 @@ INCEPTION_WEIGHTS = (
 )
 
 
-class Features(Protocol):
+class FeatureExtractor(Protocol):
     """Whatever turns images into features."""
 
     name: str
@@ -60,7 +60,7 @@ class Features(Protocol):
         """Features [N, d] of images [N, H, W, C]."""
 
 
-class About(Model):
+class ReferenceMetadata(BaseConfig):
     """What is recorded with a reference's weights, in their file."""
 
     data: str = Field(description="The data set's name.")
@@ -74,7 +74,7 @@ class About(Model):
     config: ClassifierConfig = Field(description="How it was built and trained.")
 
 
-class Reference:
+class ReferenceClassifier:
     """A trained classifier of one kind of images.
 
     Attributes:
@@ -84,7 +84,7 @@ class Reference:
         classes: How many it tells apart.
     """
 
-    def __init__(self, network: Classifier, about: About):
+    def __init__(self, network: Classifier, about: ReferenceMetadata):
         self.network = network.eval().to(memory_format=torch.channels_last)  # as in training
         self.about = about
         self.shape: tuple[int, int, int] | None = about.shape
@@ -92,7 +92,7 @@ class Reference:
         self.name = f"{about.data}-classifier"
 
     @classmethod
-    def load(cls, name: str) -> "Reference":
+    def load(cls, name: str) -> "ReferenceClassifier":
         """Read a reference.
 
         Args:
@@ -111,7 +111,7 @@ class Reference:
             )
         try:
             with safetensors.safe_open(path, "pt") as file:
-                about = About.model_validate_json((file.metadata() or {})[ENTRY])
+                about = ReferenceMetadata.model_validate_json((file.metadata() or {})[ENTRY])
             with torch.random.fork_rng(devices=[]):  # first weights are drawn, in vain
                 network = Classifier(
                     about.shape, len(about.classes), about.config.width, about.config.features
@@ -120,7 +120,7 @@ class Reference:
             return cls(network, about)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{path} is not a reference ({type(error).__name__}: {first_line(error)}): write "
+                f"{path} is not a reference ({type(error).__name__}: {first_error_line(error)}): write "
                 f"it again with `python -m cl_ray.evaluation.reference --data DATA --out {name}`."
             ) from error
 
@@ -149,8 +149,8 @@ class Reference:
         Raises:
             UserError: The images are of another shape or not uint8.
         """
-        check(images, self.about.shape, f"the reference {self.name}")
-        return outputs(self.network.trunk, images)
+        check_reference_input(images, self.about.shape, f"the reference {self.name}")
+        return classifier_outputs(self.network.trunk, images)
 
     def probabilities(self, features: Floats) -> Floats:
         """Of each class, float32 [N, classes], of what `features` returned."""
@@ -175,10 +175,10 @@ class StackedReference:
 
     name = "mnist-classifier by channel"
     shape: tuple[int, int, int] | None = SHAPE
-    classes = MODES
+    classes = STACKED_MODES
 
     def __init__(self) -> None:
-        self.digits = Reference.load("mnist")
+        self.digits = ReferenceClassifier.load("mnist")
 
     def features(self, images: Pixels) -> Floats:
         """The features of red, green and blue behind one another.
@@ -192,14 +192,14 @@ class StackedReference:
         Raises:
             UserError: The images are of another shape or not uint8.
         """
-        check(images, SHAPE, f"the reference {STACKED}")
+        check_reference_input(images, SHAPE, f"the reference {STACKED}")
         channels = np.moveaxis(images, 3, 1).reshape(-1, *SHAPE[:2], 1)
         return self.digits.features(channels).reshape(len(images), -1)
 
     def labels(self, features: Floats) -> Labels:
         """The mode, 0 to 999, of what `features` returned: [N]."""
         channels = features.reshape(3 * len(features), -1)
-        return modes(self.digits.labels(channels).reshape(-1, 3))
+        return mode_labels(self.digits.labels(channels).reshape(-1, 3))
 
 
 class InceptionReference:
@@ -231,13 +231,13 @@ class InceptionReference:
             ) from error
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"{weights} does not hold Inception's weights ({first_line(error)}): download "
+                f"{weights} does not hold Inception's weights ({first_error_line(error)}): download "
                 f"{INCEPTION_WEIGHTS}."
             ) from error
 
     def features(self, images: Pixels) -> Floats:
         """float32 [N, 2048] of uint8 images [N, H, W, C]."""
-        check(images, None, self.name)
+        check_reference_input(images, None, self.name)
         colour = torch.from_numpy(images).permute(0, 3, 1, 2)
         colour = colour.expand(-1, 3, -1, -1)
         with torch.inference_mode():
@@ -245,7 +245,7 @@ class InceptionReference:
         return torch.cat(parts).numpy()
 
 
-def load_features(name: str) -> Reference | StackedReference | InceptionReference:
+def load_features(name: str) -> ReferenceClassifier | StackedReference | InceptionReference:
     """A reference by name.
 
     Args:
@@ -254,10 +254,10 @@ def load_features(name: str) -> Reference | StackedReference | InceptionReferenc
     if name == STACKED:
         return StackedReference()
     kind, _, weights = name.partition(":")
-    return InceptionReference(weights) if kind == INCEPTION else Reference.load(name)
+    return InceptionReference(weights) if kind == INCEPTION else ReferenceClassifier.load(name)
 
 
-def check(images: Pixels, shape: tuple[int, ...] | None, who: str) -> None:
+def check_reference_input(images: Pixels, shape: tuple[int, ...] | None, who: str) -> None:
     """Refuse what is not uint8 [N, *shape].
 
     Raises:
@@ -289,7 +289,7 @@ class ReferenceCommand(ClassifierConfig):
     threads: int = Field(1, ge=1, description="CPU threads; another number rounds otherwise.")
 
 
-def train_reference(command: ReferenceCommand) -> Reference:
+def train_reference(command: ReferenceCommand) -> ReferenceClassifier:
     """Train and measure a reference; test images are only looked at once it is trained.
 
     Raises:
@@ -323,7 +323,7 @@ def train_reference(command: ReferenceCommand) -> Reference:
     settings = {name: getattr(command, name) for name in ClassifierConfig.model_fields}
     config = ClassifierConfig(**settings)
     network = train_classifier(train.image[used], train.label[used], len(classes), config, tell)
-    about = About(
+    about = ReferenceMetadata(
         data=info.name,
         shape=info.shape,
         classes=classes,
@@ -332,9 +332,9 @@ def train_reference(command: ReferenceCommand) -> Reference:
         measured_on="held out" if len(held) else "test",
         config=config,
     )
-    reference = Reference(network, about)
+    reference = ReferenceClassifier(network, about)
     accuracy = float((reference.predict(images).argmax(1) == labels).mean())
-    return Reference(network, about.model_copy(update={"accuracy": accuracy}))
+    return ReferenceClassifier(network, about.model_copy(update={"accuracy": accuracy}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

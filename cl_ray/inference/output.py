@@ -20,7 +20,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cl_ray.data.dataset import absolute, connect, first_line, without_secrets
+from cl_ray.data.dataset import (
+    absolute_location,
+    first_error_line,
+    open_filesystem,
+    without_secrets,
+)
 from cl_ray.errors import UserError
 
 Content: TypeAlias = bytes | pa.Table
@@ -58,11 +63,11 @@ class Output:
         Raises:
             UserError: It is a file, or its filesystem is unknown or not reached.
         """
-        filesystem, path = connect(absolute(out))
+        filesystem, path = open_filesystem(absolute_location(out))
         with _wrapped(f"{out} cannot be read"):
             if filesystem.get_file_info(path).type == pafs.FileType.File:
                 raise UserError(f"out {out} is a file: give a folder, or a name that is free.")
-        return cls(absolute(out))
+        return cls(absolute_location(out))
 
     def __str__(self) -> str:
         """The folder as people are told of it."""
@@ -71,12 +76,12 @@ class Output:
     @property
     def parquet(self) -> bool:
         """Whether it holds Parquet files, rather than PNG."""
-        return connect(self.location)[1].endswith(".parquet")
+        return open_filesystem(self.location)[1].endswith(".parquet")
 
     @property
     def local(self) -> bool:
         """Whether it lies on a disk, rather than in an object store."""
-        return isinstance(connect(self.location)[0], pafs.LocalFileSystem)
+        return isinstance(open_filesystem(self.location)[0], pafs.LocalFileSystem)
 
     def claim(self, record: dict[str, Any], overwrite: bool) -> bool:
         """Begin what `record` describes, or find it begun; returns whether it is complete.
@@ -89,7 +94,7 @@ class Output:
             UserError: Another request made something here and `overwrite` is not set, there are
                 files that none has made, or nothing can be written.
         """
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         with _wrapped(f"out {self} cannot be written"):
             found = self._record()
             if found is not None and _of(found) == record:
@@ -136,7 +141,7 @@ class Output:
 
     def put(self, name: str, content: Content) -> None:
         """Put a file in place as a whole: a reader finds all of it or nothing."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         target = f"{path}/{name}"
         if not self.local:  # an object store shows an object when it is complete
             with pa.BufferOutputStream() as whole:
@@ -158,7 +163,7 @@ class Output:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Say that it is complete, and tidy up."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         with _wrapped(f"out {self} cannot be written"):
             self._write_record(record, complete=True)
             if filesystem.get_file_info(f"{path}/{PARTS}").type == pafs.FileType.Directory:
@@ -170,7 +175,7 @@ class Output:
 
     def _record(self) -> dict[str, Any] | None:
         """What `_made.json` says; None where there is none."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         file = f"{path}/{RECORD}"
         if filesystem.get_file_info(file).type != pafs.FileType.File:
             return None
@@ -182,7 +187,7 @@ class Output:
 
     def _clear_half_written(self) -> None:
         """Delete what an actor that was killed was writing: on a full disk it takes the room."""
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         for name in self._names(f"/{PARTS}"):
             if name.endswith(UNFINISHED):
                 with contextlib.suppress(FileNotFoundError):  # its actor had not died yet
@@ -201,7 +206,7 @@ class Output:
         return self._names("", recursive=True)
 
     def _names(self, where: str, recursive: bool = False) -> list[str]:
-        filesystem, path = connect(self.location)
+        filesystem, path = open_filesystem(self.location)
         folder = f"{path}{where}"
         selector = pafs.FileSelector(folder, recursive=recursive, allow_not_found=True)
         return [
@@ -259,4 +264,4 @@ def _wrapped(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: {first_line(error)}.") from error
+        raise UserError(f"{what}: {first_error_line(error)}.") from error

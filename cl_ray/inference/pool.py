@@ -1,6 +1,6 @@
 """A pool of model actors on Ray Data, which hands them the numbers of the parts to make.
 
-Parts are made and written by the actors themselves, so nothing but numbers and figures goes
+Parts are made and written by the actors themselves, so nothing but numbers and metrics goes
 through Ray's object store and the driver: memory grows neither with the images nor with the
 actors. Whatever is killed, at any moment, a part is there whole or is made again.
 """
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from cl_ray.data.dataset import absolute, first_line
-from cl_ray.errors import UserError, without_keys
+from cl_ray.data.dataset import absolute_location, first_error_line
+from cl_ray.environment import peak_memory
+from cl_ray.errors import UserError, redact_credentials
 from cl_ray.inference.output import Output, bytes_on_disk, folder_names
 from cl_ray.inference.work import Work, note, part_size
-from cl_ray.machine import peak_memory
 
 if TYPE_CHECKING:
-    from cl_ray.loading import LoadedRun
+    from cl_ray.model import TrainedModel
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BLOCKS = 4096
@@ -125,9 +125,9 @@ def prepare(
             `out` is taken or cannot be written.
     """
     output = Output.at(out)
-    from cl_ray.loading import load  # torch
+    from cl_ray.model import load  # torch
 
-    loaded = load(absolute(run), checkpoint, "cpu")
+    loaded = load(absolute_location(run), checkpoint, "cpu")
     if work.dataset is not None and work.dataset.info.shape != loaded.shape:
         theirs, ours = ("x".join(map(str, s)) for s in (work.dataset.info.shape, loaded.shape))
         raise UserError(
@@ -136,7 +136,7 @@ def prepare(
         )
     size = part_size(work, loaded)
     record = {
-        "run": without_keys(absolute(run)),
+        "run": redact_credentials(absolute_location(run)),
         "checkpoint": loaded.checkpoint,
         "weights digest": digest(loaded),
         **work.record(),
@@ -146,10 +146,10 @@ def prepare(
     complete = output.claim(record, overwrite)
     missing = [] if complete else output.missing(-(-work.total // size))
     told = note(work, loaded)
-    return Job(absolute(run), loaded.checkpoint, work, output, record, size, missing, told)
+    return Job(absolute_location(run), loaded.checkpoint, work, output, record, size, missing, told)
 
 
-def digest(run: "LoadedRun") -> str:
+def digest(run: "TrainedModel") -> str:
     """Of all weights and of the prior: another run may come to lie where one was."""
     import hashlib
 
@@ -181,7 +181,7 @@ def share_out(
     import ray
 
     from cl_ray.training.autoscaler import find_autoscaler
-    from cl_ray.training.capacity import most_worth, room
+    from cl_ray.training.resources import max_capacity, workers_per_node
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
@@ -190,12 +190,12 @@ def share_out(
     if cpus is None:
         shared = local and gpus and largest["GPU"]
         cpus = max(1.0, largest["CPU"] // largest["GPU"]) if shared else 1.0
-    holds = partial(room, cpus=cpus, gpus=gpus)
+    holds = partial(workers_per_node, cpus=cpus, gpus=gpus)
     fit = sum(map(holds, nodes))
     wanted = min(actors or parts, parts)
     if wanted <= fit:
         return Pool(wanted, cpus, gpus)
-    most = most_worth(holds, nodes, None if local else find_autoscaler())
+    most = max_capacity(holds, nodes, None if local else find_autoscaler())
     if not most:
         each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         raise UserError(
@@ -216,8 +216,8 @@ class Maker:
     def __init__(self, job: Job, pool: Pool):
         import torch
 
-        from cl_ray.loading import load
-        from cl_ray.training.device import keep_freed_memory
+        from cl_ray.device import keep_freed_memory
+        from cl_ray.model import load
 
         keep_freed_memory()
         torch.set_num_threads(max(1, int(pool.cpus)))
@@ -232,7 +232,7 @@ class Maker:
             self.complaint = str(error)
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        """Parts by number in, a row of figures each out."""
+        """Parts by number in, a row of metrics each out."""
         rows = [self.one(int(part)) for part in batch["part"]]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -255,7 +255,7 @@ class Maker:
             complaint = str(error)
         except OSError as error:
             full = error.errno in FULL
-            complaint = f"out {self.job.output} cannot be written: {first_line(error)}"
+            complaint = f"out {self.job.output} cannot be written: {first_error_line(error)}"
         return {
             "images": stop - start,
             "bytes": size,
@@ -277,7 +277,7 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
     from ray.exceptions import RayActorError
     from ray.util.annotations import RayDeprecationWarning
 
-    from cl_ray.training.deaths import reason_of
+    from cl_ray.training.failures import failure_reason
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -317,7 +317,7 @@ def produce(job: Job, pool: Pool) -> Iterator[Made]:
     except RayActorError as error:
         if error.actor_init_failed:
             raise  # not its process died: something was raised there that should not be
-        complaint = f"An actor was started again {RETRIES} times and died: {reason_of(error)}"
+        complaint = f"An actor was started again {RETRIES} times and died: {failure_reason(error)}"
         raise UserError(_explain(job, {"complaint": complaint, "full": False})) from error
     missing = job.output.missing(job.parts)
     if missing:

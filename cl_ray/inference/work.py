@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import Dataset, Piece, Rows
-from cl_ray.errors import UserError, without_keys
+from cl_ray.data.dataset import Dataset, RowBatch, RowRange
+from cl_ray.errors import UserError, redact_credentials
 
 if TYPE_CHECKING:
-    from cl_ray.loading import LoadedRun
+    from cl_ray.model import TrainedModel
 
 PART_BYTES = 2**25
 """Most bytes of pixels or features in a part: what an actor holds does not grow with the count."""
@@ -44,11 +44,11 @@ class Work(Protocol):
         """Parts of a multiple of this many read the least."""
         ...
 
-    def width(self, run: "LoadedRun") -> int:
+    def width(self, run: "TrainedModel") -> int:
         """Bytes of one result."""
         ...
 
-    def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
+    def make(self, run: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Results [start, stop), with their columns."""
         ...
 
@@ -68,23 +68,23 @@ class FromNoise:
     dataset: None = None
     grain: int = 1
 
-    def width(self, run: "LoadedRun") -> int:
+    def width(self, run: "TrainedModel") -> int:
         """Bytes of an image.
 
         Raises:
             UserError: The run's generator knows no truncation, or no such class; or none of its
                 training images was of that class.
         """
-        run.allows(self.truncation)
+        run.check_truncation(self.truncation)
         if self.label is not None:
             run.class_number(self.label)
         return int(np.prod(run.shape))
 
-    def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
+    def make(self, run: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Images number `start` to `stop`."""
         stretch = stop - start, self.seed, start
         images = run.generate(*stretch, self.truncation, self.label)
-        label = run.kinds(*stretch, self.label)
+        label = run.sample_labels(*stretch, self.label)
         return table(np.arange(start, stop), label, image=tensors(images))
 
     def record(self) -> dict[str, Any]:
@@ -119,13 +119,13 @@ class Around:
         """Variants of a row group."""
         return self.copies * self.dataset.info.row_group
 
-    def width(self, run: "LoadedRun") -> int:
+    def width(self, run: "TrainedModel") -> int:
         """Bytes of an image.
 
         Raises:
             UserError: The run was trained with labels, and the images have none or others.
         """
-        run.see_that_classes_fit(self.dataset)
+        run.check_classes(self.dataset)
         if not self.dataset.info.labelled and run.config.condition == "projection":
             raise UserError(
                 f"{self.dataset.location} has no labels, and this run makes images of a class "
@@ -133,7 +133,7 @@ class Around:
             )
         return int(np.prod(run.shape))
 
-    def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
+    def make(self, run: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Variants number `start` to `stop`; each image is read and encoded once."""
         number = np.arange(start, stop)
         row, copy = number // self.copies, number % self.copies
@@ -172,11 +172,11 @@ class Embed:
         """Images of a row group."""
         return self.dataset.info.row_group
 
-    def width(self, run: "LoadedRun") -> int:
+    def width(self, run: "TrainedModel") -> int:
         """Bytes of an embedding."""
         return 4 * run.discriminator.represented
 
-    def make(self, run: "LoadedRun", start: int, stop: int) -> pa.Table:
+    def make(self, run: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Embeddings of rows `start` to `stop`, float32 of a fixed size."""
         rows = read(self.dataset, self.split, start, stop)
         values = run.embed(rows.image)
@@ -190,9 +190,9 @@ class Embed:
         return {"verb": "embed", **read_from(self.dataset, self.split)}
 
 
-def note(work: Work, run: "LoadedRun") -> str:
+def note(work: Work, run: "TrainedModel") -> str:
     """What a user should know of the results before they are made; empty for nothing."""
-    from cl_ray.loading import EVENLY, UNPLACED
+    from cl_ray.model import EVENLY, UNPLACED
 
     if not isinstance(work, FromNoise):
         return ""
@@ -201,14 +201,14 @@ def note(work: Work, run: "LoadedRun") -> str:
     return " ".join([EVENLY] * bool(evenly) + [UNPLACED] * bool(unplaced))
 
 
-def part_size(work: Work, run: "LoadedRun") -> int:
+def part_size(work: Work, run: "TrainedModel") -> int:
     """Results in a part."""
     size = max(SMALL_PART, work.total // PARTS)
     size = max(1, min(size, PART_BYTES // work.width(run)))
     return size // work.grain * work.grain or size
 
 
-def read(dataset: Dataset, split: str, start: int, stop: int) -> Rows:
+def read(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:
     """Rows [start, stop) of a split, in the order in which they lie there."""
     size = dataset.info.row_group
     pieces = []
@@ -218,7 +218,7 @@ def read(dataset: Dataset, split: str, start: int, stop: int) -> Rows:
         while at < end:
             group = at // size
             until = min((group + 1) * size, end)
-            pieces.append(Piece(number, group, at - group * size, until - group * size))
+            pieces.append(RowRange(number, group, at - group * size, until - group * size))
             at = until
         before += shard.rows
     return dataset.read(split, pieces)
@@ -228,7 +228,7 @@ def read_from(dataset: Dataset, split: str) -> dict[str, str]:
     """A split as a record names it: with a digest, for other data may come to lie there."""
     shards = "".join(shard.sha256 for shard in dataset.info.splits[split].shards)
     digest = hashlib.sha256(shards.encode()).hexdigest()
-    return {"data": without_keys(dataset.location), "split": split, "data digest": digest}
+    return {"data": redact_credentials(dataset.location), "split": split, "data digest": digest}
 
 
 def tensors(images: NDArray[np.uint8]) -> pa.Array:

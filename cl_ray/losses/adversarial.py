@@ -127,5 +127,5 @@ OBJECTIVES: dict[str, Objective] = {
     "relativistic": relativistic,
 }
 
-RELATIVE = {"relativistic"}
+RELATIVISTIC = {"relativistic"}
 """Objectives that set G's fakes against real images, and so need their scores in G's step."""

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-def classification(logits: Tensor, labels: Tensor) -> Tensor:
+def auxiliary_classification(logits: Tensor, labels: Tensor) -> Tensor:
     """-log P(c | image), the class c that each image was made or taken for.
 
     Odena et al. (2017), one half of equation 3: D minimises it of real images and of fakes, G of

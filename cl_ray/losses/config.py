@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cl_ray.model import Model
+from cl_ray.base_config import BaseConfig
 
 Objective = Literal[
     "non-saturating",
@@ -17,7 +17,7 @@ Objective = Literal[
 ]
 
 
-class LossConfig(Model):
+class LossConfig(BaseConfig):
     """What D and G are asked for, and how much."""
 
     objective: Objective = Field("non-saturating", description="The adversarial objective.")
@@ -57,7 +57,7 @@ class LossConfig(Model):
     )
     pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
     reconstruction: float = Field(60.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
-    indistinguishability: float = Field(
+    pair_confusion: float = Field(
         0.1, ge=0, description="Weight in G's loss of D's advantage in telling f+ from f-."
     )
     classification: float = Field(

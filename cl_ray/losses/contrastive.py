@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cl_ray.losses.others import gather_others
+from cl_ray.losses.gather import gather_negatives
 
 
 def info_nce(
@@ -26,7 +26,9 @@ def info_nce(
         Losses [b], the mean of each image's two queries; those of absent rows mean nothing.
     """
     local = len(present)
-    keys, here, itself = gather_others(torch.cat([torch.stack([first, second]), others]), present)
+    keys, here, itself = gather_negatives(
+        torch.cat([torch.stack([first, second]), others]), present
+    )
     similarity = torch.stack([first, second]).flatten(0, 1) @ keys.T / temperature
     itself = itself[: 2 * local]
     positive = itself.roll(local)  # the other view's place
@@ -40,7 +42,7 @@ def info_nce(
     return loss.view(2, local).mean(0)
 
 
-def fakes_as_one(
+def fake_supcon(
     fakes: Tensor, first: Tensor, second: Tensor, present: Tensor, temperature: float
 ) -> Tensor:
     """Pull all fakes together, push them away from the views of real images.
@@ -60,7 +62,7 @@ def fakes_as_one(
         absent rows mean nothing.
     """
     count, local = fakes.shape[:2]
-    keys, here, itself = gather_others(torch.cat([fakes, torch.stack([first, second])]), present)
+    keys, here, itself = gather_negatives(torch.cat([fakes, torch.stack([first, second])]), present)
     itself = itself[: count * local]
     similarity = fakes.flatten(0, 1) @ keys.T / temperature
     similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity

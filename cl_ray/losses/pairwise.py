@@ -31,12 +31,12 @@ def pair_margin(anchor: Tensor, right: Tensor, wrong: Tensor, temperature: float
     return (anchor * (right - wrong)).sum(1) / temperature
 
 
-def pair_score(margin: Tensor) -> Tensor:
+def pair_classification(margin: Tensor) -> Tensor:
     """D's loss [b]: -log sigmoid(margin), Bradley and Terry's choice between the two fakes."""
     return softplus(-margin)
 
 
-def indistinguishability(margin: Tensor) -> Tensor:
+def pair_confusion(margin: Tensor) -> Tensor:
     """G's loss [b]: D's advantage over guessing, least where D cannot tell f+ from f-.
 
     The cross-entropy of a coin toss under D's choice, (softplus(m) + softplus(-m)) / 2, which is

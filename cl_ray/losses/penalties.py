@@ -29,7 +29,7 @@ def approximate_r1(scores: Tensor, disturbed: Tensor, spread: float) -> Tensor:
     return ((disturbed - scores) / spread).square() / 2
 
 
-def draw_signs(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def sample_rademacher(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Random signs for `count` images, 64 to a number: drawing one by one would take a GPU's time.
 
     Returns:
@@ -39,13 +39,13 @@ def draw_signs(count: int, shape: tuple[int, ...], generator: torch.Generator) -
     return words.random_(-(2**63), None, generator=generator)
 
 
-def signs(drawn: Tensor, shape: tuple[int, ...]) -> Tensor:
+def rademacher(drawn: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The drawn [b, words] as an int64 tensor of -1 and 1, [b, *shape]."""
     bits = (drawn[:, :, None] >> torch.arange(WORD, device=drawn.device)) & 1
     return (bits * 2 - 1).flatten(1)[:, : math.prod(shape)].view(len(drawn), *shape)
 
 
-def slopes(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """The gradient of each image's score towards that image, to be differentiated once more.
 
     Args:
@@ -60,7 +60,7 @@ def slopes(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return gradient.flatten(1)
 
 
-def squared_slope(slopes: Tensor) -> Tensor:
+def zero_centered_penalty(slopes: Tensor) -> Tensor:
     """|grad s|^2 / 2, [b]: R1 of real images and R2 of fakes.
 
     Mescheder et al. (2018), equation 9 and the paragraph after it; the weight is their gamma.
@@ -68,12 +68,12 @@ def squared_slope(slopes: Tensor) -> Tensor:
     return slopes.square().sum(1) / 2
 
 
-def unit_slope(slopes: Tensor) -> Tensor:
+def gradient_penalty(slopes: Tensor) -> Tensor:
     """(|grad s| - 1)^2, [b]: Gulrajani et al. (2017), equation 3, its penalty without lambda."""
     return (torch.linalg.vector_norm(slopes, dim=1) - 1).square()
 
 
-def between(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+def interpolate(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
     """Points on the lines from fakes to real images, where Gulrajani et al. take the slope.
 
     Args:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.others import gather_others
+from cl_ray.losses.gather import gather_negatives
 
 SHARPNESS = 2.0
 """Wang and Isola's t, the value of all their experiments."""
@@ -25,7 +25,7 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
     """
     parts, local = latents.shape[:2]
     own = normalize(latents, dim=2)
-    others, here, itself = gather_others(own, present)
+    others, here, itself = gather_negatives(own, present)
     cosine = own.flatten(0, 1) @ others.T
     potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
     if potential.dtype == torch.bfloat16:

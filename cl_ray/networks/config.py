@@ -4,19 +4,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cl_ray.model import Model
+from cl_ray.base_config import BaseConfig
 
 Family = Literal["convolutional", "residual", "style"]
 
 
-class GeneratorConfig(Model):
+class GeneratorConfig(BaseConfig):
     """G: an encoder to the latent space and a decoder back."""
 
     family: Family = Field("convolutional", description="Kind of network.")
     depth: int = Field(3, ge=1, le=12, description="Levels of the encoder and of the decoder.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
     latent: int = Field(10, ge=2, le=4096, description="Dimensions of the latent space.")
-    jitter: float = Field(
+    latent_noise_std: float = Field(
         0.2,
         ge=0,
         description="Spread of the noise that moves an image's latent vector in training, so that "
@@ -31,7 +31,7 @@ class GeneratorConfig(Model):
     )
 
 
-class DiscriminatorConfig(Model):
+class DiscriminatorConfig(BaseConfig):
     """D: a trunk with a score head and a projection head."""
 
     family: Family = Field("convolutional", description="Kind of network.")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ray.networks.pixels import Pixels
-from cl_ray.networks.plan import Plan
+from cl_ray.networks.activation import StretchedTanh
+from cl_ray.networks.layout import ResolutionLayout
 
 
 class PixelNorm(nn.Module):
@@ -43,7 +43,7 @@ class ImageConv(nn.Conv2d):
         )
 
 
-def down(plan: Plan) -> nn.Sequential:
+def convolutional_trunk_layer(plan: ResolutionLayout) -> nn.Sequential:
     """Images [B, C, S, S] to flat maps [B, plan.flat]."""
     layers: list[nn.Module] = []
     for level in range(plan.depth):
@@ -60,7 +60,7 @@ def down(plan: Plan) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def up(plan: Plan) -> nn.Sequential:
+def up(plan: ResolutionLayout) -> nn.Sequential:
     """Flat maps [B, plan.flat] to images [B, C, S, S] in [-1, 1]: `down`, backwards."""
     layers: list[nn.Module] = [
         nn.Unflatten(1, plan.deepest),
@@ -74,10 +74,10 @@ def up(plan: Plan) -> nn.Sequential:
             layers.append(nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, output_padding=odd))
         else:
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
-        layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [Pixels()]
+        layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [StretchedTanh()]
     return nn.Sequential(*layers)
 
 
-def decoder(inputs: int, plan: Plan) -> nn.Sequential:
+def convolutional_decoder(inputs: int, plan: ResolutionLayout) -> nn.Sequential:
     """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1]."""
     return nn.Sequential(nn.Linear(inputs, plan.flat), up(plan))

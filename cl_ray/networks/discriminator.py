@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
         """Images [B, C, H, W] in [-1, 1] to the deepest map, which the heads read, [B, flat]."""
         return self.trunk(images)
 
-    def represent(self, images: Tensor) -> Tensor:
+    def representation(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] to the representation [B, flat + hidden + embedding].
 
         The features, the projection head's hidden layer and its projection, each of unit length.

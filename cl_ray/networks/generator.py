@@ -15,7 +15,7 @@ class Generator(nn.Module):
             `extras`, above 0, may be given so many further normal numbers a sample; the last of
             them decides whether a second style is mixed in, and never does when infinite. It may
             then also be given a `truncation` and what to add to every vector.
-        jitter: Spread of what moves an image's latent vector in training.
+        latent_noise_std: Spread of what moves an image's latent vector in training.
         classes: The vector of each class, added to a latent vector: what a first linear layer
             makes of the class beside it. None: images are of no class.
     """
@@ -24,11 +24,11 @@ class Generator(nn.Module):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        jitter: float,
+        latent_noise_std: float,
         classes: nn.Embedding | None = None,
     ):
         super().__init__()
-        self.encoder, self.decoder, self.jitter = encoder, decoder, jitter
+        self.encoder, self.decoder, self.latent_noise_std = encoder, decoder, latent_noise_std
         self.classes = classes
 
     @property
@@ -74,7 +74,7 @@ class Generator(nn.Module):
 
         Their classes are `labels` [B + M], where G knows any.
 
-        The images' latent vectors are moved by `moves` [B, latent], unit noise, times the jitter:
+        The images' latent vectors are moved by `moves` [B, latent], unit noise, times the latent_noise_std:
         what is decoded near them must still be their images, and so they spread out over the
         sphere that noise lies on (Yue et al., 2026, Sphere Encoder, section 3). Beside the fakes
         come those latent vectors [B, latent], unmoved.
@@ -83,7 +83,7 @@ class Generator(nn.Module):
         if extras is not None and self.extras:  # an image's fake has one style, its own
             extras = extras.clone()
             extras[: len(images), -1].fill_(math.inf)
-        points = torch.cat([latents + self.jitter * moves, noise])
+        points = torch.cat([latents + self.latent_noise_std * moves, noise])
         return self.decode(points, extras, labels=labels), latents
 
 

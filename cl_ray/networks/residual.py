@@ -8,8 +8,8 @@ that starts at zero in place of normalisation's help (Fixup: Zhang et al., 2019)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ray.networks.pixels import Pixels
-from cl_ray.networks.plan import Plan
+from cl_ray.networks.activation import StretchedTanh
+from cl_ray.networks.layout import ResolutionLayout
 from cl_ray.networks.resample import enlarge, halve
 
 GROUP = 16
@@ -33,7 +33,7 @@ class FixupConv(nn.Conv2d):
         self.gain = gain
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """x + f(x), [B, C, S, S] to the same; f is zero at first.
 
     Args:
@@ -57,7 +57,7 @@ class Block(nn.Module):
         return x + self.project(y)
 
 
-def trunk(plan: Plan) -> nn.Sequential:
+def residual_trunk(plan: ResolutionLayout) -> nn.Sequential:
     """Images [B, C, S, S] to flat maps [B, plan.flat]: at each level, resample, then a block."""
     first = plan.channels[1]
     layers: list[nn.Module] = [
@@ -71,21 +71,25 @@ def trunk(plan: Plan) -> nn.Sequential:
         if plan.channels[level] != channels:
             layers.append(nn.Conv2d(channels, plan.channels[level], 1, bias=False))
             channels = plan.channels[level]
-        layers.append(Block(channels, plan.depth))
+        layers.append(ResidualBlock(channels, plan.depth))
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def decoder(inputs: int, plan: Plan) -> nn.Sequential:
+def residual_decoder(inputs: int, plan: ResolutionLayout) -> nn.Sequential:
     """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1]: `trunk`, backwards."""
     channels = plan.channels[-1]
     layers: list[nn.Module] = [nn.Linear(inputs, plan.flat), nn.Unflatten(1, plan.deepest)]
     for level in reversed(range(1, plan.depth + 1)):
-        layers.append(Block(channels, plan.depth))
+        layers.append(ResidualBlock(channels, plan.depth))
         after = plan.channels[max(level - 1, 1)]
         if after != channels:
             layers.append(nn.Conv2d(channels, after, 1, bias=False))
             channels = after
         if plan.sides[level] < plan.sides[level - 1]:
             layers.append(enlarge(plan.sides[level], plan.sides[level - 1]))
-    layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, plan.channels[0], 3, padding=1), Pixels()]
+    layers += [
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(channels, plan.channels[0], 3, padding=1),
+        StretchedTanh(),
+    ]
     return nn.Sequential(*layers)

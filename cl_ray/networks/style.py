@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ray.networks.activation import StretchedTanh
 from cl_ray.networks.generator import to_sphere
-from cl_ray.networks.pixels import Pixels
-from cl_ray.networks.plan import Plan
+from cl_ray.networks.layout import ResolutionLayout
 from cl_ray.networks.resample import enlarge
 
 MAPPING = 4
@@ -30,7 +30,7 @@ AVERAGED = 4096
 """Styles of noise whose mean is where truncation pulls to."""
 
 
-class Scaled(nn.Module):
+class EqualizedLinear(nn.Module):
     """A linear layer whose weights are drawn with unit variance and scaled when used.
 
     Equalised learning rate (Karras et al., 2018, progressive growing, section 4.1): Adam's steps
@@ -48,7 +48,7 @@ class Scaled(nn.Module):
         return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
 
 
-class Modulated(nn.Module):
+class ModulatedConv(nn.Module):
     """A convolution whose input channels a style scales, [B, in, S, S] to [B, out, S, S].
 
     StyleGAN2, equations 1 and 3. The scales go onto the input, and what undoes their spread onto
@@ -60,7 +60,7 @@ class Modulated(nn.Module):
         inputs, outputs = channels
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.scale = 1 / math.sqrt(inputs * size**2)
-        self.style = Scaled(STYLE, inputs, bias=1.0)
+        self.style = EqualizedLinear(STYLE, inputs, bias=1.0)
         self.demodulate = demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Modulated(nn.Module):
         return x
 
 
-class Layer(nn.Module):
+class StyleLayer(nn.Module):
     """Convolve by a style, add noise, bias and bend."""
 
     noise: Tensor
@@ -83,7 +83,7 @@ class Layer(nn.Module):
     def __init__(self, channels: tuple[int, int], side: int):
         super().__init__()
         self.side = side
-        self.convolution = Modulated(channels, 3)
+        self.convolution = ModulatedConv(channels, 3)
         self.strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(channels[1]))
         self.register_buffer("noise", torch.randn(side * side))
@@ -109,25 +109,27 @@ class StyleDecoder(nn.Module):
         plan: Sides and channels.
     """
 
-    def __init__(self, inputs: int, plan: Plan):
+    def __init__(self, inputs: int, plan: ResolutionLayout):
         super().__init__()
         sizes = [inputs, *[STYLE] * MAPPING]
         self.inputs = inputs
-        self.mapping = nn.ModuleList(Scaled(a, b, rate=MAPPING_RATE) for a, b in pairwise(sizes))
+        self.mapping = nn.ModuleList(
+            EqualizedLinear(a, b, rate=MAPPING_RATE) for a, b in pairwise(sizes)
+        )
         self.start = nn.Parameter(torch.randn(plan.deepest))
         levels = list(reversed(range(1, plan.depth + 1)))  # of what comes out; level 0 joins 1
         sides = [plan.sides[-1], *(plan.sides[level - 1] for level in levels)]
         channels = [plan.channels[-1], *(plan.channels[max(level - 1, 1)] for level in levels)]
         inward = [channels[0], *channels[:-1]]
         self.layers = nn.ModuleList(
-            Layer((a, b), side) for a, b, side in zip(inward, channels, sides, strict=True)
+            StyleLayer((a, b), side) for a, b, side in zip(inward, channels, sides, strict=True)
         )
         self.enlarge = nn.ModuleList(enlarge(a, b) for a, b in pairwise([sides[0], *sides]))
         self.images = nn.ModuleList(
-            Modulated((width, plan.channels[0]), 1, demodulate=False) for width in channels
+            ModulatedConv((width, plan.channels[0]), 1, demodulate=False) for width in channels
         )
         self.bias = nn.Parameter(torch.zeros(plan.channels[0]))
-        self.pixels = Pixels()
+        self.pixels = StretchedTanh()
         self.ends = list(accumulate(side * side for side in sides))
         self.extras = self.ends[-1] + inputs + 2
 

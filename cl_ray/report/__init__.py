@@ -1,1 +1,1 @@
-"""The run's pictures, curves and figures as one HTML file that needs nothing else."""
+"""The run's pictures, curves and metrics as one HTML file that needs nothing else."""

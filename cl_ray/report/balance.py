@@ -8,14 +8,14 @@ import numpy as np
 
 from cl_ray.config import Config
 from cl_ray.report.chart import Chart, by_step, through_plane
-from cl_ray.report.records import Curve
+from cl_ray.report.records import MetricCurve
 
 NEITHER = (2 * math.log(2), math.log(2))
 """D's and G's non-saturating loss where D gives every image an even chance: Goodfellow et al.
 (2014), theorem 1."""
 
 
-def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
+def curve_charts(curves: dict[str, MetricCurve], ends: list[int]) -> list[Chart]:
     """Losses and speed; curves of the same kind share a chart.
 
     Args:
@@ -30,7 +30,7 @@ def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
             curves,
             ends,
             "Which fake came from x⁺: losses",
-            {"D tells": "d/pair", "G hides": "g/indistinguishability"},
+            {"D tells": "d/pair", "G hides": "g/pair_confusion"},
         ),
         _together(
             curves,
@@ -43,7 +43,7 @@ def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
     ]
     known = {
         "d/adversarial", "g/adversarial", "g/reconstruction", "d/contrastive", "d/pair",
-        "g/indistinguishability", "d/approximate_r1", "g/uniformity", "d/classification",
+        "g/pair_confusion", "d/approximate_r1", "g/uniformity", "d/classification",
         "g/classification",
     }  # fmt: skip
     for name in sorted(curves):
@@ -57,7 +57,7 @@ def curve_charts(curves: dict[str, Curve], ends: list[int]) -> list[Chart]:
 
 
 @dataclass(frozen=True)
-class Balance:
+class LossBalance:
     """How G and D stood to each other.
 
     Args:
@@ -71,12 +71,14 @@ class Balance:
     last: float
 
 
-def balance(curves: dict[str, Curve], ends: list[int], config: Config | None) -> Balance | None:
+def loss_balance(
+    curves: dict[str, MetricCurve], ends: list[int], config: Config | None
+) -> LossBalance | None:
     """The balance over time; None where there are no scores."""
     real, fake = curves.get("score/real"), curves.get("score/fake")
     if real is None or fake is None or len(real.steps) != len(fake.steps):
         return None
-    margin = Curve(real.steps, real.values - fake.values)
+    margin = MetricCurve(real.steps, real.values - fake.values)
     charts = [
         by_step("D’s mean scores", {"real": ("real", real), "fake": ("fake", fake)}, ends),
         by_step("D’s margin: score of real less fake", {"margin": ("d", margin)}, ends, least=0),
@@ -94,7 +96,7 @@ def balance(curves: dict[str, Curve], ends: list[int], config: Config | None) ->
         )
     tenth = max(1, len(margin.values) // 10)
     first, last = margin.values[:tenth], margin.values[-tenth:]
-    return Balance(charts, float(np.mean(first)), float(np.mean(last)))
+    return LossBalance(charts, float(np.mean(first)), float(np.mean(last)))
 
 
 WHILE_TRAINING = (
@@ -115,7 +117,7 @@ SHARES = {"precision", "recall", "coverage", "class_accuracy", "knn_1", "linear_
 
 
 def evaluation_charts(lines: list[dict[str, Any]]) -> list[Chart]:
-    """Figures that were measured while training, where there are two of them or more.
+    """Metrics that were measured while training, where there are two of them or more.
 
     Args:
         lines: Of metrics.jsonl.
@@ -128,7 +130,10 @@ def evaluation_charts(lines: list[dict[str, Any]]) -> list[Chart]:
         if keys and len(measured) > 1:
             steps = np.array([ln["step"] for ln in measured], np.int64)
             found = {
-                label: (f"c{i}", Curve(steps, np.array([ln[key] for ln in measured], np.float64)))
+                label: (
+                    f"c{i}",
+                    MetricCurve(steps, np.array([ln[key] for ln in measured], np.float64)),
+                )
                 for i, (label, key) in enumerate(keys.items())
             }
             charts.append(by_step(title, found, share=SHARES.issuperset(names.values())))
@@ -147,7 +152,7 @@ def on_fewer(config: Config | None, evaluation: dict[str, Any] | None) -> bool:
 
 
 def _together(
-    curves: dict[str, Curve], ends: list[int], title: str, names: dict[str, str]
+    curves: dict[str, MetricCurve], ends: list[int], title: str, names: dict[str, str]
 ) -> Chart | None:
     """D's curve and G's in one chart; what is not there is left out."""
     there = {label: curves[name] for label, name in names.items() if name in curves}
@@ -158,7 +163,7 @@ def _together(
 
 
 def _alone(
-    curves: dict[str, Curve], ends: list[int], title: str, name: str, colour: str
+    curves: dict[str, MetricCurve], ends: list[int], title: str, name: str, colour: str
 ) -> Chart | None:
     curve = curves.get(name)
     label = {"d": "D", "g": "G"}[colour]

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ray.report.records import Curve
+from cl_ray.report.records import MetricCurve
 
 WIDTH, HEIGHT = 360, 210
 """Units of a chart: about a phone's pixels, so that its letters are as large as the text's."""
@@ -87,7 +87,7 @@ class Chart:
 
 def by_step(
     title: str,
-    curves: dict[str, tuple[str, Curve]],
+    curves: dict[str, tuple[str, MetricCurve]],
     epoch_ends: Sequence[int] = (),
     note: str = "",
     least: float | None = None,
@@ -134,8 +134,8 @@ def by_step(
 
 def through_plane(
     title: str,
-    across: tuple[str, Curve],
-    up: tuple[str, Curve],
+    across: tuple[str, MetricCurve],
+    up: tuple[str, MetricCurve],
     spot: tuple[float, float, str] | None = None,
     note: str = "",
 ) -> Chart:

@@ -17,7 +17,7 @@ BLOCK = 2000
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestPixels:
     """The k nearest of a bank of images.
 
     Args:
@@ -29,7 +29,7 @@ class Nearest:
     distances: NDArray[np.float64]
 
 
-def nearest_pixels(bank: Pixels, queries: Pixels, k: int) -> Nearest:
+def nearest_pixels(bank: Pixels, queries: Pixels, k: int) -> NearestPixels:
     """Of each query [n, H, W, C] the k nearest images of the bank [N, H, W, C], exactly."""
     q = _flat(queries)
     best = torch.empty(len(q), 0, dtype=q.dtype)
@@ -42,7 +42,7 @@ def nearest_pixels(bank: Pixels, queries: Pixels, k: int) -> Nearest:
         rows = torch.cat([rows, torch.arange(start, start + len(part)).expand(len(q), -1)], 1)
         best, order = best.topk(min(k, best.shape[1]), largest=False)
         rows = rows.gather(1, order)
-    return Nearest(rows.numpy(), best.sqrt().div(255).numpy())
+    return NearestPixels(rows.numpy(), best.sqrt().div(255).numpy())
 
 
 def _flat(images: Pixels) -> torch.Tensor:

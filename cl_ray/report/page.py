@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cl_ray.config import Config, differences, preset
-from cl_ray.data.dataset import Dataset, Rows, first_line
-from cl_ray.errors import UserError, without_keys
-from cl_ray.loading import LoadedRun, load
-from cl_ray.report import trained
-from cl_ray.report.balance import balance, curve_charts, evaluation_charts, on_fewer
-from cl_ray.report.facts import how_it_went, in_words, tiles
-from cl_ray.report.figures import fidelity_rows, representation_table
+from cl_ray.data.dataset import Dataset, RowBatch, first_error_line
+from cl_ray.errors import UserError, redact_credentials
+from cl_ray.model import TrainedModel, load
+from cl_ray.report import galleries
+from cl_ray.report.balance import curve_charts, evaluation_charts, loss_balance, on_fewer
 from cl_ray.report.pictures import pairs, saved_epochs, strip
 from cl_ray.report.projector import write_projector
-from cl_ray.report.records import curves, epochs, record
+from cl_ray.report.records import read_curves, read_epochs, read_record
 from cl_ray.report.render import render
-from cl_ray.training.folder import Folder
+from cl_ray.report.summary import headline, headline_stats, how_it_went
+from cl_ray.report.tables import fidelity_rows, representation_table
+from cl_ray.storage import RunStorage
 
 FILE = "report.html"
 STRIP = 12
@@ -50,7 +50,7 @@ class Report:
     projector: bool
 
 
-def report(
+def write_run_report(
     where: str | Path, checkpoint: str = "last", device: str = "auto", projector: bool = True
 ) -> Report:
     """Write `report.html` into a run folder, and the embeddings for TensorBoard's projector.
@@ -71,7 +71,7 @@ def report(
         UserError: There is no run folder, no checkpoint of the name that was given, or the page
             cannot be written.
     """
-    folder = Folder.of_run(where)
+    folder = RunStorage.of_run(where)
     missing: dict[str, str] = {}
     text = (folder.read("config.yaml") or b"").decode(errors="replace")
     config = _try(missing, "config", lambda: Config.from_yaml(text, f"{folder}/config.yaml"))
@@ -80,17 +80,20 @@ def report(
     except UserError as error:
         if checkpoint != "last":
             raise
-        run, missing["networks"] = None, without_keys(str(error))
+        run, missing["networks"] = None, redact_credentials(str(error))
     dataset = None
     if config and run:
         dataset = _try(missing, "data", partial(_data, config, run))
-    summary, evaluation = record(folder, "summary.json"), record(folder, "evaluation.json")
-    lines = epochs(folder)
-    found = curves(folder, lines)
+    summary, evaluation = (
+        read_record(folder, "summary.json"),
+        read_record(folder, "evaluation.json"),
+    )
+    lines = read_epochs(folder)
+    found = read_curves(folder, lines)
     ends = [int(line["step"]) for line in lines]
     shown = _networks(run, dataset, missing)
     there = saved_epochs(folder, "samples")
-    mapped: trained.Mapped | None = shown.get("map")
+    mapped: galleries.EmbeddingPlot | None = shown.get("map")
     written = bool(projector and run and mapped)
     if written and run and mapped:
         try:
@@ -100,7 +103,7 @@ def report(
         except OSError as error:
             raise UserError(
                 f"The embeddings cannot be written into {folder}/tensorboard "
-                f"({first_line(error)}): leave them out with --no-projector."
+                f"({first_error_line(error)}): leave them out with --no-projector."
             ) from error
     fidelity = (evaluation or {}).get("fidelity") or {}
     modes = (evaluation or {}).get("modes") or {}
@@ -111,21 +114,21 @@ def report(
         "command": shlex.quote(str(folder)),
         "made": f"{datetime.now():%-d %B %Y, %H:%M}",
         "config": config,
-        "yaml": without_keys(text),
+        "yaml": redact_credentials(text),
         "changed": _changed(config),
         "summary": summary,
         "lines": lines,
         "run": run,
         "dataset": dataset,
         "evaluation": evaluation,
-        "words": in_words(config, summary, lines, run),
-        "tiles": tiles(evaluation, summary, lines),
+        "words": headline(config, summary, lines, run),
+        "tiles": headline_stats(evaluation, summary, lines),
         "went": how_it_went(summary, lines),
         "strip": strip(folder, STRIP, STRIP_COLUMNS),
         "epochs_saved": len(there),
         "pairs": pairs(folder, PAIR_COLUMNS),
         "curves": curve_charts(found, ends),
-        "balance": balance(found, ends, config),
+        "balance": loss_balance(found, ends, config),
         "progress": evaluation_charts(lines),
         "fewer": on_fewer(config, evaluation),
         "fidelity": fidelity,
@@ -142,23 +145,23 @@ def report(
         folder.write(FILE, blob)
     except OSError as error:
         raise UserError(
-            f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_line(error)}."
+            f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_error_line(error)}."
         ) from error
     return Report(f"{folder}/{FILE}", len(blob), list(missing.values()), written)
 
 
-def _data(config: Config, run: LoadedRun) -> Dataset:
+def _data(config: Config, run: TrainedModel) -> Dataset:
     dataset = Dataset.open(config.data)
     if dataset.info.shape != run.shape:
         raise UserError(
-            f"{without_keys(config.data)} now holds images of {dataset.info.shape}, and the run "
+            f"{redact_credentials(config.data)} now holds images of {dataset.info.shape}, and the run "
             f"was trained on {run.shape}."
         )
     return dataset
 
 
 def _networks(
-    run: LoadedRun | None, dataset: Dataset | None, missing: dict[str, str]
+    run: TrainedModel | None, dataset: Dataset | None, missing: dict[str, str]
 ) -> dict[str, Any]:
     """What the networks show, by the names that the page has for it; None for what they cannot."""
     shown: dict[str, Any] = dict.fromkeys(
@@ -166,19 +169,21 @@ def _networks(
     )
     if run is None:
         return shown
-    shown["samples"] = trained.samples(run)
-    shown["by_class"] = trained.by_class(run)
-    shown["noise_ways"] = trained.ways_of_noise(run)
+    shown["samples"] = galleries.samples(run)
+    shown["by_class"] = galleries.by_class(run)
+    shown["noise_ways"] = galleries.ways_of_noise(run)
     if dataset is None:
         return shown
     split = "test" if "test" in dataset.info.splits else "train"
-    rows: Rows | None = _try(missing, "data", lambda: trained.images_to_show(dataset, split))
+    rows: RowBatch | None = _try(missing, "data", lambda: galleries.images_to_show(dataset, split))
     if rows is None:
         return shown
-    shown["image_ways"] = trained.ways_of_images(run, rows)
+    shown["image_ways"] = galleries.ways_of_images(run, rows)
     test = rows if split == "test" else None
-    shown["neighbours"] = _try(missing, "data", lambda: trained.neighbours(run, dataset, test))
-    shown["map"] = trained.mapped(run, dataset, rows, split)
+    shown["neighbours"] = _try(
+        missing, "data", lambda: galleries.nearest_training_images(run, dataset, test)
+    )
+    shown["map"] = galleries.plot_embedding(run, dataset, rows, split)
     if shown["map"] is None:
         missing["map"] = f"{len(rows.id)} images are too few for a map."
     return shown
@@ -196,5 +201,5 @@ def _try(missing: dict[str, str], part: str, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except UserError as error:
-        missing[part] = without_keys(str(error))
+        missing[part] = redact_credentials(str(error))
         return None

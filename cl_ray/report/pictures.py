@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cl_ray.report.records import listing
-from cl_ray.training.folder import Folder
+from cl_ray.storage import RunStorage
 
 Pixels = NDArray[np.uint8]
 SAVED_COLUMNS, SAVED_GAP = 16, 2
@@ -19,7 +19,7 @@ GAP = 2
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageGrid:
     """An image as the page holds it.
 
     Args:
@@ -37,7 +37,7 @@ class Picture:
     label: str = ""
 
 
-def picture(images: Pixels, columns: int, alt: str, label: str = "") -> Picture:
+def image_grid(images: Pixels, columns: int, alt: str, label: str = "") -> ImageGrid:
     """Images [n, H, W, C], row by row, with nothing between them: the page shows through."""
     n, height, width, channels = images.shape
     rows = -(-n // columns)
@@ -51,17 +51,17 @@ def picture(images: Pixels, columns: int, alt: str, label: str = "") -> Picture:
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, "png", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(source, sheet.shape[1], sheet.shape[0], alt, label)
+    return ImageGrid(source, sheet.shape[1], sheet.shape[0], alt, label)
 
 
-def saved_epochs(folder: Folder, kind: str) -> list[int]:
+def saved_epochs(folder: RunStorage, kind: str) -> list[int]:
     """The epochs of which `samples/{kind}-0001.png` and so on are there."""
     names = [n for n in listing(folder, "samples") if n.startswith(f"{kind}-")]
     numbers = [n.removeprefix(f"{kind}-").removesuffix(".png") for n in names]
     return sorted(int(n) for n in numbers if n.isdigit())
 
 
-def saved(folder: Folder, kind: str, epoch: int) -> Pixels:
+def saved(folder: RunStorage, kind: str, epoch: int) -> Pixels:
     """The images of a picture that the run saved, [n, side, side, 3]; none if it is damaged."""
     blob = folder.read(f"samples/{kind}-{epoch:04d}.png") or b""
     try:
@@ -85,7 +85,7 @@ def grey_if_grey(images: Pixels) -> Pixels:
     return images[..., :1] if alike else images
 
 
-def strip(folder: Folder, most: int, columns: int) -> list[Picture]:
+def strip(folder: RunStorage, most: int, columns: int) -> list[ImageGrid]:
     """A row of the same noise's samples for each epoch, or for some, evenly spread."""
     there = saved_epochs(folder, "samples")
     chosen = (
@@ -96,11 +96,11 @@ def strip(folder: Folder, most: int, columns: int) -> list[Picture]:
         images = saved(folder, "samples", epoch)[:columns]
         if len(images):
             alt = f"{len(images)} samples after epoch {epoch}, of the same noise in each row."
-            rows.append(picture(grey_if_grey(images), columns, alt, f"{epoch}"))
+            rows.append(image_grid(grey_if_grey(images), columns, alt, f"{epoch}"))
     return rows
 
 
-def pairs(folder: Folder, columns: int) -> list[Picture]:
+def pairs(folder: RunStorage, columns: int) -> list[ImageGrid]:
     """The last epoch's pairs: blocks of four rows x+, G(x+), x-, G(x-), a pair a column."""
     there = saved_epochs(folder, "pairs")
     images = saved(folder, "pairs", there[-1]) if there else np.empty((0, 1, 1, 3), np.uint8)
@@ -111,12 +111,12 @@ def pairs(folder: Folder, columns: int) -> list[Picture]:
         part = whole[start : start + columns]
         by_row = part.swapaxes(0, 1).reshape(-1, *images.shape[1:])
         alt = f"{len(part)} pairs: in a column x+, G(x+), x- and G(x-)."
-        blocks.append(picture(by_row, len(part), alt))
+        blocks.append(image_grid(by_row, len(part), alt))
     return blocks
 
 
-def blocks(images: Pixels, columns: int, rows: int, what: str) -> list[Picture]:
+def blocks(images: Pixels, columns: int, rows: int, what: str) -> list[ImageGrid]:
     """Images in pictures of so many columns and rows, which a wide page sets side by side."""
     size = columns * rows
     parts: Sequence[Pixels] = [images[i : i + size] for i in range(0, len(images), size)]
-    return [picture(part, columns, f"{len(part)} {what}.") for part in parts]
+    return [image_grid(part, columns, f"{len(part)} {what}.") for part in parts]

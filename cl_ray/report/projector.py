@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from cl_ray.data.dataset import Rows
+from cl_ray.data.dataset import RowBatch
 from cl_ray.evaluation.classifier import Floats
-from cl_ray.training.folder import Folder
+from cl_ray.storage import RunStorage
 
 INDEX = "tensorboard/projector_config.pbtxt"
 
 
 def write_projector(
-    folder: Folder,
+    folder: RunStorage,
     step: int,
     components: Floats,
-    rows: Rows,
+    rows: RowBatch,
     labels: list[str] | None,
     split: str,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a run wrote down: its figures an epoch, its curves by step, its pictures."""
+"""What a run wrote down: its metrics an epoch, its curves by step, its pictures."""
 
 import json
 import tempfile
@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.fs
 from numpy.typing import NDArray
 
-from cl_ray.training.folder import Folder
+from cl_ray.storage import RunStorage
 
 
 @dataclass(frozen=True)
-class Curve:
+class MetricCurve:
     """A figure over the steps.
 
     Args:
@@ -25,16 +25,16 @@ class Curve:
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
-    def thinned(self, most: int) -> "Curve":
+    def thinned(self, most: int) -> "MetricCurve":
         """At most so many points, each the mean of its neighbours, at the last one's step."""
         if len(self.steps) <= most:
             return self
         parts = np.array_split(np.arange(len(self.steps)), most)
         means = np.array([self.values[part].mean() for part in parts])
-        return Curve(np.array([self.steps[part[-1]] for part in parts]), means)
+        return MetricCurve(np.array([self.steps[part[-1]] for part in parts]), means)
 
 
-def listing(folder: Folder, within: str) -> list[str]:
+def listing(folder: RunStorage, within: str) -> list[str]:
     """The names of the files in a folder of the run, sorted; none if it is not there."""
     filesystem, path = folder.open()
     selector = pyarrow.fs.FileSelector(f"{path}/{within}", allow_not_found=True)
@@ -42,7 +42,7 @@ def listing(folder: Folder, within: str) -> list[str]:
     return sorted(i.base_name for i in found if i.type == pyarrow.fs.FileType.File)
 
 
-def record(folder: Folder, file: str) -> dict[str, Any] | None:
+def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
     """What a JSON file of the run says; None where there is none, or not a whole one."""
     try:
         said = json.loads(folder.read(file) or b"null")
@@ -51,7 +51,7 @@ def record(folder: Folder, file: str) -> dict[str, Any] | None:
     return said if isinstance(said, dict) else None
 
 
-def epochs(folder: Folder) -> list[dict[str, Any]]:
+def read_epochs(folder: RunStorage) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without a last one that is still being written."""
     lines = []
     for line in (folder.read("metrics.jsonl") or b"").decode(errors="replace").splitlines():
@@ -62,7 +62,7 @@ def epochs(folder: Folder) -> list[dict[str, Any]]:
     return lines
 
 
-def curves(folder: Folder, lines: list[dict[str, Any]]) -> dict[str, Curve]:
+def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
     """Each figure by step, out of TensorBoard's events; those of evaluations are by epoch.
 
     Args:
@@ -84,7 +84,7 @@ def curves(folder: Folder, lines: list[dict[str, Any]]) -> dict[str, Curve]:
     )
 
 
-def _events(folder: Folder, names: list[str]) -> dict[str, Curve]:
+def _events(folder: RunStorage, names: list[str]) -> dict[str, MetricCurve]:
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     with tempfile.TemporaryDirectory() as copies:
@@ -95,12 +95,12 @@ def _events(folder: Folder, names: list[str]) -> dict[str, Curve]:
         return _curves({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags})
 
 
-def _curves(points: dict[str, list[tuple[int, float]]]) -> dict[str, Curve]:
+def _curves(points: dict[str, list[tuple[int, float]]]) -> dict[str, MetricCurve]:
     """What of the points is a number; a name with none is left out."""
     found = {}
     for name, pairs in points.items():
         good = sorted(pair for pair in pairs if np.isfinite(pair[1]))
         if good:
             steps, values = zip(*good, strict=True)
-            found[name] = Curve(np.array(steps, np.int64), np.array(values, np.float64))
+            found[name] = MetricCurve(np.array(steps, np.int64), np.array(values, np.float64))
     return found

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from cl_ray.data.dataset import first_line
+from cl_ray.data.dataset import first_error_line
 from cl_ray.errors import UserError
-from cl_ray.training.folder import Folder
-from cl_ray.training.signals import answered
+from cl_ray.storage import RunStorage
+from cl_ray.training.signals import handle_signal
 
 
 def cluster_to_join(address: str | None) -> str | None:
@@ -26,7 +26,7 @@ def cluster_to_join(address: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def running_ray(
+def ray_session(
     address: str | None, dashboard: bool, verbose: bool, console: Console
 ) -> Iterator[bool]:
     """Ray, started or joined, quiet unless asked; yields whether it is this machine's own."""
@@ -52,7 +52,7 @@ def running_ray(
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError) as error:
-            reason = first_line(error.__cause__ or error)
+            reason = first_error_line(error.__cause__ or error)
             raise UserError(f"There is no joining the Ray cluster {address}: {reason}.") from error
     else:
         console.print("Starting Ray on this machine …")
@@ -65,7 +65,7 @@ def running_ray(
         for name in ("ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with answered(signal.SIGTERM, _as_ctrl_c):
+        with handle_signal(signal.SIGTERM, _as_ctrl_c):
             yield not address
     finally:
         ray.shutdown()
@@ -79,7 +79,7 @@ def _as_ctrl_c(*signal_and_frame: Any) -> None:
     heeded(*signal_and_frame)
 
 
-def see_that_nodes_share(folder: Folder, flag: str = "storage") -> None:
+def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
     """Refuse a local path on several machines, of which one does not see what is written here.
 
     Args:

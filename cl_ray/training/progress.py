@@ -19,10 +19,10 @@ SHORT = {
     "score/real": "real",
     "score/fake": "fake",
 }
-"""The figures in the line, and what they are called there."""
+"""The metrics in the line, and what they are called there."""
 
 
-class Progress:
+class TrainingProgress:
     """Shows where a run stands.
 
     Args:
@@ -36,7 +36,7 @@ class Progress:
         self.shown = 0.0
         self.last: dict[str, Any] = {}
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingProgress":
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -73,15 +73,15 @@ class Progress:
             f"step {progress['step']:,}",
             f"{progress['speed']:,.0f} images/s",
         ]
-        figures = progress["figures"]
-        parts += [f"{SHORT[k]} {v:.3f}" for k, v in figures.items() if k in SHORT]
+        metrics = progress["metrics"]
+        parts += [f"{SHORT[k]} {v:.3f}" for k, v in metrics.items() if k in SHORT]
         if progress["speed"]:
             images = progress["steps"] * progress["batch_size"] * (self.epochs - done)
-            parts.append(f"{clock(images / progress['speed'])} left")
+            parts.append(f"{format_duration(images / progress['speed'])} left")
         return "  ".join(parts)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12.3 s, 4:56 or 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -90,6 +90,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """1 epoch, 1,000 epochs."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

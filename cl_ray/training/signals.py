@@ -8,7 +8,9 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def answered(number: signal.Signals, answer: Callable[..., Any] | None = None) -> Iterator[None]:
+def handle_signal(
+    number: signal.Signals, answer: Callable[..., Any] | None = None
+) -> Iterator[None]:
     """Whatever answers the signal within, whoever answered before does so after.
 
     Args:

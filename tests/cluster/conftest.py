@@ -1,9 +1,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import machines
 import pytest
-from cloud import Cloud
+from helpers import machines
+from helpers.cloud import Cloud
 
 
 @pytest.fixture(scope="module")

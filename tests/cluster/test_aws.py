@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from cloud import Cloud, name_of, wait_for
-from digits import COUNT, put_digits
-from doors import doors, knock, process_of
-from laptop import (
+from helpers.cloud import Cloud, name_of, wait_for
+from helpers.digits import COUNT, put_digits
+from helpers.doors import doors, knock, process_of
+from helpers.laptop import (
     JOBS,
     beside,
     dashboard,
@@ -32,10 +32,10 @@ from laptop import (
     text_of,
     until,
 )
-from small_run import SMALL
-from storage import BUCKET, Bucket
+from helpers.small_run import SMALL
+from helpers.storage import BUCKET, Bucket
+from helpers.typed import TYPED, commands, section, typed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typed import TYPED, commands, section, typed
 
 SUBMIT = "ray job submit --address http://localhost:8265 --working-dir ."
 EPOCHS, STEPS = 10, COUNT // 32 + 1

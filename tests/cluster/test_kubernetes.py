@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kuberay import KINDS
+from helpers.kuberay import KINDS
 from pydantic import ValidationError
 
 from cl_ray.cli import parse

@@ -4,11 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
-from cloud import Cloud, wait_for
-from digits import put_digits
-from laptop import ask, dashboard, left_over, make_token, run, shipped
-from small_run import SMALL
-from typed import TYPED, commands, typed
+from helpers.cloud import Cloud, wait_for
+from helpers.digits import put_digits
+from helpers.laptop import ask, dashboard, left_over, make_token, run, shipped
+from helpers.small_run import SMALL
+from helpers.typed import TYPED, commands, typed
 
 OWN = "Your own machines"
 ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_images import Make, in_order
+from helpers.made_images import Make, in_order
 
-from cl_ray.data.dataset import Dataset, DatasetInfo, Rows
+from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.errors import UserError
 
@@ -15,7 +15,7 @@ from cl_ray.errors import UserError
 def make(tmp_path: Path) -> Make:
     """Makes a data set of a source; returns its record and its train rows in source order."""
 
-    def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, Rows]:
+    def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, RowBatch]:
         out = str(tmp_path / "made" / "set")
         written = write_dataset(SourceConfig(source=str(source), out=out, overwrite=True, **flags))
         data = Dataset.open(out)

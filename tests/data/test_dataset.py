@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_sets import ABOUT, BIG, images, pictures
+from helpers.made_sets import ABOUT, BIG, images, pictures
 
 from cl_ray.data import dataset as dataset_module
-from cl_ray.data.dataset import Dataset, Piece, SplitInfo
-from cl_ray.data.writer import write
+from cl_ray.data.dataset import Dataset, RowRange, SplitInfo
+from cl_ray.data.writer import write_splits
 from cl_ray.errors import UserError
 
 
@@ -24,7 +24,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     """200 colour images in row groups of 85, 85 and 30; returned in the source's order."""
     out = str(tmp_path_factory.mktemp("data") / "big")
     pixels = images(200, BIG, 3)
-    write({"train": pictures(pixels, labels=True)}, out, ABOUT)
+    write_splits({"train": pictures(pixels, labels=True)}, out, ABOUT)
     return out, pixels
 
 
@@ -52,7 +52,7 @@ def test_packaged_digits_are_mnist() -> None:
 
 def test_packaged_files_are_as_recorded() -> None:
     data = Dataset.open("mnist")
-    folder = Path(dataset_module.connect("mnist")[1])
+    folder = Path(dataset_module.open_filesystem("mnist")[1])
     shards = [shard for split in data.info.splits.values() for shard in split.shards]
     assert [len(split.shards) for split in data.info.splits.values()] == [4, 1]
     for shard in shards:
@@ -107,7 +107,7 @@ def test_import_and_reading_need_neither_torch_nor_ray_nor_pandas() -> None:
 def test_round_trip(tmp_path: Path, channels: int, labels: bool, prefix: str) -> None:
     pixels = images(10, 32, channels)
     out = f"{prefix}{tmp_path}/sub/set"
-    written = write(
+    written = write_splits(
         {"train": pictures(pixels, labels), "test": pictures(pixels[:4], labels)}, out, ABOUT
     )
     data = Dataset.open(out)
@@ -143,11 +143,11 @@ def test_columns_and_row_groups_on_disk(big: tuple[str, np.ndarray]) -> None:
 def test_many_row_groups_make_several_files(tmp_path: Path) -> None:
     out = str(tmp_path / "set")
     pixels = images(85 * 16 + 5, BIG, 3)
-    info = write({"train": pictures(pixels)}, out, ABOUT)
+    info = write_splits({"train": pictures(pixels)}, out, ABOUT)
     assert [shard.rows for shard in info.splits["train"].shards] == [85 * 8, 85 * 8 + 5]
     data = Dataset.open(out)
     assert data.groups("train") == [85] * 16 + [5]
-    assert data.pieces("train")[8] == Piece(1, 0, 0, 85)
+    assert data.pieces("train")[8] == RowRange(1, 0, 0, 85)
     rows = data.read("train")
     assert np.array_equal(rows.image, pixels[rows.id])
 
@@ -155,10 +155,14 @@ def test_many_row_groups_make_several_files(tmp_path: Path) -> None:
 def test_pieces_are_read_in_their_order(big: tuple[str, np.ndarray]) -> None:
     data = Dataset.open(big[0])
     assert data.groups("train") == [85, 85, 30]
-    assert data.pieces("train") == [Piece(0, 0, 0, 85), Piece(0, 1, 0, 85), Piece(0, 2, 0, 30)]
+    assert data.pieces("train") == [
+        RowRange(0, 0, 0, 85),
+        RowRange(0, 1, 0, 85),
+        RowRange(0, 2, 0, 30),
+    ]
     whole = data.read("train")
     assert whole.label is not None
-    pieces = [Piece(0, 2, 3, 30), Piece(0, 0, 84, 85), Piece(0, 2, 0, 5)]
+    pieces = [RowRange(0, 2, 3, 30), RowRange(0, 0, 84, 85), RowRange(0, 2, 0, 5)]
     index = np.r_[173:200, 84, 170:175]
     part = data.read("train", pieces)
     assert np.array_equal(part.id, whole.id[index])
@@ -179,10 +183,10 @@ def test_only_the_wanted_row_groups_are_read_and_damage_is_named(
     (tmp_path / shard.file).write_bytes(content)
     (tmp_path / "dataset.json").write_text(Path(big[0], "dataset.json").read_text())
     damaged = Dataset.open(str(tmp_path))
-    fine = [Piece(0, 0, 0, 85), Piece(0, 2, 0, 30)]
+    fine = [RowRange(0, 0, 0, 85), RowRange(0, 2, 0, 30)]
     assert np.array_equal(damaged.read("train", fine).image, data.read("train", fine).image)
     with pytest.raises(UserError, match=rf"{tmp_path}/{shard.file} is damaged .*CRC") as caught:
-        damaged.read("train", [Piece(0, 1, 0, 1)])
+        damaged.read("train", [RowRange(0, 1, 0, 1)])
     assert "copy it again" in str(caught.value)
     content[-20] ^= 255  # the footer
     (tmp_path / shard.file).write_bytes(content)
@@ -230,7 +234,7 @@ def test_distances_are_quantiles_over_all_pairs(tmp_path: Path) -> None:
     pixels[1] = pixels[0]
     pixels[3] = pixels[2]
     pixels[3, 5, 5, 0] ^= 1  # the nearest but one: exactly 1 / 255
-    write({"train": pictures(pixels)}, str(tmp_path / "set"), ABOUT)
+    write_splits({"train": pictures(pixels)}, str(tmp_path / "set"), ABOUT)
     data = Dataset.open(str(tmp_path / "set"))
     flat = pixels.reshape(50, -1) / 255
     pairs = np.triu_indices(50, 1)
@@ -246,7 +250,7 @@ def test_distances_are_quantiles_over_all_pairs(tmp_path: Path) -> None:
 
 
 def test_one_image_has_no_distance(tmp_path: Path) -> None:
-    info = write({"train": pictures(images(1))}, str(tmp_path / "set"), ABOUT)
+    info = write_splits({"train": pictures(images(1))}, str(tmp_path / "set"), ABOUT)
     assert info.splits["train"].distances == []
     with pytest.raises(UserError, match="one image only"):
         Dataset.open(str(tmp_path / "set")).distance_quantile("train", 0.5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
-from cl_ray.data.dataset import Dataset, Piece
+from cl_ray.data.dataset import Dataset, RowRange
 from cl_ray.data.pairs import PairSampler
 from cl_ray.errors import UserError
 
@@ -46,7 +46,7 @@ def refusal(*arguments: Any, **config: Any) -> str:
 def digits() -> tuple[Dataset, Tensor, Tensor]:
     """300 of the packaged digits."""
     data = Dataset.open("mnist")
-    rows = data.read("train", [Piece(0, 0, 0, 300)])
+    rows = data.read("train", [RowRange(0, 0, 0, 300)])
     assert rows.label is not None
     return data, torch.from_numpy(rows.image), torch.from_numpy(rows.label)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
-from made_images import Make, in_order, pixels, save
+from helpers.made_images import Make, in_order, pixels, save
 from PIL import Image
 
 from cl_ray.data.dataset import Dataset

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import ViewConfig
-from cl_ray.data.views import COARSE, Views, draw_views, view
+from cl_ray.data.views import COARSE, ViewParams, apply_views, sample_views
 
 STILL = {"rotate": 0, "shift": 0, "scale": 0, "shear": 0, "warp": 0, "erase": 0}
 
 
-def drawn(count: int = 500, seed: int = 0, **config: float) -> Views:
+def drawn(count: int = 500, seed: int = 0, **config: float) -> ViewParams:
     random = torch.Generator().manual_seed(seed)
-    return draw_views(ViewConfig(**{**STILL, **config}), count, random)
+    return sample_views(ViewConfig(**{**STILL, **config}), count, random)
 
 
 def images(count: int, side: int = 28, channels: int = 1, dtype: Any = torch.float64) -> Tensor:
@@ -23,8 +23,8 @@ def images(count: int, side: int = 28, channels: int = 1, dtype: Any = torch.flo
     return torch.rand(count, channels, side, side, generator=random, dtype=dtype) * 2 - 1
 
 
-def double(views: Views) -> Views:
-    return Views(*(part.double() for part in views))
+def double(views: ViewParams) -> ViewParams:
+    return ViewParams(*(part.double() for part in views))
 
 
 def parts(maps: Tensor) -> dict[str, Tensor]:
@@ -43,9 +43,9 @@ def parts(maps: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("side", [28, 29, 45, 64])
 def test_a_view_that_changes_nothing(side: int, channels: int) -> None:
     given = images(4, side, channels)
-    assert torch.allclose(view(given, double(drawn(4))), given, rtol=0, atol=1e-12)
+    assert torch.allclose(apply_views(given, double(drawn(4))), given, rtol=0, atol=1e-12)
     single = given.float()
-    assert torch.allclose(view(single, drawn(4)), single, rtol=0, atol=1e-4)
+    assert torch.allclose(apply_views(single, drawn(4)), single, rtol=0, atol=1e-4)
 
 
 def test_draws_follow_from_their_generator() -> None:
@@ -118,7 +118,7 @@ def test_a_shift_moves_pixels_by_its_share_of_the_side() -> None:
     still = double(drawn(1))
     maps = still.maps.clone()
     maps[0, :, 2] = 2 * torch.tensor([3 / 28, -2 / 28])  # x, y
-    seen = view(given, still._replace(maps=maps))
+    seen = apply_views(given, still._replace(maps=maps))
     assert torch.allclose(seen[0, 0, 12, 9], torch.tensor(1.0, dtype=torch.float64), atol=1e-9)
     assert (seen > 0).sum() == 1
 
@@ -127,7 +127,7 @@ def test_a_quarter_turn() -> None:
     given = images(1)
     still = double(drawn(1))
     maps = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]], dtype=torch.float64)
-    seen = view(given, still._replace(maps=maps))
+    seen = apply_views(given, still._replace(maps=maps))
     assert torch.allclose(seen, given.rot90(dims=(2, 3)), rtol=0, atol=1e-9)
 
 
@@ -137,8 +137,8 @@ def test_warps_are_as_far_as_asked_and_bend_the_image() -> None:
     assert warps.std().item() == pytest.approx(0.1, rel=0.02)
     assert warps.mean().item() == pytest.approx(0, abs=0.002)
     given = images(8)
-    apart = (view(given, double(drawn(8, warp=0.1))) - given).abs().mean()
-    little = (view(given, double(drawn(8, warp=0.001))) - given).abs().mean()
+    apart = (apply_views(given, double(drawn(8, warp=0.1))) - given).abs().mean()
+    little = (apply_views(given, double(drawn(8, warp=0.001))) - given).abs().mean()
     assert apart > 0.1
     assert little < 0.05
 
@@ -150,7 +150,7 @@ def test_about_the_asked_share_is_erased(erase: float) -> None:
     spread = (erase * (1 - erase) / cells) ** 0.5
     assert (views.kept == 0).double().mean().item() == pytest.approx(erase, abs=4 * spread)
     white = torch.ones(1000, 3, 28, 28)
-    seen = view(white, views)
+    seen = apply_views(white, views)
     assert ((seen + 1).abs() < 1e-4).logical_or((seen - 1).abs() < 1e-4).all()
     assert (seen < 0).double().mean().item() == pytest.approx(erase, abs=4 * spread)
     assert torch.equal(seen[:, 0], seen[:, 2])  # a cell is erased in all colours
@@ -161,7 +161,7 @@ def test_erased_cells_are_blank_and_the_others_stay() -> None:
     still = double(drawn(1))
     kept = still.kept.clone()
     kept[0, 0, 1, 2] = 0
-    seen = view(given, still._replace(kept=kept))
+    seen = apply_views(given, still._replace(kept=kept))
     assert (seen[0, 0, 7:14, 14:21] == -1).all()
     seen[0, 0, 7:14, 14:21] = given[0, 0, 7:14, 14:21]
     assert torch.allclose(seen, given, rtol=0, atol=1e-12)
@@ -170,11 +170,11 @@ def test_erased_cells_are_blank_and_the_others_stay() -> None:
 def test_what_lies_beyond_the_edge_is_the_edge() -> None:
     white = torch.ones(50, 1, 28, 28)
     views = drawn(50, rotate=90, shift=0.5, scale=0.5, shear=45, warp=0.3)
-    assert torch.allclose(view(white, views), white, rtol=0, atol=1e-5)
+    assert torch.allclose(apply_views(white, views), white, rtol=0, atol=1e-5)
 
 
 def test_no_value_leaves_the_range() -> None:
     views = drawn(100, rotate=20, shift=0.1, scale=0.2, shear=15, warp=0.2, erase=0.2)
-    seen = view(images(100, dtype=torch.float32), views)
+    seen = apply_views(images(100, dtype=torch.float32), views)
     assert seen.abs().max() <= 1 + 1e-5
     assert math.isfinite(seen.sum().item())

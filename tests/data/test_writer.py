@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
-from made_sets import ABOUT, BIG, images, pictures
+from helpers.made_sets import ABOUT, BIG, images, pictures
 
 from cl_ray.data import dataset as dataset_module
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import About, Picture, check_free, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, check_output_free, write_splits
 from cl_ray.errors import UserError
 
 
@@ -19,7 +19,7 @@ def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
     digests, orders = [], []
     for number, seed in enumerate((0, 0, 1)):
         out = str(tmp_path / str(number))
-        info = write({"train": pictures(images(300))}, out, ABOUT, seed=seed)
+        info = write_splits({"train": pictures(images(300))}, out, ABOUT, seed=seed)
         digests.append(info.splits["train"].shards[0].sha256)
         orders.append(Dataset.open(out).read("train").id.tolist())
     assert digests[0] == digests[1] != digests[2]
@@ -28,7 +28,9 @@ def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
 
 def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
     pixels = images(40)
-    write({"train": pictures(pixels, True)}, str(tmp_path / "set"), ABOUT, test_fraction=0.25)
+    write_splits(
+        {"train": pictures(pixels, True)}, str(tmp_path / "set"), ABOUT, test_fraction=0.25
+    )
     data = Dataset.open(str(tmp_path / "set"))
     train, test = data.read("train"), data.read("test")
     assert (len(train.id), len(test.id)) == (30, 10)
@@ -48,18 +50,20 @@ def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(UserError, match="leaves one split empty"):
-        write({"train": pictures(images(4))}, str(tmp_path / "set"), ABOUT, test_fraction=fraction)
+        write_splits(
+            {"train": pictures(images(4))}, str(tmp_path / "set"), ABOUT, test_fraction=fraction
+        )
     assert os.listdir(tmp_path) == []
 
 
 def test_holding_out_beside_a_test_split_is_refused(tmp_path: Path) -> None:
     splits = {"train": pictures(images(4)), "test": pictures(images(4))}
     with pytest.raises(UserError, match="test split of its own"):
-        write(splits, str(tmp_path / "set"), ABOUT, test_fraction=0.5)
+        write_splits(splits, str(tmp_path / "set"), ABOUT, test_fraction=0.5)
 
 
-def bad(image: np.ndarray, label: int | None = None) -> Picture:
-    return Picture(image, label, "bad.png")
+def bad(image: np.ndarray, label: int | None = None) -> RawImage:
+    return RawImage(image, label, "bad.png")
 
 
 @pytest.mark.parametrize(
@@ -71,16 +75,18 @@ def bad(image: np.ndarray, label: int | None = None) -> Picture:
     ],
 )
 def test_images_that_do_not_go_together_leave_nothing(
-    tmp_path: Path, picture: Picture, message: str
+    tmp_path: Path, picture: RawImage, message: str
 ) -> None:
-    def stream() -> Iterator[Picture]:
+    def stream() -> Iterator[RawImage]:
         yield from pictures(images(3))
         yield picture
 
     with pytest.raises(UserError, match=message):
-        write({"train": stream()}, str(tmp_path / "set"), ABOUT)
+        write_splits({"train": stream()}, str(tmp_path / "set"), ABOUT)
     with pytest.raises(UserError, match=message):
-        write({"train": pictures(images(3)), "test": [picture]}, str(tmp_path / "set"), ABOUT)
+        write_splits(
+            {"train": pictures(images(3)), "test": [picture]}, str(tmp_path / "set"), ABOUT
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -94,32 +100,34 @@ def test_images_that_do_not_go_together_leave_nothing(
         (bad(images(1)[0], 2), "bad.png has the label 2, but there are 2 classes"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(tmp_path: Path, picture: Picture, message: str) -> None:
-    about = About(name="tiny", source="a test", classes=["a", "b"])
+def test_images_that_do_not_fit_are_refused(
+    tmp_path: Path, picture: RawImage, message: str
+) -> None:
+    about = DatasetMetadata(name="tiny", source="a test", classes=["a", "b"])
     with pytest.raises(UserError, match=message):
-        write({"train": [picture]}, str(tmp_path / "set"), about)
+        write_splits({"train": [picture]}, str(tmp_path / "set"), about)
     assert os.listdir(tmp_path) == []
 
 
 def test_empty_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image in the split test"):
-        write({"train": pictures(images(3)), "test": []}, str(tmp_path / "set"), ABOUT)
+        write_splits({"train": pictures(images(3)), "test": []}, str(tmp_path / "set"), ABOUT)
 
 
 def test_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
     out = str(tmp_path / "set")
-    write({"train": pictures(images(3))}, out, ABOUT)
+    write_splits({"train": pictures(images(3))}, out, ABOUT)
     with pytest.raises(UserError, match=f"{out} is there already: .*--overwrite"):
-        write({"train": pictures(images(5))}, out, ABOUT)
+        write_splits({"train": pictures(images(5))}, out, ABOUT)
 
-    def failing() -> Iterator[Picture]:
+    def failing() -> Iterator[RawImage]:
         yield from pictures(images(5))
         raise UserError("no more")
 
     with pytest.raises(UserError, match="no more"):
-        write({"train": failing()}, out, ABOUT, overwrite=True)
+        write_splits({"train": failing()}, out, ABOUT, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 3
-    write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+    write_splits({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 5
     assert os.listdir(tmp_path) == ["set"]
 
@@ -128,7 +136,7 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "set")
-    write({"train": pictures(images(3))}, out, ABOUT)
+    write_splits({"train": pictures(images(3))}, out, ABOUT)
     rename = os.rename
 
     def failing(old: str, new: str) -> None:
@@ -138,14 +146,14 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
 
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(UserError, match=f"{out} cannot be written: no"):
-        write({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+        write_splits({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 3
     assert os.listdir(tmp_path) == ["set"]
 
 
 def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
     seen: list[list[str]] = []
-    write(
+    write_splits(
         {"train": pictures(images(3))},
         str(tmp_path / "set"),
         ABOUT,
@@ -158,13 +166,13 @@ def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
 def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a data set"):
-        write({"train": pictures(images(3))}, str(tmp_path), ABOUT, overwrite=True)
+        write_splits({"train": pictures(images(3))}, str(tmp_path), ABOUT, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
-        check_free(str(tmp_path / "thesis.tex"), overwrite=True)
+        check_output_free(str(tmp_path / "thesis.tex"), overwrite=True)
     with pytest.raises(UserError, match="mnist names the packaged data set"):
-        check_free("mnist", overwrite=True)
+        check_output_free("mnist", overwrite=True)
     with pytest.raises(UserError, match="cannot be written"):
-        write({"train": pictures(images(3))}, str(tmp_path / "thesis.tex" / "set"), ABOUT)
+        write_splits({"train": pictures(images(3))}, str(tmp_path / "thesis.tex" / "set"), ABOUT)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -175,7 +183,7 @@ def test_far_filesystem_gets_the_record_last(
     bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     monkeypatch.setattr(dataset_module, "_connect", lambda location: (bucket, "key/set"))
     out = "s3://bucket/key/set"
-    write({"train": pictures(images(85 * 17, BIG, 3))}, out, ABOUT)
+    write_splits({"train": pictures(images(85 * 17, BIG, 3))}, out, ABOUT)
     folder = tmp_path / "key" / "set"
     assert len(list(folder.glob("train-*-of-00002.parquet"))) == 2
     first = Dataset.open(out)
@@ -184,7 +192,7 @@ def test_far_filesystem_gets_the_record_last(
 
     record = folder / "dataset.json"
     seen: list[bool] = []
-    write(
+    write_splits(
         {"train": pictures(images(3))},
         out,
         ABOUT,

@@ -11,10 +11,10 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import (
     Classifier,
     ClassifierConfig,
-    outputs,
+    classifier_outputs,
     train_classifier,
 )
-from cl_ray.networks.images import to_unit
+from cl_ray.networks.normalize import to_unit
 
 TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
 
@@ -36,11 +36,11 @@ def weights(network: Classifier) -> torch.Tensor:
 def test_every_shape_of_image(side: int, channels: int) -> None:
     network = Classifier((side, side, channels), 7, width=4, features=10).eval()
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, channels), np.uint8)
-    assert outputs(network.trunk, images).shape == (3, 10)
-    found = outputs(network, images)
+    assert classifier_outputs(network.trunk, images).shape == (3, 10)
+    found = classifier_outputs(network, images)
     assert (found.shape, found.dtype) == ((3, 7), np.float32)
     assert not np.allclose(found[0], found[1])  # each image has its own
-    assert np.allclose(found[1:2], outputs(network, images[1:2]), atol=1e-5)
+    assert np.allclose(found[1:2], classifier_outputs(network, images[1:2]), atol=1e-5)
 
 
 def test_pixels_are_scaled() -> None:
@@ -51,8 +51,8 @@ def test_pixels_are_scaled() -> None:
 def test_images_go_through_in_parts(digits: Any) -> None:
     network = Classifier((28, 28, 1), 10, width=4, features=10).eval()
     images = digits[0][:1001]
-    whole = outputs(network, images)
-    parts = [outputs(network, images[:3]), outputs(network, images[3:])]
+    whole = classifier_outputs(network, images)
+    parts = [classifier_outputs(network, images[:3]), classifier_outputs(network, images[3:])]
     assert np.allclose(whole, np.concatenate(parts), atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_it_learns_digits(digits: Any) -> None:
     assert not network.training
     assert len(losses) == TINY.epochs
     assert losses[-1] < losses[0] / 2
-    assert (outputs(network, images[800:]).argmax(1) == labels[800:]).mean() > 0.8
+    assert (classifier_outputs(network, images[800:]).argmax(1) == labels[800:]).mean() > 0.8
 
 
 def test_the_seed_decides_all_and_nothing_else_does(digits: Any) -> None:
@@ -101,7 +101,7 @@ def test_the_weights_are_averages(digits: Any) -> None:
 def test_very_few_images(digits: Any, count: int, epochs: int) -> None:
     config = TINY.model_copy(update={"epochs": epochs})
     network = train_classifier(digits[0][:count], digits[1][:count], 10, config)
-    assert np.isfinite(outputs(network, digits[0][:9])).all()
+    assert np.isfinite(classifier_outputs(network, digits[0][:9])).all()
 
 
 def test_what_cannot_be_learnt_is_named(digits: Any) -> None:

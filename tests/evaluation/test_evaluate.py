@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.run_folder import leave, trained_run
 from numpy.typing import NDArray
-from run_folder import leave, trained_run
 
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.draw import draw
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.sampling import sample_rows
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator, chosen_reference
-from cl_ray.evaluation.fidelity import frechet
-from cl_ray.evaluation.reference import Reference
-from cl_ray.evaluation.representation import nearest
-from cl_ray.loading import LoadedRun, load
+from cl_ray.evaluation.evaluate import Evaluator, resolve_reference
+from cl_ray.evaluation.fidelity import frechet_distance
+from cl_ray.evaluation.probes import nearest_neighbours
+from cl_ray.evaluation.reference import ReferenceClassifier
+from cl_ray.model import TrainedModel, load
 
 TRAIN, TEST = 300, 120
 MEASURED = EvaluationConfig(reference="mnist", samples=TEST, images=TRAIN)
@@ -37,8 +37,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
         rows = packaged.read(split, packaged.pieces(split)[:1])
         assert rows.label is not None
         order = np.argsort(rows.label[:count], kind="stable")
-        splits[split] = [Picture(rows.image[i], int(rows.label[i]), f"digit {i}") for i in order]
-    write(splits, str(folder), About("digits", "MNIST"))
+        splits[split] = [RawImage(rows.image[i], int(rows.label[i]), f"digit {i}") for i in order]
+    write_splits(splits, str(folder), DatasetMetadata("digits", "MNIST"))
     return str(folder)
 
 
@@ -48,11 +48,13 @@ def folder(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return leave(trained_run(digits), tmp_path_factory.mktemp("runs"), step=25)
 
 
-class Copyist(LoadedRun):
+class Copyist(TrainedModel):
     """A G that gives the training images back."""
 
     def generate(self, n: int, seed: int = 0, start: int = 0) -> NDArray[np.uint8]:
-        return draw(Dataset.open(self.config.data), "train", TEST, seed).image[start : start + n]
+        return sample_rows(Dataset.open(self.config.data), "train", TEST, seed).image[
+            start : start + n
+        ]
 
 
 def test_the_figures_are_the_measures_of_samples_and_features(folder: Path, digits: str) -> None:
@@ -61,17 +63,20 @@ def test_the_figures_are_the_measures_of_samples_and_features(folder: Path, digi
     train, test = dataset.read("train"), dataset.read("test")
     assert train.label is not None
     assert test.label is not None
-    reference = Reference.load("mnist")
+    reference = ReferenceClassifier.load("mnist")
     real = reference.features(test.image)
-    figures = found.figures()
-    expected = frechet(real, reference.features(run.generate(TEST)))
-    assert figures["frechet"] == pytest.approx(expected, rel=1e-4)
+    metrics = found.metrics()
+    expected = frechet_distance(real, reference.features(run.generate(TEST)))
+    assert metrics["frechet"] == pytest.approx(expected, rel=1e-4)
     bank, asked = (torch.from_numpy(run.embed(rows.image)) for rows in (train, test))
-    right = torch.from_numpy(train.label)[nearest(bank, asked, 1)[:, 0]].numpy() == test.label
-    assert figures["knn_1"] == pytest.approx(right.mean())
+    right = (
+        torch.from_numpy(train.label)[nearest_neighbours(bank, asked, 1)[:, 0]].numpy()
+        == test.label
+    )
+    assert metrics["knn_1"] == pytest.approx(right.mean())
     copies = run.reconstruct(test.image)
     difference = (copies.astype(float) - test.image.astype(float)) / 255
-    assert figures["reconstruction"] == pytest.approx((difference**2).mean())
+    assert metrics["reconstruction"] == pytest.approx((difference**2).mean())
     mean = (train.image / 255).mean(0)
     assert found.reconstruction.mean_image == pytest.approx(((test.image / 255 - mean) ** 2).mean())
     assert found.pairs == "views"
@@ -86,9 +91,9 @@ def test_training_images_for_samples_reach_the_floor(folder: Path, digits: str) 
     as_many = MEASURED.model_copy(update={"images": TEST})
     found = Evaluator(Dataset.open(digits), as_many).evaluate(Copyist(**fields))
     assert found.fidelity
-    for name, figure in found.fidelity.figures.items():
+    for name, figure in found.fidelity.metrics.items():
         assert figure.value == pytest.approx(figure.floor, rel=1e-3, abs=1e-3), name
-    assert found.figures()["frechet_over_floor"] == pytest.approx(1, rel=1e-3)
+    assert found.metrics()["frechet_over_floor"] == pytest.approx(1, rel=1e-3)
 
 
 def test_evaluating_again_finds_the_same_and_moves_no_random_numbers(
@@ -98,19 +103,22 @@ def test_evaluating_again_finds_the_same_and_moves_no_random_numbers(
     before = torch.get_rng_state()
     evaluator = Evaluator(dataset, MEASURED)
     first, second = evaluator.evaluate(run), evaluator.evaluate(run)
-    assert first.figures() == second.figures()
-    assert Evaluator(dataset, MEASURED).evaluate(run).figures() == first.figures()
+    assert first.metrics() == second.metrics()
+    assert Evaluator(dataset, MEASURED).evaluate(run).metrics() == first.metrics()
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_rows_are_drawn_once_each_and_from_every_class(digits: str) -> None:
     dataset = Dataset.open(digits)
-    few, every = draw(dataset, "train", 60, seed=2), draw(dataset, "train", 10_000, seed=2)
+    few, every = (
+        sample_rows(dataset, "train", 60, seed=2),
+        sample_rows(dataset, "train", 10_000, seed=2),
+    )
     assert len(set(few.id.tolist())) == 60
     assert sorted(every.id.tolist()) == sorted(dataset.read("train").id.tolist())
     assert few.label is not None
     assert len(set(few.label.tolist())) == 10
-    again = draw(dataset, "train", 60, seed=2)
+    again = sample_rows(dataset, "train", 60, seed=2)
     assert few.id.tolist() == again.id.tolist()
     images = dict(zip(every.id.tolist(), every.image, strict=True))
     for number, image in zip(few.id.tolist(), few.image, strict=True):
@@ -127,8 +135,8 @@ def test_without_a_split_test_no_image_is_on_both_sides(make_digits: Any) -> Non
 
 def test_what_could_not_be_measured_is_said(folder: Path, tmp_path: Path, make_digits: Any) -> None:
     rows = Dataset.open(make_digits(90)).read("train")
-    pictures = [Picture(image, None, "") for image in rows.image]
-    write({"train": pictures}, str(tmp_path / "bare"), About("bare", "MNIST"))
+    pictures = [RawImage(image, None, "") for image in rows.image]
+    write_splits({"train": pictures}, str(tmp_path / "bare"), DatasetMetadata("bare", "MNIST"))
     found = Evaluator(Dataset.open(str(tmp_path / "bare")), EvaluationConfig()).evaluate(
         load(folder), thorough=True
     )
@@ -148,39 +156,41 @@ def test_a_reference_of_other_classes_judges_no_labels(
     rows = Dataset.open(make_digits(120)).read("train")
     assert rows.label is not None
     splits = {
-        split: [Picture(x, int(y) + 3, "") for x, y in zip(rows.image, rows.label, strict=True)]
+        split: [RawImage(x, int(y) + 3, "") for x, y in zip(rows.image, rows.label, strict=True)]
         for split in ("train", "test")
     }
     names = [f"letter {number}" for number in range(13)]
-    write(splits, str(tmp_path / "letters"), About("letters", "MNIST", classes=names))
+    write_splits(
+        splits, str(tmp_path / "letters"), DatasetMetadata("letters", "MNIST", classes=names)
+    )
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
     found = Evaluator(Dataset.open(str(tmp_path / "letters")), config).evaluate(
         load(folder), thorough=True
     )
     assert found.fidelity
-    assert "classification_accuracy" not in found.fidelity.figures
+    assert "classification_accuracy" not in found.fidelity.metrics
     assert any("the reference tells other classes apart" in note for note in found.notes)
 
 
 def test_only_digits_of_its_size_are_given_to_the_packaged_reference(tmp_path: Path) -> None:
     larger = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8)
-    pictures = [Picture(image, 0, "") for image in larger]
-    write({"train": pictures}, str(tmp_path / "mnist"), About("mnist", "noise"))
-    assert chosen_reference(Dataset.open("mnist"), "auto") == "mnist"
-    assert chosen_reference(Dataset.open(str(tmp_path / "mnist")), "auto") is None
+    pictures = [RawImage(image, 0, "") for image in larger]
+    write_splits({"train": pictures}, str(tmp_path / "mnist"), DatasetMetadata("mnist", "noise"))
+    assert resolve_reference(Dataset.open("mnist"), "auto") == "mnist"
+    assert resolve_reference(Dataset.open(str(tmp_path / "mnist")), "auto") is None
 
 
 def test_as_many_rows_as_asked_are_drawn_of_however_small_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
-    pictures = [Picture(image, None, "") for image in large]
-    write({"train": pictures}, str(tmp_path / "large"), About("large", "noise"))
+    pictures = [RawImage(image, None, "") for image in large]
+    write_splits({"train": pictures}, str(tmp_path / "large"), DatasetMetadata("large", "noise"))
     dataset = Dataset.open(str(tmp_path / "large"))
     assert len(dataset.pieces("train")) >= 5
-    monkeypatch.setattr("cl_ray.data.draw.GROUPS", 2)
-    assert len(set(draw(dataset, "train", 350, seed=0).id.tolist())) == 350
-    few = draw(dataset, "train", 20, seed=0).id
+    monkeypatch.setattr("cl_ray.data.sampling.GROUPS", 2)
+    assert len(set(sample_rows(dataset, "train", 350, seed=0).id.tolist())) == 350
+    few = sample_rows(dataset, "train", 20, seed=0).id
     assert len(few) == 20
 
 
@@ -191,9 +201,9 @@ def test_the_command_writes_the_table_and_the_file(
     main(["evaluate", str(folder), "--reference=mnist", f"--samples={TEST}"])
     shown = capsys.readouterr().out
     saved = json.loads((folder / "evaluation.json").read_text())
-    figures = saved["fidelity"]["figures"]
-    assert {"frechet", "recall", "classification_accuracy", "label_balance"} <= figures.keys()
-    for figure in figures.values():
+    metrics = saved["fidelity"]["metrics"]
+    assert {"frechet", "recall", "classification_accuracy", "label_balance"} <= metrics.keys()
+    for figure in metrics.values():
         assert f"{figure['value']:.4f}" in shown
         assert f"{figure['floor']:.4f}" in shown
     assert saved["representation"].keys() == {"discriminator", "encoder", "pixels"}
@@ -228,10 +238,10 @@ def test_images_of_another_shape_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    write(
-        {"train": [Picture(image, 0, "") for image in colour]},
+    write_splits(
+        {"train": [RawImage(image, 0, "") for image in colour]},
         str(tmp_path / "colour"),
-        About("colour", "noise"),
+        DatasetMetadata("colour", "noise"),
     )
     with pytest.raises(SystemExit):
         main(["evaluate", str(folder), f"--data={tmp_path / 'colour'}"])

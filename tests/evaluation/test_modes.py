@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_folder import leave, trained_run
+from helpers.run_folder import leave, trained_run
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
-from cl_ray.data.stacked import digits, modes, triples
+from cl_ray.data.stacked_mnist import load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator, chosen_reference, in_words, larger_is_better
-from cl_ray.evaluation.modes import SAMPLES, ModeJudge, expected_shares, mode_figures
+from cl_ray.evaluation.evaluate import Evaluator, is_larger_better, resolve_reference, summary_line
+from cl_ray.evaluation.modes import SAMPLES, ModeEvaluator, expected_mode_shares, mode_metrics
 from cl_ray.evaluation.reference import StackedReference, load_features
-from cl_ray.loading import load
+from cl_ray.model import load
 
 EVEN = np.full(1000, 1e-3)
 
 
 @pytest.fixture(scope="module")
-def judge() -> ModeJudge:
-    return ModeJudge(StackedReference())
+def judge() -> ModeEvaluator:
+    return ModeEvaluator(StackedReference())
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def folder(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stack(split: str, count: int, seed: int) -> tuple[Any, Any]:
     """Real triples and their modes."""
-    rows, chosen = digits(split), triples(split, count, seed)
+    rows, chosen = load_digits(split), sample_triples(split, count, seed)
     assert rows.label is not None
-    return np.moveaxis(rows.image[chosen][..., 0], 1, 3), modes(rows.label[chosen])
+    return np.moveaxis(rows.image[chosen][..., 0], 1, 3), mode_labels(rows.label[chosen])
 
 
 def test_the_figures_are_those_of_a_naive_count() -> None:
@@ -58,23 +58,23 @@ def test_the_figures_are_those_of_a_naive_count() -> None:
         if share:
             found += 1
             divergence += share * math.log(share / expected[mode])
-    figures = mode_figures(labels, expected)
-    assert figures["modes"] == found < 40
-    assert figures["mode_kl"] == pytest.approx(divergence, rel=1e-12)
-    assert larger_is_better("modes")
-    assert not larger_is_better("mode_kl")
+    metrics = mode_metrics(labels, expected)
+    assert metrics["modes"] == found < 40
+    assert metrics["mode_kl"] == pytest.approx(divergence, rel=1e-12)
+    assert is_larger_better("modes")
+    assert not is_larger_better("mode_kl")
 
 
 def test_known_cases() -> None:
-    one = mode_figures(np.full(26_000, 123), EVEN)
+    one = mode_metrics(np.full(26_000, 123), EVEN)
     assert one["modes"] == 1
     assert one["mode_kl"] == pytest.approx(math.log(1000))
-    half = mode_figures(np.arange(26_000) % 500, EVEN)
+    half = mode_metrics(np.arange(26_000) % 500, EVEN)
     assert half["modes"] == 500
     assert half["mode_kl"] == pytest.approx(math.log(2))
-    assert mode_figures(np.arange(26_000) % 1000, EVEN) == {"modes": 1000, "mode_kl": 0}
+    assert mode_metrics(np.arange(26_000) % 1000, EVEN) == {"modes": 1000, "mode_kl": 0}
     drawn = [
-        mode_figures(np.random.default_rng(seed).integers(0, 1000, 26_000), EVEN)["mode_kl"]
+        mode_metrics(np.random.default_rng(seed).integers(0, 1000, 26_000), EVEN)["mode_kl"]
         for seed in range(20)
     ]
     assert np.mean(drawn) == pytest.approx(999 / 52_000, rel=0.05)
@@ -84,15 +84,15 @@ def test_what_cannot_be_counted_is_refused() -> None:
     none = np.empty(0, np.int64)
     for labels, words in ((none, "not of none"), (np.array([3, 1000]), "not of 3 to 1000")):
         with pytest.raises(UserError, match=words):
-            mode_figures(labels, EVEN)
+            mode_metrics(labels, EVEN)
     for expected in (EVEN[:-1], np.r_[EVEN[1:], 0.0]):
         with pytest.raises(UserError, match="must be positive and add up to 1"):
-            mode_figures(np.array([3]), expected)
+            mode_metrics(np.array([3]), expected)
 
 
 def test_the_data_s_shares_are_those_of_its_labels() -> None:
-    shares = expected_shares()
-    label = digits("train").label
+    shares = expected_mode_shares()
+    label = load_digits("train").label
     assert label is not None
     assert shares.sum() == pytest.approx(1)
     wanted = (label == 4).mean() * (label == 0).mean() * (label == 7).mean()
@@ -102,7 +102,7 @@ def test_the_data_s_shares_are_those_of_its_labels() -> None:
     assert abs(counted - 400_000 * shares).max() < 6 * math.sqrt(400_000 * shares.max())
 
 
-def test_the_classifier_tells_real_triples(judge: ModeJudge) -> None:
+def test_the_classifier_tells_real_triples(judge: ModeEvaluator) -> None:
     images, labels = stack("test", 3000, seed=8)
     found = judge.labels(images)
     assert (found == labels).mean() > 0.98
@@ -113,40 +113,40 @@ def test_the_classifier_tells_real_triples(judge: ModeJudge) -> None:
         judge.labels(images[..., :1])
 
 
-def test_real_triples_reach_the_floor_and_one_image_does_not(judge: ModeJudge) -> None:
+def test_real_triples_reach_the_floor_and_one_image_does_not(judge: ModeEvaluator) -> None:
     images, _ = stack("test", SAMPLES // 2, seed=9)
     real = judge.measure(images)
     assert real.count == SAMPLES // 2
-    for figure in (real.figures["modes"].value, real.figures["modes"].floor):
+    for figure in (real.metrics["modes"].value, real.metrics["modes"].floor):
         assert 995 <= figure <= 1000
-    divergence = real.figures["mode_kl"]
+    divergence = real.metrics["mode_kl"]
     assert divergence.value == pytest.approx(divergence.floor, rel=0.15)
     assert divergence.floor == pytest.approx(999 / SAMPLES, rel=0.2)
     one = judge.measure(np.repeat(images[:1], 50, axis=0))
-    assert one.figures["modes"].value == 1
-    assert one.figures["mode_kl"].value > 6
+    assert one.metrics["modes"].value == 1
+    assert one.metrics["mode_kl"].value > 6
 
 
 def test_stacked_data_is_known_by_its_record(data: str, make_digits: Any) -> None:
     dataset = Dataset.open(data)
-    assert chosen_reference(dataset, "auto") == "stacked-mnist"
-    assert chosen_reference(dataset, "none") is None
+    assert resolve_reference(dataset, "auto") == "stacked-mnist"
+    assert resolve_reference(dataset, "none") is None
     assert isinstance(load_features("stacked-mnist"), StackedReference)
     grey = Dataset.open(make_digits(90))
     with pytest.raises(UserError, match=r"'stacked-mnist' takes images of \[28, 28, 3\], digits"):
         Evaluator(grey, EvaluationConfig(reference="stacked-mnist"))
 
 
-def test_modes_are_counted_while_training(folder: Path, data: str, judge: ModeJudge) -> None:
+def test_modes_are_counted_while_training(folder: Path, data: str, judge: ModeEvaluator) -> None:
     run, config = load(folder), EvaluationConfig(samples=400, images=160)
     before = torch.get_rng_state()
     found = Evaluator(Dataset.open(data), config).evaluate(run)
     assert torch.equal(torch.get_rng_state(), before)
     assert found.modes
     assert (found.modes.count, found.modes.of) == (400, 1000)
-    own = mode_figures(judge.labels(run.generate(400, seed=0)), judge.expected)
-    assert {name: found.figures()[name] for name in own} == own
-    assert f"{own['modes']:.0f} of 1000 modes in 400 samples" in in_words(found)
+    own = mode_metrics(judge.labels(run.generate(400, seed=0)), judge.expected)
+    assert {name: found.metrics()[name] for name in own} == own
+    assert f"{own['modes']:.0f} of 1000 modes in 400 samples" in summary_line(found)
     assert found.representation["discriminator"].scores.keys() == {"knn_1", "knn_20"}
     assert found.fidelity
     assert found.fidelity.count == 60  # as many as there are test images

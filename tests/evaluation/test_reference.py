@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.reference import (
     INCEPTION_WEIGHTS,
-    Reference,
+    ReferenceClassifier,
     load_features,
     main,
 )
@@ -23,8 +23,8 @@ TINY = ["--width", "4", "--features", "16", "--epochs", "2", "--batch-size", "32
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Reference:
-    return Reference.load("mnist")
+def mnist() -> ReferenceClassifier:
+    return ReferenceClassifier.load("mnist")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def some() -> Any:
     return rows.image[:600], rows.label[:600]
 
 
-def test_the_shipped_reference_is_as_good_as_recorded(mnist: Reference) -> None:
+def test_the_shipped_reference_is_as_good_as_recorded(mnist: ReferenceClassifier) -> None:
     test = Dataset.open("mnist").read("test")
     right = mnist.predict(test.image).argmax(1) == test.label
     assert len(right) == mnist.about.images == 10_000
@@ -45,14 +45,14 @@ def test_the_shipped_reference_is_as_good_as_recorded(mnist: Reference) -> None:
     assert mnist.about.accuracy >= 0.995
 
 
-def test_the_shipped_reference_says_what_it_is(mnist: Reference) -> None:
+def test_the_shipped_reference_says_what_it_is(mnist: ReferenceClassifier) -> None:
     assert mnist.name == "mnist-classifier"
     assert mnist.about.classes == list("0123456789")
     assert mnist.about.shape == (28, 28, 1)
     assert (files("cl_ray.evaluation") / "mnist.safetensors").stat().st_size < 1_500_000
 
 
-def test_features_and_probabilities(mnist: Reference, some: Any) -> None:
+def test_features_and_probabilities(mnist: ReferenceClassifier, some: Any) -> None:
     images, labels = some
     features = mnist.features(images)
     assert features.dtype == np.float32
@@ -68,7 +68,7 @@ def test_features_and_probabilities(mnist: Reference, some: Any) -> None:
     assert np.median(chosen) > 0.99
 
 
-def test_features_are_of_images_and_not_of_batches(mnist: Reference, some: Any) -> None:
+def test_features_are_of_images_and_not_of_batches(mnist: ReferenceClassifier, some: Any) -> None:
     images = some[0]
     whole = mnist.features(images)
     turned = mnist.features(images[::-1].copy())[::-1]
@@ -76,12 +76,14 @@ def test_features_are_of_images_and_not_of_batches(mnist: Reference, some: Any) 
     assert np.allclose(whole[3:5], mnist.features(images[3:5]), atol=1e-4)
 
 
-def test_a_saved_reference_is_the_same(mnist: Reference, some: Any, tmp_path: Path) -> None:
+def test_a_saved_reference_is_the_same(
+    mnist: ReferenceClassifier, some: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "again.safetensors"
     mnist.save(str(path))
     assert path.read_bytes() == (files("cl_ray.evaluation") / "mnist.safetensors").read_bytes()
     again = load_features(str(path))
-    assert isinstance(again, Reference)
+    assert isinstance(again, ReferenceClassifier)
     assert again.about == mnist.about
     assert np.array_equal(again.features(some[0][:50]), mnist.features(some[0][:50]))
 
@@ -96,7 +98,7 @@ def test_a_saved_reference_is_the_same(mnist: Reference, some: Any, tmp_path: Pa
         (np.zeros((0, 28, 28, 1), np.uint8), "no image at all"),
     ],
 )
-def test_other_images_are_refused(mnist: Reference, images: Any, words: str) -> None:
+def test_other_images_are_refused(mnist: ReferenceClassifier, images: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         mnist.features(images)
 
@@ -133,17 +135,17 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Noise of three colours, 32 x 32, with a test split."""
     random = np.random.default_rng(0)
 
-    def pictures(count: int) -> list[Picture]:
+    def pictures(count: int) -> list[RawImage]:
         found = []
         for i in range(count):
             image = random.integers(0, 128, (32, 32, 3)).astype(np.uint8)
             image[..., i % 3] += 100
-            found.append(Picture(image, i % 3, f"noise {i}"))
+            found.append(RawImage(image, i % 3, f"noise {i}"))
         return found
 
     folder = str(tmp_path_factory.mktemp("colours") / "noise")
-    about = About("noise", "drawn", classes=["red", "green", "blue"])
-    write({"train": pictures(240), "test": pictures(60)}, folder, about)
+    about = DatasetMetadata("noise", "drawn", classes=["red", "green", "blue"])
+    write_splits({"train": pictures(240), "test": pictures(60)}, folder, about)
     return folder
 
 
@@ -153,7 +155,7 @@ def test_the_command_makes_a_reference_of_other_data(
     paths = [tmp_path / f"{name}.safetensors" for name in ("first", "second")]
     for path in paths:
         main(["--data", colours, "--out", str(path), *TINY, "--views.warp", "0"])
-    made = Reference.load(str(paths[0]))
+    made = ReferenceClassifier.load(str(paths[0]))
     assert made.name == "noise-classifier"
     assert made.about.classes == ["red", "green", "blue"]
     assert made.about.shape == (32, 32, 3)
@@ -174,17 +176,17 @@ def test_settings_are_chosen_without_the_test_images(
 ) -> None:
     path = str(tmp_path / "held.safetensors")
     main(["--data", colours, "--out", path, "--hold-out", "0.1", *TINY])
-    about = Reference.load(path).about
+    about = ReferenceClassifier.load(path).about
     assert (about.images, about.measured_on) == (24, "held out")
     assert "of 24 held out images" in capsys.readouterr().out
 
 
 def plain(folder: Path, labelled: bool) -> str:
     pictures = [
-        Picture(np.full((28, 28, 1), i, np.uint8), i % 2 if labelled else None, f"grey {i}")
+        RawImage(np.full((28, 28, 1), i, np.uint8), i % 2 if labelled else None, f"grey {i}")
         for i in range(20)
     ]
-    write({"train": pictures}, str(folder), About("grey", "drawn"))
+    write_splits({"train": pictures}, str(folder), DatasetMetadata("grey", "drawn"))
     return str(folder)
 
 
@@ -217,7 +219,7 @@ def test_references_need_no_ray() -> None:
     import subprocess
 
     code = (
-        "import sys, cl_ray.evaluation.fidelity, cl_ray.evaluation.representation;"
+        "import sys, cl_ray.evaluation.fidelity, cl_ray.evaluation.probes;"
         "from cl_ray.evaluation.reference import Reference; Reference.load('mnist');"
         "slow = {'ray', 'torchmetrics', 'sklearn'} & set(sys.modules); assert not slow, slow"
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import ray
-from run_folder import leave, trained_run
+from helpers.run_folder import leave, trained_run
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ import ray
 import torch
 
 from cl_ray import cli
-from cl_ray.checkpoint import Checkpoints
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.commands.embed import EmbedCommand
 from cl_ray.commands.generate import GenerateCommand
-from cl_ray.data.writer import About, Picture, write
-from cl_ray.training.folder import Folder
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.storage import RunStorage
 
 COUNT = 8 * 4096
 
@@ -65,7 +65,11 @@ def test_mistakes_are_named_before_ray_starts(
     )
     rows = torch.randint(0, 255, (20, 32, 32, 1), dtype=torch.uint8).numpy()
     other = str(tmp_path / "other")
-    write({"train": [Picture(i, None, "image") for i in rows]}, other, About("other", "here"))
+    write_splits(
+        {"train": [RawImage(i, None, "image") for i in rows]},
+        other,
+        DatasetMetadata("other", "here"),
+    )
     assert "images of 32x32x1 and" in complains(capsys, *embed, f"--data={other}", "--split=train")
     assert "makes 28x28x1" in complains(capsys, *generate, f"--around={other}")
     assert not out.exists()
@@ -74,10 +78,10 @@ def test_mistakes_are_named_before_ray_starts(
 def test_runs_of_no_use_are_named(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
 ) -> None:
-    def another(name: str, text: str) -> Checkpoints:
-        folder = Folder.at(str(tmp_path), name)
+    def another(name: str, text: str) -> CheckpointStore:
+        folder = RunStorage.at(str(tmp_path), name)
         folder.write("config.yaml", text.encode())
-        return Checkpoints(*folder.open())
+        return CheckpointStore(*folder.open())
 
     def said(name: str) -> str:
         out = tmp_path / "out"
@@ -88,12 +92,14 @@ def test_runs_of_no_use_are_named(
     text = (trained / "config.yaml").read_text()
     another("young", text)
     assert "no checkpoint yet" in said("young")
-    state = Checkpoints(*Folder.at(str(trained.parent), trained.name).open()).load("step-00000002")
+    state = CheckpointStore(*RunStorage.at(str(trained.parent), trained.name).open()).load(
+        "step-00000002"
+    )
     foreign = {**state, "config": text + "colour: blue\n"}
     another("foreign", text).save(foreign, epoch=1, step=2, figure=None)
     assert "colour" in said("foreign")
-    weights = state["adversary"]["averaged"]
-    state["adversary"]["averaged"] = {k: w * float("nan") for k, w in weights.items()}
+    weights = state["gan"]["ema_generator"]
+    state["gan"]["ema_generator"] = {k: w * float("nan") for k, w in weights.items()}
     another("broken", text).save(state, epoch=1, step=2, figure=None)
     assert "not all numbers" in said("broken")
 

@@ -21,8 +21,8 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.inference.pool import Pool, prepare, produce, share_out
 from cl_ray.inference.work import Embed, FromNoise, Work
-from cl_ray.loading import LoadedRun
-from cl_ray.training.deaths import SILENT
+from cl_ray.model import TrainedModel
+from cl_ray.training.failures import SILENT
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -93,7 +93,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no actor coul
 class Deadly(FromNoise):
     """Work that crashes the process of whoever makes a part of it."""
 
-    def make(self, run: LoadedRun, start: int, stop: int) -> pa.Table:
+    def make(self, run: TrainedModel, start: int, stop: int) -> pa.Table:
         os._exit(137)
 
 

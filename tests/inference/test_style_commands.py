@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from small_run import SMALL
+from helpers.small_run import SMALL
 
 import cl_ray
 from cl_ray.cli import main

@@ -11,11 +11,11 @@ import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.inference.pool import digest
 from cl_ray.inference.work import PART_BYTES, Around, Embed, FromNoise, Work, part_size, read
-from cl_ray.loading import LoadedRun
+from cl_ray.model import TrainedModel
 
 
 @pytest.fixture(scope="module")
-def run(trained: Path) -> LoadedRun:
+def run(trained: Path) -> TrainedModel:
     return cl_ray.load(trained)
 
 
@@ -35,7 +35,7 @@ def near(ours: pa.Table, theirs: pa.Table) -> bool:
     return ours.column_names == theirs.column_names
 
 
-def test_parts_make_the_whole(run: LoadedRun, some_digits: str) -> None:
+def test_parts_make_the_whole(run: TrainedModel, some_digits: str) -> None:
     dataset = Dataset.open(some_digits)
     works: list[Work] = [
         FromNoise(1100, seed=3),
@@ -53,14 +53,16 @@ def test_parts_make_the_whole(run: LoadedRun, some_digits: str) -> None:
             assert near(pa.concat_tables(parts), whole)
 
 
-def test_images_of_noise_are_the_seed_s(run: LoadedRun) -> None:
+def test_images_of_noise_are_the_seed_s(run: TrainedModel) -> None:
     made = FromNoise(40, seed=3).make(run, 30, 40)
     assert made["id"].to_pylist() == list(range(30, 40))
     images = made["image"].combine_chunks().to_numpy_ndarray()
     assert np.abs(images.astype(int) - run.generate(40, seed=3)[30:]).max() <= 1
 
 
-def test_embeddings_are_d_s_features_beside_id_and_label(run: LoadedRun, some_digits: str) -> None:
+def test_embeddings_are_d_s_features_beside_id_and_label(
+    run: TrainedModel, some_digits: str
+) -> None:
     dataset = Dataset.open(some_digits)
     rows = dataset.read("train")
     made = Embed(dataset, "train").make(run, 0, 2040)
@@ -75,7 +77,7 @@ def test_embeddings_are_d_s_features_beside_id_and_label(run: LoadedRun, some_di
     assert np.allclose(features, run.embed(rows.image), atol=1e-5)
 
 
-def test_variants_are_near_their_sources(run: LoadedRun, some_digits: str) -> None:
+def test_variants_are_near_their_sources(run: TrainedModel, some_digits: str) -> None:
     dataset = Dataset.open(some_digits)
     rows = dataset.read("train")
     assert rows.label is not None
@@ -111,7 +113,7 @@ def test_rows_of_any_stretch(some_digits: str) -> None:
     assert len(read(dataset, "train", 59_990, 60_000).id) == 10
 
 
-def test_the_size_of_a_part_has_a_ceiling(run: LoadedRun, some_digits: str) -> None:
+def test_the_size_of_a_part_has_a_ceiling(run: TrainedModel, some_digits: str) -> None:
     assert part_size(FromNoise(10, 0), run) == part_size(FromNoise(100_000, 0), run) == 4096
     assert part_size(FromNoise(10**7, 0), run) == 10_000
     assert part_size(FromNoise(10**9, 0), run) == PART_BYTES // 784
@@ -121,7 +123,7 @@ def test_the_size_of_a_part_has_a_ceiling(run: LoadedRun, some_digits: str) -> N
     assert part_size(many, run) == PART_BYTES // 784  # of one image there may be more than fit
 
 
-def test_samples_of_another_density_are_not_taken_for_the_same(run: LoadedRun) -> None:
+def test_samples_of_another_density_are_not_taken_for_the_same(run: TrainedModel) -> None:
     assert run.prior is not None
     moved = run.prior._replace(means=run.prior.means + 1)
     others = (None, moved)

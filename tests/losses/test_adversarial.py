@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from cl_ray.losses.adversarial import OBJECTIVES, RELATIVE, Scores
+from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC, Scores
 from cl_ray.losses.config import LossConfig
 
 Of = Callable[[list[float], list[float]], float]
@@ -66,7 +66,7 @@ G: dict[str, Of] = {
 
 def for_g(objective: str, given: Scores) -> Scores:
     """What G's step scores."""
-    return given if objective in RELATIVE else Scores(given.fake)
+    return given if objective in RELATIVISTIC else Scores(given.fake)
 
 
 def scores(pairs: int, scale: float) -> Scores:

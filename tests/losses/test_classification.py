@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cl_ray.losses.classification import classification
+from cl_ray.losses.classification import auxiliary_classification
 
 
 @pytest.mark.parametrize(("parts", "pairs", "classes"), [(1, 1, 2), (2, 5, 10), (3, 7, 1000)])
@@ -14,7 +14,7 @@ def test_it_is_the_softmax_written_out(parts: int, pairs: int, classes: int, siz
     random = torch.Generator().manual_seed(pairs)
     logits = size * torch.randn(parts, pairs, classes, generator=random, dtype=torch.float64)
     labels = torch.randint(0, classes, (parts, pairs), generator=random)
-    loss = classification(logits, labels)
+    loss = auxiliary_classification(logits, labels)
     assert loss.shape == (pairs,)
     for pair in range(pairs):
         expected = 0.0

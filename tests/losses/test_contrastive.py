@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.contrastive import fakes_as_one, info_nce
+from cl_ray.losses.contrastive import fake_supcon, info_nce
 
 
 def embeddings(parts: int, pairs: int, size: int) -> Tensor:
@@ -126,7 +126,7 @@ def naive_fakes(
 def test_fakes_as_one_is_the_loop(pairs: int, fakes: int, temperature: float, mask: str) -> None:
     parts = embeddings(fakes + 2, pairs, 6)
     present = MASKS[mask](pairs)
-    loss = fakes_as_one(
+    loss = fake_supcon(
         parts[:fakes], parts[fakes], parts[fakes + 1], torch.tensor(present), temperature
     )
     assert loss.shape == (pairs,)

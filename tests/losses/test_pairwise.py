@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.pairwise import indistinguishability, pair_margin, pair_score, reconstruction
+from cl_ray.losses.pairwise import pair_classification, pair_confusion, pair_margin, reconstruction
 
 
 def unit(pairs: int, size: int, seed: int) -> Tensor:
@@ -39,7 +39,7 @@ def test_reconstruction_is_the_mean_absolute_difference(shape: tuple[int, ...]) 
 def test_the_margin_and_its_two_losses(pairs: int, size: int, temperature: float) -> None:
     anchor, right, wrong = (unit(pairs, size, seed) for seed in range(3))
     margin = pair_margin(anchor, right, wrong, temperature)
-    d_loss, g_loss = pair_score(margin), indistinguishability(margin)
+    d_loss, g_loss = pair_classification(margin), pair_confusion(margin)
     assert margin.shape == d_loss.shape == g_loss.shape == (pairs,)
     for i in range(pairs):
         a, r, w = anchor[i].tolist(), right[i].tolist(), wrong[i].tolist()
@@ -58,15 +58,15 @@ def test_exact_values_of_the_losses() -> None:
     margin = torch.tensor([0.0, 1.0, -1.0, 800.0, -800.0], dtype=torch.float64)
     log2, up, down = math.log(2), math.log1p(math.exp(-1)), math.log1p(math.exp(1))
     wanted = torch.tensor([log2, up, down, 0.0, 800.0], dtype=torch.float64)
-    assert torch.allclose(pair_score(margin), wanted, rtol=0, atol=1e-12)
+    assert torch.allclose(pair_classification(margin), wanted, rtol=0, atol=1e-12)
     half = (up + down) / 2
     wanted = torch.tensor([log2, half, half, 400.0, 400.0], dtype=torch.float64)
-    assert torch.allclose(indistinguishability(margin), wanted, rtol=0, atol=1e-12)
+    assert torch.allclose(pair_confusion(margin), wanted, rtol=0, atol=1e-12)
 
 
 def test_g_is_best_off_where_d_cannot_tell() -> None:
     margin = torch.linspace(-3, 3, 61, dtype=torch.float64).requires_grad_()
-    loss = indistinguishability(margin)
+    loss = pair_confusion(margin)
     (slope,) = torch.autograd.grad(loss.sum(), margin)
     assert int(loss.argmin()) == 30
     assert torch.equal(slope.sign()[[0, 60]], torch.tensor([-1.0, 1.0], dtype=torch.float64))

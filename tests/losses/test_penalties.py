@@ -7,23 +7,23 @@ import torch
 from torch import Tensor
 
 from cl_ray.losses import penalties
-from cl_ray.losses.penalties import approximate_r1, draw_signs, signs
+from cl_ray.losses.penalties import approximate_r1, rademacher, sample_rademacher
 
 SHAPE = (2, 5, 7)
 
 
 def test_signs_are_fair_independent_and_follow_from_the_generator() -> None:
-    drawn = draw_signs(4000, SHAPE, torch.Generator().manual_seed(1))
-    n = signs(drawn, SHAPE).double()
+    drawn = sample_rademacher(4000, SHAPE, torch.Generator().manual_seed(1))
+    n = rademacher(drawn, SHAPE).double()
     assert n.shape == (4000, *SHAPE)
     assert set(n.unique().tolist()) == {-1.0, 1.0}
     flat = n.flatten(1)
     products = flat.T @ flat / len(flat)  # their covariance: the identity, to 1 / sqrt(4000)
     assert torch.allclose(products, torch.eye(70, dtype=torch.float64), atol=0.08)
     assert flat.mean(0).abs().max() < 0.08
-    again = draw_signs(4000, SHAPE, torch.Generator().manual_seed(1))
+    again = sample_rademacher(4000, SHAPE, torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again)
-    assert not torch.equal(drawn, draw_signs(4000, SHAPE, torch.Generator().manual_seed(2)))
+    assert not torch.equal(drawn, sample_rademacher(4000, SHAPE, torch.Generator().manual_seed(2)))
 
 
 @pytest.mark.parametrize("spread", [1e-4, 0.1])
@@ -46,7 +46,9 @@ def test_its_mean_is_r1() -> None:
     x = torch.rand(1, *SHAPE, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(score(x).sum(), x)
     exact = slope.square().sum() / 2
-    directions = signs(draw_signs(40_000, SHAPE, torch.Generator().manual_seed(3)), SHAPE)
+    directions = rademacher(
+        sample_rademacher(40_000, SHAPE, torch.Generator().manual_seed(3)), SHAPE
+    )
     spread = 1e-3
     many = approximate_r1(score(x), score(x + spread * directions), spread)
     assert many.mean().item() == pytest.approx(exact.item(), rel=0.03)
@@ -68,9 +70,9 @@ def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float)
     random = torch.Generator().manual_seed(count)
     weight = torch.randn(70, generator=random, dtype=torch.float64) * size
     images = torch.rand(count, *SHAPE, generator=random, dtype=torch.float64) * 2 - 1
-    found = penalties.slopes(lambda x: bent(x, weight), images)
+    found = penalties.input_gradient(lambda x: bent(x, weight), images)
     assert found.shape == (count, 70)
-    half, unit = penalties.squared_slope(found), penalties.unit_slope(found)
+    half, unit = penalties.zero_centered_penalty(found), penalties.gradient_penalty(found)
     for i, image in enumerate(images.flatten(1).tolist()):
         expected = slope_by_hand(image, weight.tolist())
         squares = sum(v**2 for v in expected)
@@ -79,20 +81,20 @@ def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float)
     assert not images.requires_grad
 
 
-@pytest.mark.parametrize("penalty", [penalties.squared_slope, penalties.unit_slope])
+@pytest.mark.parametrize("penalty", [penalties.zero_centered_penalty, penalties.gradient_penalty])
 def test_they_can_be_descended(penalty: type) -> None:
     """Their gradient towards the weights, by central differences."""
     random = torch.Generator().manual_seed(5)
     weight = torch.randn(70, generator=random, dtype=torch.float64).mul_(0.3).requires_grad_()
     images = torch.rand(3, *SHAPE, generator=random, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda w: penalty(penalties.slopes(lambda x: bent(x, w), images)), (weight,)
+        lambda w: penalty(penalties.input_gradient(lambda x: bent(x, w), images)), (weight,)
     )
 
 
 def test_points_between_lie_on_the_lines() -> None:
     real, fake = torch.rand(2, 3, *SHAPE, dtype=torch.float64)
-    points = penalties.between(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    points = penalties.interpolate(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
     assert torch.equal(points[0], fake[0])
     assert torch.allclose(points[1], 0.25 * real[1] + 0.75 * fake[1], rtol=0, atol=1e-15)
     assert torch.equal(points[2], real[2])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from cl_ray.networks.build import FAMILIES, build_discriminator, build_generator
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 from cl_ray.networks.discriminator import Discriminator
-from cl_ray.networks.families import FAMILIES, build_discriminator, build_generator
 from cl_ray.networks.generator import Generator, to_sphere
 
 CLASSES = 4

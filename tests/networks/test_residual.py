@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cl_ray.networks.families import initialize
-from cl_ray.networks.plan import Plan
+from cl_ray.networks.build import initialize
+from cl_ray.networks.layout import ResolutionLayout
 from cl_ray.networks.resample import enlarge, halve
-from cl_ray.networks.residual import Block, decoder, trunk
+from cl_ray.networks.residual import ResidualBlock, residual_decoder, residual_trunk
 
 DOUBLE = torch.float64
 
@@ -48,7 +48,7 @@ def test_up_to_twice_the_side_is_the_same_filter() -> None:
 
 def test_a_block_starts_as_the_identity_and_does_not_stay_it() -> None:
     torch.manual_seed(0)
-    block = Block(8, 3).apply(initialize)
+    block = ResidualBlock(8, 3).apply(initialize)
     x = torch.randn(2, 8, 5, 5)
     assert torch.equal(block(x), x)
     assert block.mix.groups == 1  # 16 channels inside, 16 to a group
@@ -65,13 +65,13 @@ def test_inner_weights_start_smaller_in_deeper_networks() -> None:
     spreads = {}
     for blocks in (1, 16):
         torch.manual_seed(0)
-        spreads[blocks] = Block(64, blocks).apply(initialize).expand.weight.std().item()
+        spreads[blocks] = ResidualBlock(64, blocks).apply(initialize).expand.weight.std().item()
     assert spreads[16] == pytest.approx(spreads[1] / 2, rel=1e-6)
     assert spreads[1] == pytest.approx((2 / 1.04 / 64) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 8])
 def test_there_are_as_many_blocks_as_levels(depth: int) -> None:
-    plan = Plan(28, 1, depth, 8)
-    for network in (trunk(plan), decoder(7, plan)):
-        assert sum(isinstance(layer, Block) for layer in network) == depth
+    plan = ResolutionLayout(28, 1, depth, 8)
+    for network in (residual_trunk(plan), residual_decoder(7, plan)):
+        assert sum(isinstance(layer, ResidualBlock) for layer in network) == depth

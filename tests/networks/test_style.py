@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch.nn import functional
 
+from cl_ray.networks.build import build_generator
 from cl_ray.networks.config import GeneratorConfig
-from cl_ray.networks.families import build_generator
 from cl_ray.networks.generator import Generator
-from cl_ray.networks.style import MAPPING_RATE, MIXING, STYLE, Modulated, Scaled, StyleDecoder
+from cl_ray.networks.style import (
+    MAPPING_RATE,
+    MIXING,
+    STYLE,
+    EqualizedLinear,
+    ModulatedConv,
+    StyleDecoder,
+)
 
 DOUBLE = torch.float64
 
@@ -34,7 +41,7 @@ def noisy(decoder: StyleDecoder) -> None:
 def test_modulation_is_a_weight_made_for_each_sample(size: int, demodulate: bool) -> None:
     """StyleGAN2, equations 1 and 3, sample by sample."""
     torch.manual_seed(0)
-    layer = Modulated((5, 6), size, demodulate).double()
+    layer = ModulatedConv((5, 6), size, demodulate).double()
     x, w = torch.randn(3, 5, 9, 9, dtype=DOUBLE), torch.randn(3, STYLE, dtype=DOUBLE)
     ours = layer(x, w)
     for i in range(3):
@@ -98,7 +105,7 @@ def test_the_mapping_learns_a_hundred_times_as_slowly() -> None:
     changes = []
     for rate in (1.0, MAPPING_RATE):
         torch.manual_seed(1)
-        layer = Scaled(7, 5, rate=rate).double()
+        layer = EqualizedLinear(7, 5, rate=rate).double()
         before = layer(x)
         adam = torch.optim.Adam(layer.parameters(), lr=0.001)
         before.square().sum().backward()

@@ -3,10 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reported_run import EVALUATION, SUMMARY, train, write_digits
+from helpers.reported_run import EVALUATION, SUMMARY, train, write_digits
 
-from cl_ray.report.page import report
-from cl_ray.training.folder import Folder
+from cl_ray.report.page import write_run_report
+from cl_ray.storage import RunStorage
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def trained(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished and evaluated run; tests leave it as it is."""
-    folder = Folder.at(str(tmp_path_factory.mktemp("runs")), "demo")
+    folder = RunStorage.at(str(tmp_path_factory.mktemp("runs")), "demo")
     train(folder, digits)
     folder.write("summary.json", json.dumps(SUMMARY).encode())
     folder.write("evaluation.json", json.dumps(EVALUATION).encode())
@@ -34,7 +34,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def page(trained: Path) -> Path:
     """The report of that run."""
-    made = report(trained)
+    made = write_run_report(trained)
     assert made.missing == []
     assert made.projector
     return Path(made.location)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported_run import EPOCHS, RECORDS, TEST
+from helpers.reported_run import EPOCHS, RECORDS, TEST
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains

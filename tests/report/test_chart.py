@@ -22,11 +22,11 @@ from cl_ray.report.chart import (
     short,
     through_plane,
 )
-from cl_ray.report.records import Curve
+from cl_ray.report.records import MetricCurve
 
 
-def curve(values: list[float], every: int = 10) -> Curve:
-    return Curve(np.arange(1, len(values) + 1) * every, np.array(values))
+def curve(values: list[float], every: int = 10) -> MetricCurve:
+    return MetricCurve(np.arange(1, len(values) + 1) * every, np.array(values))
 
 
 def points(path: str) -> np.ndarray:
@@ -86,11 +86,11 @@ def test_shares_are_written_as_per_cent_on_the_axis_and_in_the_legend() -> None:
 
 def test_long_curves_are_thinned_to_means() -> None:
     values = np.random.default_rng(0).normal(size=10 * POINTS)
-    thin = Curve(np.arange(len(values)), values).thinned(POINTS)
+    thin = MetricCurve(np.arange(len(values)), values).thinned(POINTS)
     assert len(thin.steps) == POINTS
     assert thin.values == pytest.approx(values.reshape(POINTS, 10).mean(1))
     assert thin.steps.tolist() == list(range(9, len(values), 10))
-    chart = by_step("Long", {"D": ("d", Curve(np.arange(len(values)), values))})
+    chart = by_step("Long", {"D": ("d", MetricCurve(np.arange(len(values)), values))})
     assert len(points(chart.lines[0].path)) == len(chart.xs) == POINTS
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
-from reported_run import EVALUATION, folder_of, train, write_digits
+from helpers.reported_run import EVALUATION, folder_of, train, write_digits
 
 from cl_ray import cli
 from cl_ray.errors import UserError
-from cl_ray.report.page import report
+from cl_ray.report.page import write_run_report
 
 
 def text_of(path: Path | str) -> str:
@@ -31,7 +31,7 @@ def sections(page: str) -> list[str]:
 
 
 EVERY = [
-    "samples", "pairs", "ways", "neighbours", "figures", "map", "curves", "balance", "settings",
+    "samples", "pairs", "ways", "neighbours", "metrics", "map", "curves", "balance", "settings",
 ]  # fmt: skip
 
 
@@ -40,9 +40,9 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
     assert sections(text) == EVERY
     assert 'class="missing"' not in text
     assert re.findall(r'href="#(\w+)"', text) == EVERY
-    figures = section(text, "figures")
-    assert "Measured at checkpoint step-00000030 on digits, in 80 s." in figures
-    assert "features of mnist-classifier, 10,000 images of each kind" in figures
+    metrics = section(text, "metrics")
+    assert "Measured at checkpoint step-00000030 on digits, in 80 s." in metrics
+    assert "features of mnist-classifier, 10,000 images of each kind" in metrics
     for words in (
         "Fréchet distance 0 if alike 1.9 floor 0.03; 63.3 × the floor",
         "0.004 floor 0.00001",
@@ -55,7 +55,7 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
         "trained without labels",
         "A note of &lt;the&gt; evaluation.",
     ):
-        assert words in figures, words
+        assert words in metrics, words
     settings = section(text, "settings")
     for words in (
         "generator.width 4 32", "seed 7 0", "latent: 10", "5 min 52 s in all", "353,227 parameters",
@@ -75,12 +75,12 @@ def test_a_run_that_is_still_training(copied: Path) -> None:
     (copied / "evaluation.json").unlink()
     config = (copied / "config.yaml").read_text().replace("epochs: 3", "epochs: 5")
     (copied / "config.yaml").write_text(config)
-    text = text_of(report(copied).location)
+    text = text_of(write_run_report(copied).location)
     assert sections(text) == EVERY
     assert "3 of 5 epochs" in text
     assert "still training, or was stopped" in text
     assert "the run writes summary.json at its end" in section(text, "settings")
-    assert f"Not measured: cl-ray evaluate {copied}" in section(text, "figures")
+    assert f"Not measured: cl-ray evaluate {copied}" in section(text, "metrics")
 
 
 def test_a_run_that_has_nothing_yet(copied: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_run_that_has_nothing_yet(copied: Path) -> None:
     for file in copied.iterdir():
         if file.name != "config.yaml":
             file.unlink()
-    made = report(copied)
+    made = write_run_report(copied)
     assert made.missing == [f"{copied} has no checkpoint yet: train it further."]
     assert not made.projector
     text = text_of(made.location)
@@ -106,7 +106,7 @@ def test_data_that_is_not_reachable_any_more(copied: Path, tmp_path: Path) -> No
     config = (copied / "config.yaml").read_text()
     gone = str(tmp_path / "gone")
     (copied / "config.yaml").write_text(re.sub(r"\ndata: .*", f"\ndata: {gone}", config))
-    made = report(copied)
+    made = write_run_report(copied)
     assert len(made.missing) == 1
     assert gone in made.missing[0]
     text = text_of(made.location)
@@ -121,7 +121,7 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "plain", labelled=False, test=False)
     folder = folder_of(tmp_path / "demo")
     train(folder, data, epochs=1)
-    made = report(folder.uri)
+    made = write_run_report(folder.uri)
     text = text_of(made.location)
     assert "300 training images" in section(text, "map")
     assert "have no labels, so the points have one colour" in section(text, "map")
@@ -139,16 +139,16 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
         ({"representation": None}, "which takes labels"),
         ({"representation": {"discriminator": {}}}, "which takes labels"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
-        ({"fidelity": {"features": "inception-v3", "figures": {}, "histogram": None}}, "Not meas"),
+        ({"fidelity": {"features": "inception-v3", "metrics": {}, "histogram": None}}, "Not meas"),
         ({"checkpoint": "step-00000020"}, "The pictures on this page are of step-00000030"),
     ],
 )
 def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: str) -> None:
     folder_of(copied).write("evaluation.json", json.dumps(EVALUATION | left).encode())
-    text = text_of(report(copied, projector=False).location)
-    assert complaint in section(text, "figures")
+    text = text_of(write_run_report(copied, projector=False).location)
+    assert complaint in section(text, "metrics")
     assert sections(text) == EVERY
-    assert "None" not in section(text, "figures")
+    assert "None" not in section(text, "metrics")
 
 
 @pytest.mark.parametrize(
@@ -164,15 +164,15 @@ def test_fewer_images_are_spoken_of_where_they_were_fewer(
         "learnt_from": learnt, "fidelity": EVALUATION["fidelity"] | {"count": count},
     }  # fmt: skip
     folder_of(copied).write("evaluation.json", json.dumps(evaluation).encode())
-    figures = section(text_of(report(copied, projector=False).location), "figures")
-    assert ("Measured on fewer images than above" in figures) == fewer
-    assert "1 neighbour 93.00%" in figures  # as the table has it
+    metrics = section(text_of(write_run_report(copied, projector=False).location), "metrics")
+    assert ("Measured on fewer images than above" in metrics) == fewer
+    assert "1 neighbour 93.00%" in metrics  # as the table has it
 
 
 def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
     with (copied / "config.yaml").open("a") as config:
         config.write("from_tomorrow: 3\n")
-    made = report(copied)
+    made = write_run_report(copied)
     assert any("from_tomorrow" in sentence for sentence in made.missing)
     text = text_of(made.location)
     assert "cannot be read by this version" in text
@@ -194,7 +194,7 @@ def test_a_page_on_remote_storage_is_that_of_the_local_folder(
     local = bucket.files("reported/demo/").pop("report.html").decode()
     remote.delete_file(f"{path}/demo/report.html")
     remote.delete_file(f"{path}/demo/tensorboard/projector_config.pbtxt")
-    made = report(uri.replace("/reported?", "/reported/demo?"))
+    made = write_run_report(uri.replace("/reported?", "/reported/demo?"))
     assert made.location == "s3://bucket/reported/demo/report.html"
     files = bucket.files("reported/demo/")
     assert "tensorboard/projector_config.pbtxt" in files
@@ -249,4 +249,4 @@ def test_a_page_that_cannot_be_written(copied: Path) -> None:
     (copied / "report.html").unlink(missing_ok=True)
     (copied / "report.html").mkdir()
     with pytest.raises(UserError, match=r"report.html cannot be written \([\d,]+ bytes\)"):
-        report(copied, projector=False)
+        write_run_report(copied, projector=False)

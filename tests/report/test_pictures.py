@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.reported_run import EPOCHS, folder_of
 from PIL import Image
-from reported_run import EPOCHS, folder_of
 
 import cl_ray
-from cl_ray.report.pictures import GAP, Picture, pairs, picture, saved, strip
-from cl_ray.training.journal import _picture
+from cl_ray.report.pictures import GAP, ImageGrid, image_grid, pairs, saved, strip
+from cl_ray.training.run_logger import _picture
 
 
-def pixels(made: Picture) -> np.ndarray:
+def pixels(made: ImageGrid) -> np.ndarray:
     kind, _, text = made.source.partition(",")
     assert kind == "data:image/png;base64"
     opened = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
@@ -23,7 +23,7 @@ def pixels(made: Picture) -> np.ndarray:
     return opened
 
 
-def tiles(made: Picture, side: int) -> np.ndarray:
+def tiles(made: ImageGrid, side: int) -> np.ndarray:
     """The images of a picture, row by row, without transparency; those that are not there too."""
     sheet = pixels(made)
     pitch = side + GAP
@@ -40,7 +40,7 @@ def tiles(made: Picture, side: int) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_laid_out_row_by_row(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28, channels), np.uint8)
-    made = picture(images, 3, "Seven images.", "seven")
+    made = image_grid(images, 3, "Seven images.", "seven")
     assert (made.width, made.height) == (3 * 28 + 2 * GAP, 3 * 28 + 2 * GAP)
     assert np.array_equal(tiles(made, 28)[:7], images)
     sheet = pixels(made)

@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from reported_run import EPOCHS, RECORDS, folder_of
+from helpers.reported_run import EPOCHS, RECORDS, folder_of
 
-from cl_ray.report.records import curves, epochs, listing, record
+from cl_ray.report.records import listing, read_curves, read_epochs, read_record
 
 
 def test_curves_come_out_of_the_events_by_step(trained: Path) -> None:
     folder = folder_of(trained)
-    found = curves(folder, epochs(folder))
+    found = read_curves(folder, read_epochs(folder))
     assert {"d/adversarial", "g/adversarial", "score/real", "score/fake"} <= set(found)
     assert not [name for name in found if name.startswith("epoch/")]
     for name in ("d/adversarial", "speed/images_per_second"):
@@ -20,29 +20,29 @@ def test_curves_come_out_of_the_events_by_step(trained: Path) -> None:
         assert len(found[name].values) == RECORDS
     # Five records of two steps each make an epoch, whose mean metrics.jsonl has.
     means = found["g/reconstruction"].values.reshape(EPOCHS, 5).mean(1)
-    assert np.allclose(means, [line["g/reconstruction"] for line in epochs(folder)], rtol=1e-5)
+    assert np.allclose(means, [line["g/reconstruction"] for line in read_epochs(folder)], rtol=1e-5)
 
 
 def test_without_events_there_is_a_point_an_epoch(copied: Path) -> None:
     shutil.rmtree(copied / "tensorboard")
     folder = folder_of(copied)
-    lines = epochs(folder)
-    found = curves(folder, lines)
+    lines = read_epochs(folder)
+    found = read_curves(folder, lines)
     assert found["g/adversarial"].steps.tolist() == [10, 20, 30]
     assert found["g/adversarial"].values.tolist() == [line["g/adversarial"] for line in lines]
     assert found["speed/images_per_second"].steps.tolist() == [10, 20, 30]
     (copied / "metrics.jsonl").unlink()
-    assert curves(folder, epochs(folder)) == {}
+    assert read_curves(folder, read_epochs(folder)) == {}
 
 
 def test_what_is_being_written_is_left_out(copied: Path) -> None:
     folder = folder_of(copied)
     metrics = copied / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-30])
-    assert [line["epoch"] for line in epochs(folder)] == [1, 2]
+    assert [line["epoch"] for line in read_epochs(folder)] == [1, 2]
     (copied / "summary.json").write_text(json.dumps({"epochs": 3})[:-1])
-    assert record(folder, "summary.json") is None
-    assert record(folder, "nowhere.json") is None
+    assert read_record(folder, "summary.json") is None
+    assert read_record(folder, "nowhere.json") is None
     assert listing(folder, "nowhere") == []
 
 
@@ -52,6 +52,6 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
         '{"epoch": 2, "step": 10, "d/adversarial": NaN, "g/adversarial": Infinity}\n'
     )
     folder = folder_of(tmp_path)
-    found = curves(folder, epochs(folder))
+    found = read_curves(folder, read_epochs(folder))
     assert set(found) == {"g/adversarial"}
     assert found["g/adversarial"].steps.tolist() == [5]

@@ -14,20 +14,20 @@ from typing import Any
 
 import pytest
 import ray
+from helpers.small_run import SMALL
 from rich.console import Console
-from small_run import SMALL
 
 from cl_ray.commands.produce import actors
 from cl_ray.config import build
 from cl_ray.errors import UserError
 from cl_ray.inference.pool import Pool, share_out
 from cl_ray.training.autoscaler import UNKNOWN, Autoscaler, NodeType, find_autoscaler
-from cl_ray.training.capacity import Plan, plan
-from cl_ray.training.cluster import running_ray
-from tuning.prepare import prepare
-from tuning.room import share_out as trials_at_once
+from cl_ray.training.cluster import ray_session
+from cl_ray.training.resources import WorkerResources, plan_workers
+from cl_ray.tuning.prepare import prepare_search
+from cl_ray.tuning.resources import allocate_trials as trials_at_once
 
-HEAD = Path(__file__).with_name("autoscaled.py")
+HEAD = Path(__file__).parents[1] / "helpers" / "autoscaled.py"
 CONFIG = {
     "max_workers": 3,
     "available_node_types": {
@@ -80,8 +80,8 @@ def head(request: pytest.FixtureRequest) -> Iterator[Head]:
         head.process.communicate()  # the end of its input is the end of it
 
 
-def asked(**fields: Any) -> Plan:
-    return plan(build({"batch_size": 120, **fields}), local=False)
+def asked(**fields: Any) -> WorkerResources:
+    return plan_workers(build({"batch_size": 120, **fields}), local=False)
 
 
 def refused(**fields: Any) -> str:
@@ -121,9 +121,9 @@ def searched(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> list
 def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
     head: Head, searched: list[str]
 ) -> None:
-    search = prepare(searched, "search")
+    search = prepare_search(searched, "search")
 
-    with running_ray(None, False, False, Console(quiet=True)) as local:
+    with ray_session(None, False, False, Console(quiet=True)) as local:
         assert not local  # joined, not started here
 
     assert find_autoscaler() is None
@@ -156,7 +156,7 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
     shared = trials_at_once(search, local=False)
     assert str(shared) == "8 trials at once, 1 CPU and 1 GPU each"
     assert shared.plan.waits_for == "8 CPU and 8 GPU, which the autoscaler may add"
-    wide = prepare([*searched, "--workers=2"], "search")
+    wide = prepare_search([*searched, "--workers=2"], "search")
     assert trials_at_once(wide, local=False).concurrent == 6  # of 2 machines with 6 CPUs each
     assert share_out(None, None, 1, local=False, parts=99) == Pool(8, 1, 1)
     assert share_out(None, None, None, local=False, parts=99) == Pool(13, 1, 0)
@@ -197,4 +197,4 @@ def test_a_run_that_waits_gets_its_node(head: Head, make_digits: Any, tmp_path: 
     assert (summary["status"], summary["workers"]) == ("finished", 1)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     assert sorted(node["Resources"].get("CPU", 0) for node in nodes) == [0, 1]
-    assert asked() == Plan(1, 0, 1, None)
+    assert asked() == WorkerResources(1, 0, 1, None)

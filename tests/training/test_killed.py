@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import children
-from small_run import SMALL
+from helpers.processes import children
+from helpers.small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = -(-60_000 // 32)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import SMALL
+from helpers.small_run import SMALL
 
 from cl_ray.cli import main
 from cl_ray.report.balance import evaluation_charts
@@ -40,7 +40,7 @@ def test_modes_from_the_data_to_the_page(
     shown = capsys.readouterr().out
     saved = json.loads((folder / "evaluation.json").read_text())
     assert saved["modes"]["count"] == 26_000
-    found: dict[str, Any] = saved["modes"]["figures"]
+    found: dict[str, Any] = saved["modes"]["metrics"]
     rows = [line.split("│")[1:4] for line in shown.splitlines() if line.startswith("│")]
     table = {name.strip(): (value.strip(), floor.strip()) for name, value, floor in rows}
     assert table["modes with a sample"] == (f"{found['modes']['value']:.0f}", "1000")

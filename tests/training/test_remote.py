@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from small_run import SMALL
+from helpers.small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from machine import machine
-from running import Running
+from helpers.machine import machine
+from helpers.running import Running
 
 ROOT = Path(__file__).parent.parent.parent
 SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py"), "--trials=1"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_search import SMALL, SPACE
+from helpers.small_search import SMALL, SPACE
 
 
 @pytest.fixture(scope="session")

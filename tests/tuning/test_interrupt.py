@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import Running
+from helpers.running import Running
+from helpers.search_command import COMMAND, search, table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_search import COMMAND, search, table
 
 EPOCH = 350
 """Steps of an epoch."""

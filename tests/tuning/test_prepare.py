@@ -9,17 +9,17 @@ import yaml
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
-from cl_ray.data.writer import About, Picture, write
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
-from cl_ray.training.alone import alone
-from tuning.prepare import RECORD, Search, prepare, subset
-from tuning.search import main
+from cl_ray.training.lock import exclusive_lock
+from cl_ray.tuning.prepare import RECORD, Search, prepare_search, subset
+from cl_ray.tuning.tune import main
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def asked(flags: list[str], storage: Path, *more: str) -> Search:
-    return prepare([*flags, f"--storage={storage}", *more], "search")
+    return prepare_search([*flags, f"--storage={storage}", *more], "search")
 
 
 def begun(flags: list[str], storage: Path, *more: str) -> Search:
@@ -30,7 +30,7 @@ def begun(flags: list[str], storage: Path, *more: str) -> Search:
 
 def complaint(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
-        prepare(list(arguments), "search")
+        prepare_search(list(arguments), "search")
     return str(caught.value)
 
 
@@ -88,11 +88,11 @@ def test_figures_without_labels_or_reference_are_not_offered(
     flags: list[str], tmp_path: Path
 ) -> None:
     rows = Dataset.open("mnist").read("train", Dataset.open("mnist").pieces("train")[:1])
-    pictures = [Picture(image, None, f"digit {i}") for i, image in enumerate(rows.image[:120])]
-    write({"train": pictures}, str(tmp_path / "bare"), About("digits", "MNIST"))
+    pictures = [RawImage(image, None, f"digit {i}") for i, image in enumerate(rows.image[:120])]
+    write_splits({"train": pictures}, str(tmp_path / "bare"), DatasetMetadata("digits", "MNIST"))
     labelled, bare = flags, [*flags[1:], f"--data={tmp_path / 'bare'}"]
     there, none = "--set=evaluation.reference=mnist", "--set=evaluation.reference=none"
-    for data, reference, figures, first in (
+    for data, reference, metrics, first in (
         (labelled, there, {"frechet", "linear_probe"}, "frechet"),
         (labelled, none, {"linear_probe"}, "linear_probe"),
         (bare, there, {"frechet"}, "frechet"),
@@ -101,7 +101,7 @@ def test_figures_without_labels_or_reference_are_not_offered(
         told = complaint(*data, reference, f"--storage={tmp_path}", "--metric=nothing")
         offered = set(told.rpartition("take ")[2].removesuffix(".").split(", "))
         assert offered & {"frechet", "linear_probe", "reconstruction"} == {
-            *figures,
+            *metrics,
             "reconstruction",
         }
         assert [m.name for m in asked(data, tmp_path, reference).metrics] == [first]
@@ -116,7 +116,7 @@ def test_trials_are_measured_after_every_epoch_whatever_the_config_says(
     assert search.config.evaluation.every == every  # of the run that best.yaml is for
     known = search.base.evaluation.samples, search.base.evaluation.images
     assert known == (60, 60)
-    sparing = prepare([f"--storage={tmp_path}", f"--set=evaluation.every={every}"], "search")
+    sparing = prepare_search([f"--storage={tmp_path}", f"--set=evaluation.every={every}"], "search")
     assert (sparing.base.evaluation.samples, sparing.base.evaluation.every) == (2000, 1)
 
 
@@ -158,7 +158,7 @@ def test_going_on_takes_more_trials_and_remembers_the_rest(
     flags: list[str], tmp_path: Path
 ) -> None:
     first = begun(flags, tmp_path, "--metric=knn_1", "--trials=3", "--set=losses.pair=0.3")
-    again = prepare(["--resume=s", f"--storage={tmp_path}", "--trials=9"], "search")
+    again = prepare_search(["--resume=s", f"--storage={tmp_path}", "--trials=9"], "search")
     assert not again.fresh
     assert again.wanted == 9
     assert (again.space, again.base, again.metrics) == (first.space, first.base, first.metrics)
@@ -184,7 +184,7 @@ def test_going_on_with_other_settings_shows_the_difference(
     assert "losses.pair was 0.1, now 0.5" in complaint(
         *resume, *flags[1:2], "--set=losses.pair=0.5"
     )
-    prepare([*resume, *flags], "search")  # the same once more is no difference
+    prepare_search([*resume, *flags], "search")  # the same once more is no difference
 
 
 def test_another_version_s_search_is_refused(flags: list[str], tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_two_processes_do_not_run_one_search(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = begun(flags, tmp_path)
-    with alone(search.folder, "search"), pytest.raises(SystemExit):
+    with exclusive_lock(search.folder, "search"), pytest.raises(SystemExit):
         main(["--resume=s", f"--storage={tmp_path}"])
     said = capsys.readouterr().err
     assert f"search.py: The search {search.folder} runs in another process (process " in said

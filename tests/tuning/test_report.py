@@ -9,16 +9,26 @@ import pytest
 
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
-from cl_ray.training.folder import Folder
-from tuning.charts import Chart, bars, grid_of, history, map_of, marks, parallel, pareto, step
-from tuning.importance import FEWEST, RATES, comparable, importances, what_mattered
-from tuning.options import Options
-from tuning.prepare import Search
-from tuning.report import DEPTHS, write_report
-from tuning.space import Space
-from tuning.study import Metric, Row
+from cl_ray.storage import RunStorage
+from cl_ray.tuning.charts import (
+    SearchChart,
+    bars,
+    grid_of,
+    history,
+    map_of,
+    marks,
+    parallel,
+    pareto,
+    tick_step,
+)
+from cl_ray.tuning.importance import FEWEST, RATES, comparable, importances, what_mattered
+from cl_ray.tuning.options import Options
+from cl_ray.tuning.prepare import Search
+from cl_ray.tuning.report import DEPTHS, write_report
+from cl_ray.tuning.space import Space
+from cl_ray.tuning.study import SearchMetric, TrialResult
 
-FRECHET, PROBE = Metric("frechet", larger=False), Metric("linear_probe", larger=True)
+FRECHET, PROBE = SearchMetric("frechet", larger=False), SearchMetric("linear_probe", larger=True)
 SPACE = Space.from_yaml(
     """
     optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}
@@ -31,7 +41,7 @@ SPACE = Space.from_yaml(
 )
 
 
-def trials(many: int, stop: int = 4) -> list[Row]:
+def trials(many: int, stop: int = 4) -> list[TrialResult]:
     """Trials of three epochs, every `stop`th stopped after one; G's rate decides."""
     rows = []
     for number in range(many):
@@ -46,29 +56,29 @@ def trials(many: int, stop: int = 4) -> list[Row]:
         figure = 0.8 + abs(number % 10 - 4)
         ended = 1 if number % stop == stop - 1 else 3
         by_epoch = {epoch: figure * 4 / (1 + epoch) for epoch in range(1, ended + 1)}
-        figures = {"frechet": by_epoch[ended], "linear_probe": 0.9 - 0.01 * figure}
+        metrics = {"frechet": by_epoch[ended], "linear_probe": 0.9 - 0.01 * figure}
         status = "finished" if ended == 3 else "stopped"
-        rows.append(Row(number, status, values, figures, ended, 60.0, history=by_epoch))
+        rows.append(TrialResult(number, status, values, metrics, ended, 60.0, history=by_epoch))
     return rows
 
 
-def axis(chart: Chart, name: str) -> dict[str, Any]:
+def axis(chart: SearchChart, name: str) -> dict[str, Any]:
     return dict(chart.figure.to_plotly_json()["layout"][name])
 
 
-def words(chart: Chart) -> list[str]:
+def words(chart: SearchChart) -> list[str]:
     return [note.text for note in chart.figure.layout.annotations]
 
 
 def test_a_trial_that_was_stopped_early_looks_otherwise_and_says_after_how_many_epochs() -> None:
-    chart = history([*trials(8), Row(8, "diverged", {})], FRECHET, 3)
+    chart = history([*trials(8), TrialResult(8, "diverged", {})], FRECHET, 3)
     finished, stopped, best = chart.figure.data
     assert finished.name == "finished, after 3 epochs"
     assert stopped.name == "stopped early, after 1 epoch"
     assert list(stopped.x) == [3, 7]
     assert finished.marker.symbol != stopped.marker.symbol
     assert finished.marker.color != stopped.marker.color
-    assert list(best.x) == list(finished.x)  # figures after one epoch are not among the best
+    assert list(best.x) == list(finished.x)  # metrics after one epoch are not among the best
     assert list(best.y) == sorted(best.y, reverse=True)
     assert "does not compare" in chart.note
     assert "1 diverged" in chart.note
@@ -76,26 +86,26 @@ def test_a_trial_that_was_stopped_early_looks_otherwise_and_says_after_how_many_
 
 
 @pytest.mark.parametrize("metric", [FRECHET, PROBE])
-def test_the_best_value_is_told_where_it_is(metric: Metric) -> None:
+def test_the_best_value_is_told_where_it_is(metric: SearchMetric) -> None:
     rows = trials(12)
     chart = history(rows, metric, 3)
     whole = [row for row in rows if row.status == "finished"]
     choose = max if metric.larger else min
-    best = choose(whole, key=lambda row: row.figures[metric.name])
+    best = choose(whole, key=lambda row: row.metrics[metric.name])
     (said,) = words(chart)
     assert f"(trial {best.number})" in said
-    assert f"{best.figures[metric.name]:.3g}" in said
+    assert f"{best.metrics[metric.name]:.3g}" in said
     if not metric.larger:
         ticks = axis(chart, "yaxis")["tickvals"]
-        assert min(ticks) < best.figures["frechet"] < max(ticks)
-        assert min(ticks) > best.figures["frechet"] / 5
+        assert min(ticks) < best.metrics["frechet"] < max(ticks)
+        assert min(ticks) > best.metrics["frechet"] / 5
 
 
 @pytest.mark.parametrize(
     ("many", "gap"), [(1, 1), (4, 1), (11, 1), (12, 2), (20, 2), (51, 5), (52, 10), (500, 50)]
 )
 def test_marks_of_trials_are_whole_numbers(many: int, gap: int) -> None:
-    assert step(many) == gap
+    assert tick_step(many) == gap
     assert axis(history(trials(many), FRECHET, 3), "xaxis")["dtick"] == gap
 
 
@@ -176,7 +186,9 @@ def test_nothing_is_claimed_of_fewer_than_ten_trials() -> None:
             assert "%" not in sentence
             assert "quarter" not in sentence
     assert what_mattered(trials(1), 1, FRECHET, {}).startswith("1 trial after 1 epoch is too few")
-    same = [Row(n, "finished", {}, {"frechet": 1.0}, 1, history={1: 1.0}) for n in range(12)]
+    same = [
+        TrialResult(n, "finished", {}, {"frechet": 1.0}, 1, history={1: 1.0}) for n in range(12)
+    ]
     assert "12 trials after 1 epoch do not differ" in what_mattered(same, 1, FRECHET, {})
 
 
@@ -192,13 +204,16 @@ def test_an_earlier_epoch_that_ten_reached_comes_before_a_later_one_of_fewer() -
 def search(tmp_path: Path) -> Search:
     base = preset("quick")
     options = Options(name="s", storage=str(tmp_path), epochs=3)
-    folder, metrics = Folder(str(tmp_path), "s"), [FRECHET, PROBE]
+    folder, metrics = RunStorage(str(tmp_path), "s"), [FRECHET, PROBE]
     return Search("s", folder, options, SPACE, base, base, Dataset.open("mnist"), metrics, False)
 
 
 @pytest.mark.parametrize("many", [0, 1, 4, 14])
 def test_the_page_is_whole_and_says_what_the_search_said(search: Search, many: int) -> None:
-    rows = [*trials(many), Row(many, "failed", {"optimizer.lr_g": 0.001}, reason="<no> memory")]
+    rows = [
+        *trials(many),
+        TrialResult(many, "failed", {"optimizer.lr_g": 0.001}, reason="<no> memory"),
+    ]
     sentence = write_report(search, rows)
     page = (Path(search.folder.uri) / "report.html").read_text()
     assert sentence

@@ -1,36 +1,15 @@
 """The command, as a user types it, with real Ray."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
-from machine import machine
+from helpers.machine import machine
+from helpers.search_command import search, table
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-
-ROOT = Path(__file__).parent.parent.parent
-COMMAND = [sys.executable, str(ROOT / "tuning" / "search.py")]
-
-
-def search(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *flags], capture_output=True, text=True, timeout=400, env=environment()
-    )
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "COLUMNS": "160"}
-
-
-def table(folder: Path) -> dict[int, dict[str, Any]]:
-    rows = json.loads((folder / "leaderboard.json").read_text())
-    return {row["trial"]: row for row in rows}
 
 
 def test_more_at_once_than_the_machine_can_hold(flags: list[str], tmp_path: Path) -> None:

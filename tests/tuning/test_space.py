@@ -7,9 +7,9 @@ import pytest
 
 from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
-from tuning.importance import what_mattered
-from tuning.space import DEFAULT, Space, configured
-from tuning.study import Metric, Row
+from cl_ray.tuning.importance import what_mattered
+from cl_ray.tuning.space import DEFAULT, Space, configured
+from cl_ray.tuning.study import SearchMetric, TrialResult
 
 BASE = preset("quick")
 
@@ -64,10 +64,10 @@ def test_numbers_that_yaml_takes_for_strings_are_numbers() -> None:
         assert ("losses.pair" in values) == (values["optimizer.lr_g"] == 1e-3)
         assert values["losses.objective"] in ("non-saturating", "hinge")
     rows = [
-        Row(number, "finished", values, history={1: float(number)})
+        TrialResult(number, "finished", values, history={1: float(number)})
         for number, values in enumerate(draw(space, 12))
     ]
-    told = what_mattered(rows, 1, Metric("frechet", larger=False), {"optimizer.lr_g": 1.0})
+    told = what_mattered(rows, 1, SearchMetric("frechet", larger=False), {"optimizer.lr_g": 1.0})
     assert "The best quarter trains D at" in told
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import optuna
 import pytest
+from helpers.processes import children
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from processes import children
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
@@ -203,14 +203,14 @@ def test_the_study_remembers_all(story: Story) -> None:
     for trial in study.trials:
         assert trial.params == rows[trial.number]["values"]
         if rows[trial.number]["status"] == "finished":
-            assert trial.value == rows[trial.number]["figures"]["frechet"]
+            assert trial.value == rows[trial.number]["metrics"]["frechet"]
             assert sorted(trial.intermediate_values) == [1, 2, 3]
 
 
 def test_the_best_is_a_config_to_train_with(story: Story) -> None:
     rows = table(story.folder)
     finished = [row for row in rows.values() if row["status"] == "finished"]
-    best = min(finished, key=lambda row: row["figures"]["frechet"])
+    best = min(finished, key=lambda row: row["metrics"]["frechet"])
     config = Config.load(story.folder / "best.yaml")
     assert config.optimizer.lr_g == best["values"]["optimizer.lr_g"]
     assert config.generator.depth == best["values"]["generator.depth"]

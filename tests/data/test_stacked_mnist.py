@@ -1,0 +1,95 @@
+"""Stacked MNIST: every channel is a packaged digit, and the label says which."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.made_images import Make, in_order
+
+from cl_ray.cli import main
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.stacked_mnist import SHAPE, is_stacked_mnist, sample_triples
+
+COUNTS = {"count": 300, "test_count": 120}
+
+
+def packaged(split: str) -> dict[bytes, tuple[int, int]]:
+    """The id and the label of each packaged digit, by its pixels."""
+    rows = Dataset.open("mnist").read(split)
+    assert rows.label is not None
+    return {
+        image.tobytes(): (int(number), int(label))
+        for image, number, label in zip(rows.image, rows.id, rows.label, strict=True)
+    }
+
+
+def test_channels_are_packaged_digits_and_labels_and_ids_say_which(
+    tmp_path: Path, make: Make
+) -> None:
+    info, _ = make("stacked-mnist", seed=5, **COUNTS)
+    assert info.shape == SHAPE
+    assert info.classes is not None
+    assert (len(info.classes), info.classes[7], info.classes[-1]) == (1000, "007", "999")
+    assert info.licence == "CC BY-SA 3.0"
+    assert is_stacked_mnist(info)
+    for split, count in (("train", 300), ("test", 120)):
+        known = packaged(split)
+        rows = in_order(Dataset.open(str(tmp_path / "made" / "set")), split)
+        assert rows.label is not None
+        assert len(rows.id) == count
+        chosen = sample_triples(split, count, seed=5)
+        for number, image, label in zip(rows.id, rows.image, rows.label, strict=True):
+            stacked = [known[image[..., channel].tobytes()] for channel in range(3)]
+            assert [digit for digit, _ in stacked] == chosen[number].tolist()
+            assert int("".join(str(digit) for _, digit in stacked)) == label
+        assert len(set(rows.label.tolist())) > count / 2  # no digit goes with another one
+
+
+def test_the_seed_says_everything(make: Make) -> None:
+    first, rows = make("stacked-mnist", seed=1, **COUNTS)
+    second, again = make("stacked-mnist", seed=1, **COUNTS)
+    other, others = make("stacked-mnist", seed=2, **COUNTS)
+    assert first == second  # the hash of each file included
+    assert np.array_equal(rows.image, again.image)
+    assert not np.array_equal(rows.image, others.image)
+    assert other.splits["train"].shards[0].sha256 != first.splits["train"].shards[0].sha256
+    assert np.array_equal(sample_triples("train", 500, 1)[:300], sample_triples("train", 300, 1))
+    assert not np.array_equal(sample_triples("train", 300, 1), sample_triples("test", 300, 1))
+
+
+def test_a_copy_is_still_known_and_a_changed_one_is_not(tmp_path: Path, make: Make) -> None:
+    make("stacked-mnist", **COUNTS)
+    made = (tmp_path / "made" / "set").rename(tmp_path / "first")
+    copy, _ = make(made)
+    assert is_stacked_mnist(copy)
+    small, rows = make("stacked-mnist", size=32, color="grey", **COUNTS)
+    assert rows.image.shape == (300, 32, 32, 1)
+    assert not is_stacked_mnist(small)
+    assert not is_stacked_mnist(Dataset.open("mnist").info)
+
+
+def test_the_command_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "set")
+    main(["data", "--source=stacked-mnist", f"--out={out}", "--count=70", "--test-count=30"])
+    said = capsys.readouterr().out
+    assert "Stacked MNIST (Metz et al., 2017) of the packaged digits, seed 0" in said
+    assert f"cl-ray train --data {out}" in said
+    splits = json.loads(Path(out, "dataset.json").read_text())["splits"]
+    assert {name: split["rows"] for name, split in splits.items()} == {"train": 70, "test": 30}
+
+
+def test_mistakes_say_what_to_do(
+    refused: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert "say how many images stacked-mnist makes; mnist has" in refused("mnist", count=5)
+    assert "test split of its own" in refused("stacked-mnist", test_fraction=0.1, **COUNTS)
+    assert "closest: stacked-mnist" in refused("stacked_mnist")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", "--data=stacked-mnist"])
+    assert "`cl-ray data --source stacked-mnist --out data/stacked-mnist`" in (
+        capsys.readouterr().err
+    )

@@ -1,0 +1,84 @@
+"""torchvision's data sets as a source, from real files, and what cannot be had."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.made_images import Make, pixels, save
+
+
+def idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def fashion(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    raw = root / "FashionMNIST" / "raw"
+    images, labels = pixels(20), np.arange(20, dtype=np.uint8) % 10
+    idx(raw / "train-images-idx3-ubyte", images)
+    idx(raw / "train-labels-idx1-ubyte", labels)
+    idx(raw / "t10k-images-idx3-ubyte", images[:7])
+    idx(raw / "t10k-labels-idx1-ubyte", labels[:7])
+    return images, labels
+
+
+def test_torchvision_by_name(tmp_path: Path, make: Make, refused: Callable[..., str]) -> None:
+    images, labels = fashion(tmp_path / "root")
+    info, rows = make("FashionMNIST", root=str(tmp_path / "root"))
+    assert np.array_equal(rows.image[..., 0], images)
+    assert rows.label is not None
+    assert np.array_equal(rows.label, labels)
+    assert info.splits["test"].rows == 7
+    assert (info.source, info.name) == ("torchvision FashionMNIST", "set")
+    assert info.classes is not None
+    assert info.classes[:2] == ["T-shirt/top", "Trouser"]
+    message = refused("FashionMNIST", root=str(tmp_path / "root"), test_fraction=0.5)
+    assert "test split of its own" in message
+
+
+def test_torchvision_with_split_val_and_no_test(tmp_path: Path, make: Make) -> None:
+    images = pixels(4, 40, 60, 3)
+    for number, name in enumerate(
+        ("train/n01440764", "train/n02979186", "val/n01440764", "val/n02979186")
+    ):
+        save(tmp_path / "root" / "imagenette2" / name / "1.jpeg", images[number], quality=95)
+    info, rows = make("Imagenette", root=str(tmp_path / "root"), size=32)
+    assert {split: part.rows for split, part in info.splits.items()} == {"train": 2, "val": 2}
+    assert info.classes == ["tench, Tinca tinca", "cassette player"]
+    assert info.shape == (32, 32, 3)
+    assert rows.label is not None
+    assert rows.label.tolist() == [0, 1]
+
+
+def test_torchvision_that_cannot_be_downloaded(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    message = refused("KMNIST", root=str(tmp_path / "root"))
+    assert f"KMNIST is not whole under {tmp_path}/root and cannot be downloaded" in message
+    assert "refused" in message
+    assert "--root" in message
+
+
+def test_torchvision_files_that_are_damaged(tmp_path: Path, refused: Callable[..., str]) -> None:
+    fashion(tmp_path / "root")
+    path = tmp_path / "root" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    message = refused("FashionMNIST", root=str(tmp_path / "root"))
+    assert f"FashionMNIST is not whole under {tmp_path}/root" in message
+
+
+def test_unknown_name_is_told_the_closest(refused: Callable[..., str]) -> None:
+    message = refused("fashion_mnist")
+    assert "fashion_mnist is neither a folder nor a data set of torchvision's" in message
+    assert "closest: FashionMNIST" in message
+    names = message.split("one of ")[1].rstrip(".").split(", ")
+    wanted = {"MNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN", "STL10", "EMNIST-letters"}
+    assert wanted < set(names)
+    # Pairs of images, videos and generic loaders are no sets of single images.
+    assert not {"ImageFolder", "KittiFlow", "HMDB51", "EMNIST", "VisionDataset"} & set(names)

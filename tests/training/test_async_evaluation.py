@@ -1,0 +1,128 @@
+"""Evaluation during training: beside it or in between, the same metrics and the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from helpers.small_run import SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", *SMALL]
+
+
+def train(folder: Path, digits: str, *flags: str) -> str:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "cl_ray", "train", f"--name={folder.name}"),
+            *(f"--storage={folder.parent}", f"--data={digits}", *FLAGS, *flags),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluated(folder: Path) -> dict[int, dict[str, float]]:
+    """The evaluation's metrics by epoch, of the epochs that were evaluated."""
+    found = {}
+    for line in lines(folder):
+        metrics = {k: v for k, v in line.items() if k.startswith("evaluation/")}
+        metrics.pop("evaluation/seconds", None)
+        if metrics:
+            found[line["epoch"]] = metrics
+    return found
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(700)
+
+
+@pytest.fixture(scope="module")
+def between(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
+    """A run whose worker has every CPU."""
+    folder = tmp_path_factory.mktemp("runs") / "between"
+    return folder, train(folder, digits)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
+    """A run whose worker leaves a CPU."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one CPU only")
+    folder = tmp_path_factory.mktemp("runs") / "beside"
+    return folder, train(folder, digits, "--cpus-per-worker=1")
+
+
+def test_without_a_free_cpu_every_epoch_is_evaluated_in_between(between: tuple[Path, str]) -> None:
+    folder, printed = between
+    assert "evaluations interrupt the training" in printed
+    found = evaluated(folder)
+    assert sorted(found) == [1, 2, 3]
+    assert printed.count("is worth: Fréchet distance") == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {f"evaluation/{k}": v for k, v in summary["evaluation"].items()} == found[3]
+    assert json.loads((folder / "evaluation.json").read_text())["step"] == 66
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    curve = events.Scalars("evaluation/frechet")
+    assert [(e.step, e.value) for e in curve] == [
+        (22 * epoch, pytest.approx(found[epoch]["evaluation/frechet"])) for epoch in (1, 2, 3)
+    ]
+
+
+def test_the_nearest_samples_mark_the_best(between: tuple[Path, str]) -> None:
+    folder, _ = between
+    distances = {22 * e: f["evaluation/frechet"] for e, f in evaluated(folder).items()}
+    best = min(distances, key=distances.__getitem__)
+    assert (folder / "checkpoints" / "best.txt").read_text() == f"step-{best:08d}\n"
+
+
+def test_beside_the_training_the_same_is_found(
+    beside: tuple[Path, str], between: tuple[Path, str]
+) -> None:
+    folder, printed = beside
+    assert "interrupt" not in printed
+    ours, theirs = evaluated(folder), evaluated(between[0])
+    assert 3 in ours  # the last is always evaluated
+    for epoch, metrics in ours.items():
+        assert metrics == pytest.approx(theirs[epoch], rel=1e-4, abs=1e-6)
+    left_out = {1, 2, 3} - ours.keys()
+    for epoch in left_out:
+        assert f"epoch {epoch} is not evaluated" in printed
+
+
+def test_evaluation_changes_nothing_of_what_is_trained(
+    beside: tuple[Path, str], between: tuple[Path, str]
+) -> None:
+    for file in ("generator.safetensors", "discriminator.safetensors"):
+        ours, theirs = (safetensors.torch.load_file(f / file) for f, _ in (beside, between))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_stopped_in_its_last_evaluation_makes_up_for_it(
+    between: tuple[Path, str], digits: str
+) -> None:
+    folder, _ = between
+    found = evaluated(folder)
+    kept = lines(folder)
+    kept[-1] = {k: v for k, v in kept[-1].items() if not k.startswith("evaluation/")}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    (folder / "summary.json").unlink()
+    (folder / "evaluation.json").unlink()
+    train(folder, digits)
+    assert evaluated(folder) == {e: pytest.approx(f, rel=1e-4) for e, f in found.items()}
+    assert json.loads((folder / "evaluation.json").read_text())["step"] == 66
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"

@@ -1,0 +1,212 @@
+"""Checkpoints whose writing or deleting is cut short, by a full disk or by SIGKILL."""
+
+import io
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from helpers.ranks import SLOW
+from helpers.saved import (
+    FILES,
+    States,
+    assert_whole,
+    name_of,
+    save,
+    steps_of,
+)
+from helpers.states import alike, pack, unpack
+
+from cl_ray.checkpoint import CheckpointStore
+
+
+@dataclass(frozen=True)
+class Cut:
+    """When a disk fails or a process dies.
+
+    Args:
+        file: At the file of this number that is opened for writing, after `share` of it ...
+        share: ... of its bytes.
+        deletion: Or once so many files are deleted.
+        kill: Whether the process is killed; else an OSError.
+    """
+
+    file: int | None = None
+    share: float = 0.0
+    deletion: int | None = None
+    kill: bool = False
+
+    def now(self) -> None:
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("No space left on device")
+
+
+class CutFile(io.FileIO):
+    """A file that takes no more than a share of what is written."""
+
+    cut: Cut
+
+    def write(self, blob: Any) -> int:
+        super().write(blob[: int(self.cut.partition * len(blob))])
+        self.cut.now()
+        raise AssertionError
+
+
+class Failing(LocalFileSystem):  # type: ignore[misc]
+    """The local disk until the cut."""
+
+    cachable = False
+
+    def __init__(self, cut: Cut):
+        super().__init__()
+        self.cut, self.written, self.deleted = cut, 0, 0
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        if mode != "wb":
+            return io.FileIO(path, mode)
+        number, self.written = self.written, self.written + 1
+        if number != self.cut.file:
+            return io.FileIO(path, mode)
+        file = CutFile(path, mode)
+        file.cut = self.cut
+        return file
+
+    def rm_file(self, path: str) -> None:
+        if self.deleted == self.cut.deletion:
+            self.cut.now()
+        self.deleted += 1
+        super().rm_file(path)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        if Path(path).is_file():
+            return self.rm_file(path)
+        for file in sorted(Path(path).iterdir()):
+            self.rm_file(str(file))
+        Path(path).rmdir()
+
+
+def failing(cut: Cut, folder: str, keep: int) -> CheckpointStore:
+    return CheckpointStore(pafs.PyFileSystem(pafs.FSSpecHandler(Failing(cut))), folder, keep)
+
+
+def interrupt(cut: Cut, function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(cut, ...)`, in a process of its own if that is to be killed."""
+    if not cut.kill:
+        with pytest.raises(OSError, match="No space left"):
+            function(cut, *arguments)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW)
+    process = context.Process(target=function, args=(cut, *arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def save_badly(cut: Cut, folder: str, keep: int, packed: bytes, step: int) -> None:
+    save(failing(cut, folder, keep), {step: unpack(packed)}, {step: 0.4})
+
+
+def return_badly(cut: Cut, folder: str, name: str) -> None:
+    failing(cut, folder, keep=3).rollback_to(name)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["error", "kill"])
+@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize("file", range(4), ids=[*FILES, "manifest.json"])
+def test_an_interrupted_write_leaves_those_before_whole(
+    file: int, share: float, kill: bool, local: CheckpointStore, states: States
+) -> None:
+    local.keep = 2
+    folder = local.folder.removesuffix("/checkpoints")
+    save(local, states, {1: 0.1, 2: 0.5})
+    interrupt(Cut(file, share, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3)
+    assert (Path(local.folder) / name_of(3)).exists()  # it had begun
+    assert_whole(local, states, 1, 2)
+    newest = local.newest()
+    assert newest is not None
+    assert newest.step == 2
+    # The run goes on from there, comes to the same step, and nothing is left over.
+    save(local, states, {3: 0.4})
+    assert_whole(local, states, 1, 2, 3)
+    save(local, states, {4: 0.3})
+    assert_whole(local, states, 1, 3, 4)
+    found = {path.name for path in Path(local.folder).iterdir()}
+    assert found == {"best.txt", *map(name_of, (1, 3, 4))}
+
+
+def test_what_was_cut_short_is_cleared_away(local: CheckpointStore, states: States) -> None:
+    save(local, states, {1: 0.1})
+    folder = local.folder.removesuffix("/checkpoints")
+    interrupt(Cut(1, 0.5), save_badly, folder, local.keep, pack(states[2]), 2)
+    save(local, states, {3: 0.2})  # it went on by other steps, as other workers would
+    assert_whole(local, states, 1, 3)
+    assert not (Path(local.folder) / name_of(2)).exists()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["error", "kill"])
+def test_interrupted_after_the_manifest_it_counts(
+    kill: bool, local: CheckpointStore, states: States
+) -> None:
+    save(local, states, {1: 0.5, 2: 0.5})
+    folder = local.folder.removesuffix("/checkpoints")
+    interrupt(
+        Cut(4, 0.5, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3
+    )  # best.txt
+    assert_whole(local, states, 1, 2, 3)
+    save(local, states, {4: 0.6})
+    assert_whole(local, states, 2, 3, 4)
+    assert (Path(local.folder) / "best.txt").read_text() == f"{name_of(3)}\n"
+
+
+@pytest.mark.parametrize("deletion", range(4))
+def test_an_interrupted_deletion_leaves_the_others_whole(
+    deletion: int, local: CheckpointStore, states: States
+) -> None:
+    local.keep = 1
+    save(local, states, {1: 0.1, 2: 0.5})
+    folder = local.folder.removesuffix("/checkpoints")
+    interrupt(
+        Cut(deletion=deletion), save_badly, folder, local.keep, pack(states[3]), 3
+    )  # deletes 2
+    assert steps_of(local) == ([1, 2, 3] if deletion == 0 else [1, 3])
+    for manifest in local.list():
+        local.check(manifest.name)
+    newest = local.newest()
+    assert newest is not None
+    assert newest.step == 3
+    save(local, states, {4: 0.5})
+    assert_whole(local, states, 1, 4)
+
+
+@pytest.mark.parametrize("deletion", range(8))
+def test_an_interrupted_return_leaves_a_whole_one_to_go_on_from(
+    deletion: int, local: CheckpointStore, states: States
+) -> None:
+    save(local, states, {1: 0.1, 2: 0.5, 3: 0.4})
+    folder = local.folder.removesuffix("/checkpoints")
+    interrupt(Cut(deletion=deletion), return_badly, folder, name_of(1))
+    for manifest in local.list():
+        local.check(manifest.name)
+    local.rollback_to(name_of(1))
+    assert_whole(local, states, 1)
+
+
+@pytest.mark.parametrize("file", range(4), ids=[*FILES, "manifest.json"])
+def test_saved_again_and_interrupted_the_one_before_is_gone_on_from(
+    file: int, local: CheckpointStore, states: States
+) -> None:
+    """As a notebook does that saves in `watch` at an epoch's last step, and at its end."""
+    save(local, states, {1: None, 2: None})
+    folder = local.folder.removesuffix("/checkpoints")
+    interrupt(Cut(file, 0.5), save_badly, folder, local.keep, pack(states[3]), 2)
+    assert_whole(local, states, 1)
+    save(local, {2: states[3]}, {2: 0.1})
+    assert alike(local.load(name_of(2)), states[3])

@@ -1,0 +1,347 @@
+"""The command, as a user types it: real Ray, real processes, real files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from helpers.processes import children
+from helpers.small_run import SMALL
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cl_ray.config import Config
+from cl_ray.networks.build import build_discriminator, build_generator
+from cl_ray.training.failures import SILENT
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "cl_ray", "train", *flags]
+
+
+def cl_ray(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*flags),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Every weight's bytes; the files also say which run they are of."""
+    files = [f"{name}.safetensors" for name in ("generator", "discriminator")]
+    return {
+        f"{file} {name}": weight.numpy().tobytes()
+        for file in files
+        for name, weight in safetensors.torch.load_file(folder / file).items()
+    }
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def digits(make_digits: Any) -> str:
+    return make_digits(700)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def trained(request: pytest.FixtureRequest, storage: Path, digits: str) -> tuple[int, Path, str]:
+    """An uninterrupted run: workers, folder and what it printed."""
+    workers, name = request.param, f"demo{request.param}"
+    done = cl_ray(
+        f"--name={name}", f"--storage={storage}", f"--data={digits}", f"--workers={workers}",
+        "--epochs=3", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workers, storage / name, done.stdout
+
+
+def test_leaves_a_run_folder_worth_opening(trained: tuple[int, Path, str]) -> None:
+    workers, folder, _ = trained
+    config = Config.load(folder / "config.yaml")
+    assert config.workers == workers
+    assert config.epochs == 3
+
+    epochs = lines(folder)
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert [line["step"] for line in epochs] == [22, 44, 66]  # 700 / 32, the last one short
+    assert all(line["images_per_second"] > 0 for line in epochs)
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["workers"] == workers
+    assert summary["worker_peak_bytes"] > 5e7
+    assert summary["driver_peak_bytes"] > 5e7
+
+    shape = (28, 28, 1)
+    generator = build_generator(shape, config.generator)
+    generator.load_state_dict(safetensors.torch.load_file(folder / "generator.safetensors"))
+    discriminator = build_discriminator(shape, config.discriminator)
+    discriminator.load_state_dict(safetensors.torch.load_file(folder / "discriminator.safetensors"))
+
+    for picture in ("samples", "pairs"):
+        for epoch in (1, 2, 3):
+            with Image.open(folder / "samples" / f"{picture}-{epoch:04d}.png") as image:
+                assert image.size[0] > 400
+                assert image.convert("L").getextrema() != (0, 0)
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"d/adversarial", "d/contrastive", "g/reconstruction"} <= set(tags["scalars"])
+    assert {"samples", "pairs"} <= set(tags["images"])
+    assert [e.step for e in events.Scalars("g/adversarial")][:3] == [5, 10, 15]
+
+    checkpoints = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
+    assert checkpoints[-1] == "step-00000066"
+    assert (folder / "checkpoints" / "best.txt").read_text().strip() in checkpoints
+
+
+def test_says_what_it_chose_and_how_far_it_is(trained: tuple[int, Path, str]) -> None:
+    workers, folder, printed = trained
+    assert f"worker 0 of {workers}: cpu" in printed
+    assert "stays on the device" in printed
+    for epoch in (1, 2, 3):
+        assert re.search(rf"epoch {epoch}/3  step {22 * epoch}  [\d,]+ images/s .*left", printed)
+    assert f"tensorboard --logdir {folder.parent}" in printed
+    assert "GB at the peak" in printed
+    assert "3 epochs, 66 steps in " in printed
+    assert f"({workers} worker{'s' if workers > 1 else ''}, cpu, " in printed
+    assert f"cl-ray evaluate {folder}; cl-ray report {folder}" in printed
+
+
+def test_a_finished_run_says_so(trained: tuple[int, Path, str]) -> None:
+    _, folder, _ = trained
+    before = weights(folder)
+    done = cl_ray(f"--name={folder.name}", f"--storage={folder.parent}")
+    assert done.returncode == 0, done.stderr
+    assert "is finished (3 epochs)" in done.stdout
+    assert weights(folder) == before
+
+
+def test_another_config_under_the_same_name_is_refused(trained: tuple[int, Path, str]) -> None:
+    _, folder, _ = trained
+    done = cl_ray(
+        f"--name={folder.name}", f"--storage={folder.parent}", "--optimizer.lr-g=0.002", "--seed=8"
+    )
+    assert done.returncode == 1
+    assert "seed was 7, now 8" in done.stderr
+    assert "optimizer.lr_g was" in done.stderr
+    assert "now 0.002" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition: Any, what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def start(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_killed_worker_ends_with_the_same_weights(
+    trained: tuple[int, Path, str], storage: Path, digits: str
+) -> None:
+    workers, whole, _ = trained
+    folder = storage / f"killed{workers}"
+    process = start(
+        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
+        f"--workers={workers}", "--epochs=3", *SMALL,
+    )  # fmt: skip
+    try:
+        # After the first epoch's checkpoint, the second is under way: it has 22 steps to go.
+        manifest = folder / "checkpoints" / "step-00000022" / "manifest.json"
+        wait_for(manifest.exists, "the first checkpoint")
+        workers_there = [p for p, title in children(process.pid) if "RayTrainWorker" in title]
+        assert len(workers_there) == workers
+        victim = workers_there[-1]
+        os.kill(victim, signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "goes on from step-" in output
+    # Of two, the other misses it too: who is gone is said, and how, in one line.
+    lost = re.findall(r"^worker (\d) is lost: process (\d+) on [\d.]+: (.*)$", output, re.M)
+    assert [(pid, why) for _, pid, why in lost] == [(str(victim), SILENT)]
+    assert weights(folder) == weights(whole)
+    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
+    same = ("d/adversarial", "g/reconstruction", "d/contrastive")
+    for ours, theirs in zip(lines(folder), lines(whole), strict=True):
+        assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
+
+
+def test_ctrl_c_leaves_a_resumable_run(
+    trained: tuple[int, Path, str], storage: Path, digits: str
+) -> None:
+    workers, whole, _ = trained
+    if workers == 2:
+        pytest.skip("one worker shows it")
+    folder = storage / "interrupted"
+    flags = [
+        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
+        "--epochs=3", "--checkpoint.every=7", *SMALL,
+    ]  # fmt: skip
+    process = start(*flags)
+    try:
+        manifest = folder / "checkpoints" / "step-00000028" / "manifest.json"
+        wait_for(manifest.exists, "a checkpoint within the second epoch")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "with the run's --name it goes on from the last checkpoint" in output
+    assert "Traceback" not in output
+    # How often a run tells and keeps things changes nothing that it computes.
+    seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--evaluation.every=0"]
+    small = [flag for flag in SMALL if not flag.startswith("--log-every")]
+    again = cl_ray(*flags[:4], *small, *seldom, "--log-every=3")
+    assert again.returncode == 0, again.stderr
+    assert "goes on from step-" in again.stdout
+    assert weights(folder) == weights(whole)
+    assert len(list((folder / "checkpoints").glob("step-*"))) <= 2  # the newest and the best
+    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
+    # The journal of the interrupted epoch counts each step once.
+    ours, theirs = lines(folder)[1], lines(whole)[1]
+    assert ours["d/adversarial"] == pytest.approx(theirs["d/adversarial"], rel=1e-12)
+
+
+def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
+    """What `ray job stop`, Kubernetes and batch systems send."""
+    flags = ["--epochs=100", "--checkpoint.every=7", *SMALL]
+    process = start("--name=ended", f"--storage={storage}", f"--data={digits}", *flags)
+    try:
+        manifest = storage / "ended" / "checkpoints" / "step-00000007" / "manifest.json"
+        wait_for(manifest.exists, "a checkpoint")
+        process.terminate()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1].startswith("cl-ray: stopped; with the run's --name it goes on")
+    assert "SIGTERM" not in output
+    assert "Traceback" not in output
+
+
+def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:
+    process = start("--name=lost", f"--storage={storage}", f"--data={digits}", *SMALL)
+
+    def controllers() -> list[int]:
+        return [p for p, title in children(process.pid) if "TrainController" in title]
+
+    try:
+        wait_for(controllers, "Ray Train's controller")
+        (victim,) = controllers()
+        os.kill(victim, signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("cl-ray: Ray Train's controller is lost: process ")
+    assert f"{SILENT}; the same command with --name lost goes on. (" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
+    folder = storage / "stream"
+    done = cl_ray(
+        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
+        "--workers=2", "--cpus-per-worker=1", "--epochs=2", "--shards.memory=1e-6",
+        "--shards.window=128", "--pairs.mode=labels", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "streams" in done.stdout
+    assert [line["step"] for line in lines(folder)] == [22, 44]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(storage: Path, digits: str) -> None:
+    folder = storage / "nan"
+    done = cl_ray(
+        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}", "--epochs=2",
+        "--workers=2", "--losses.adversarial=1e39", "--losses.contrastive=1e39", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(r"\w/\w+ became (nan|inf|-inf) at step \d+ \(epoch 1\)", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "goes on" not in done.stdout  # it was not tried again
+    assert not list((folder / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--data=nowhere"], "nowhere"),
+        (["--storage=/proc/runs"], "cannot be written"),
+        (["--batch-size=33", "--workers=2"], "batch_size 33 cannot be divided among 2 workers"),
+        (["--preset=huge"], "'huge' is unknown; there are: quick, mnist"),
+        (["--losses.temperature=0"], "temperature 0.0 is refused"),
+        (["--pairs.candidates=700"], "pairs.candidates 700 needs more than the 700 images"),
+        (
+            ["--checkpoint.metric=g/recon"],
+            "'g/recon' is not among the metrics of an epoch",
+        ),
+        (["--workers=64", "--cpus-per-worker=1000"], "cpus_per_worker 1000 is more than this"),
+        (["--config=nowhere.yaml"], "Cannot read the config nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_starts(
+    flags: list[str], complaint: str, storage: Path, digits: str
+) -> None:
+    before = sorted(storage.iterdir())
+    done = cl_ray(f"--storage={storage}", f"--data={digits}", *flags)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Starting Ray" not in done.stdout
+    assert sorted(storage.iterdir()) == before
+
+
+def test_unknown_fields_in_a_file_are_named(storage: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("generator:\n  depht: 3\n")
+    done = cl_ray(f"--storage={storage}", f"--config={file}")
+    assert done.returncode == 1
+    assert "there is no field 'generator.depht'" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
+    trained: tuple[int, Path, str],
+) -> None:
+    workers, folder, _ = trained
+    if workers == 2:
+        pytest.skip("one worker shows it")
+    before = weights(folder)
+    file = folder / "checkpoints" / "step-00000066" / "state.pt"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    same = [f"--name={folder.name}", f"--storage={folder.parent}"]
+    done = cl_ray(*same, "--epochs=4")
+    assert done.returncode == 1
+    assert f"state.pt has 1,000 bytes of {len(whole):,}" in done.stderr
+    assert "--from-checkpoint step-00000044" in done.stderr
+    done = cl_ray(*same, "--from-checkpoint=step-00000044")
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step-00000044" in done.stdout
+    assert weights(folder) == before

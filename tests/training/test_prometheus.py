@@ -1,0 +1,196 @@
+"""Metrics of runs and trials on the node's own metrics port, where Prometheus reads them."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers.small_run import SMALL
+from rich.console import Console
+
+from cl_ray.cli import parse
+from cl_ray.config import Config
+from cl_ray.training.launch import train
+from cl_ray.tuning.tune import main
+
+ROOT = Path(__file__).parent.parent.parent
+LINE = re.compile(r"^ray_(cl_ray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A Ray that says its metrics twice a second."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield ray.nodes()[0]["MetricsExportPort"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The address of one that reads the port every second, where it is installed."""
+    program = shutil.which("prometheus")
+    if program is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    target = {"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [target]}
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    where = ["config.file=prometheus.yml", "storage.tsdb.path=data"]
+    flags = [*where, "web.listen-address=127.0.0.1:0"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, *(f"--{f}" for f in flags)], cwd=folder, stderr=log)
+    try:
+        while not (found := LISTENING.search((folder / "log").read_text())):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://{found[1]}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answer(url: str) -> Any:
+    """What Prometheus says."""
+    with urllib.request.urlopen(url, timeout=10) as page:
+        said = json.loads(page.read())
+    assert said["status"] == "success"
+    return said["data"]
+
+
+class Scraper(threading.Thread):
+    """Reads the port until told to stop; keeps every value of each (name, run, trial)."""
+
+    def __init__(self, port: int):
+        super().__init__(daemon=True)
+        self.port, self.over = port, threading.Event()
+        self.seen: dict[tuple[str, str, str], list[float]] = {}
+
+    def run(self) -> None:
+        while not self.over.wait(0.3):
+            self.look()
+
+    def look(self) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        for name, labels, value in LINE.findall(text):
+            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            values = self.seen.setdefault((name, tags["run"], tags["trial"]), [])
+            if not values or values[-1] != float(value):
+                values.append(float(value))
+
+    def __enter__(self) -> "Scraper":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(2)  # what was said last
+        self.over.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def digits(make_digits: Any) -> str:
+    return make_digits(300)
+
+
+@pytest.fixture(scope="module")
+def run(
+    port: int, prometheus: str | None, digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Scraper]:
+    storage = tmp_path_factory.mktemp("runs")
+    assert prometheus is None or answer(f"{prometheus}/api/v1/targets")  # it looks on
+    flags = [
+        "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
+        "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL,
+    ]  # fmt: skip
+    config = parse(Config, flags, prog="cl-ray train")
+    with Scraper(port) as scraper:
+        train(config, console=Console(quiet=True))
+    return storage / "r", scraper
+
+
+def test_a_run_s_figures(run: tuple[Path, Scraper]) -> None:
+    folder, scraper = run
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = {name: values for (name, r, t), values in scraper.seen.items() if (r, t) == ("r", "")}
+    assert seen["cl_ray_epoch"][-1] == 3
+    assert seen["cl_ray_running"][0] == 1
+    for name, value in lines[-1].items():
+        if name.startswith(("d/", "g/", "score/")):
+            plain = f"cl_ray_{name.replace('/', '_')}"
+            assert seen[plain][-1] == pytest.approx(value, rel=1e-4), name
+
+
+def test_prometheus_answers_what_the_grafana_file_asks(
+    prometheus: str | None, run: tuple[Path, Scraper]
+) -> None:
+    if prometheus is None:
+        pytest.skip("prometheus is not installed")
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    for name, expected in (("run", ["r"]), ("trial", [])):
+        asked = variables[name]["query"]["query"].replace("$run", variables["run"]["allValue"])
+        of, label = re.fullmatch(r"label_values\((\S+), (\w+)\)", asked).groups()  # type: ignore[union-attr]
+        query = urllib.parse.urlencode({"match[]": of})
+        assert answer(f"{prometheus}/api/v1/label/{label}/values?{query}") == expected
+    assert len(board["panels"]) > 8
+    now = time.time()
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            asked = target["expr"]
+            for name in ("run", "trial"):
+                asked = asked.replace(f"${name}", variables[name]["allValue"])
+            span = {"query": asked, "start": now - 600, "end": now, "step": 1}
+            found = answer(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}")
+            assert [series["metric"]["run"] for series in found["result"]] == ["r"], panel["title"]
+            assert found["result"][0]["values"]
+
+
+def test_every_trial_s_figures(
+    port: int, run: tuple[Path, Scraper], digits: str, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}\n")
+    small = [f"--set={flag[2:].replace('-', '_')}" for flag in SMALL]
+    with Scraper(port) as scraper:
+        main(
+            [
+                "--name=s", f"--storage={tmp_path}", f"--data={digits}", "--trials=3",
+                "--epochs=8", "--concurrent=2", "--cpus-per-trial=0.5", "--scheduler=none",
+                "--images=300", f"--space={tmp_path / 'space.yaml'}", "--metric=reconstruction",
+                "--set=evaluation.reference=mnist", *small,
+            ]
+        )  # fmt: skip
+    for number in range(3):
+        of = {
+            name: values
+            for (name, search, trial), values in scraper.seen.items()
+            if (search, trial) == ("s", f"{number:04d}")
+        }
+        # Ray says twice a second what a process has: an epoch's may go unsaid, and the last one's
+        # when the process ends, but not all of them.
+        lines = (tmp_path / f"s/trials/{number:04d}/metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line)["evaluation/reconstruction"] for line in lines]
+        assert len(metrics) == 8
+        seen = of["cl_ray_evaluation_reconstruction"]
+        assert seen
+        known = [pytest.approx(figure, rel=1e-4) for figure in metrics]
+        assert all(value in known for value in seen)
+        assert set(of["cl_ray_epoch"]) <= set(range(9))
+        assert {"cl_ray_d_adversarial", "cl_ray_images_per_second"} <= set(of)

@@ -1,0 +1,140 @@
+"""Whether the workers fit, asked of a real Ray with so many CPUs and GPUs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from helpers.machine import machine
+from rich.console import Console
+
+from cl_ray.config import build
+from cl_ray.errors import UserError
+from cl_ray.training.cluster import ray_session
+from cl_ray.training.resources import WorkerResources, plan_workers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A machine with 4 CPUs and 2 GPUs, as Ray sees it."""
+    with machine(cpus=4, gpus=2):
+        yield
+
+
+def asked(local: bool = True, **fields: Any) -> WorkerResources:
+    return plan_workers(build({"batch_size": 120, **fields}), local)
+
+
+def refused(local: bool = True, **fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        asked(local, **fields)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus"),
+    [
+        (1, 4, 1),
+        (2, 2, 1),
+        (3, 1, 0.5),  # a worker is never split over two GPUs
+        (4, 1, 0.5),
+        ((1, 2), 2, 1),  # room for the most
+        ((1, 4), 1, 0.5),
+    ],
+)
+def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: float) -> None:
+    none: dict[str, Any] = {"every": 0}
+    assert asked(workers=workers, evaluation=none) == WorkerResources(cpus, gpus, int(cpus), None)
+    assert asked(workers=workers, device="cpu") == WorkerResources(cpus, 0, int(cpus), None)
+
+
+@pytest.mark.parametrize(("workers", "cpus"), [(1, 3), (2, 1), (3, 1), (4, 1), ((1, 2), 2)])
+def test_workers_on_gpus_leave_a_cpu_to_evaluations(workers: Any, cpus: float) -> None:
+    """Where each has one of its own then, and none is asked for that may go."""
+    assert asked(workers=workers).cpus == cpus
+
+
+def test_a_gpu_that_is_named_must_be_asked_for() -> None:
+    """On a cluster, where workers have none by themselves."""
+    assert asked(False, device="cuda", gpus_per_worker=1).gpus == 1
+    assert asked(device="cuda").gpus == 1
+    assert refused(False, device="cuda") == (
+        "device 'cuda' is for workers that have a GPU, and these have none: give "
+        "--gpus-per-worker, or take device auto or cpu."
+    )
+
+
+def test_shares_of_gpus_can_all_be_placed() -> None:
+    """Six workers on two GPUs: three on each, of whom rounding may leave none out."""
+    ours = asked(workers=(1, 6), cpus_per_worker=0.5)
+    assert ours.gpus == 0.3333
+
+    @ray.remote
+    class Worker:
+        def here(self) -> bool:
+            return True
+
+    actors = [Worker.options(num_cpus=ours.cpus, num_gpus=ours.gpus).remote() for _ in range(6)]
+    assert all(ray.get([actor.here.remote() for actor in actors], timeout=120))
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_on_a_cluster_only_what_is_asked_for() -> None:
+    assert asked(local=False) == WorkerResources(1, 0, 1, None)
+    assert asked(local=False, workers=4) == WorkerResources(1, 0, 1, None)
+    assert asked(local=False, workers=2, gpus_per_worker=1, cpus_per_worker=2) == WorkerResources(
+        2, 1, 2, None
+    )
+    assert asked(local=False, gpus_per_worker=0.25, workers=4) == WorkerResources(1, 0.25, 1, None)
+
+
+def test_threads_are_the_cpus_rounded_down_or_as_asked() -> None:
+    assert asked(cpus_per_worker=3.5).threads == 3
+    assert asked(cpus_per_worker=0.5).threads == 1
+    assert asked(cpus_per_worker=2, threads=7).threads == 7
+
+
+def test_more_than_there_is_is_refused() -> None:
+    assert refused(workers=6) == (
+        "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 4, or a smaller "
+        "--cpus-per-worker."
+    )
+    assert refused(workers=2, cpus_per_worker=3) == (
+        "workers 2 with 3 CPU each need 6 CPU; the cluster has 4: take --workers 1, or a smaller "
+        "--cpus-per-worker."
+    )
+    assert refused(cpus_per_worker=5) == (
+        "workers 1 with 5 CPU each need 5 CPU; the cluster has 4: take a smaller --cpus-per-worker."
+    )
+    assert refused(local=False, workers=3, gpus_per_worker=1) == (
+        "workers 3 with 1 GPU each need 3 GPU; the cluster has 2: take --workers 2, or a smaller "
+        "--gpus-per-worker."
+    )
+    # Of an elastic run, the least number must fit.
+    assert asked(workers=(4, 6), local=False) == WorkerResources(1, 0, 1, None)
+    assert "workers 5 with 1 CPU each need 5 CPU" in refused(workers=(5, 6), local=False)
+
+
+def test_what_is_there_but_in_pieces_is_refused() -> None:
+    assert refused(workers=3, gpus_per_worker=0.6) == (
+        "workers 3 with 1 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of them, have "
+        "room for 2: take --workers 2, or give each less."
+    )
+    assert asked(workers=2, gpus_per_worker=0.6).gpus == 0.6
+
+
+def test_gpus_that_no_worker_can_have_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"gpus_per_worker 1\.5 must be a whole number or less than"
+    ):
+        asked(gpus_per_worker=1.5)
+    with pytest.raises(UserError, match=r"gpus_per_worker 0\.5 is of no use to device 'cpu'"):
+        asked(gpus_per_worker=0.5, device="cpu")
+
+
+def test_a_ray_that_this_process_started_is_this_machine_s_own() -> None:
+    """As in a notebook that called `ray.init()` itself; it is left running."""
+    with ray_session(None, False, False, Console(quiet=True)) as local:
+        assert local
+    assert ray.is_initialized()
