@@ -13,52 +13,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cl_ray.base_config import BaseConfig
-from cl_ray.data.config import AugmentConfig, PairConfig, ShardConfig, ViewConfig
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.losses.config import LossConfig
-from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+from cl_ray.train_config import TrainerConfig
 
-
-class OptimizerConfig(BaseConfig):
-    """Adam for each network (Kingma and Ba, 2015), and the EMA generator."""
-
-    lr_g: float = Field(3e-3, gt=0, le=1, description="Learning rate of G.")
-    lr_d: float = Field(2e-3, gt=0, le=1, description="Learning rate of D.")
-    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
-    decay: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the run, its last, over which both learning rates fall to 0.",
-    )
-    d_steps: int = Field(
-        1, ge=1, le=100, description="Steps of D, all on the same pairs, for each step of G."
-    )
-    average: float = Field(
-        0.998, ge=0, lt=1, description="Decay a step of the EMA generator; ramps up from 0.1."
-    )
-
-
-class CheckpointConfig(BaseConfig):
-    """What is kept of a run on its way."""
-
-    keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
-    every: int = Field(
-        200, ge=0, description="Steps between checkpoints within an epoch; 0 is at its end only."
-    )
-    metric: str = Field(
-        "auto",
-        description="The figure that marks the best: one of the epoch's, such as "
-        "`g/reconstruction`, the smaller the better, or an evaluation's, such as "
-        "`evaluation/linear_probe` or, with a condition, `evaluation/class_accuracy`. auto: "
-        "`evaluation/frechet` where that is measured, else `g/reconstruction`.",
-    )
-
-
-Condition = Literal["none", "classifier", "projection"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -83,7 +41,7 @@ class UniqueKeys(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
-class Config(BaseConfig):
+class Config(TrainerConfig):
     """Everything that decides what a run computes. The defaults are the preset `quick`."""
 
     preset: str = Field("quick", description="Named settings that this config started from.")
@@ -100,9 +58,6 @@ class Config(BaseConfig):
         min_length=1,
         description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
-    epochs: int = Field(1, ge=1, description="Passes over the training images.")
-    batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
     workers: int | tuple[int, int] = Field(
         1, description="Worker processes; two numbers (least, most) make the run elastic."
     )
@@ -122,22 +77,6 @@ class Config(BaseConfig):
     threads: int | None = Field(
         None, ge=1, description="CPU threads a worker; None is its CPUs, rounded down."
     )
-    condition: Condition = Field(
-        "none",
-        description="Whether G and D are told the labels, so that G makes images of a class asked "
-        "for. classifier: D also names the class of what it sees (AC-GAN). projection: D's score "
-        "is of an image and its class.",
-    )
-    log_every: int = Field(20, ge=1, description="Steps between two lines of curves.")
-    pairs: PairConfig = PairConfig()
-    views: ViewConfig = ViewConfig()
-    augment: AugmentConfig = AugmentConfig()
-    shards: ShardConfig = ShardConfig()
-    generator: GeneratorConfig = GeneratorConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    losses: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
@@ -182,10 +121,6 @@ class Config(BaseConfig):
         if self.name is not None:
             check_name(self.name)
         return self
-
-    def to_yaml(self) -> str:
-        """The whole tree as YAML, which `from_yaml` reads back to an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @classmethod
     def from_yaml(

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from cl_ray import distributed
-from cl_ray.config import Config
 from cl_ray.cuda_graph import GraphedStep, set_lr
 from cl_ray.data.views import ViewParams, apply_views
 from cl_ray.errors import UserError
@@ -38,6 +37,7 @@ from cl_ray.losses.uniformity import uniformity
 from cl_ray.networks.build import build_networks
 from cl_ray.networks.normalize import to_unit
 from cl_ray.rng import StepNoise, sample_step_noise
+from cl_ray.train_config import GANConfig
 
 LossTerms = dict[str, Tensor]
 """A figure of each of a rank's b pairs, [b], by name."""
@@ -105,7 +105,7 @@ class ContrastiveGAN:
 
     def __init__(
         self,
-        config: Config,
+        config: GANConfig,
         shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

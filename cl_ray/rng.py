@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cl_ray import distributed
-from cl_ray.config import Config
 from cl_ray.data.views import ViewParams, sample_views
 from cl_ray.losses.penalties import sample_rademacher
+from cl_ray.train_config import GANConfig
 
 
 class StepNoise(NamedTuple):
@@ -60,7 +60,7 @@ def seeded_generator(*numbers: int) -> torch.Generator:
 
 
 def sample_step_noise(
-    config: Config,
+    config: GANConfig,
     shape: tuple[int, int, int],
     extras: int,
     step: int,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cl_ray import distributed
-from cl_ray.config import Config
 from cl_ray.data.loaders import InMemoryLoader, PairLoader
 from cl_ray.data.partition import NOT_STREAMED, TRAIN_SPLIT
 from cl_ray.data.sampling import sample_rows
@@ -17,6 +16,7 @@ from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN, PairBatch
 from cl_ray.networks.normalize import to_unit
 from cl_ray.prior import IMAGES, Prior, fit_class_priors, fit_prior
+from cl_ray.train_config import TrainerConfig
 
 Metrics = dict[str, float]
 
@@ -66,7 +66,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        config: TrainerConfig,
         shard: PairLoader,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from cl_ray.base_config import BaseConfig
 
+Condition = Literal["none", "classifier", "projection"]
+
 
 class PairConfig(BaseConfig):
     """Who is the negative of whom."""
@@ -99,3 +101,18 @@ class ShardConfig(BaseConfig):
     window: int = Field(
         4096, ge=2, description="Rows that are shuffled and paired together when a shard streams."
     )
+
+
+class PairDataConfig(BaseConfig):
+    """What decides a worker's batches of pairs."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
+    condition: Condition = Field(
+        "none",
+        description="Whether G and D are told the labels, so that G makes images of a class asked "
+        "for. classifier: D also names the class of what it sees (AC-GAN). projection: D's score "
+        "is of an image and its class.",
+    )
+    pairs: PairConfig = PairConfig()
+    shards: ShardConfig = ShardConfig()

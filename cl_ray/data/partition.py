@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cl_ray.config import Config
+from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowRange
 
 TRAIN_SPLIT = "train"
@@ -33,7 +33,7 @@ class Partition:
     """
 
     dataset: Dataset
-    config: Config
+    config: PairDataConfig
     workers: int = 1
     rank: int = 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import ray.data
 from ray.train import DataConfig
 
-from cl_ray.config import Config
+from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowBatch, RowRange
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.errors import UserError
@@ -124,7 +124,7 @@ def _map_parts(parts: list[list[RowRange]], function: Any) -> Iterator[dict[str,
 class DeterministicDataConfig(DataConfig):
     """Gives every rank its `RankShard` when the number of workers is known."""
 
-    def __init__(self, dataset: Dataset, config: Config):
+    def __init__(self, dataset: Dataset, config: PairDataConfig):
         super().__init__()
         self.dataset, self.config = dataset, config
 

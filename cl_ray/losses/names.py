@@ -1,9 +1,9 @@
 """What an epoch's metrics are called, known from the config alone."""
 
-from cl_ray.config import Config
+from cl_ray.train_config import GANConfig
 
 
-def loss_names(config: Config) -> list[str]:
+def loss_names(config: GANConfig) -> list[str]:
     """The names of the losses and scores that `Adversary.step` gives, in its order."""
     weights = config.losses
     named = config.condition == "classifier"

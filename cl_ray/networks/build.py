@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from cl_ray.config import Config
 from cl_ray.networks import convolutional, residual, style
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.layout import ResolutionLayout
+from cl_ray.train_config import GANConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ FAMILIES = {
 
 
 def build_networks(
-    config: Config, shape: tuple[int, int, int], classes: int = 0
+    config: GANConfig, shape: tuple[int, int, int], classes: int = 0
 ) -> tuple[Generator, Discriminator]:
     """G and D of a config for images of that height, width and channels, their weights drawn.
 
