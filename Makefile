@@ -1,29 +1,43 @@
-# `make train` sets up and trains on real digits; `make test` sets up and runs the tests.
+# `make train` trains on real digits; `make test` runs the tests that a change needs.
+# Both set up a virtual environment first.
 
 VENV ?= .venv
 PYTHON ?= python3
-READY := $(VENV)/.ready
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One process for each core. A file stays in one process, so that its fixtures are built once.
+PYTEST = $(VENV)/bin/python -m pytest -n 2
 
-.PHONY: train test lint setup clean
+.PHONY: train test test-all lint setup setup-dev clean
 
 train: setup
 	$(VENV)/bin/cl-ray train --preset quick
 
-# Two files at once: half of the time a test waits for processes to start or to be missed.
-test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+test: setup-dev
+	$(PYTEST) -m "not slow and not cluster and not browser"
 
-lint: setup
+# Adds fake clouds, browsers, Prometheus and the slow variants; see CONTRIBUTING.md for what these need.
+test-all: setup-dev
+	$(PYTEST)
+
+lint: setup-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy cl_ray tuning
+	$(VENV)/bin/mypy
+	MYPYPATH=tests $(VENV)/bin/mypy tests
+	MYPYPATH=benchmarks:tests $(VENV)/bin/mypy benchmarks
 
-setup: $(READY)
+setup: $(VENV)/.ready
 
-$(READY): pyproject.toml constraints.txt
+setup-dev: $(VENV)/.ready-dev
+
+$(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	$(INSTALL) --editable '.[tuning,export]'
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(INSTALL) --editable '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV)

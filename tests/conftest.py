@@ -1,4 +1,6 @@
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,26 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 MakeDigits = Callable[[int], str]
+
+
+def pytest_configure() -> None:
+    """Restore Ctrl-C where a shell started pytest in the background, which makes SIGINT ignored.
+
+    Children inherit an ignored signal, and tests of Ctrl-C would wait for ever.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Fail a skipped test where CI installed all that the tests need; only a GPU may be missing."""
+    outcome = yield
+    report = outcome.get_result()
+    needed = os.environ.get("CL_RAY_FAIL_ON_SKIP") and not item.get_closest_marker("gpu")
+    if report.skipped and needed and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where all tests must run: {report.longrepr}"
 
 
 @pytest.hookimpl(optionalhook=True)

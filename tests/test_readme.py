@@ -1,7 +1,7 @@
-"""What the README says can be typed, is: every command of it runs, in its order, on a small set.
+"""Every command and every Python block of README.md and docs/ runs, in order, on a small set.
 
 Commands run as they stand, in an empty folder. Only what makes them long is made short: training
-has a small data set and small networks appended to it, and TensorBoard a port of its own.
+has a small dataset and small networks appended to it, and TensorBoard a port of its own.
 """
 
 import re
@@ -25,11 +25,21 @@ from cl_ray.data.dataset import Dataset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SHELL = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-INDENTED = [line.strip() for line in SHELL.splitlines() if line.startswith("    ")]
-COMMANDS = [part.split(" #")[0].strip() for line in INDENTED for part in line.split("&&")]
-SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-"""Blocks that need the run `runs/demo` are run where it is."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def commands(text: str) -> list[str]:
+    """Return the commands of the indented blocks, each once."""
+    shell = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines = [line.strip() for line in shell.splitlines() if line.startswith("    ")]
+    return list(dict.fromkeys(c.split(" #")[0].strip() for line in lines for c in line.split("&&")))
+
+
+COMMANDS = commands(TEXT)
+SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+"""Blocks that need the run `runs/demo` run where it is."""
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(file)
     (folder / "mine.yaml").write_text("epochs: 2\n")
-    (folder / "tuning").symlink_to(ROOT / "tuning")  # searches are typed in the repository
     return folder
 
 
@@ -61,11 +70,15 @@ MEASURED_LITTLE = [
 
 
 def run(place: Path, command: str, *shorter: str) -> subprocess.CompletedProcess[str]:
-    """Type a command; `cl-ray` is found as in the README."""
+    """Type a command."""
     program, *flags = shlex.split(command)
-    words = {"cl-ray": [sys.executable, "-m", "cl_ray"], "python": [sys.executable]}[program]
+    assert program == "cl-ray"
     return subprocess.run(
-        [*words, *flags, *shorter], cwd=place, capture_output=True, text=True, timeout=500
+        [sys.executable, "-m", "cl_ray", *flags, *shorter],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
 
 
@@ -74,11 +87,18 @@ def test_the_two_commands_and_the_pictures_are_there() -> None:
         assert f"make {target}" in COMMANDS
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert recipe in done.stdout, done.stderr
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page in PAGES:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'<img src="([^"]+)"', text):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
 
 
-RUN = [c for c in COMMANDS if c.startswith(("cl-ray", "python tuning/search.py"))]
+RUN = [
+    pytest.param(c, marks=() if c in commands(README) else pytest.mark.slow)
+    for c in COMMANDS
+    if c.startswith("cl-ray") and not re.search(r"\b[A-Z]{3,}$", c)
+]
+"""Those that name no placeholder; the commands of docs/ are variants of the README's."""
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -87,7 +107,7 @@ def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> No
     shorter: list[str] = []
     if command.startswith("cl-ray train"):
         shorter = SMALL if "--data" in command else [f"--data={digits}", *SMALL]
-    elif command.startswith("python tuning"):
+    elif command.startswith("cl-ray tune"):
         more = 3 if "--resume" in command else 2
         shorter = [f"--data={digits}", f"--trials={more}", "--epochs=1", *MEASURED_LITTLE]
     done = run(place, command, *shorter)
