@@ -24,18 +24,8 @@ def passes(config: Config, dataset: Dataset) -> Iterator[TrainedModel]:
     Raises:
         Diverged: A loss is no number.
     """
-    device, dtype = resolve_device(config)
+    device, dtype = resolve_device(config.device, config.precision)
     run = Trainer(config, InMemoryLoader.read(Partition(dataset, config), device), device, dtype)
     for _ in range(config.epochs):
         run.train_epoch()
-        gan = run.gan
-        yield TrainedModel(
-            config=config,
-            shape=gan.shape,
-            checkpoint="",
-            step=gan.steps,
-            generator=gan.ema_generator,
-            discriminator=gan.discriminator,
-            device=device,
-            classes=gan.classes,
-        )
+        yield TrainedModel.from_trainer(run)

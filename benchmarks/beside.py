@@ -38,7 +38,7 @@ def rate(placed: bool) -> float:
     cores = CpuAffinity(threads) if placed else nullcontext()
     keep_freed_memory()
     config = preset("quick")
-    device, dtype = resolve_device(config)
+    device, dtype = resolve_device(config.device, config.precision)
     shard = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
     gan = Trainer(config, shard, device, dtype).gan
     batches = shard.batches(0)

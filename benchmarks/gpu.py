@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cl_ray.config import build, merge, preset
+from cl_ray.config import build_config, merge, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
@@ -56,8 +56,8 @@ def main() -> None:
             "generator": {"family": family},
             "discriminator": {"family": family},
         }
-        config = build(merge(preset("quick").model_dump(), fields))
-        device, dtype = resolve_device(config)
+        config = build_config(merge(preset("quick").model_dump(), fields))
+        device, dtype = resolve_device(config.device, config.precision)
         speeds = [
             measure(
                 Trainer(

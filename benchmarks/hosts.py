@@ -32,7 +32,7 @@ ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
 def digits(folder: Path) -> str:
     """A data set of the first packaged digits."""
     dataset = Dataset.open("mnist")
-    rows = dataset.read("train", dataset.pieces("train")[:7])
+    rows = dataset.read("train", dataset.row_groups("train")[:7])
     pictures = [RawImage(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
     write_splits({"train": pictures}, str(folder / "digits"), DatasetMetadata("digits", "MNIST"))
     return str(folder / "digits")
@@ -44,7 +44,7 @@ def bare(data: str) -> list[dict[str, float]]:
     torch.set_num_threads(cores)
     keep_freed_memory()
     config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
-    device, dtype = resolve_device(config)
+    device, dtype = resolve_device(config.device, config.precision)
     shard = InMemoryLoader.read(Partition(Dataset.open(data), config), device)
     run = Trainer(config, shard, device, dtype)
     return [run.train_epoch() for _ in range(EPOCHS)]

@@ -35,7 +35,7 @@ def measure(kind: str, threads: int) -> float:
         step = Textbook(config, SHAPE).step
     else:
         keep_freed_memory()
-        device, dtype = resolve_device(config)
+        device, dtype = resolve_device(config.device, config.precision)
         step = ContrastiveGAN(config, SHAPE, device, dtype).step
     batches = shard.batches(0)
     for _ in range(WARM):
@@ -49,7 +49,7 @@ def measure(kind: str, threads: int) -> float:
 def main() -> None:
     """Print the table."""
     threads = len(os.sched_getaffinity(0))
-    _, dtype = resolve_device(preset("quick"))
+    _, dtype = resolve_device()
     table = Table("round", "textbook", "Adversary.step", "ratio", title=f"pairs/s, {dtype}")
     ratios = []
     for number in range(ROUNDS):

@@ -1,8 +1,9 @@
-"""What a run must save to go on exactly, written whole or not at all. Free of Ray.
+"""Checkpoints of a run: everything that it needs to resume exactly, written atomically.
 
 A checkpoint is a folder `checkpoints/step-00001407` on any pyarrow filesystem. Its manifest is
-written last and names the size and digest of every file: a folder without one was cut short and
-does not count. torch is imported where it is used: who only looks for checkpoints starts sooner.
+written last and holds the size and digest of every file, so a folder without a manifest was not
+completed and does not count. This module is free of Ray, and imports torch only where a function
+needs it.
 """
 
 import contextlib
@@ -15,40 +16,39 @@ from typing import Any
 
 import pyarrow.fs
 
+from cl_ray.base_config import FORMAT_VERSION, check_format_version
 from cl_ray.errors import UserError
 
 WEIGHTS = {"ema_generator": "generator.safetensors", "discriminator": "discriminator.safetensors"}
-"""The networks that people use, each in a file of its own; the rest is in state.pt."""
-
-
+"""The file of each network that people use; the rest of the state is in state.pt."""
 PRIOR_FILE = "prior.safetensors"
-"""The density that samples are drawn from; not every checkpoint has one."""
-METRIC_FILE = "figure.json"
-"""What a checkpoint's figure is written to when it comes later than the checkpoint."""
+"""The fitted prior that samples are drawn from. Not every checkpoint has one."""
 
-
-GO_ON = "Go on from the one before with `--from-checkpoint"
-TAKE = "Take the one before with `--checkpoint"
-"""The way out of a damaged checkpoint: of `train`, and of what only looks at its networks."""
+_STATE_FILE = "state.pt"
+_MANIFEST_FILE = "manifest.json"
+_METRIC_FILE = "metric.json"
+"""The metric of a checkpoint, if it is known only after the checkpoint was written."""
+_BEST_FILE = "best.txt"
+_RESUME_HINT = "Resume from the previous one with `--from-checkpoint"
+_LOAD_HINT = "Load the previous one with `--checkpoint"
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What a checkpoint holds.
+    """The description of a complete checkpoint.
 
     Args:
-        name: Its folder's name.
-        epoch: Epochs finished.
-        step: Steps taken in all.
-        figure: The figure by which the best checkpoint is chosen, smaller is better; None until
-            it is known.
+        name: Name of its folder.
+        epoch: Finished epochs.
+        step: Training steps since the start of the run.
+        metric: Value that selects the best checkpoint, smaller is better; None if not known.
         files: Size in bytes and SHA-256 of each file.
     """
 
     name: str
     epoch: int
     step: int
-    figure: float | None
+    metric: float | None
     files: dict[str, dict[str, Any]]
 
 
@@ -56,24 +56,24 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        filesystem: Where they are.
-        folder: The run's folder on it.
-        keep: How many of the newest are kept; the best is kept besides.
+        filesystem: Filesystem of the run folder.
+        folder: Path of the run folder on it.
+        keep: Number of newest checkpoints to keep; the best one is kept as well.
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str, keep: int = 3):
         self.filesystem, self.folder, self.keep = filesystem, f"{folder}/checkpoints", keep
-        self.held: set[str] = set()
-        """Names of those that are kept until `rate` has their figure."""
+        self.pinned: set[str] = set()
+        """Names of checkpoints that are kept until `set_metric` is called for them."""
 
-    def save(self, state: Mapping[str, Any], *, epoch: int, step: int, figure: float | None) -> str:
-        """Write a checkpoint, then let go of those no longer kept.
+    def save(self, state: Mapping[str, Any], *, epoch: int, step: int, metric: float | None) -> str:
+        """Write a checkpoint, then delete those that are no longer kept.
 
         Args:
-            state: `Run.state_dict()`.
-            epoch: Epochs finished.
-            step: Steps taken in all; names the checkpoint.
-            figure: Smaller is better; None where there is none yet.
+            state: The result of `Trainer.state_dict()`.
+            epoch: Finished epochs.
+            step: Training steps since the start of the run; gives the checkpoint its name.
+            metric: Value that selects the best checkpoint, smaller is better; None if not known.
 
         Returns:
             The checkpoint's name.
@@ -82,15 +82,16 @@ class CheckpointStore:
         import torch
 
         name = f"step-{step:08d}"
-        self._withdraw(name)
+        self._delete_manifest(name)
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         gan = dict(state["gan"])
-        known = ("config", "shape", "classes", "counts")
-        facts = {key: state[key] for key in known} | {"step": step}
-        about = {"cl_ray": json.dumps(facts)}  # one entry: safetensors writes several in any order
+        described = ("config", "shape", "classes", "counts")
+        about = {key: state[key] for key in described} | {"step": step}
+        # One entry, because safetensors writes several in any order.
+        metadata = {"cl_ray": json.dumps(about)}
         blobs = {
             file: safetensors.torch.save(
-                {k: v.contiguous() for k, v in gan.pop(part).items()}, metadata=about
+                {k: v.contiguous() for k, v in gan.pop(part).items()}, metadata=metadata
             )
             for part, file in WEIGHTS.items()
         }
@@ -100,39 +101,49 @@ class CheckpointStore:
             blobs[PRIOR_FILE] = safetensors.torch.save(prior)
         buffer = io.BytesIO()
         torch.save(rest, buffer)
-        blobs["state.pt"] = buffer.getvalue()
+        blobs[_STATE_FILE] = buffer.getvalue()
         files = {}
         for file, blob in blobs.items():
             self._write(f"{name}/{file}", blob)
             files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        manifest = {"epoch": epoch, "step": step, "figure": figure, "files": files}
-        self._write(f"{name}/manifest.json", json.dumps(manifest, indent=1).encode())
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "epoch": epoch,
+            "step": step,
+            "metric": metric,
+            "files": files,
+        }
+        self._write(f"{name}/{_MANIFEST_FILE}", json.dumps(manifest, indent=1).encode())
         self._prune()
         return name
 
-    def rate(self, name: str, figure: float | None) -> None:
-        """Give a checkpoint the figure that was not known when it was saved, and hold it no more.
+    def set_metric(self, name: str, metric: float | None) -> None:
+        """Set the metric of a checkpoint that was saved without one, and unpin it.
 
-        It goes into a file beside the manifest, which is never written twice.
+        The metric goes into a file of its own, because a manifest is never written twice.
+
+        Args:
+            name: The checkpoint's name.
+            metric: Its value, smaller is better; None if it could not be measured.
         """
-        self.held.discard(name)
-        if figure is not None and self._manifest(name):
-            self._write(f"{name}/{METRIC_FILE}", json.dumps(figure).encode())
+        self.pinned.discard(name)
+        if metric is not None and self._manifest(name):
+            self._write(f"{name}/{_METRIC_FILE}", json.dumps(metric).encode())
         self._prune()
 
     def load(self, name: str) -> dict[str, Any]:
-        """The state that was saved under `name`, on the CPU.
+        """Load the state of a checkpoint to the CPU.
 
         Raises:
-            UserError: A file is missing, cut short or changed: it is named, and the newest
-                whole checkpoint before it.
+            UserError: A file is missing, truncated or changed. The message names the file and
+                the newest complete checkpoint before this one.
         """
         import safetensors.torch
         import torch
 
-        manifest = self._known(name)
-        blobs = {file: self._whole(manifest, file) for file in manifest.files}
-        state = torch.load(io.BytesIO(blobs["state.pt"]), map_location="cpu", weights_only=True)
+        manifest = self._existing(name)
+        blobs = {file: self._verified(manifest, file) for file in manifest.files}
+        state = torch.load(io.BytesIO(blobs[_STATE_FILE]), map_location="cpu", weights_only=True)
         for part, file in WEIGHTS.items():
             state["gan"][part] = safetensors.torch.load(blobs[file])
         if PRIOR_FILE in blobs:
@@ -140,42 +151,44 @@ class CheckpointStore:
         return state
 
     def networks(self, name: str) -> dict[str, bytes]:
-        """The files of the EMA generator and of D, which say of themselves what they are.
-
-        And the one of what samples are drawn from, if the checkpoint has it.
+        """Read the files of the EMA generator, of D and, if there is one, of the fitted prior.
 
         Raises:
-            UserError: As `load` does.
+            UserError: As `load`.
         """
-        manifest = self._known(name)
+        manifest = self._existing(name)
         wanted = [*WEIGHTS.values(), *([PRIOR_FILE] if PRIOR_FILE in manifest.files else [])]
-        return {file: self._whole(manifest, file, TAKE) for file in wanted}
+        return {file: self._verified(manifest, file, _LOAD_HINT) for file in wanted}
 
     def list(self) -> list[CheckpointManifest]:
-        """All that were written whole, oldest first."""
+        """Return all complete checkpoints, oldest first.
+
+        Raises:
+            UserError: One was written in another format.
+        """
         found = [self._manifest(name) for name in self.names()]
         return [manifest for manifest in found if manifest is not None]
 
     def names(self) -> tuple[str, ...]:
-        """All that were begun, whole or not, oldest first."""
+        """Return the names of all checkpoints, complete or not, oldest first."""
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         names = [i.base_name for i in self.filesystem.get_file_info(selector)]
         return tuple(sorted(name for name in names if name.startswith("step-")))
 
     def newest(self) -> CheckpointManifest | None:
-        """The one to go on from."""
-        whole = self.list()
-        return whole[-1] if whole else None
+        """Return the newest complete checkpoint, from which a run resumes."""
+        manifests = self.list()
+        return manifests[-1] if manifests else None
 
     def best(self) -> CheckpointManifest | None:
-        """The one with the smallest figure."""
+        """Return the checkpoint with the smallest metric."""
         return best_checkpoint(self.list())
 
     def rollback_to(self, name: str) -> None:
-        """Make `name` the newest, by deleting those after it.
+        """Make a checkpoint the newest by deleting all later ones.
 
         Raises:
-            UserError: There is no such checkpoint, or it is not whole.
+            UserError: There is no such checkpoint, or it is damaged.
         """
         self.load(name)
         for manifest in self.list():
@@ -184,98 +197,95 @@ class CheckpointStore:
         self._prune()
 
     def check(self, name: str) -> None:
-        """See that every file is there in full size, without reading it.
+        """Check that every file of a checkpoint exists in full size, without reading it.
 
         Raises:
-            UserError: As `load` does.
+            UserError: As `load`.
         """
         manifest = self._manifest(name)
-        for file, facts in (manifest.files if manifest else {}).items():
-            complaint = self._complaint(name, file, facts)
-            if manifest and complaint:
-                raise UserError(f"{complaint}{self._way_out(manifest)}")
+        if manifest is None:
+            return
+        for file in manifest.files:
+            damage = self._damage(manifest, file)
+            if damage:
+                raise UserError(f"{damage}{self._alternative(manifest)}")
 
-    def _known(self, name: str) -> CheckpointManifest:
+    def _existing(self, name: str) -> CheckpointManifest:
         manifest = self._manifest(name)
         if manifest is None:
             known = ", ".join(m.name for m in self.list()) or "none"
             raise UserError(f"There is no checkpoint {name} in {self.folder}; there are: {known}.")
         return manifest
 
-    def _whole(self, manifest: CheckpointManifest, file: str, way: str = GO_ON) -> bytes:
-        """A file's bytes, seen to be those that were written."""
-        facts = manifest.files[file]
-        complaint = self._complaint(manifest.name, file, facts)
-        if complaint:
-            raise UserError(f"{complaint}{self._way_out(manifest, way)}")
-        blob = self._read(f"{manifest.name}/{file}")
-        if hashlib.sha256(blob).hexdigest() != facts["sha256"]:
-            raise UserError(
-                f"{self.folder}/{manifest.name}/{file} is not what was written (its digest "
-                f"differs).{self._way_out(manifest, way)}"
-            )
-        return blob
+    def _verified(self, manifest: CheckpointManifest, file: str, hint: str = _RESUME_HINT) -> bytes:
+        """Read a file and compare its size and digest with the manifest's."""
+        damage = self._damage(manifest, file)
+        if not damage:
+            blob = self._read(f"{manifest.name}/{file}")
+            if hashlib.sha256(blob).hexdigest() == manifest.files[file]["sha256"]:
+                return blob
+            damage = f"{self.folder}/{manifest.name}/{file} has changed (its digest differs)."
+        raise UserError(f"{damage}{self._alternative(manifest, hint)}")
 
-    def _complaint(self, name: str, file: str, facts: dict[str, Any]) -> str | None:
-        path = f"{self.folder}/{name}/{file}"
+    def _damage(self, manifest: CheckpointManifest, file: str) -> str | None:
+        """Describe a file that is missing or has another size than the manifest says."""
+        path, size = f"{self.folder}/{manifest.name}/{file}", manifest.files[file]["bytes"]
         info = self.filesystem.get_file_info(path)
-        if info.type != pyarrow.fs.FileType.File:
+        if not info.is_file:
             return f"{path} is missing."
-        if info.size != facts["bytes"]:
-            return f"{path} has {info.size:,} bytes of {facts['bytes']:,}: it was cut short."
+        if info.size != size:
+            return f"{path} is truncated: it has {info.size:,} of {size:,} bytes."
         return None
 
-    def _way_out(self, damaged: CheckpointManifest, way: str = GO_ON) -> str:
+    def _alternative(self, damaged: CheckpointManifest, hint: str = _RESUME_HINT) -> str:
+        """Suggest the newest complete checkpoint before a damaged one."""
         for manifest in reversed(self.list()):
-            whole = all(
-                self._complaint(manifest.name, f, d) is None for f, d in manifest.files.items()
-            )
-            if manifest.step < damaged.step and whole:
-                return f" {way} {manifest.name}`."
-        return " No whole checkpoint lies before it: start again under another --name."
+            complete = all(self._damage(manifest, file) is None for file in manifest.files)
+            if manifest.step < damaged.step and complete:
+                return f" {hint} {manifest.name}`."
+        return " There is no complete checkpoint before it: start a new run with another --name."
 
     def _prune(self) -> None:
-        """Delete what is neither among the newest nor the best, and name the best."""
+        """Delete all but the newest, the best and the pinned checkpoints; update best.txt."""
         manifests = self.list()
         best = best_checkpoint(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
-        kept |= self.held
+        kept |= self.pinned
         for name in self.names():
             if name not in kept:
                 self._delete(name)
         if best:
-            self._write("best.txt", f"{best.name}\n".encode())
-        elif self.filesystem.get_file_info(f"{self.folder}/best.txt").is_file:
-            self.filesystem.delete_file(f"{self.folder}/best.txt")
+            self._write(_BEST_FILE, f"{best.name}\n".encode())
+        elif self.filesystem.get_file_info(f"{self.folder}/{_BEST_FILE}").is_file:
+            self.filesystem.delete_file(f"{self.folder}/{_BEST_FILE}")
 
     def _delete(self, name: str) -> None:
-        self._withdraw(name)
-        # A store that keeps versions may still list a folder of which nothing is left.
+        self._delete_manifest(name)
+        # A store with versioning may still list a folder whose files are all deleted.
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.folder}/{name}")
 
-    def _withdraw(self, name: str) -> None:
-        """Take a checkpoint's manifest away: whatever is cut short from here on, it is gone."""
-        path = f"{self.folder}/{name}/manifest.json"
-        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+    def _delete_manifest(self, name: str) -> None:
+        """Delete the manifest first, so that an interrupted write or delete is never loaded."""
+        path = f"{self.folder}/{name}/{_MANIFEST_FILE}"
+        if self.filesystem.get_file_info(path).is_file:
             self.filesystem.delete_file(path)
 
     def _manifest(self, name: str) -> CheckpointManifest | None:
-        path = f"{self.folder}/{name}/manifest.json"
-        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        """Read a checkpoint's manifest; None if it is missing or truncated."""
+        path = f"{self.folder}/{name}"
+        if not self.filesystem.get_file_info(f"{path}/{_MANIFEST_FILE}").is_file:
             return None
         try:
-            manifest = CheckpointManifest(
-                name=name, **json.loads(self._read(f"{name}/manifest.json"))
-            )
-        except (ValueError, TypeError):
-            return None  # its own last bytes never came: cut short as well
-        path = f"{self.folder}/{name}/{METRIC_FILE}"
-        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
-            with contextlib.suppress(ValueError):  # cut short: it has no figure yet
-                return replace(
-                    manifest, figure=float(json.loads(self._read(f"{name}/{METRIC_FILE}")))
-                )
+            fields = json.loads(self._read(f"{name}/{_MANIFEST_FILE}"))
+        except ValueError:
+            return None
+        check_format_version(fields.pop("format_version", 1), f"The checkpoint {path}")
+        manifest = CheckpointManifest(name=name, **fields)
+        if self.filesystem.get_file_info(f"{path}/{_METRIC_FILE}").is_file:
+            with contextlib.suppress(ValueError):  # truncated: there is no metric yet
+                metric = float(json.loads(self._read(f"{name}/{_METRIC_FILE}")))
+                return replace(manifest, metric=metric)
         return manifest
 
     def _read(self, path: str) -> bytes:
@@ -288,6 +298,6 @@ class CheckpointStore:
 
 
 def best_checkpoint(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:
-    """The one with the smallest figure, the older of two alike; None where none has a figure."""
-    rated = [(m.figure, m.step, m) for m in manifests if m.figure is not None]
-    return min(rated, key=lambda r: r[:2])[2] if rated else None
+    """Return the checkpoint with the smallest metric, the older of two equal ones; None if none."""
+    measured = [m for m in manifests if m.metric is not None]
+    return min(measured, key=lambda m: (m.metric, m.step), default=None)

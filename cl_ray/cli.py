@@ -1,4 +1,4 @@
-"""The `cl-ray` command, one verb each: what `cl_ray/commands/` holds."""
+"""The `cl-ray` program: one command for each module of `cl_ray.commands`, and flag parsing."""
 
 import contextlib
 import io
@@ -6,105 +6,140 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.config import explain
+from cl_ray.config import check_name, explain_validation_error
 from cl_ray.errors import UserError
 
-INTERRUPTED = 130
-"""The shell's exit status for a command that Ctrl-C ended."""
-
-AFTER = {
-    "train": "; with the run's --name it goes on from the last checkpoint, or begins again if "
-    "there is none yet"
-}
-"""What a verb that Ctrl-C ended says of the way on."""
+EXIT_INTERRUPTED = 130
+"""The shell's exit status of a program that Ctrl-C stopped."""
 
 RunPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-"""The run that a verb is about: its folder's path or URI, with no flag before it."""
+"""The path or URI of a run folder, as the first argument of a command."""
 
 COMMANDS = {
-    "train": "train G and D on pairs of images, or go on with a run",
+    "train": "train G and D on pairs of images, or resume a run",
+    "tune": "search for the balance between G and D over many runs",
     "evaluate": "measure a run's samples and features beside real images",
-    "generate": "make images of noise, or variants of images",
-    "embed": "write D's representation of a data set's images",
-    "report": "write a page of a run's pictures, curves and metrics",
+    "generate": "write images of noise, or variants of images",
+    "embed": "write D's representation of the images of a data set",
+    "report": "write a page of a run's images, curves and metrics",
     "export": "write a run's networks as ONNX files or torch.export programs",
-    "data": "turn a torchvision data set, a folder of images or Parquet into a data set",
-    "doctor": "look for what would stop a run on this machine or cluster",
+    "data": "convert a torchvision data set, a folder of images or Parquet files",
+    "doctor": "check this machine or a cluster for problems before a run",
 }
-"""What each verb does; its module is imported when it is asked for."""
+"""Each command with its help; a module is imported when its command is used."""
+
+_INTERRUPT_HINTS = {
+    "train": "; with the run's --name it resumes from the last checkpoint, or starts again if "
+    "there is none yet"
+}
+"""What a command that Ctrl-C stopped says about continuing."""
 
 
 def usage() -> str:
-    """What `cl-ray` alone prints."""
-    verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in COMMANDS.items())
+    """Return the help of `cl-ray` without a command."""
+    lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     return (
-        f"usage: cl-ray COMMAND [flags]\n\n{verbs}\n\n"
-        "`cl-ray COMMAND --help` lists a command's flags with their defaults."
+        f"usage: cl-ray COMMAND [flags]\n\n{lines}\n\n"
+        "`cl-ray COMMAND --help` lists the flags of a command with their defaults."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point; a user's mistake ends it with one sentence and status 1."""
+    """Run a command; on a user's mistake print one sentence and exit with status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    verb = arguments[0]
+    name = arguments[0]
     try:
-        if verb not in COMMANDS:
-            raise UserError(f"There is no command {verb!r}; there are: {', '.join(COMMANDS)}.")
-        import_module(f"cl_ray.commands.{verb}").command(arguments[1:])
+        if name not in COMMANDS:
+            raise UserError(f"There is no command {name!r}; there are: {', '.join(COMMANDS)}.")
+        import_module(f"cl_ray.commands.{name}").command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # `cl-ray train --help | head`: nobody reads on
+    except BrokenPipeError:  # as in `cl-ray train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"cl-ray: stopped{AFTER.get(verb, '')}.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(f"cl-ray: stopped{_INTERRUPT_HINTS.get(name, '')}.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
-def parse(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
-    """The flags as a checked record; tyro prints the help and complains of unknown flags.
+def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
+    """Parse flags into a config; tyro prints the help and reports unknown flags.
+
+    Args:
+        kind: Class of the config.
+        arguments: The flags.
+        prog: Name of the program in the help.
+        default: Instance that gives the values of the other flags.
 
     Raises:
         UserError: A value is out of its range, or values contradict each other.
     """
-    complaint = io.StringIO()
+    output = io.StringIO()
+    given = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kind,
-                args=list(arguments),
-                prog=prog,
-                **({} if default is None else {"default": default}),
-            )
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(kind, args=list(arguments), prog=prog, **given)
     except SystemExit as end:
-        # tyro shows pydantic's report in a box; one sentence says more.
+        # tyro prints pydantic's report in a box; one sentence is clearer.
         cause = end.__context__
         while cause is not None and not isinstance(cause, ValidationError):
             cause = cause.__context__
         if cause is not None:
-            within = section(kind, cause.title) or ""
-            raise UserError(f"In the flags: {explain(cause, within)}.") from None
-        sys.stderr.write(complaint.getvalue())
+            section = _section_of(kind, cause.title) or ""
+            raise UserError(f"In the flags: {explain_validation_error(cause, section)}.") from None
+        sys.stderr.write(output.getvalue())
         raise
 
 
-def section(kind: type[Any], title: str, path: str = "") -> str | None:
-    """Where the part of that class lies in a record, as `optimizer.`; None if nowhere."""
+def flag_value(arguments: Sequence[str], flag: str) -> str | None:
+    """Return the value of `--flag VALUE` or `--flag=VALUE` before the flags are parsed."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == f"--{flag}":
+            value = following
+        elif argument.startswith(f"--{flag}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def name_flag(arguments: Sequence[str], flag: str = "name") -> str | None:
+    """Return the name of a run or a search that the flags give, before they are parsed.
+
+    Raises:
+        UserError: It is not a valid name.
+    """
+    name = flag_value(arguments, flag)
+    if name is not None:
+        try:
+            check_name(name, flag)
+        except ValueError as error:
+            raise UserError(f"In the flags: {error}.") from error
+    return name
+
+
+def default_preset() -> str:
+    """Return the preset if none is given: `mnist` on a machine with a GPU, else `quick`."""
+    return "mnist" if Path("/dev/nvidia0").exists() else "quick"
+
+
+def _section_of(kind: type[Any], title: str, prefix: str = "") -> str | None:
+    """Return the dotted name of the part of that class in a config, such as `optimizer.`."""
     for name, field in kind.model_fields.items():
         part = field.annotation
         if isinstance(part, type) and issubclass(part, BaseConfig):
-            here = f"{path}{name}."
-            found = here if part.__name__ == title else section(part, title, here)
+            path = f"{prefix}{name}."
+            found = path if part.__name__ == title else _section_of(part, title, path)
             if found:
                 return found
     return None

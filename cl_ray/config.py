@@ -1,7 +1,7 @@
-"""The one config tree: presets, YAML in and out, and what may change when a run goes on.
+"""The config tree of a run: presets, and YAML in and out.
 
-Each part is owned by the room that it configures; nothing here imports torch or ray, so a
-mistake in a config is answered at once.
+Each part is defined beside the code that it configures. Nothing here imports torch or ray, so
+that a wrong config is reported at once.
 """
 
 import difflib
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version, marks
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.train_config import TrainerConfig
@@ -21,99 +22,119 @@ Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name each key once: of two, the last would count without a word."""
+class RunIdentityConfig(BaseConfig):
+    """What a run is called, where it is stored and which data it trains on."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As its parent, which merges `<<` first.
-
-        Raises:
-            yaml.constructor.ConstructorError: A key is there twice.
-        """
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return dict(super().construct_mapping(node, deep))
-
-
-class Config(TrainerConfig):
-    """Everything that decides what a run computes. The defaults are the preset `quick`."""
-
-    preset: str = Field("quick", description="Named settings that this config started from.")
-    name: str | None = Field(
-        None, description="The run's name; the same name goes on. None makes a fresh one."
+    preset: str = Field(
+        "quick",
+        description="Named settings that the config starts from.",
+        json_schema_extra=marks(not_searchable="a preset is many fields: name those"),
     )
-    storage: str = Field(
-        "runs",
-        min_length=1,
-        description="Folder or URI (s3://, gs://, ...) under which the run folder lies.",
+    name: str | None = Field(
+        None,
+        description="Name of the run; an existing run is resumed. None: a new name.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="the search names its trials"
+        ),
     )
     data: str = Field(
         "mnist",
         min_length=1,
-        description="`mnist` (packaged) or a folder or URI that `cl-ray data` wrote.",
+        description="`mnist` (packaged), or a folder or URI that `cl-ray data` wrote.",
+        json_schema_extra=marks(not_searchable="trials on other data are not comparable"),
     )
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="Folder or URI (s3://, gs://, ...) that contains the run folder.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="the search stores its trials"
+        ),
+    )
+
+
+class Config(TrainerConfig, RunIdentityConfig):
+    """Everything that decides what a run computes, and on what. The defaults are preset `quick`."""
+
     workers: int | tuple[int, int] = Field(
-        1, description="Worker processes; two numbers (least, most) make the run elastic."
+        1,
+        description="Worker processes; two numbers (minimum, maximum) make the run elastic.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="--workers is the same for all trials"
+        ),
     )
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPUs of each worker; None shares out what the machine has."
+        None,
+        gt=0,
+        description="CPUs of each worker. None: all CPUs of a local machine, divided among the "
+        "workers; 1 on a cluster.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="--cpus-per-trial is the same for all trials"
+        ),
     )
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
-        description="GPUs of each worker, a fraction allowed. None: a local machine's GPUs are "
-        "shared out; on a cluster none is used unless asked for.",
+        description="GPUs of each worker; a fraction is allowed. None: all GPUs of a local "
+        "machine, divided among the workers; 0 on a cluster.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="--gpus-per-trial is the same for all trials"
+        ),
     )
-    device: Device = Field("auto", description="Where a worker computes.")
+    device: Device = Field("auto", description="Device of each worker.")
     precision: Precision = Field(
         "auto", description="auto: bfloat16 autocast where the processor has it, else float32."
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads a worker; None is its CPUs, rounded down."
+        None,
+        ge=1,
+        description="CPU threads of each worker. None: its CPUs, rounded down.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="--cpus-per-trial is the same for all trials"
+        ),
     )
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(),
+        json_schema_extra=marks(
+            not_searchable="trials that are measured differently are not comparable"
+        ),
+    )
 
     @property
     def supervision(self) -> str:
-        """What labels the training sees, in words; empty for none."""
+        """Which labels the training uses, as text; empty for none."""
         used = [f"pairs by {self.pairs.mode}"] if self.pairs.mode == "labels" else []
         used += [f"condition {self.condition}"] if self.condition != "none" else []
         return ", ".join(used)
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The least and the most workers."""
+        """The minimum and maximum number of workers."""
         return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
+    def _check_consistent(self) -> "Config":
         least, most = self.worker_range
         if not 1 <= least <= most:
-            raise ValueError(f"workers {self.workers} must be 1 or more, the least number first")
-        unit = math.lcm(*range(least, most + 1))  # what every number of workers divides
+            raise ValueError(f"workers {self.workers} must be 1 or more, the minimum first")
+        unit = math.lcm(*range(least, most + 1))  # divisible by every number of workers
         for workers in range(least, most + 1):
             if self.batch_size % workers:
                 nearest = max(unit, round(self.batch_size / unit) * unit)
                 raise ValueError(
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
-                    f"take {nearest} or another multiple of {unit}"
+                    f"use {nearest} or another multiple of {unit}"
                 )
         gpus = self.gpus_per_worker or 0
         if gpus > 1 and gpus % 1:
             raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number or less than 1")
         if gpus and self.device not in ("auto", "cuda"):
             raise ValueError(
-                f"gpus_per_worker {gpus:g} is of no use to device {self.device!r}: leave one out"
+                f"gpus_per_worker {gpus:g} does not fit device {self.device!r}: leave one out"
             )
         if self.condition == "classifier" and not self.losses.classification:
             raise ValueError(
-                "condition 'classifier' learns classes by losses.classification, and that is 0: "
+                "condition 'classifier' learns classes by losses.classification, which is 0: "
                 "raise it"
             )
         if self.preset not in PRESETS:
@@ -122,55 +143,61 @@ class Config(TrainerConfig):
             check_name(self.name)
         return self
 
+    def to_yaml(self) -> str:
+        """Return the format version and all fields as YAML."""
+        return f"format_version: {FORMAT_VERSION}\n{super().to_yaml()}"
+
     @classmethod
     def from_yaml(
         cls, text: str, where: str = "the config", base: "Config | None" = None
     ) -> "Config":
-        """Read YAML that names all or some of the fields; the others come from `base`.
+        """Read YAML that names some or all fields.
 
-        If it names another preset than the base's, they come from that preset.
+        Args:
+            text: The YAML.
+            where: Its origin, for error messages.
+            base: The config that gives the other fields. If the YAML names another preset than
+                the base's, or there is no base, the preset gives them.
 
         Raises:
-            UserError: The text is no YAML mapping, or a field is unknown or out of its range.
+            UserError: The text is not a YAML mapping, was written in another format, or a field
+                is unknown or out of its range.
         """
-        try:
-            fields = yaml.load(text, UniqueKeys) or {}
-        except yaml.YAMLError as error:
-            raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{where} must be a mapping of fields to values.")
+        fields = _parse_fields(text, where)
+        check_format_version(fields.pop("format_version", FORMAT_VERSION), where)
         named = str(fields.get("preset", base.preset if base else "quick"))
         if base is None or named != base.preset:
             base = preset(named)
-        return build(merge(base.model_dump(), fields), where)
+        return build_config(merge(base.model_dump(), fields), where)
+
+    @classmethod
+    def from_run(cls, text: str, where: str) -> "Config":
+        """Read the config.yaml that a run wrote; it must state its format version.
+
+        Raises:
+            UserError: As `from_yaml`.
+        """
+        check_format_version(_parse_fields(text, where).get("format_version", 1), where)
+        return cls.from_yaml(text, where)
 
     @classmethod
     def load(cls, path: str | Path, base: "Config | None" = None) -> "Config":
-        """Read a YAML file, by its path or URI; see `from_yaml`.
+        """Read a YAML file, given by its path or URI, as `from_yaml` does.
 
         Raises:
-            UserError: It cannot be read, or as in `from_yaml`.
+            UserError: The file cannot be read, or as `from_yaml`.
         """
         try:
-            text = _text_at(str(path)) if "://" in str(path) else Path(path).read_text("utf-8")
+            text = _read_uri(str(path)) if "://" in str(path) else Path(path).read_text("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"The config {path} is not UTF-8 text (byte {error.object[error.start]:#04x} at "
                 f"{error.start}): save it in that encoding."
             ) from error
         except OSError as error:
-            why = " ".join((error.strerror or str(error)).split()).rstrip(".")
-            raise UserError(f"Cannot read the config {path}: {why}.") from error
+            reason = " ".join((error.strerror or str(error)).split()).rstrip(".")
+            raise UserError(f"Cannot read the config {path}: {reason}.") from error
         return cls.from_yaml(text, str(path), base)
-
-
-def _text_at(uri: str) -> str:
-    """What lies in an object store, say."""
-    from cl_ray.data.dataset import open_filesystem  # pyarrow
-
-    filesystem, path = open_filesystem(uri)
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read()).decode()
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -180,28 +207,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generator": {"latent_noise_std": 0.35},
         "discriminator": {"hidden": 1024},
         "losses": {"uniformity": 5.0},
-        "optimizer": {"average": 0.999, "decay": 0.5},
+        "optimizer": {"ema_decay": 0.999, "lr_decay_fraction": 0.5},
     },
 }
 """Each preset as its differences from the defaults: `quick` takes minutes on two CPU cores,
 `mnist` is the full run."""
 
 
-def check_name(name: str, field: str = "name") -> None:
-    """See that a run or a search may be called so.
-
-    Raises:
-        ValueError: Its folder would lie elsewhere than right under the storage.
-    """
-    if not name or name.startswith(".") or set(name) & set("/\\ \t\n:?#"):
-        raise ValueError(
-            f"{field} {name!r} must be one plain folder name: any characters but spaces and "
-            "/ \\ : ? #, and no dot as the first one"
-        )
-
-
 def preset(name: str) -> Config:
-    """The config of a preset.
+    """Return the config of a preset.
 
     Raises:
         UserError: There is no preset of that name.
@@ -211,8 +225,21 @@ def preset(name: str) -> Config:
     return Config.model_validate({**PRESETS[name], "preset": name})
 
 
-def build(fields: dict[str, Any], where: str = "the config") -> Config:
-    """A checked config of plain fields.
+def check_name(name: str, field: str = "name") -> None:
+    """Check the name of a run or a search, which is also the name of its folder.
+
+    Raises:
+        ValueError: The folder would not lie directly under the storage.
+    """
+    if not name or name.startswith(".") or set(name) & set("/\\ \t\n:?#"):
+        raise ValueError(
+            f"{field} {name!r} must be one plain folder name: any characters but spaces and "
+            "/ \\ : ? #, and no dot as the first one"
+        )
+
+
+def build_config(fields: dict[str, Any], where: str = "the config") -> Config:
+    """Build a config of plain fields.
 
     Raises:
         UserError: One sentence that names the first wrong field, its value and what is allowed.
@@ -220,27 +247,25 @@ def build(fields: dict[str, Any], where: str = "the config") -> Config:
     try:
         return Config.model_validate(fields)
     except ValidationError as error:
-        raise UserError(f"In {where}: {explain(error)}.") from error
+        raise UserError(f"In {where}: {explain_validation_error(error)}.") from error
 
 
-def explain(error: ValidationError, within: str = "") -> str:
-    """The first complaint of a validation in words a user can act on.
+def explain_validation_error(error: ValidationError, section: str = "") -> str:
+    """Describe the first problem that pydantic found, so that a user can fix it.
 
     Args:
-        error: What pydantic says.
-        within: The section that was validated, as `optimizer.`; empty for the whole.
+        error: The validation error.
+        section: The part that was validated, such as `optimizer.`; empty for the whole config.
     """
     first = error.errors()[0]
-    field = within + ".".join(
+    field = section + ".".join(
         str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple"))
     )
     if first["type"] == "extra_forbidden":
         tree = Config().model_dump()
         near = difflib.get_close_matches(field, [*tree, *(name for name, _ in leaves(tree))], 1)
         nearest = f"the nearest is {near[0]!r}; " if near else ""
-        return (
-            f"there is no field {field!r} ({nearest}see `cl-ray train --help` for those there are)"
-        )
+        return f"there is no field {field!r} ({nearest}`cl-ray train --help` lists all fields)"
     if first["type"] in ("model_type", "dict_type"):
         return f"{field} {first['input']!r} is refused: it is a section, with fields of its own"
     if first["type"] == "string_too_short":
@@ -251,7 +276,7 @@ def explain(error: ValidationError, within: str = "") -> str:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves that `changes` names replaced."""
+    """Return nested fields with the leaves that `changes` names replaced."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -262,15 +287,50 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted field name to (old, new) for every leaf that differs."""
-    ours, theirs = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
-    return {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]}
+    """Return the dotted names of the fields that differ, each with its old and new value."""
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
+    return {
+        field: (before[field], after[field]) for field in before if before[field] != after[field]
+    }
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a tree by their dotted names."""
+    """Yield the dotted name and the value of every leaf of nested fields."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses a repeated key, of which YAML would silently use the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                keys.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
+def _parse_fields(text: str, where: str) -> dict[str, Any]:
+    try:
+        fields = yaml.load(text, _UniqueKeyLoader) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} must be a mapping of fields to values.")
+    return fields
+
+
+def _read_uri(uri: str) -> str:
+    from cl_ray.storage import open_filesystem  # imports pyarrow
+
+    filesystem, path = open_filesystem(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode()

@@ -1,63 +1,63 @@
-"""What each worker computes on, resolved by the worker itself and printed."""
+"""The device and precision that a process computes with."""
 
 import ctypes
 import platform
 
 import torch
 
-from cl_ray.config import Config
 from cl_ray.errors import UserError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
-def resolve_device(config: Config, gpus: float | None = None) -> tuple[torch.device, torch.dtype]:
-    """The device and precision that the config asks for, or the best there are for this process.
-
-    Ray leaves a machine's GPUs visible to processes that were given none of them (2.60; see
-    https://github.com/ray-project/ray/issues/54868), so being seen does not make one ours.
+def resolve_device(
+    device: str = "auto", precision: str = "auto", gpus: float | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """Return the device and dtype that a config asks for, `auto` resolved for this process.
 
     Args:
-        config: The run's.
-        gpus: How many GPUs Ray gave this process, a part of one allowed; None is a process that
-            is not Ray's, and may take what it sees.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: `auto`, `float32`, `bfloat16` or `float64`; `auto` is bfloat16 where the
+            processor multiplies in it, else float32.
+        gpus: GPUs that Ray assigned to this process, fractions allowed. None for a process that
+            Ray did not start, which may use every GPU that it sees. Ray leaves GPUs visible to
+            processes without one (2.60, https://github.com/ray-project/ray/issues/54868).
 
     Raises:
-        UserError: The config names a device that this process does not have.
+        UserError: This process does not have that device.
     """
-    device = select_device(config.device, gpus is None or gpus > 0)
-    precision = config.precision
+    selected = select_device(device, gpus is None or gpus > 0)
     if precision == "auto":
-        precision = "bfloat16" if fast_bfloat16(device.type) else "float32"
-    return device, DTYPES[precision]
+        precision = "bfloat16" if has_fast_bfloat16(selected.type) else "float32"
+    return selected, _DTYPES[precision]
 
 
 def select_device(device: str, gpus: bool = True) -> torch.device:
-    """The device of that name, or with `auto` the best there is.
+    """Return the device of that name; for `auto` the fastest that there is.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
         gpus: Whether this process may use the CUDA devices that it sees.
 
     Raises:
-        UserError: It is unknown, or this process does not have it.
+        UserError: The name is unknown, or this process does not have that device.
     """
-    there = {
+    available = {
         "cuda": gpus and torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if device == "auto":
-        device = next(kind for kind, found in there.items() if found)
-    if device not in there:
-        raise UserError(f"device {device!r} is unknown; there are: auto, {', '.join(there)}.")
-    if not there[device]:
-        raise UserError(f"device {device!r} is not there for this process: use auto, or cpu.")
+        device = next(kind for kind, there in available.items() if there)
+    if device not in available:
+        raise UserError(f"device {device!r} is unknown; there are: auto, {', '.join(available)}.")
+    if not available[device]:
+        raise UserError(f"device {device!r} is not available to this process: use auto or cpu.")
     return torch.device(device)
 
 
-def fast_bfloat16(kind: str) -> bool:
-    """Whether the processor multiplies in bfloat16 itself, rather than by emulation."""
+def has_fast_bfloat16(kind: str) -> bool:
+    """Return whether a `cuda` or `cpu` device multiplies bfloat16 natively, without emulation."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "cpu":
@@ -67,7 +67,7 @@ def fast_bfloat16(kind: str) -> bool:
 
 
 def describe_device(device: torch.device, dtype: torch.dtype) -> str:
-    """The choice in words."""
+    """Return device, threads and precision as text, such as `cpu, 2 threads, float32`."""
     precision = "bfloat16 autocast" if dtype == torch.bfloat16 else str(dtype).split(".")[1]
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, {precision}"
@@ -75,10 +75,10 @@ def describe_device(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors, on Linux.
+    """Let glibc keep the memory of freed tensors for later ones.
 
-    By default glibc gives each freed activation back to the kernel, which then clears its pages
-    again for the next one: a third of a CPU step went there.
+    By default glibc returns each freed activation to the kernel, which clears the pages again for
+    the next one: that took a third of a training step on the CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cl_ray.data.dataset import first_error_line
 from cl_ray.data.writer import replace_atomically
 from cl_ray.environment import package_version
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError, first_error_line, redact_credentials
 from cl_ray.model import TrainedModel, load
 from cl_ray.networks.normalize import to_uint8, to_unit
 from cl_ray.prior import Prior
@@ -118,10 +117,10 @@ class Score(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score: D's own `forward` without the projection and what training needs of it."""
         d = self.discriminator
-        judged = d.judge(d.features(to_unit(images)))
+        judged = d.score_hidden(d.features(to_unit(images)))
         scores = d.score(judged).squeeze(1)
-        if d.projects and d.classes is not None:
-            scores = scores + (d.classes.weight[labels] * judged).sum(1)
+        if d.is_projection and d.class_head is not None:
+            scores = scores + (d.class_head.weight[labels] * judged).sum(1)
         return scores
 
 
@@ -156,7 +155,7 @@ def parts_of(run: TrainedModel) -> dict[str, Part]:
     drawn = ("noise", "chance", "labels") if by_class else ("noise", "chance")
     sample = {} if prior is None else {"sample": Part(Sample(prior), drawn, "latents", prior.place)}
     given = ("latents", "labels") if run.classes else ("latents",)
-    judged = ("images", "labels") if run.discriminator.projects else ("images",)
+    judged = ("images", "labels") if run.discriminator.is_projection else ("images",)
     return {
         **sample,
         "generate": Part(Generate(run), given, "images", decode),

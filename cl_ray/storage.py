@@ -1,21 +1,56 @@
-"""The run folder, on local disk or on any pyarrow filesystem."""
+"""Locations of files: local paths and URIs of any pyarrow filesystem, and the run folder."""
 
+import os
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs
 
-from cl_ray.data.dataset import first_error_line, open_filesystem
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError, first_error_line, redact_credentials
+
+
+def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the filesystem that holds a location, and the path on it.
+
+    Args:
+        location: A local path, or a URI such as `s3://bucket/key`.
+
+    Raises:
+        UserError: The URI's filesystem is unknown or cannot be reached.
+    """
+    return _connect(absolute_location(location))
+
+
+@lru_cache(maxsize=32)
+def _connect(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    if "://" not in location:
+        return pyarrow.fs.LocalFileSystem(), location
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{location} cannot be opened: {first_error_line(error)}.") from error
+    return filesystem, path.rstrip("/")
+
+
+def absolute_location(location: str) -> str:
+    """Return a location that means the same in any working directory."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+def redact_uri(location: str) -> str:
+    """Return a location without the credentials and options that a URI may carry."""
+    return redact_credentials(location).partition("?")[0] if "://" in location else location
 
 
 @dataclass(frozen=True)
 class RunStorage:
-    """One run's folder.
+    """The folder of one run, on local disk or on any pyarrow filesystem.
 
     Args:
-        storage: Absolute path or URI of the storage.
+        storage: Absolute path or URI of the parent folder.
         name: The run's name.
     """
 
@@ -24,7 +59,7 @@ class RunStorage:
 
     @classmethod
     def at(cls, storage: str, name: str) -> "RunStorage":
-        """The folder of a run; a relative path counts from here, and file:// is a path."""
+        """Return the folder of a run; relative paths and file:// become absolute paths."""
         if storage.startswith("file://"):
             storage = open_filesystem(storage)[1]
         return cls(
@@ -32,63 +67,64 @@ class RunStorage:
         )
 
     @classmethod
-    def of(cls, where: "str | Path") -> "RunStorage":
-        """The run folder that a path or URI names; a URI's options, `?scheme=http`, stay at it."""
-        place, mark, options = str(where).partition("?") if "://" in str(where) else (where, "", "")
+    def from_uri(cls, uri: "str | Path") -> "RunStorage":
+        """Return the run folder at a path or URI; options (`?scheme=http`) go to the storage."""
+        place, mark, options = str(uri).partition("?") if "://" in str(uri) else (uri, "", "")
         storage, _, name = str(place).rstrip("/").rpartition("/")
         return cls.at(f"{storage or '.'}{mark}{options}", name)
 
     @classmethod
-    def of_run(cls, where: "str | Path") -> "RunStorage":
-        """The folder, as `of`, of a run that is there.
+    def existing(cls, uri: "str | Path") -> "RunStorage":
+        """Return the folder of an existing run, as `from_uri` does.
 
         Raises:
-            UserError: It is not, or its storage is not reached.
+            UserError: There is no run, or its storage cannot be reached.
         """
-        folder = cls.of(where)
+        folder = cls.from_uri(uri)
         try:
-            there = folder.read("config.yaml") is not None
+            found = folder.read("config.yaml") is not None
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {first_error_line(error)}.") from error
-        if not there:
-            bare = "there is no such folder, or nothing in it"
-            why = "it has no config.yaml" if folder.there() else bare
-            raise UserError(f"{folder} is not a run folder: {why}.")
+        if not found:
+            reason = (
+                "it has no config.yaml" if folder.exists() else "it does not exist, or is empty"
+            )
+            raise UserError(f"{folder} is not a run folder: {reason}.")
         return folder
 
     @property
     def remote(self) -> bool:
-        """Whether it is reached by a URI; such storage is taken to be shared by all nodes."""
+        """Whether it has a URI. Such storage is assumed to be shared by all nodes."""
         return "://" in self.storage
 
     @property
     def uri(self) -> str:
-        """What opens it: a path, or a URI that ends in the storage's options, `?scheme=http`."""
+        """The path, or the URI with the storage's options (`?scheme=http`) at its end."""
         if not self.remote:
             return f"{self.storage.rstrip('/')}/{self.name}"
         place, mark, options = self.storage.partition("?")
         return f"{place.rstrip('/')}/{self.name}{mark}{options}"
 
     def __str__(self) -> str:
-        """The folder as people are told of it, without the keys and options of a URI."""
-        return redact_credentials(self.uri).partition("?")[0] if self.remote else self.uri
+        """Return the path or URI to show, without credentials and options."""
+        return redact_uri(self.uri)
 
     def open(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        """Its filesystem, and its path on it.
+        """Return the filesystem and the folder's path on it.
 
         Raises:
-            UserError: There is no such filesystem, or it is not reached.
+            UserError: The filesystem is unknown or cannot be reached.
         """
         try:
             return open_filesystem(self.uri)
         except UserError as error:
-            raise UserError(f"In --storage: {redact_credentials(str(error))}") from error
+            raise UserError(f"In --storage: {error}") from error
 
-    def prepare(self) -> None:
-        """Make the folder and see that it can be written.
+    def create(self) -> None:
+        """Create the folder and check that it is writable.
 
         Raises:
-            UserError: It cannot; nothing is left behind.
+            UserError: It cannot be written; no file is left behind.
         """
         filesystem, path = self.open()
         try:
@@ -98,28 +134,28 @@ class RunStorage:
             filesystem.delete_file(f"{path}/.writable")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"storage {redact_credentials(self.storage)!r} cannot be written: {_line(error)}; "
-                "take another with --storage."
+                f"storage {self.storage!r} cannot be written: {first_error_line(error)}; use "
+                "another --storage."
             ) from error
 
-    def there(self) -> bool:
-        """Whether anything lies in it."""
+    def exists(self) -> bool:
+        """Return whether the folder holds anything."""
         filesystem, path = self.open()
         return bool(filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
 
     def read(self, file: str) -> bytes | None:
-        """A file's bytes; None where there is none."""
+        """Return a file's bytes; None if there is no such file."""
         filesystem, path = self.open()
-        if filesystem.get_file_info(f"{path}/{file}").type != pyarrow.fs.FileType.File:
+        if not filesystem.get_file_info(f"{path}/{file}").is_file:
             return None
         with filesystem.open_input_stream(f"{path}/{file}") as stream:
             return stream.read()
 
     def write(self, file: str, blob: bytes) -> None:
-        """Put a file in place as a whole: a reader finds the old or the new one."""
+        """Write a file atomically: a reader sees the old content or the new one."""
         filesystem, path = self.open()
         target = f"{path}/{file}"
-        if self.remote:  # an object store shows an object when it is complete
+        if self.remote:  # an object store shows an object only when it is complete
             with filesystem.open_output_stream(target) as stream:
                 stream.write(blob)
             return
@@ -131,9 +167,10 @@ class RunStorage:
 
 
 class StorageMirror:
-    """A local folder whose files reach the run folder: at once if that is local, else by `push`.
+    """A local folder whose files are copied to the run folder by `push`.
 
-    Train uploads neither metrics nor events, and an object store cannot append.
+    For a local run folder it is that folder itself. Ray Train uploads neither metrics nor
+    TensorBoard events, and an object store cannot append.
     """
 
     def __init__(self, folder: RunStorage):
@@ -146,7 +183,7 @@ class StorageMirror:
         self._pushed: dict[Path, tuple[int, int]] = {}
 
     def push(self) -> None:
-        """Send every file that changed since the last time."""
+        """Upload every file that changed since the last call."""
         if not self.folder.remote:
             return
         for file in sorted(self.path.rglob("*")):
@@ -155,7 +192,3 @@ class StorageMirror:
                 if self._pushed.get(file) != state:
                     self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
                     self._pushed[file] = state
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -1,8 +1,8 @@
-"""The configs of the method and of its training loop, apart from where and how it is run."""
+"""Configs of the method and of its training loop; not of where and how they run."""
 
 from pydantic import Field
 
-from cl_ray.base_config import BaseConfig
+from cl_ray.base_config import BaseConfig, marks
 from cl_ray.data.config import AugmentConfig, Condition, PairDataConfig, ViewConfig
 from cl_ray.losses.config import LossConfig
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
@@ -13,59 +13,86 @@ class OptimizerConfig(BaseConfig):
 
     lr_g: float = Field(3e-3, gt=0, le=1, description="Learning rate of G.")
     lr_d: float = Field(2e-3, gt=0, le=1, description="Learning rate of D.")
-    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay of the first moment.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay of the second moment.")
-    decay: float = Field(
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay rate of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay rate of the second moment.")
+    lr_decay_fraction: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the run, its last, over which both learning rates fall to 0.",
+        description="Last fraction of the run over which both learning rates decay linearly to 0.",
     )
     d_steps: int = Field(
-        1, ge=1, le=100, description="Steps of D, all on the same pairs, for each step of G."
+        1, ge=1, le=100, description="Steps of D per step of G, all on the same pairs."
     )
-    average: float = Field(
-        0.998, ge=0, lt=1, description="Decay a step of the EMA generator; ramps up from 0.1."
+    ema_decay: float = Field(
+        0.998,
+        ge=0,
+        lt=1,
+        description="Decay per step of the EMA generator; it ramps up from 0.1.",
     )
 
 
 class GANConfig(BaseConfig):
     """What `ContrastiveGAN` depends on: networks, losses, views, optimizers and the seed."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random numbers.")
     condition: Condition = Field(
         "none",
-        description="Whether G and D are told the labels, so that G makes images of a class asked "
-        "for. classifier: D also names the class of what it sees (AC-GAN). projection: D's score "
-        "is of an image and its class.",
+        description="Whether G and D are conditioned on labels, so that G generates images of a "
+        "given class. classifier: D also predicts the class (AC-GAN). projection: the class is "
+        "part of D's score (projection discriminator).",
     )
     views: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
-    generator: GeneratorConfig = GeneratorConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    generator: GeneratorConfig = Field(GeneratorConfig(), json_schema_extra=marks("architecture"))
+    discriminator: DiscriminatorConfig = Field(
+        DiscriminatorConfig(), json_schema_extra=marks("architecture")
+    )
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
 class CheckpointConfig(BaseConfig):
-    """What is kept of a run on its way."""
+    """Which checkpoints of a run are written and kept."""
 
-    keep: int = Field(3, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
+    keep: int = Field(
+        3,
+        ge=1,
+        description="Newest checkpoints to keep; the best one is kept as well.",
+        json_schema_extra=marks("changeable_on_resume"),
+    )
     every: int = Field(
-        200, ge=0, description="Steps between checkpoints within an epoch; 0 is at its end only."
+        200,
+        ge=0,
+        description="Steps between checkpoints within an epoch; 0: only at its end.",
+        json_schema_extra=marks("changeable_on_resume"),
     )
     metric: str = Field(
         "auto",
-        description="The figure that marks the best: one of the epoch's, such as "
-        "`g/reconstruction`, the smaller the better, or an evaluation's, such as "
+        description="Metric that selects the best checkpoint: one of an epoch, such as "
+        "`g/reconstruction` (smaller is better), or one of an evaluation, such as "
         "`evaluation/linear_probe` or, with a condition, `evaluation/class_accuracy`. auto: "
-        "`evaluation/frechet` where that is measured, else `g/reconstruction`.",
+        "`evaluation/frechet` if that is measured, else `g/reconstruction`.",
     )
 
 
 class TrainerConfig(GANConfig, PairDataConfig):
     """What `Trainer` depends on."""
 
-    epochs: int = Field(1, ge=1, description="Passes over the training images.")
-    log_every: int = Field(20, ge=1, description="Steps between two lines of curves.")
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    epochs: int = Field(
+        1,
+        ge=1,
+        description="Passes over the training images.",
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="--epochs is the budget of each trial"
+        ),
+    )
+    log_every: int = Field(
+        20,
+        ge=1,
+        description="Steps between two logged points of the curves.",
+        json_schema_extra=marks("changeable_on_resume"),
+    )
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), json_schema_extra=marks(not_searchable="it changes no metric")
+    )

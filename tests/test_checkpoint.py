@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(local: CheckpointStore) -> 
     around: dict[str, Any] = {"epochs": 0, "position": 1, "sums": {}, "workers": 1, **ABOUT}
     state = {"gan": whole.state_dict(), **around}
     before = pack(state)
-    local.save(state, epoch=0, step=1, figure=None)
+    local.save(state, epoch=0, step=1, metric=None)
     assert alike(state, unpack(before))  # what is saved stays the run's
     again.load_state_dict(local.load(name_of(1))["gan"])
     for number in (1, 2):
@@ -258,18 +258,18 @@ def test_one_that_waits_for_its_figure_is_held_and_rated(
 ) -> None:
     """Two are kept; an evaluation of the first goes on while others are saved."""
     save(anywhere, states, {1: None})
-    anywhere.held.add(name_of(1))
+    anywhere.pinned.add(name_of(1))
     save(anywhere, states, {2: None, 3: None, 4: None})
     assert steps_of(anywhere) == [1, 3, 4]
-    anywhere.rate(name_of(3), 0.5)
-    anywhere.rate(name_of(1), 0.2)
+    anywhere.set_metric(name_of(3), 0.5)
+    anywhere.set_metric(name_of(1), 0.2)
     save(anywhere, states, {5: 0.3})
     assert_whole(anywhere, states, 1, 4, 5)  # held no more, and kept as the best
     best = anywhere.best()
     assert best is not None
     assert (best.step, best.figure) == (1, 0.2)
-    anywhere.rate(name_of(1), 0.4)
+    anywhere.set_metric(name_of(1), 0.4)
     assert steps_of(anywhere) == [4, 5]  # the best is another now
-    anywhere.held.add(name_of(4))
-    anywhere.rate(name_of(4), None)  # it could not be measured
-    assert not anywhere.held
+    anywhere.pinned.add(name_of(4))
+    anywhere.set_metric(name_of(4), None)  # it could not be measured
+    assert not anywhere.pinned

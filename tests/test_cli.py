@@ -25,13 +25,13 @@ import cl_ray
 from cl_ray import cli
 from cl_ray.base_config import BaseConfig
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.commands import train as train_verb
-from cl_ray.commands.train import TrainCommand, starting_point
-from cl_ray.config import Config, build, preset
+from cl_ray.commands import train as train_command
+from cl_ray.commands.train import TrainCommand, base_config
+from cl_ray.config import Config, build_config, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
-from cl_ray.data.progress import DatasetProgress, print_dataset_summary
+from cl_ray.commands.data import DatasetProgress, print_dataset_summary
 from cl_ray.data.sources import SourceConfig
 from cl_ray.errors import UserError
 from cl_ray.trainer import Trainer
@@ -117,7 +117,7 @@ def test_help_lists_every_field_with_its_help_and_default(
     kind: type[BaseConfig],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")  # wider, its boxes stand side by side
-    monkeypatch.setattr(train_verb, "default_preset", lambda: "quick")
+    monkeypatch.setattr(train_command, "default_preset", lambda: "quick")
     shown = said(capsys, verb, "--help", code=0)
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
     flags = leaves(kind)
@@ -214,13 +214,13 @@ def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_a_file_of_another_preset_starts_from_that_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: mnist\nseed: 5\n")
-    start = starting_point([f"--config={file}"])
+    start = base_config([f"--config={file}"])
     assert (start.preset, start.seed, start.epochs) == ("mnist", 5, preset("mnist").epochs)
     assert start.epochs != Config().epochs
     with pytest.raises(UserError, match="says preset mnist and the flag says quick"):
-        starting_point([f"--config={file}", "--preset", "quick"])
+        base_config([f"--config={file}", "--preset", "quick"])
     file.write_text("seed: 5\n")
-    assert starting_point([f"--config={file}", "--preset=mnist"]).epochs == start.epochs
+    assert base_config([f"--config={file}", "--preset=mnist"]).epochs == start.epochs
 
 
 def test_a_run_whose_end_was_cut_short_is_not_finished(tmp_path: Path, make_digits: Any) -> None:
@@ -229,12 +229,12 @@ def test_a_run_whose_end_was_cut_short_is_not_finished(tmp_path: Path, make_digi
         "generator": {"width": 4}, "discriminator": {"width": 4}, "epochs": 2, "batch_size": 32,
         "data": make_digits(40), "name": "demo", "storage": str(tmp_path),
     }  # fmt: skip
-    config = build(fields)
+    config = build_config(fields)
     run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(config.data), config)))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "config.yaml").write_text(config.to_yaml())
     CheckpointStore(LocalFileSystem(), str(tmp_path / "demo")).save(
-        run.state_dict(), epoch=2, step=4, figure=None
+        run.state_dict(), epoch=2, step=4, metric=None
     )
     joins = cl_ray.Launch(address="nonsense")
     summary = tmp_path / "demo" / "summary.json"
@@ -308,7 +308,7 @@ def test_data_says_what_it_wrote(
         "reading train: 50 images",
         "writing train: 40 images",
         "writing test: 10 images",
-        "data set  my pets",
+        "dataset   my pets",
         f"source    {source}",
         "licence   CC0",
         "images    32 × 32, grey",
@@ -363,7 +363,7 @@ def test_interrupted_data_leaves_nothing(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert complaint == "cl-ray: stopped; no data set was written.\n"
+    assert complaint == "cl-ray: stopped; no dataset was written.\n"
     assert list(tmp_path.iterdir()) == []
 
 

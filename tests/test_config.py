@@ -8,7 +8,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.config import PRESETS, Config, build, differences, merge, preset
+from cl_ray.config import PRESETS, Config, build_config, differences, merge, preset
 from cl_ray.errors import UserError
 
 TRIED = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
@@ -44,7 +44,7 @@ def changed(path: tuple[str, ...], field: FieldInfo) -> Config | None:
         if value == field.default:
             continue
         try:
-            return build(merge(Config().model_dump(), nested(path, value)))
+            return build_config(merge(Config().model_dump(), nested(path, value)))
         except UserError:
             continue
     assert len(choices) == 1, f"no other value was found for {path}"
@@ -53,7 +53,7 @@ def changed(path: tuple[str, ...], field: FieldInfo) -> Config | None:
 
 def refusal(fields: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
-        build(merge(Config().model_dump(), fields), "my.yaml")
+        build_config(merge(Config().model_dump(), fields), "my.yaml")
     return one_sentence(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
     apart = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
     apart |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
     apart |= {"pairs": {"candidates": 5}}  # for hard negatives
-    config = build(merge(fields, apart))
+    config = build_config(merge(fields, apart))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
     assert config.worker_range == (1, 4)
@@ -165,8 +165,8 @@ def test_merge_replaces_leaves_only() -> None:
         ),
         ({"pairs": {"negatives": "hard", "candidates": 1}}, ["pairs.candidates is 1", "4 or more"]),
         (
-            {"losses": {"form": "contrad", "contrastive": 0, "fakes": 0, "pair": 0}},
-            ["'contrad'", "losses.fakes", "raise one"],
+            {"losses": {"form": "contrad", "contrastive": 0, "fake_supcon": 0, "pair": 0}},
+            ["'contrad'", "losses.fake_supcon", "raise one"],
         ),
         (
             {"discriminator": {"family": "residual", "spectral_norm": True}},
@@ -194,15 +194,15 @@ def test_a_mistake_is_answered_in_one_sentence(fields: dict[str, Any], words: li
 
 
 def test_a_batch_that_every_number_of_workers_divides_is_taken() -> None:
-    assert build({"batch_size": 60, "workers": [1, 6]}).workers == (1, 6)
-    assert build({"batch_size": 6, "workers": 6}).workers == 6
+    assert build_config({"batch_size": 60, "workers": [1, 6]}).workers == (1, 6)
+    assert build_config({"batch_size": 6, "workers": 6}).workers == 6
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(100, (1, 3)), (128, (1, 4)), (7, (3, 5))])
 def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int, int]) -> None:
     message = refusal({"batch_size": batch, "workers": workers})
     advised = int(message.partition("take ")[2].split()[0])
-    assert build({"batch_size": advised, "workers": workers}).batch_size == advised
+    assert build_config({"batch_size": advised, "workers": workers}).batch_size == advised
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import safetensors.torch
 from helpers.run_folder import leave, trained_run
 
 import cl_ray
+from cl_ray.base_config import FORMAT_VERSION
 from cl_ray.checkpoint import WEIGHTS
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
@@ -62,7 +63,8 @@ def older(folder: Path, tmp_path: Path) -> Path:
         blob = safetensors.torch.save(weights, metadata={"cl_ray": json.dumps(facts)})
         file.write_bytes(blob)
         files[name] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-    manifest = {"epoch": 1, "step": 10, "figure": None, "files": files}
+    manifest = {"format_version": FORMAT_VERSION, "epoch": 1, "step": 10, "metric": None}
+    manifest["files"] = files
     (new / "checkpoints/step-00000010/manifest.json").write_text(json.dumps(manifest))
     return new
 
@@ -95,7 +97,7 @@ def test_more_begin_with_the_same_and_each_is_decoded_as_its_class(run: TrainedM
     assert len(np.unique(kinds[:40])) > 5  # mixed, not one class after another
     many = run.generate(BLOCK + 20, seed=3)
     decoded = run.decode(
-        run.latents(BLOCK + 20, 3, kinds=kinds[: BLOCK + 20]), labels=kinds[: BLOCK + 20]
+        run.latents(BLOCK + 20, 3, labels=kinds[: BLOCK + 20]), labels=kinds[: BLOCK + 20]
     )
     assert np.abs(many.astype(int) - decoded).max() <= 1
 
@@ -121,7 +123,7 @@ def test_a_class_without_training_images_is_refused(
         with pytest.raises(UserError, match=said + " 4, 5, 6, 7, 8, 9"):
             run.generate(2, label=label)
     with pytest.raises(UserError, match="class 'ten' had no training image"):
-        run.class_number("ten")
+        run.class_index("ten")
     assert run.generate(2, label="4").shape == (2, 28, 28, 1)
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--class=3", f"--out={tmp_path}/threes"])

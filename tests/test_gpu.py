@@ -139,9 +139,9 @@ def test_goes_on_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> Non
 
 
 def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
-    assert resolve_device(Config(), gpus=0)[0].type == "cpu"
-    assert resolve_device(Config())[0].type == "cuda"
-    assert resolve_device(Config(), gpus=0.5)[0].type == "cuda"
+    assert resolve_device(gpus=0)[0].type == "cpu"
+    assert resolve_device()[0].type == "cuda"
+    assert resolve_device(gpus=0.5)[0].type == "cuda"
 
 
 def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: Any) -> str:
 
 def refusal(folder: RunStorage) -> str:
     with pytest.raises(UserError) as caught:
-        folder.prepare()
+        folder.create()
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")
@@ -70,15 +70,15 @@ def test_keys_in_a_uri_open_it(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     folder = RunStorage.at(bucket.uri("keys", user="me:pass@"), "demo")
-    folder.prepare()
+    folder.create()
     folder.write("a.txt", b"a")
     assert bucket.files("keys/demo/") == {"a.txt": b"a"}
 
 
 def test_what_is_written_is_read(storage: str) -> None:
     folder = RunStorage.at(storage, "demo")
-    folder.prepare()
-    folder.prepare()  # as when a run goes on
+    folder.create()
+    folder.create()  # as when a run goes on
     filesystem, path = folder.open()
     assert folder.read("config.yaml") is None
     assert folder.read("deep/er/file") is None
@@ -146,7 +146,7 @@ def test_a_mirror_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
 
 def test_a_mirror_sends_what_changed_and_nothing_else(bucket: Any) -> None:
     folder = RunStorage.at(bucket.uri("mirror"), "demo")
-    folder.prepare()
+    folder.create()
     folder.write("config.yaml", b"not the mirror's")
     mirror = StorageMirror(folder)
     (mirror.path / "samples").mkdir()

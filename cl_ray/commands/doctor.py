@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.cli import parse
+from cl_ray.cli import parse_flags
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DoctorCommand(BaseConfig):
 
 def command(arguments: Sequence[str]) -> None:
     """Run it."""
-    asked = parse(DoctorCommand, arguments, prog="cl-ray doctor")
+    asked = parse_flags(DoctorCommand, arguments, prog="cl-ray doctor")
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

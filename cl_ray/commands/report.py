@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.cli import RunPath, parse
+from cl_ray.cli import RunPath, parse_flags
 from cl_ray.config import Device
 
 
@@ -23,7 +23,7 @@ class ReportCommand(BaseConfig):
 
 def command(arguments: Sequence[str]) -> None:
     """Run it."""
-    asked = parse(ReportCommand, arguments, prog="cl-ray report")
+    asked = parse_flags(ReportCommand, arguments, prog="cl-ray report")
     from rich.console import Console
 
     from cl_ray.report.page import write_run_report

@@ -2,14 +2,17 @@
 
 from pydantic import Field
 
-from cl_ray.base_config import BaseConfig
+from cl_ray.base_config import BaseConfig, marks
 
 
 class EvaluationConfig(BaseConfig):
     """How often a run is evaluated, and on how many images."""
 
     every: int = Field(
-        1, ge=0, description="Epochs between two evaluations, the last one included; 0 is never."
+        1,
+        ge=0,
+        description="Epochs between two evaluations, the last one included; 0 is never.",
+        json_schema_extra=marks("changeable_on_resume"),
     )
     reference: str = Field(
         "auto",

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from cl_ray.data.dataset import first_error_line
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import RunStorage
 from cl_ray.training.signals import handle_signal
 

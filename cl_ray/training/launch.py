@@ -16,7 +16,7 @@ from rich.text import Text
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.partition import NOT_STREAMED, Partition
+from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, redact_credentials
 from cl_ray.losses.names import loss_names
@@ -96,7 +96,7 @@ def train(
     check_checkpoint_metric(config, dataset)
     if starts_local_ray(launch.address):
         check_local_resources(config)
-    folder.prepare()
+    folder.create()
     with exclusive_lock(folder, "run"):
         return _train(config, folder, dataset, launch, console, begun)
 
@@ -152,7 +152,7 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
         UserError: No split `train`, no labels or one class where the pairs need them, too few
             images, or all of them alike.
     """
-    dataset.groups("train")
+    dataset.row_groups("train")
     rows = dataset.info.splits["train"].rows
     most = config.worker_range[1]
     if rows // most <= config.pairs.candidates:
@@ -172,7 +172,7 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
     if config.pairs.negatives == "hard":
         fewest = Partition(dataset, config, config.worker_range[0])
         if not fewest.resident:
-            raise UserError(NOT_STREAMED)
+            raise UserError(HARD_NEGATIVES_NEED_MEMORY)
     if config.condition != "none":
         if not dataset.info.labelled:
             raise UserError(

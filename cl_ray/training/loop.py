@@ -66,7 +66,7 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
     cores = CpuAffinity(setup["threads"])
     threading.Thread(target=_import_what_is_slow, daemon=True).start()
     keep_freed_memory()
-    device, dtype = resolve_device(config, setup["gpus"])
+    device, dtype = resolve_device(config.device, config.precision, setup["gpus"])
     if folder.read("config.yaml") is None:
         raise UserError(
             f"Worker {rank} on {socket.gethostname()} does not see {folder}: several machines "
@@ -170,7 +170,7 @@ class RankZeroHooks:
         if over or (every and record.step % every == 0):
             self.journal.send()  # first, as in `finish_epoch`
             self.checkpoints.save(
-                self.run.state_dict(), epoch=self.run.epochs, step=record.step, figure=None
+                self.run.state_dict(), epoch=self.run.epochs, step=record.step, metric=None
             )
         if over:  # the host takes all ranks' processes down
             ray.get(self.board.saved.remote())
@@ -194,7 +194,7 @@ class RankZeroHooks:
             self.run.state_dict(),
             epoch=self.run.epochs,
             step=self.run.gan.steps,
-            figure=metrics.get(self.best_by),
+            metric=metrics.get(self.best_by),
         )
         self._tell(metrics, metrics["images_per_second"], force=True)
         self._evaluate(name)
@@ -203,7 +203,7 @@ class RankZeroHooks:
         """Begin to evaluate the networks as they are, if that is due."""
         epoch, gan = self.run.epochs, self.run.gan
         if self.evaluations.due(epoch):
-            self.checkpoints.held.add(checkpoint)
+            self.checkpoints.pinned.add(checkpoint)
             networks = network_weights(gan)
             self.evaluations.start(
                 EvaluationRequest(epoch, gan.steps, checkpoint, networks, self.run.prior)
@@ -215,7 +215,7 @@ class RankZeroHooks:
         for job, found in self.evaluations.finished(wait):
             if isinstance(found, str):
                 self.board.note.remote(found)
-                self.checkpoints.rate(job.checkpoint, None)
+                self.checkpoints.set_metric(job.checkpoint, None)
                 continue
             metrics = found.metrics()
             self.journal.evaluated(job.epoch, job.step, {**metrics, "seconds": found.seconds})
@@ -225,7 +225,7 @@ class RankZeroHooks:
             best = metrics.get(name) if kind == "evaluation" else None
             if best is not None and is_larger_better(name):
                 best = -best
-            self.checkpoints.rate(job.checkpoint, best)
+            self.checkpoints.set_metric(job.checkpoint, best)
             self.board.note.remote(f"epoch {job.epoch} is worth: {summary_line(found)}")
 
     def close(self) -> None:

@@ -4,25 +4,11 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_ray.base_config import marked_fields
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, differences
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
-
-CHANGEABLE_ON_RESUME = (
-    "name",
-    "storage",
-    "epochs",
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "threads",
-    "log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "evaluation.every",
-)
-"""What a run that goes on may be given anew; all else decides what it computes."""
 
 LATER = ("generator.safetensors", "checkpoints/best.txt")
 """Files of a run that had a whole checkpoint once."""
@@ -46,11 +32,10 @@ def check_resumable(
     _see_that_whole(folder, checkpoints, written is not None, newest is not None)
     if written is None:
         return
-    changed = differences(Config.from_yaml(written.decode(), f"{folder}/config.yaml"), config)
+    changed = differences(Config.from_run(written.decode(), f"{folder}/config.yaml"), config)
     if newest:
-        changed = {
-            field: pair for field, pair in changed.items() if field not in CHANGEABLE_ON_RESUME
-        }
+        changeable = marked_fields(Config, "changeable_on_resume")
+        changed = {field: pair for field, pair in changed.items() if field not in changeable}
         if changed:
             raise UserError(
                 f"The run {folder} has another config ({_shown(changed)}): leave those out to go "

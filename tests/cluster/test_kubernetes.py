@@ -11,7 +11,7 @@ import yaml
 from helpers.kuberay import KINDS
 from pydantic import ValidationError
 
-from cl_ray.cli import parse
+from cl_ray.cli import parse_flags
 from cl_ray.commands.train import TrainCommand
 
 ROOT = Path(__file__).parent.parent.parent
@@ -78,7 +78,7 @@ def test_the_job_resumes_and_ends() -> None:
     spec = read("rayjob")["spec"]
     python, _, module, verb, *flags = spec["entrypoint"].split()
     assert (python, module, verb) == ("python", "cl_ray", "train")
-    asked = parse(TrainCommand, flags, prog="cl-ray train")
+    asked = parse_flags(TrainCommand, flags, prog="cl-ray train")
     assert asked.name  # the same name goes on; without one each retry would begin anew
     assert asked.storage == "/runs"
     assert spec["backoffLimit"] > 0

@@ -10,7 +10,7 @@ import click
 import pytest
 from ray.scripts.scripts import cli as ray
 
-from cl_ray.cli import parse
+from cl_ray.cli import parse_flags
 from cl_ray.commands.doctor import DoctorCommand
 from cl_ray.commands.train import TrainCommand
 
@@ -85,7 +85,7 @@ def test_the_job_takes_its_flags(job: str) -> None:
         _, module, verb, *flags = words
         kind = {"train": TrainCommand, "doctor": DoctorCommand}[verb]
         assert module == "cl_ray"
-        assert parse(kind, flags, prog=f"cl-ray {verb}")
+        assert parse_flags(kind, flags, prog=f"cl-ray {verb}")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "aws_account" in c])

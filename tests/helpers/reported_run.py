@@ -64,7 +64,7 @@ def write_digits(folder: Path, labelled: bool = True, test: bool = True) -> str:
     mnist = Dataset.open("mnist")
     splits = {}
     for split, count in {"train": TRAIN, "test": TEST}.items():
-        rows = mnist.read(split, mnist.pieces(split)[:1])
+        rows = mnist.read(split, mnist.row_groups(split)[:1])
         assert rows.label is not None
         splits[split] = [
             RawImage(image, int(label) if labelled else None, f"{split} {i}")
@@ -89,7 +89,7 @@ def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
         metrics = run.train_epoch(journal.record)
         journal.epoch(metrics)
         checkpoints.save(
-            run.state_dict(), epoch=run.epochs, step=run.gan.steps, figure=1 / run.epochs
+            run.state_dict(), epoch=run.epochs, step=run.gan.steps, metric=1 / run.epochs
         )
     journal.close()
 

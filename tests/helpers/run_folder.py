@@ -32,5 +32,5 @@ def leave(run: Trainer, storage: Path, step: int) -> Path:
     """Writes the run's folder, with one checkpoint of that step."""
     folder = RunStorage.at(str(storage), "demo")
     folder.write("config.yaml", run.config.to_yaml().encode())
-    CheckpointStore(*folder.open()).save(run.state_dict(), epoch=1, step=step, figure=0.5)
+    CheckpointStore(*folder.open()).save(run.state_dict(), epoch=1, step=step, metric=0.5)
     return Path(folder.uri)

@@ -24,7 +24,7 @@ def gan() -> ContrastiveGAN:
 def save(checkpoints: CheckpointStore, states: States, metrics: dict[int, float | None]) -> None:
     """Save the steps that have a figure, one after another."""
     for step, figure in metrics.items():
-        name = checkpoints.save(states[step], epoch=step // 2, step=step, figure=figure)
+        name = checkpoints.save(states[step], epoch=step // 2, step=step, metric=figure)
         assert name == name_of(step)
 
 

@@ -72,8 +72,8 @@ def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
 def test_whose_process_holds_it(remote: bool, bucket: Any, tmp_path: Path) -> None:
     """In a bucket as well, by processes of one machine, whatever keys they give."""
     uri = bucket.uri("held/s", user="me:pass@") if remote else str(tmp_path)
-    theirs = RunStorage.of(uri)
-    ours = RunStorage.of(bucket.uri("held/s")) if remote else theirs
+    theirs = RunStorage.from_uri(uri)
+    ours = RunStorage.from_uri(bucket.uri("held/s")) if remote else theirs
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

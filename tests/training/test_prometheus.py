@@ -17,7 +17,7 @@ import ray
 from helpers.small_run import SMALL
 from rich.console import Console
 
-from cl_ray.cli import parse
+from cl_ray.cli import parse_flags
 from cl_ray.config import Config
 from cl_ray.training.launch import train
 from cl_ray.tuning.tune import main
@@ -120,7 +120,7 @@ def run(
         "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
         "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL,
     ]  # fmt: skip
-    config = parse(Config, flags, prog="cl-ray train")
+    config = parse_flags(Config, flags, prog="cl-ray train")
     with Scraper(port) as scraper:
         train(config, console=Console(quiet=True))
     return storage / "r", scraper

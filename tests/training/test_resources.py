@@ -8,7 +8,7 @@ import ray
 from helpers.machine import machine
 from rich.console import Console
 
-from cl_ray.config import build
+from cl_ray.config import build_config
 from cl_ray.errors import UserError
 from cl_ray.training.cluster import ray_session
 from cl_ray.training.resources import WorkerResources, plan_workers
@@ -22,7 +22,7 @@ def cluster() -> Iterator[None]:
 
 
 def asked(local: bool = True, **fields: Any) -> WorkerResources:
-    return plan_workers(build({"batch_size": 120, **fields}), local)
+    return plan_workers(build_config({"batch_size": 120, **fields}), local)
 
 
 def refused(local: bool = True, **fields: Any) -> str:
