@@ -1,14 +1,12 @@
-"""What `cl-ray embed` and `cl-ray generate` cost beside bare PyTorch, and what memory they hold.
+"""Measure `cl-ray embed` and `cl-ray generate` against bare PyTorch, and their memory.
 
-`python benchmarks/inference.py runs/demo`, round by round:
+    python benchmarks/inference.py runs/demo
 
-- embed 60,000 packaged digits: images/s of the pool, from the moment that its first actor begins
-  with its first part until all parts are read, computed and written, against a bare loop over the
-  same arrays in memory, which writes nothing. Both use all cores, blocks of the same size and the
-  C library's memory kept. What the pool takes to start is shown apart; `steady` leaves out its
-  first third, in which its actors begin one after another and load what they work with, which is
-  a good part of so short a job.
-- generate 10,000 and 100,000 digits: the most memory that an actor and the driver held.
+- embed 60,000 packaged digits: images/s of the pool, from the start of its first part until all
+  parts are read, computed and written, against a loop over the same arrays in memory that writes
+  nothing. Both use all cores and the same batch size. Start-up is shown apart; `steady` leaves out
+  the pool's first third, in which its actors start one after another.
+- generate 10,000 and 100,000 digits: the largest memory of an actor and of the driver.
 """
 
 import json
@@ -25,47 +23,48 @@ from rich.table import Table
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.device import keep_freed_memory
-from cl_ray.inference.pool import peak_memory, prepare, produce, share_out
-from cl_ray.inference.work import Embed, FromNoise, Work
+from cl_ray.environment import peak_memory
+from cl_ray.inference.actor_pool import allocate_actors, prepare_inference, run_inference
+from cl_ray.inference.tasks import EmbedTask, GenerateTask, InferenceTask
 from cl_ray.model import load
-from cl_ray.training.cluster import ray_session
+from cl_ray.training.ray_session import ray_session
 
 ROUNDS = 3
 COUNTS = (10_000, 100_000)
 
 
-def bare(run: str) -> dict[str, float]:
-    """images/s of a loop in this process."""
+def measure_bare(run: str) -> dict[str, float]:
+    """Measure images/s of a loop in this process."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     keep_freed_memory()
-    loaded = load(run, device="cpu")
+    model = load(run, device="cpu")
     images = Dataset.open("mnist").read("train").image
-    loaded.embed(images[:2000])
-    begun = time.perf_counter()
-    loaded.embed(images)
-    return {"speed": len(images) / (time.perf_counter() - begun)}
+    model.embed(images[:2000])
+    began = time.perf_counter()
+    model.embed(images)
+    return {"speed": len(images) / (time.perf_counter() - began)}
 
 
-def pooled(run: str, work: Work, out: str) -> dict[str, float]:
-    """images/s of the pool, its seconds before the first part, and peaks of memory."""
-    begun = time.perf_counter()
-    job = prepare(run, work, out)
+def measure_pool(run: str, task: InferenceTask, out: str) -> dict[str, float]:
+    """Measure images/s of a pool, its seconds of start-up, and peak memory in MB."""
+    began = time.perf_counter()
+    job = prepare_inference(run, task, out)
     with ray_session(None, False, False, Console(stderr=True)) as local:
-        pool = share_out(None, None, None, local, len(job.missing))
-        made = list(produce(job, pool))
-        start = time.perf_counter() - begun - made[-1].seconds
-    third, last = made[len(made) // 3], made[-1]
+        pool = allocate_actors(None, None, None, local, len(job.missing))
+        progress = list(run_inference(job, pool))
+        seconds = time.perf_counter() - began
+    third, last = progress[len(progress) // 3], progress[-1]
     return {
-        "speed": last.images / last.seconds,
-        "steady": (last.images - third.images) / (last.seconds - third.seconds),
-        "start": start,
-        "actor": last.peak / 1e6,
+        "speed": last.rows / last.seconds,
+        "steady": (last.rows - third.rows) / (last.seconds - third.seconds),
+        "start": seconds - last.seconds,
+        "actor": last.peak_memory / 1e6,
         "driver": peak_memory() / 1e6,
     }
 
 
-def measured(run: str, what: str) -> dict[str, float]:
-    """One measurement in a process of its own."""
+def measure_alone(run: str, what: str) -> dict[str, float]:
+    """Take one measurement in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, run, what, f"{out}/out.parquet"]
         return dict(json.loads(subprocess.check_output(command).splitlines()[-1]))
@@ -73,22 +72,22 @@ def measured(run: str, what: str) -> dict[str, float]:
 
 def main(run: str) -> None:
     """Print the tables."""
-    names = ("round", "bare", "pool", "ratio", "steady", "ratio", "starting")
+    names = ("round", "bare", "pool", "ratio", "steady", "ratio", "start-up")
     speeds = Table(*names, title="embed, images/s")
     ratios: dict[str, list[float]] = {"speed": [], "steady": []}
     for number in range(ROUNDS):
-        alone, pool = measured(run, "bare"), measured(run, "embed")
-        row = [str(number + 1), f"{alone['speed']:.0f}"]
-        for kind, of_kind in ratios.items():
-            of_kind.append(pool[kind] / alone["speed"])
-            row += [f"{pool[kind]:.0f}", f"{of_kind[-1]:.2f}"]
+        bare, pool = measure_alone(run, "bare"), measure_alone(run, "embed")
+        row = [str(number + 1), f"{bare['speed']:.0f}"]
+        for kind, values in ratios.items():
+            values.append(pool[kind] / bare["speed"])
+            row += [f"{pool[kind]:.0f}", f"{values[-1]:.2f}"]
         speeds.add_row(*row, f"{pool['start']:.1f} s")
-    middle = [f"[bold]{statistics.median(of_kind):.2f}" for of_kind in ratios.values()]
-    speeds.add_row("median", "", "", middle[0], "", middle[1], "")
+    medians = [f"[bold]{statistics.median(values):.2f}" for values in ratios.values()]
+    speeds.add_row("median", "", "", medians[0], "", medians[1], "")
     memory = Table("images", "images/s", "an actor, MB", "the driver, MB", title="generate")
-    few, many = (measured(run, str(count)) for count in COUNTS)
-    for count, seen in zip(COUNTS, (few, many), strict=True):
-        memory.add_row(f"{count:,}", *(f"{seen[k]:.0f}" for k in ("speed", "actor", "driver")))
+    few, many = (measure_alone(run, str(count)) for count in COUNTS)
+    for count, found in zip(COUNTS, (few, many), strict=True):
+        memory.add_row(f"{count:,}", *(f"{found[k]:.0f}" for k in ("speed", "actor", "driver")))
     memory.add_row("ratio", "", *(f"[bold]{many[k] / few[k]:.3f}" for k in ("actor", "driver")))
     console = Console()
     console.print(speeds)
@@ -101,9 +100,9 @@ if __name__ == "__main__":
     else:
         run, what, out = sys.argv[1:]
         if what == "bare":
-            found = bare(run)
+            found = measure_bare(run)
         elif what == "embed":
-            found = pooled(run, Embed(Dataset.open("mnist"), "train"), out)
+            found = measure_pool(run, EmbedTask(Dataset.open("mnist"), "train"), out)
         else:
-            found = pooled(run, FromNoise(int(what), seed=0), out)
+            found = measure_pool(run, GenerateTask(int(what), seed=0), out)
         print(json.dumps(found))

@@ -1,15 +1,15 @@
-"""`cl-ray embed`: D's representation of a data set's images."""
+"""`cl-ray embed`: D's representation of a dataset's images."""
 
 from collections.abc import Sequence
 
 from pydantic import Field
 
-from cl_ray.cli import parse
-from cl_ray.commands.produce import ProduceCommand, produce_here
+from cl_ray.cli import parse_flags
+from cl_ray.commands.generate import InferenceCommand, run_command
 from cl_ray.errors import UserError
 
 
-class EmbedCommand(ProduceCommand):
+class EmbedCommand(InferenceCommand):
     """Write D's representation of images: columns id, label (if there is one) and embedding."""
 
     out: str = Field(
@@ -19,20 +19,20 @@ class EmbedCommand(ProduceCommand):
     data: str = Field(
         "mnist",
         min_length=1,
-        description="`mnist` or a folder or URI that `cl-ray data` wrote.",
+        description="`mnist`, or a folder or URI that `cl-ray data` wrote.",
     )
-    split: str = Field("test", description="Which part of it.")
+    split: str = Field("test", description="Which of its splits.")
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
-    asked = parse(EmbedCommand, arguments, prog="cl-ray embed")
+    """Run `cl-ray embed`."""
+    options = parse_flags(EmbedCommand, arguments, prog="cl-ray embed")
     from cl_ray.data.dataset import Dataset
-    from cl_ray.inference.output import Output
-    from cl_ray.inference.work import Embed
+    from cl_ray.inference.output import OutputFolder
+    from cl_ray.inference.tasks import EmbedTask
 
-    if not Output.at(asked.out).parquet:
-        raise UserError(f"out {asked.out!r} must end in .parquet: embeddings are no pictures.")
-    dataset = Dataset.open(asked.data)
-    dataset.groups(asked.split)  # is there such a split?
-    produce_here(asked, Embed(dataset, asked.split))
+    if not OutputFolder.resolve(options.out).parquet:
+        raise UserError(f"out {options.out!r} must end in .parquet: embeddings are no images.")
+    dataset = Dataset.open(options.data)
+    dataset.row_groups(options.split)  # raises if there is no such split
+    run_command(options, EmbedTask(dataset, options.split))

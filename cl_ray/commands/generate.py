@@ -1,87 +1,213 @@
-"""`cl-ray generate`: images of noise, or variants of images that are there."""
+"""`cl-ray generate`: samples, or variants of given images. Also what `cl-ray embed` shares."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field, model_validator
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cl_ray.cli import parse
-from cl_ray.commands.produce import ProduceCommand, produce_here
+from cl_ray.base_config import BaseConfig
+from cl_ray.cli import EXIT_INTERRUPTED, RunPath, parse_flags
 
 if TYPE_CHECKING:
-    from cl_ray.inference.work import Work
+    from cl_ray.inference.actor_pool import InferenceJob, InferenceProgress
+    from cl_ray.inference.tasks import InferenceTask
 
 COUNT, SPLIT, COPIES, DISTANCE = 1000, "train", 1, 0.7
-"""What the flags that are left out stand for."""
+"""Defaults of flags whose absence is checked."""
+LOG_INTERVAL = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
-class GenerateCommand(ProduceCommand):
-    """Make images: of noise, or, with --around, variants of a data set's images."""
+class InferenceCommand(BaseConfig):
+    """A run, an output folder and the model actors."""
 
-    count: int | None = Field(
-        None, ge=1, description=f"Images to make of noise; None is {COUNT:,}."
+    run: RunPath = Field(min_length=1, description="Run folder or its URI.")
+    out: str = Field(
+        description="Folder or URI. A name that ends in .parquet becomes a folder of Parquet files "
+        "that reads as one table, any other a folder of PNG files."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
+    overwrite: bool = Field(
+        False,
+        description="Replace the results of another request in `out`. The same request needs no "
+        "flag: it resumes with the parts that are missing.",
+    )
+    actors: int | None = Field(
+        None, ge=1, description="Model actors that work at once; None is as many as fit."
+    )
+    cpus_per_actor: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs, and threads, of each actor; None is 1, or this machine's CPUs divided "
+        "by its GPUs.",
+    )
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each actor, a fraction allowed. None is 1 if this machine has one, "
+        "and 0 on a cluster.",
+    )
+    address: str | None = Field(
+        None, description="Ray cluster to join; None starts Ray here, or obeys RAY_ADDRESS."
+    )
+    verbose: bool = Field(False, description="Show Ray's messages.")
+
+
+class GenerateCommand(InferenceCommand):
+    """Generate images: samples, or with --around variants of a dataset's images."""
+
+    count: int | None = Field(None, ge=1, description=f"Images to sample; None is {COUNT:,}.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness.")
     truncation: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Of a style-based generator: less than 1 gives less varied and safer images.",
+        description="For a style-based generator: below 1, samples vary less and look more "
+        "typical.",
     )
     label: Annotated[str | None, tyro.conf.arg(name="class")] = Field(
         None,
-        description="Of a run that was trained with --condition: make only this class, a name or "
-        "a number. None is all, as often as the training images have them.",
+        description="For a run trained with --condition: sample only this class, by name or "
+        "number. None samples all classes, as often as the training images have them.",
     )
     around: str | None = Field(
         None,
         min_length=1,
-        description="Data set whose images are varied instead, their labels kept.",
+        description="Dataset whose images get variants, which keep their labels; no samples then.",
     )
-    split: str | None = Field(None, description=f"Which part of it; None is {SPLIT}.")
+    split: str | None = Field(None, description=f"Split of that dataset; None is {SPLIT}.")
     copies: int | None = Field(
         None, ge=1, description=f"Variants of each of its images; None is {COPIES}."
     )
     distance: float | None = Field(
         None,
         ge=0,
-        description="How far a variant moves in the latent space, as a share of a vector's own "
-        f"length; 0 only reconstructs. None is {DISTANCE}.",
+        description="Standard deviation of the noise that is added to a latent vector of mean "
+        f"square 1; 0 reconstructs the image. None is {DISTANCE}.",
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> "GenerateCommand":
-        if self.around is not None and self.count is not None:
-            raise ValueError(
-                f"count {self.count} is of no use with --around: --copies says how many variants "
-                "of each image are made"
-            )
-        if self.around is not None and self.truncation is not None:
-            raise ValueError(f"truncation {self.truncation} is of no use with --around: leave it")
-        if self.around is not None and self.label is not None:
-            raise ValueError(
-                f"class {self.label} is of no use with --around: variants keep their image's class"
-            )
+    def _check_combination(self) -> "GenerateCommand":
+        reasons = {
+            "count": "--copies says how many variants of each image there are",
+            "truncation": "variants are not truncated",
+            "class": "variants keep their image's class",
+        }
+        for name, reason in reasons.items():
+            value = getattr(self, {"class": "label"}.get(name, name))
+            if self.around is not None and value is not None:
+                raise ValueError(f"{name} {value} cannot be combined with --around: {reason}")
         for name in ("split", "copies", "distance"):
             if self.around is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} {getattr(self, name)} is of no use without --around DATA")
+                raise ValueError(f"{name} {getattr(self, name)} needs --around DATA")
         return self
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
-    asked = parse(GenerateCommand, arguments, prog="cl-ray generate")
+    """Run `cl-ray generate`."""
+    options = parse_flags(GenerateCommand, arguments, prog="cl-ray generate")
     from cl_ray.data.dataset import Dataset
-    from cl_ray.inference.work import Around, FromNoise
+    from cl_ray.inference.tasks import GenerateTask, VariantsTask
 
-    work: Work
-    if asked.around is None:
-        truncation = 1.0 if asked.truncation is None else asked.truncation
-        work = FromNoise(asked.count or COUNT, asked.seed, truncation, asked.label)
+    task: InferenceTask
+    if options.around is None:
+        truncation = 1.0 if options.truncation is None else options.truncation
+        task = GenerateTask(options.count or COUNT, options.seed, truncation, options.label)
     else:
-        dataset, split = Dataset.open(asked.around), asked.split or SPLIT
-        dataset.groups(split)  # is there such a split?
-        distance = DISTANCE if asked.distance is None else asked.distance
-        work = Around(dataset, split, asked.copies or COPIES, distance, asked.seed)
-    produce_here(asked, work)
+        dataset, split = Dataset.open(options.around), options.split or SPLIT
+        dataset.row_groups(split)  # raises if there is no such split
+        distance = DISTANCE if options.distance is None else options.distance
+        task = VariantsTask(dataset, split, options.copies or COPIES, distance, options.seed)
+    run_command(options, task)
+
+
+def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
+    """Prepare a task, start or join Ray, compute all missing parts, and print a summary."""
+    import ray.data  # noqa: F401  # sets up its loggers, before `ray_session` makes them quiet
+
+    from cl_ray.inference.actor_pool import allocate_actors, prepare_inference, run_inference
+    from cl_ray.storage import RunStorage
+    from cl_ray.training.preflight import (
+        check_local_capacity,
+        check_shared_storage,
+        starts_local_ray,
+    )
+    from cl_ray.training.ray_session import ray_session
+
+    if starts_local_ray(options.address):
+        check_local_capacity(options.cpus_per_actor, options.gpus_per_actor, "actor")
+    console = Console()
+    job = prepare_inference(
+        options.run, task, options.out, checkpoint=options.checkpoint, overwrite=options.overwrite
+    )
+    kind = "a folder of Parquet files that reads as one table" if job.output.parquet else "as PNG"
+    if not job.missing:
+        _print_line(console, f"{job} are in {job.output} already, {kind}.")
+        return
+    if job.note:
+        _print_line(console, job.note)
+    if job.rows_written:
+        _print_line(console, f"Resuming: {job.rows_written:,} of {job} are in {job.output}.")
+    began = time.monotonic()
+    try:
+        with ray_session(options.address, False, options.verbose, console) as local:
+            if job.output.local:
+                check_shared_storage(RunStorage.from_uri(job.output.location), "out")
+            each = options.cpus_per_actor, options.gpus_per_actor
+            pool = allocate_actors(options.actors, *each, local, len(job.missing))
+            _print_line(console, f"{job.checkpoint} of {options.run} on {pool}")
+            progress = _show_progress(run_inference(job, pool), job, console)
+            seconds = time.monotonic() - began
+    except KeyboardInterrupt:
+        written = job.refresh().rows_written
+        print(
+            f"cl-ray: stopped; {written:,} of {job} are in {job.output}, and the same command "
+            "resumes.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_INTERRUPTED)
+    speed = f"{progress.rows / progress.seconds:,.0f} images/s for {progress.seconds:.1f} s"
+    if progress.seconds < 0.1:  # too short for a speed
+        speed = "computed in under 0.1 s"
+    _print_line(
+        console,
+        f"{job} are in {job.output}, {kind}: {speed}, after {seconds - progress.seconds:.1f} s of "
+        f"start-up; the largest actor took {decimal(progress.peak_memory)} of memory.",
+    )
+
+
+def _show_progress(
+    updates: Iterable["InferenceProgress"], job: "InferenceJob", console: Console
+) -> "InferenceProgress":
+    """Show a bar in a terminal, else a line every LOG_INTERVAL seconds; returns the last update."""
+    bar = Progress(
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    printed = time.monotonic()
+    with bar:
+        task = bar.add_task(
+            "starting the actors", total=job.task.num_rows, completed=job.rows_written
+        )
+        for update in updates:
+            written = job.rows_written + update.rows
+            line = f"{written:,} of {job}  {update.rows / update.seconds:,.0f} images/s"
+            bar.update(task, completed=written, description=line)
+            if not console.is_terminal and time.monotonic() - printed > LOG_INTERVAL:
+                printed = time.monotonic()
+                _print_line(console, line)
+    return update
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

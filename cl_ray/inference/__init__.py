@@ -1,1 +1,1 @@
-"""Generate and embed any number of images, part by part, with a pool of model actors."""
+"""Generate or embed any number of images, part by part, with a pool of model actors."""

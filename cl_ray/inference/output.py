@@ -1,8 +1,8 @@
-"""The folder that is made: Parquet files that read as one table, or PNG files. Free of ray.
+"""The folder of the results: Parquet files that read as one table, or PNG files. Free of ray.
 
-`_made.json` says of what, and whether it is complete. `_parts/` is there while it is being made:
-it holds files on their way and, for PNG, an empty file for every part that is there. What begins
-with `_` is no data to whoever reads a folder of Parquet.
+`_manifest.json` holds the request and whether it is complete. `_parts/` exists while the folder is
+incomplete: it holds temporary files and, for PNG, an empty marker file for each finished part.
+Readers of Parquet folders skip names that begin with `_`.
 """
 
 import contextlib
@@ -20,35 +20,29 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cl_ray.data.dataset import (
-    absolute_location,
-    first_error_line,
-    open_filesystem,
-    without_secrets,
-)
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import absolute_location, open_filesystem, redact_uri
 
-Content: TypeAlias = bytes | pa.Table
-"""What a file is to hold: as it is, or as Parquet."""
+FileContent: TypeAlias = bytes | pa.Table
+"""The content of a file: bytes as they are, or a table that becomes Parquet."""
 
-RECORD, PARTS, UNFINISHED = "_made.json", "_parts", ".new"
-OURS = re.compile(rf"{RECORD}|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
-"""What `Output` may have written."""
+MANIFEST, PARTS, TEMPORARY = "_manifest.json", "_parts", ".tmp"
+OWN_FILES = re.compile(rf"{MANIFEST}|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
+"""Names that `OutputFolder` may have written."""
 DISK_BLOCK = 4096
-"""Bytes that a disk allots at once: a PNG file of a digit takes a whole one."""
-PIXELS: dict[str, Any] = {
+"""Bytes that a filesystem allocates at once: a digit's PNG file takes a whole block."""
+IMAGE_PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "column_encoding": {"image.list.element": "BYTE_STREAM_SPLIT"},
 }
-"""How images are written to Parquet: as in a data set, see `cl_ray.data.writer`."""
-FEATURES: dict[str, Any] = {"compression": "none", "write_statistics": ["id", "label"]}
-"""How embeddings are: the best codec saves 15 % of them and takes as long again as writing, and
-nobody looks a number of an embedding up."""
+"""Parquet options for images, the same as in `cl_ray.data.writer`."""
+FEATURE_PARQUET: dict[str, Any] = {"compression": "none", "write_statistics": ["id", "label"]}
+"""Parquet options for embeddings: the best codec saves 15 % and takes as long again as writing."""
 
 
 @dataclass(frozen=True)
-class Output:
-    """A folder or the URI of one. Small and picklable: every actor writes to it.
+class OutputFolder:
+    """A results folder; small and picklable, as every actor writes to it.
 
     Args:
         location: An absolute path, or a URI.
@@ -57,126 +51,131 @@ class Output:
     location: str
 
     @classmethod
-    def at(cls, out: str) -> "Output":
-        """The folder that a user calls so.
+    def resolve(cls, out: str) -> "OutputFolder":
+        """Return the folder that a user names.
 
         Raises:
-            UserError: It is a file, or its filesystem is unknown or not reached.
+            UserError: It is a file, or its filesystem is unknown or unreachable.
         """
         filesystem, path = open_filesystem(absolute_location(out))
-        with _wrapped(f"{out} cannot be read"):
+        with _as_user_error(f"{out} cannot be read"):
             if filesystem.get_file_info(path).type == pafs.FileType.File:
                 raise UserError(f"out {out} is a file: give a folder, or a name that is free.")
         return cls(absolute_location(out))
 
     def __str__(self) -> str:
-        """The folder as people are told of it."""
-        return without_secrets(self.location)
+        return redact_uri(self.location)
 
     @property
     def parquet(self) -> bool:
-        """Whether it holds Parquet files, rather than PNG."""
+        """Whether it holds Parquet files, not PNG."""
         return open_filesystem(self.location)[1].endswith(".parquet")
 
     @property
     def local(self) -> bool:
-        """Whether it lies on a disk, rather than in an object store."""
+        """Whether it is a local path, not an object store."""
         return isinstance(open_filesystem(self.location)[0], pafs.LocalFileSystem)
 
-    def claim(self, record: dict[str, Any], overwrite: bool) -> bool:
-        """Begin what `record` describes, or find it begun; returns whether it is complete.
+    def claim(self, request: dict[str, Any], overwrite: bool) -> bool:
+        """Start a request here, or find it started before; returns whether it is complete.
 
         Args:
-            record: All that decides what the folder holds.
-            overwrite: Delete what another request made here.
+            request: All that decides what the folder holds.
+            overwrite: Delete the results of another request.
 
         Raises:
-            UserError: Another request made something here and `overwrite` is not set, there are
-                files that none has made, or nothing can be written.
+            UserError: The folder holds the results of another request and `overwrite` is not set,
+                it holds files that this command did not write, or it cannot be written.
         """
         filesystem, path = open_filesystem(self.location)
-        with _wrapped(f"out {self} cannot be written"):
-            found = self._record()
-            if found is not None and _of(found) == record:
-                self._clear_half_written()
-                return bool(found["complete"])
-            self._see_that_all_is_ours(found)
-            if found is not None:
+        with _as_user_error(f"out {self} cannot be written"):
+            manifest = self._read_manifest()
+            complete = manifest.pop("complete", False) if manifest else False
+            if manifest == request:
+                self._delete_temporary_files()
+                return bool(complete)
+            files = self._list("", recursive=True)
+            for name in files:
+                if manifest is None or not OWN_FILES.fullmatch(name):
+                    raise UserError(
+                        f"out {self} holds {name}, which this command did not write: choose "
+                        "another --out."
+                    )
+            if manifest is not None:
                 if not overwrite:
                     raise UserError(
-                        f"out {self} holds what another request made ({_difference(found, record)})"
-                        ": take another --out, or --overwrite to replace it."
+                        f"out {self} holds the results of another request "
+                        f"({_first_difference(manifest, request)}): choose another --out, or "
+                        "--overwrite to replace them."
                     )
-                self.put(RECORD, b"{}")  # cut short from here on, it is no one's
-                for name in self._files():
-                    if name != RECORD:
+                self.write(MANIFEST, b"{}")  # so that an interrupted deletion matches no request
+                for name in files:
+                    if name != MANIFEST:
                         filesystem.delete_file(f"{path}/{name}")
             filesystem.create_dir(path, recursive=True)
-            self._write_record(record, complete=False)
+            self._write_manifest(request, complete=False)
         return False
 
-    def missing(self, parts: int) -> list[int]:
-        """The parts that are not there yet, from one listing."""
-        where = "" if self.parquet else f"/{PARTS}"
-        there = {os.path.basename(name) for name in self._names(where)}
-        return [part for part in range(parts) if os.path.basename(self.mark(part)) not in there]
+    def missing_parts(self, num_parts: int) -> list[int]:
+        """Return the parts that are not written yet; lists the folder once."""
+        names = self._list("" if self.parquet else f"/{PARTS}")
+        return [part for part in range(num_parts) if self._marker(part) not in names]
 
-    def mark(self, part: int) -> str:
-        """The file whose presence says that a part is there, whole."""
-        return f"part-{part:06d}.parquet" if self.parquet else f"{PARTS}/{part:06d}"
-
-    def files(
-        self, part: int, made: pa.Table, names: list[str] | None
-    ) -> list[tuple[str, Content]]:
-        """What a part is written as, its mark last: names and contents.
+    def part_files(
+        self, part: int, table: pa.Table, class_folders: list[str] | None
+    ) -> list[tuple[str, FileContent]]:
+        """Return the files of a part, names and contents; the last one marks it as finished.
 
         Args:
             part: Its number.
-            made: Its columns.
-            names: The folder of each label, for PNG.
+            table: Its rows.
+            class_folders: The folder of each label, for PNG; None uses the label's number.
         """
-        if not self.parquet:
-            return [*_pictures(made, names), (self.mark(part), b"")]
-        return [(self.mark(part), made)]
+        if self.parquet:
+            return [(self._marker(part), table)]
+        return [*_png_files(table, class_folders), (self._marker(part), b"")]
 
-    def put(self, name: str, content: Content) -> None:
-        """Put a file in place as a whole: a reader finds all of it or nothing."""
+    def write(self, name: str, content: FileContent) -> None:
+        """Write a file atomically: a reader finds all of it or nothing."""
         filesystem, path = open_filesystem(self.location)
         target = f"{path}/{name}"
-        if not self.local:  # an object store shows an object when it is complete
-            with pa.BufferOutputStream() as whole:
-                _write(content, whole)
+        if not self.local:  # an object store shows an object only when it is complete
+            with pa.BufferOutputStream() as buffer:
+                _encode(content, buffer)
             with filesystem.open_output_stream(target) as stream:
-                stream.write(whole.getvalue())
+                stream.write(buffer.getvalue())
             return
-        temporary = f"{path}/{PARTS}/{uuid4().hex}{UNFINISHED}"
+        temporary = f"{path}/{PARTS}/{uuid4().hex}{TEMPORARY}"
         for file in (temporary, target):
             os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
-            with pa.OSFile(temporary, "wb") as sink:  # a copy in memory costs as long again
-                _write(content, sink)
+            with pa.OSFile(temporary, "wb") as sink:  # a copy in memory would double the time
+                _encode(content, sink)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Say that it is complete, and tidy up."""
+    def finish(self, request: dict[str, Any]) -> None:
+        """Mark the request as complete and remove `_parts`."""
         filesystem, path = open_filesystem(self.location)
-        with _wrapped(f"out {self} cannot be written"):
-            self._write_record(record, complete=True)
+        with _as_user_error(f"out {self} cannot be written"):
+            self._write_manifest(request, complete=True)
             if filesystem.get_file_info(f"{path}/{PARTS}").type == pafs.FileType.Directory:
                 filesystem.delete_dir(f"{path}/{PARTS}")
 
-    def _write_record(self, record: dict[str, Any], complete: bool) -> None:
-        blob = json.dumps({**record, "complete": complete}, indent=1).encode()
-        self.put(RECORD, blob)
+    def _marker(self, part: int) -> str:
+        """Name the file whose presence shows that a part is finished."""
+        return f"part-{part:06d}.parquet" if self.parquet else f"{PARTS}/{part:06d}"
 
-    def _record(self) -> dict[str, Any] | None:
-        """What `_made.json` says; None where there is none."""
+    def _write_manifest(self, request: dict[str, Any], complete: bool) -> None:
+        self.write(MANIFEST, json.dumps({**request, "complete": complete}, indent=1).encode())
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        """Read `_manifest.json`; None where there is none, or it is no JSON object."""
         filesystem, path = open_filesystem(self.location)
-        file = f"{path}/{RECORD}"
+        file = f"{path}/{MANIFEST}"
         if filesystem.get_file_info(file).type != pafs.FileType.File:
             return None
         with filesystem.open_input_stream(file) as stream:
@@ -185,82 +184,65 @@ class Output:
             except (ValueError, TypeError):
                 return None
 
-    def _clear_half_written(self) -> None:
-        """Delete what an actor that was killed was writing: on a full disk it takes the room."""
+    def _delete_temporary_files(self) -> None:
+        """Delete files that a killed actor left half-written: a full disk needs the space."""
         filesystem, path = open_filesystem(self.location)
-        for name in self._names(f"/{PARTS}"):
-            if name.endswith(UNFINISHED):
-                with contextlib.suppress(FileNotFoundError):  # its actor had not died yet
+        for name in self._list(f"/{PARTS}"):
+            if name.endswith(TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):  # its actor was still shutting down
                     filesystem.delete_file(f"{path}/{name}")
 
-    def _see_that_all_is_ours(self, found: dict[str, Any] | None) -> None:
-        for name in self._files():
-            if found is None or not OURS.fullmatch(name):
-                raise UserError(
-                    f"out {self} holds {name}, which this command did not write: take another "
-                    "--out."
-                )
-
-    def _files(self) -> list[str]:
-        """All files, by their names from here."""
-        return self._names("", recursive=True)
-
-    def _names(self, where: str, recursive: bool = False) -> list[str]:
+    def _list(self, folder: str, recursive: bool = False) -> set[str]:
+        """Names of the files in a folder, relative to this one."""
         filesystem, path = open_filesystem(self.location)
-        folder = f"{path}{where}"
-        selector = pafs.FileSelector(folder, recursive=recursive, allow_not_found=True)
-        return [
+        selector = pafs.FileSelector(f"{path}{folder}", recursive=recursive, allow_not_found=True)
+        return {
             info.path.removeprefix(f"{path}/")
             for info in filesystem.get_file_info(selector)
             if info.type == pafs.FileType.File
-        ]
+        }
 
 
-def _of(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != "complete"}
-
-
-def _difference(found: dict[str, Any], record: dict[str, Any]) -> str:
-    """The first thing in which two requests differ."""
-    for key, value in record.items():
-        if found.get(key) != value:
-            return f"{key} {found.get(key, 'unknown')}, now {value}"
-    return "of another version"
-
-
-def bytes_on_disk(content: Content) -> int:
-    """What it takes there, about: of Parquet as much as in memory."""
+def bytes_on_disk(content: FileContent) -> int:
+    """Estimate the disk space of a file; a Parquet file is taken to be as large as in memory."""
     size = len(content) if isinstance(content, bytes) else content.nbytes
     return -(-size // DISK_BLOCK) * DISK_BLOCK
 
 
-def _write(content: Content, sink: pa.NativeFile) -> None:
+def class_folder_names(classes: list[str] | None) -> list[str] | None:
+    """Return a folder name for each class; None (its number) if two names would be equal."""
+    names = [re.sub(r"[^\w .+-]|^[._ ]|[. ]$", "-", name) for name in classes or []]
+    return names if len({name.casefold() for name in names}) == len(names) > 0 else None
+
+
+def _first_difference(manifest: dict[str, Any], request: dict[str, Any]) -> str:
+    for key, value in request.items():
+        if manifest.get(key) != value:
+            return f"{key} {manifest.get(key, 'unknown')}, now {value}"
+    return "of another version"
+
+
+def _encode(content: FileContent, sink: pa.NativeFile) -> None:
     if isinstance(content, bytes):
         sink.write(content)
         return
-    layout = PIXELS if "image" in content.column_names else FEATURES
-    pq.write_table(content, sink, use_dictionary=False, **layout)
+    options = IMAGE_PARQUET if "image" in content.column_names else FEATURE_PARQUET
+    pq.write_table(content, sink, use_dictionary=False, **options)
 
 
-def _pictures(made: pa.Table, names: list[str] | None) -> Iterator[tuple[str, bytes]]:
-    """File names, in a folder a class if there are labels, and PNG files."""
-    images = made["image"].combine_chunks().to_numpy_ndarray()
-    labels = made["label"].to_pylist() if "label" in made.column_names else [None] * len(made)
-    for number, label, image in zip(made["id"].to_pylist(), labels, images, strict=True):
-        folder = "" if label is None else f"{names[label] if names else label}/"
+def _png_files(table: pa.Table, class_folders: list[str] | None) -> Iterator[tuple[str, bytes]]:
+    """Encode images as PNG, in a folder for each class if there are labels."""
+    images = table["image"].combine_chunks().to_numpy_ndarray()
+    labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(table)
+    for number, label, image in zip(table["id"].to_pylist(), labels, images, strict=True):
+        folder = "" if label is None else f"{class_folders[label] if class_folders else label}/"
         buffer = io.BytesIO()
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "png")
         yield f"{folder}{number:08d}.png", buffer.getvalue()
 
 
-def folder_names(classes: list[str] | None) -> list[str] | None:
-    """A folder's name for each class, from its own; None (its number) if that makes two alike."""
-    names = [re.sub(r"[^\w .+-]|^[._ ]|[. ]$", "-", name) for name in classes or []]
-    return names if len({name.casefold() for name in names}) == len(names) > 0 else None
-
-
 @contextlib.contextmanager
-def _wrapped(what: str) -> Iterator[None]:
+def _as_user_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

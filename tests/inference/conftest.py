@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+from helpers.machine import machine
 from helpers.run_folder import leave, trained_run
 
 
 @pytest.fixture(scope="session")
 def some_digits(make_digits: Any) -> str:
-    """2,040 labelled digits: two row groups, the second one short."""
+    """A dataset of 2,040 labelled digits: two row groups, the second one short."""
     return make_digits(2040)
 
 
@@ -21,7 +21,6 @@ def trained(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Ray on two CPUs, whoever else uses them."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    """Ray with two CPUs, whatever else uses them."""
+    with machine(cpus=2):
+        yield

@@ -1,4 +1,4 @@
-"""`cl-ray generate` and `cl-ray embed`, as they are typed, stopped and mistyped."""
+"""`cl-ray generate` and `cl-ray embed`: interrupted, killed, resumed, and with wrong arguments."""
 
 import json
 import os
@@ -9,171 +9,134 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
+from helpers.made_sets import ABOUT, images, pictures
+from helpers.run_folder import leave, trained_run
 
+import cl_ray
 from cl_ray import cli
-from cl_ray.checkpoint import CheckpointStore
 from cl_ray.commands.embed import EmbedCommand
 from cl_ray.commands.generate import GenerateCommand
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
-from cl_ray.storage import RunStorage
+from cl_ray.data.writer import write_splits
 
 COUNT = 8 * 4096
-
-
-def complains(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command that a mistake ends says, in one line, and without Ray."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(a) for a in arguments])
-    assert ended.value.code == 1
-    assert not ray.is_initialized()
-    said = capsys.readouterr().err
-    assert said.startswith("cl-ray: ")
-    assert said.count("\n") == 1
-    return said
 
 
 def test_mistakes_are_named_before_ray_starts(
     capsys: pytest.CaptureFixture[str], trained: Path, some_digits: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.parquet"
-    embed = ["embed", trained, f"--out={out}"]
-    generate = ["generate", trained, f"--out={out}"]
-    for count in ("0", "-3"):
-        assert f"count {count} is refused" in complains(capsys, *generate, f"--count={count}")
-    assert "count 5 is of no use with --around" in complains(
-        capsys, *generate, "--count=5", f"--around={some_digits}"
-    )
-    assert "copies 2 is of no use without --around" in complains(capsys, *generate, "--copies=2")
-    assert "copies 0 is refused" in complains(
-        capsys, *generate, f"--around={some_digits}", "--copies=0"
-    )
-    assert "has no split tset: it has train, test" in complains(capsys, *embed, "--split=tset")
-    assert f"{tmp_path}/none is not a folder" in complains(
-        capsys, *embed, f"--data={tmp_path}/none"
-    )
-    assert "must end in .parquet" in complains(capsys, "embed", trained, f"--out={tmp_path}/digits")
-    assert "is not a run folder" in complains(capsys, "embed", tmp_path, f"--out={out}")
-    assert "there are: step-00000002" in complains(capsys, *generate, "--checkpoint=step-00000003")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("precious")
-    assert "holds thesis.txt" in complains(
-        capsys, "generate", trained, f"--out={tmp_path}/full", "--overwrite"
-    )
-    rows = torch.randint(0, 255, (20, 32, 32, 1), dtype=torch.uint8).numpy()
-    other = str(tmp_path / "other")
-    write_splits(
-        {"train": [RawImage(i, None, "image") for i in rows]},
-        other,
-        DatasetMetadata("other", "here"),
-    )
-    assert "images of 32x32x1 and" in complains(capsys, *embed, f"--data={other}", "--split=train")
-    assert "makes 28x28x1" in complains(capsys, *generate, f"--around={other}")
+    embed = ["embed", str(trained), f"--out={out}"]
+    generate = ["generate", str(trained), f"--out={out}"]
+    around = [*generate, f"--around={some_digits}"]
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    write_splits({"train": pictures(images(20, side=32))}, str(other), ABOUT)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    for arguments, expected in (
+        ([*generate, "--count=0"], "count 0 is refused"),
+        ([*generate, "--count=-3"], "count -3 is refused"),
+        ([*generate, "--copies=2"], "copies 2 needs --around DATA"),
+        ([*generate, f"--around={other}"], "expects 28x28x1"),
+        ([*generate, "--checkpoint=step-00000003"], "there are: step-00000002"),
+        ([*generate, "--truncation=0.5"], "truncation 0.5 is for a style-based generator"),
+        ([*around, "--count=5"], "count 5 cannot be combined with --around: --copies says"),
+        ([*around, "--class=5"], "class 5 cannot be combined with --around"),
+        ([*around, "--truncation=0.5"], "truncation 0.5 cannot be combined with --around"),
+        ([*around, "--copies=0"], "copies 0 is refused"),
+        ([*embed, "--split=tset"], "has no split tset: it has train, test"),
+        ([*embed, f"--data={tmp_path}/none"], f"{tmp_path}/none is not a folder"),
+        ([*embed, f"--data={other}", "--split=train"], "images of 32x32x1 and"),
+        (["embed", str(trained), f"--out={tmp_path}/digits"], "must end in .parquet"),
+        (["embed", str(tmp_path), f"--out={out}"], "is not a run folder"),
+        (["generate", str(trained), f"--out={folder}", "--overwrite"], "holds thesis.txt"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(arguments)
+        assert exit_.value.code == 1
+        message = capsys.readouterr().err
+        assert expected in message
+        assert message.startswith("cl-ray: ")
+        assert message.count("\n") == 1
+    assert not ray.is_initialized()
     assert not out.exists()
 
 
-def test_runs_of_no_use_are_named(
-    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
-) -> None:
-    def another(name: str, text: str) -> CheckpointStore:
-        folder = RunStorage.at(str(tmp_path), name)
-        folder.write("config.yaml", text.encode())
-        return CheckpointStore(*folder.open())
-
-    def said(name: str) -> str:
-        out = tmp_path / "out"
-        message = complains(capsys, "generate", tmp_path / name, f"--out={out}")
-        assert not out.exists()
-        return message
-
-    text = (trained / "config.yaml").read_text()
-    another("young", text)
-    assert "no checkpoint yet" in said("young")
-    state = CheckpointStore(*RunStorage.at(str(trained.parent), trained.name).open()).load(
-        "step-00000002"
-    )
-    foreign = {**state, "config": text + "colour: blue\n"}
-    another("foreign", text).save(foreign, epoch=1, step=2, figure=None)
-    assert "colour" in said("foreign")
-    weights = state["gan"]["ema_generator"]
-    state["gan"]["ema_generator"] = {k: w * float("nan") for k, w in weights.items()}
-    another("broken", text).save(state, epoch=1, step=2, figure=None)
-    assert "not all numbers" in said("broken")
-
-
-def flags(run: Path, out: Path) -> list[str]:
+def arguments(run: Path, out: Path) -> list[str]:
     return ["generate", str(run), "--count", str(COUNT), "--seed=5", "--out", str(out)]
 
 
-def started(run: Path, out: Path, parts: int) -> subprocess.Popen[str]:
-    """The command, as soon as so many parts are there."""
-    command = [sys.executable, "-m", "cl_ray", *flags(run, out)]
+def finished_parts(out: Path) -> list[str]:
+    return sorted(p.name for p in (out / "_parts").glob("[0-9]" * 6))
+
+
+def start(run: Path, out: Path, parts: int) -> subprocess.Popen[str]:
+    """Start the command and wait until so many parts are finished."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "cl_ray", *arguments(run, out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    while process.poll() is None and len(marks(out)) < parts:
+    while process.poll() is None and len(finished_parts(out)) < parts:
         time.sleep(0.02)
     return process
 
 
-def marks(out: Path) -> list[str]:
-    return sorted(p.name for p in (out / "_parts").glob("[0-9]" * 6))
-
-
-def test_stopped_and_killed_it_goes_on(
+@pytest.mark.ray
+def test_interrupted_and_killed_it_resumes(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, local_ray: None
 ) -> None:
     out = tmp_path / "digits"
-    process = started(trained, out, parts=1)
+    process = start(trained, out, parts=1)
     process.send_signal(signal.SIGINT)
-    printed, complaint = process.communicate(timeout=120)
-    assert process.returncode == 130, printed + complaint
-    assert f"of {COUNT:,} images are in {out}, and the same command goes on." in complaint
+    printed, message = process.communicate(timeout=120)
+    assert process.returncode == 130, printed + message
+    assert f"of {COUNT:,} images are in {out}, and the same command resumes." in message
     assert "2 actors" in printed or "1 actor," in printed
-    first = marks(out)
+    first = finished_parts(out)
     assert 1 <= len(first) < 8
-    times = {p: p.stat().st_mtime_ns for p in (out / "_parts").iterdir() if p.name in first}
 
-    process = started(trained, out, parts=len(first) + 1)
+    process = start(trained, out, parts=len(first) + 1)
     process.kill()
     process.communicate(timeout=120)
     second: list[str] = []
-    while second != marks(out):  # its actors end a moment after it
-        second = marks(out)
+    while second != finished_parts(out):  # its actors end a moment later
+        second = finished_parts(out)
         time.sleep(1)
     assert len(first) < len(second) < 8
-    finished = [int(p.stem) // 4096 for p in out.glob("*.png")]
-    times |= {
+    times = {
         p: p.stat().st_mtime_ns for p in out.glob("*.png") if f"{int(p.stem) // 4096:06d}" in second
     }
-    assert len(finished) >= 4096 * len(second)
+    assert len(times) == 4096 * len(second)
 
-    cli.main(flags(trained, out))  # on the Ray that runs in this process
+    cli.main(arguments(trained, out))  # on the Ray of this process
     printed = capsys.readouterr().out
-    assert f"{4096 * len(second):,} of {COUNT:,} images are in {out} already" in printed
-    assert f"{COUNT:,} images are in {out}, as PNG files:" in printed
+    assert f"Resuming: {4096 * len(second):,} of {COUNT:,} images are in {out}." in printed
+    assert f"{COUNT:,} images are in {out}, as PNG:" in printed
     assert "images/s" in printed
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items() if p.suffix == ".png")
-    assert json.loads((out / "_made.json").read_text())["complete"]
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    assert json.loads((out / "_manifest.json").read_text())["complete"]
 
-    cli.main(flags(trained, out))
-    assert f"are in {out}, as PNG files already." in capsys.readouterr().out
-    cli.main(flags(trained, tmp_path / "at once"))
-    ours, theirs = (
+    cli.main(arguments(trained, out))
+    assert f"{COUNT:,} images are in {out} already, as PNG." in capsys.readouterr().out
+    cli.main(arguments(trained, tmp_path / "at once"))
+    resumed, at_once = (
         {p.name: p.read_bytes() for p in folder.iterdir()} for folder in (out, tmp_path / "at once")
     )
-    assert len(ours) == COUNT + 1
-    assert ours == theirs
+    assert len(resumed) == COUNT + 1
+    assert resumed == at_once
 
 
-def test_embeddings_and_variants_of_a_data_set(
+@pytest.mark.ray
+def test_embeddings_variants_and_truncated_samples(
     capsys: pytest.CaptureFixture[str],
     trained: Path,
     some_digits: str,
+    make_digits: Any,
     tmp_path: Path,
     local_ray: None,
 ) -> None:
@@ -183,22 +146,34 @@ def test_embeddings_and_variants_of_a_data_set(
     assert f"2,040 embeddings are in {out}, a folder of Parquet files that reads as one" in printed
     assert pq.read_table(out).column_names == ["id", "label", "embedding"]
 
-    more = tmp_path / "more.parquet"
-    cli.main(["generate", str(trained), f"--around={some_digits}", f"--out={more}"])
-    table = pq.read_table(more)
+    variants = tmp_path / "variants.parquet"
+    cli.main(["generate", str(trained), f"--around={some_digits}", f"--out={variants}"])
+    table = pq.read_table(variants)
     assert table.column_names == ["id", "label", "source", "image"]
     assert table["label"].to_pylist() == pq.read_table(out)["label"].to_pylist()
     capsys.readouterr()
-    cli.main(["data", f"--source={more}", f"--out={tmp_path}/augmented"])  # it can be trained on
+    cli.main(["data", f"--source={variants}", f"--out={tmp_path}/augmented"])  # trainable data
     assert "2,040 images" in capsys.readouterr().out
+
+    style = {"family": "style", "depth": 2, "width": 4}
+    run = trained_run(make_digits(64), generator=style, discriminator=style)
+    folder = leave(run, tmp_path / "style", step=2)
+    truncated = tmp_path / "truncated.parquet"
+    flags = ["--count=60", "--seed=4", "--truncation=0.3", "--actors=1"]
+    cli.main(["generate", str(folder), *flags, f"--out={truncated}"])
+    model = cl_ray.load(folder)
+    found = pq.read_table(truncated)["image"].combine_chunks().to_numpy_ndarray().astype(int)
+    expected = model.generate(60, seed=4, truncation=0.3)
+    assert np.abs(found - expected).max() <= 1
+    assert 0 < found.std(0).mean() < model.generate(60, seed=4).std(0).mean()
 
 
 @pytest.mark.parametrize("kind", [GenerateCommand, EmbedCommand])
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], kind: Any) -> None:
     verb = "embed" if kind is EmbedCommand else "generate"
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_:
         cli.main([verb, "--help"])
-    assert ended.value.code == 0
+    assert exit_.value.code == 0
     printed = capsys.readouterr().out
     for name, field in kind.model_fields.items():
         assert field.description
