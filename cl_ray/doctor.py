@@ -1,4 +1,4 @@
-"""What may be wrong with a machine or a cluster, found before a run does; and the way out."""
+"""Checks of a machine or a cluster that find problems before a run does."""
 
 import os
 import re
@@ -7,55 +7,57 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from cl_ray.environment import package_version
 from cl_ray.errors import UserError, redact_credentials
+from cl_ray.storage import RunStorage
 
 State = Literal["ok", "warning", "failure"]
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
-"""Packages that have to be alike on every machine."""
-CLOCK = 2.0
-"""Seconds that two clocks may differ: beyond that S3 and TLS begin to refuse, logs to mislead."""
-SECONDS = 120.0
-"""How long machines may take to reach one another."""
+"""Packages that must have the same versions on all nodes."""
 
-COUNT_GPUS = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
+_MISSING = "missing"
+_MAX_CLOCK_OFFSET = 2.0
+"""Seconds between two clocks from which S3 and TLS may refuse requests."""
+_TIMEOUT = 120.0
+"""Seconds that nodes have to answer and to reach one another."""
+_COUNT_GPUS = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Args:
-        check: What was looked at.
-        where: The machine.
-        state: How it is.
-        found: What was seen.
-        advice: What to do about it; empty if nothing.
+        check: What was checked.
+        node: Host name of the machine.
+        state: The result.
+        found: What was found.
+        advice: How to fix it; empty if there is nothing to fix.
     """
 
     check: str
-    where: str
+    node: str
     state: State
     found: str
     advice: str = ""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a machine says of itself.
+class MachineInfo:
+    """Software and GPUs of a machine.
 
     Args:
         name: Its host name.
         python: Python's version.
-        packages: Version by package; "none" where it is not installed.
-        devices: NVIDIA devices that the driver shows.
-        usable: GPUs that torch sees, or why it sees none.
+        packages: Version of each package; "missing" if it is not installed.
+        devices: NVIDIA devices of the driver.
+        usable: GPUs that torch can use, or the reason why it cannot use any.
     """
 
     name: str
@@ -65,188 +67,287 @@ class Machine:
     usable: int | str
 
 
-def look() -> Machine:
-    """Look at the machine on which this runs."""
+def inspect_machine() -> MachineInfo:
+    """Return software and GPUs of the machine on which this runs."""
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return Machine(
+    return MachineInfo(
         socket.gethostname(),
         ".".join(map(str, sys.version_info[:3])),
-        {package: installed(package) for package in PACKAGES},
+        {package: package_version(package, _MISSING) for package in PACKAGES},
         devices,
-        usable_gpus() if devices else 0,
+        _usable_gpus() if devices else 0,
     )
 
 
-def installed(package: str) -> str:
-    """The version that is installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def usable_gpus() -> int | str:
-    """GPUs that torch sees, counted in a process of its own: Ray hides them from some."""
+def _usable_gpus() -> int | str:
+    """Count torch's GPUs in a process of its own, as Ray hides GPUs from some of its workers."""
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(
-        [sys.executable, "-c", COUNT_GPUS], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", _COUNT_GPUS], env=environment, capture_output=True, text=True
     )
     words = done.stdout.split()
     if done.returncode or len(words) != 2:
         return (done.stderr.strip().splitlines() or ["no answer"])[-1]
-    if words[1] == "None":
-        return "torch is built for CPUs"
-    return int(words[0])
+    return "torch is built for CPUs" if words[1] == "None" else int(words[0])
 
 
-def pins(file: Path) -> dict[str, str]:
-    """The tested versions of a constraints file; none where there is no file."""
+def read_constraints(file: Path) -> dict[str, str]:
+    """Return the version of each package in a constraints file; empty if there is no file."""
     text = file.read_text() if file.is_file() else ""
     return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
 
 
-def check_versions(machine: Machine, pinned: dict[str, str]) -> Finding:
-    """Whether a machine has the versions that were tested; `+cu129` and its like do not count."""
-    wrong = {
-        name: has
-        for name, has in machine.packages.items()
-        if has == "none" or has.partition("+")[0] != pinned.get(name, has.partition("+")[0])
-    }
+def check_versions(machine: MachineInfo, tested: dict[str, str]) -> Finding:
+    """Check that a machine has the tested versions, suffixes such as `+cu129` aside."""
+    versions = machine.packages
+    plain = {package: version.partition("+")[0] for package, version in versions.items()}
+    wrong = [p for p, v in plain.items() if v == _MISSING or v != tested.get(p, v)]
     if not wrong:
-        tested = "as tested" if pinned else "no constraints.txt to compare with"
-        has = machine.packages
-        found = f"Python {machine.python}, ray {has['ray']}, torch {has['torch']}, {tested}"
+        note = "as tested" if tested else "no constraints.txt to compare with"
+        found = f"Python {machine.python}, ray {versions['ray']}, torch {versions['torch']}, {note}"
         return Finding("versions", machine.name, "ok", found)
-    found = ", ".join(
-        f"{name} {has}, tested {pinned.get(name, '-')}" for name, has in wrong.items()
-    )
-    # Another Ray will not join; another torch may well do.
-    hard = "none" in wrong.values() or "ray" in wrong
-    return Finding(
-        "versions", machine.name, "failure" if hard else "warning", found,
-        "pip install -c constraints.txt " + " ".join(wrong),
-    )  # fmt: skip
+    found = ", ".join(f"{p} {versions[p]}, tested {tested.get(p, '-')}" for p in wrong)
+    # Nodes with different versions of Ray cannot form a cluster; another torch may work.
+    fatal = "ray" in wrong or any(plain[package] == _MISSING for package in wrong)
+    advice = f"pip install {'-c constraints.txt ' if tested else ''}{' '.join(wrong)}"
+    return Finding("versions", machine.name, "failure" if fatal else "warning", found, advice)
 
 
-def check_gpus(machine: Machine, promised: float | None = None) -> Finding:
-    """Whether torch sees the GPUs that the driver shows, and Ray counts as many.
+def check_gpus(machine: MachineInfo, ray_gpus: float | None = None) -> Finding:
+    """Check that torch can use the driver's GPUs, and that Ray counts as many.
 
     Args:
         machine: The machine.
-        promised: GPUs that Ray has counted there; None without Ray.
+        ray_gpus: GPUs that Ray counts there; None without Ray.
     """
-    seen = f"driver {machine.devices}, torch {machine.usable}"
-    if promised is not None:
-        seen += f", Ray {promised:g}"
-    if machine.devices and not isinstance(machine.usable, int):
-        advice = "install a torch for CUDA: pip install --force-reinstall -c constraints.txt torch"
-        if "CPUs" not in machine.usable:
-            advice = "mend what torch complains of"
-        return Finding("GPUs", machine.name, "failure", seen, advice)
-    usable = int(machine.usable)
-    if usable < machine.devices:
-        advice = "the driver is too old for this torch: take a newer image (nvidia-smi says which)"
-        return Finding("GPUs", machine.name, "failure", seen, advice)
-    if promised is not None and promised > usable:
-        advice = "Ray promises GPUs that are not there: an image without driver, or wrong resources"
-        return Finding("GPUs", machine.name, "failure", seen, advice)
-    if promised is not None and promised < usable:
-        return Finding(
-            "GPUs",
-            machine.name,
-            "warning",
-            seen,
-            "GPUs that no run can use: `ray start --num-gpus`",
+    found = f"driver {machine.devices}, torch {machine.usable}"
+    if ray_gpus is not None:
+        found += f", Ray {ray_gpus:g}"
+    state: State = "failure"
+    if not isinstance(machine.usable, int):
+        built_for_cpus = "CPUs" in machine.usable
+        advice = (
+            "install a torch for CUDA" if built_for_cpus else "fix the error that torch reports"
         )
-    return Finding("GPUs", machine.name, "ok", seen)
+    elif machine.usable < machine.devices:
+        advice = "the driver is too old for this torch: use a newer image (see nvidia-smi)"
+    elif ray_gpus is not None and ray_gpus > machine.usable:
+        advice = "Ray counts GPUs that do not exist: an image without driver, or wrong resources"
+    elif ray_gpus is not None and ray_gpus < machine.usable:
+        state, advice = "warning", "no run can use some GPUs: set `ray start --num-gpus`"
+    else:
+        state, advice = "ok", ""
+    return Finding("GPUs", machine.name, state, found, advice)
 
 
 def check_token(home: Path | None = None) -> Finding:
-    """Whether this machine has a token that is its owner's alone, and uses it."""
-    where, mode = socket.gethostname(), os.environ.get("RAY_AUTH_MODE", "")
-    make = "(umask 077; ray get-auth-token --generate); export RAY_AUTH_MODE=token"
+    """Check that this machine has a token of Ray that only its owner can read, and uses it."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray/auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        found, there = "in RAY_AUTH_TOKEN", True
+    in_environment = bool(os.environ.get("RAY_AUTH_TOKEN"))
+    state: State = "failure"
+    if not in_environment and not file.is_file():
+        found = f"no {file}"
+        advice = "(umask 077; ray get-auth-token --generate); export RAY_AUTH_MODE=token"
+    elif file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        found, advice = f"others can read {file}", f"chmod 600 {file}"
+    elif mode != "token":
+        found, advice = f"RAY_AUTH_MODE is {mode or 'not set'}", "export RAY_AUTH_MODE=token"
     else:
-        found, there = f"{file}", file.is_file()
-    if not there:
-        return Finding("token", where, "failure", f"no {file}", make)
-    if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        return Finding("token", where, "failure", f"others may read {file}", f"chmod 600 {file}")
-    if mode != "token":
-        said = f"RAY_AUTH_MODE is {mode or 'not set'}"
-        return Finding("token", where, "failure", said, "export RAY_AUTH_MODE=token")
-    return Finding("token", where, "ok", found)
+        state, found, advice = "ok", "in RAY_AUTH_TOKEN" if in_environment else str(file), ""
+    return Finding("token", socket.gethostname(), state, found, advice)
 
 
-def check_door(dashboard: str) -> Finding:
-    """Whether the cluster's dashboard turns away whoever comes without a token."""
+def check_dashboard(address: str) -> Finding:
+    """Check that the dashboard at an address refuses requests without a token."""
     import urllib.error
     import urllib.request
 
-    url = f"http://{dashboard}/api/version"
     try:
-        urllib.request.urlopen(url, timeout=10)
+        urllib.request.urlopen(f"http://{address}/api/version", timeout=10)
     except urllib.error.HTTPError as error:
         if error.code == 401:
-            return Finding("dashboard", dashboard, "ok", "asks for the token")
-        return Finding(
-            "dashboard", dashboard, "warning", f"answers {error.code}", "look at its log"
-        )
+            return Finding("dashboard", address, "ok", "asks for the token")
+        return Finding("dashboard", address, "warning", f"answers {error.code}", "see its log")
     except OSError:
-        return Finding("dashboard", dashboard, "ok", "not reached from here")
-    advice = "set RAY_AUTH_MODE=token for `ray start` on every machine"
-    return Finding("dashboard", dashboard, "failure", "answers without a token", advice)
+        return Finding("dashboard", address, "ok", "not reachable from here")
+    advice = "set RAY_AUTH_MODE=token for `ray start` on every node"
+    return Finding("dashboard", address, "failure", "answers without a token", advice)
 
 
-def clock() -> float:
-    """This machine's clock, in seconds since 1970."""
-    return time.time()
-
-
-def check_clock(name: str, clock: float, before: float, after: float) -> Finding:
-    """Whether a machine's clock lies between the question and the answer, or near."""
-    off = max(before - clock, clock - after, 0.0)
-    if off > CLOCK:
+def check_clock(node: str, clock: float, before: float, after: float) -> Finding:
+    """Check a node's clock, read between two times of this machine's (seconds since 1970)."""
+    offset = max(before - clock, clock - after, 0.0)
+    if offset > _MAX_CLOCK_OFFSET:
         advice = "start time synchronisation there: chrony or systemd-timesyncd"
-        return Finding("clock", name, "failure", f"{off:.1f} s off", advice)
-    return Finding("clock", name, "ok", f"less than {CLOCK:g} s off")
+        return Finding("clock", node, "failure", f"{offset:.1f} s off", advice)
+    return Finding("clock", node, "ok", f"less than {_MAX_CLOCK_OFFSET:g} s off")
 
 
-def write_to(storage: str, name: str, file: str) -> str | None:
-    """Write a file into the storage; why it cannot, or None."""
-    from cl_ray.storage import RunStorage
+def check_storage(node: str, error: str | None, seen: bool, storage: str) -> Finding:
+    """Check that a node wrote a file to the storage (else `error`) that was `seen` from here."""
+    if error:
+        advice = "give the node write access (its role or account), or mount the folder"
+        return Finding("storage", node, "failure", error, advice)
+    if not seen:
+        advice = "not shared: use s3://..., gs://... or a path that every node mounts"
+        return Finding("storage", node, "failure", f"it has another {storage}", advice)
+    return Finding("storage", node, "ok", f"writes {storage}")
+
+
+def check_machine(storage: str | None, constraints: Path) -> Iterator[Finding]:
+    """Run the checks that need no cluster.
+
+    Args:
+        storage: Folder or URI for runs; None skips that check.
+        constraints: File of the tested versions.
+    """
+    machine = inspect_machine()
+    yield check_versions(machine, read_constraints(constraints))
+    yield check_gpus(machine)
+    yield check_token()
+    if storage:
+        folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
+        error = try_write(folder, "this-machine")
+        if not error:
+            _delete(folder)
+        yield check_storage(machine.name, error, error is None, redact_credentials(storage))
+
+
+def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
+    """Run the checks of every node of the cluster that this process has joined.
+
+    Args:
+        storage: Folder or URI for runs; None skips that check.
+        constraints: File of the tested versions.
+    """
+    import ray
+
+    yield check_token()
+    tested = read_constraints(constraints)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        name = node["NodeManagerHostname"]
+        machine = _result(_submit(node, inspect_machine))
+        if isinstance(machine, Exception):
+            advice = "run it as a job: ray job submit --working-dir . -- python -m cl_ray doctor"
+            yield Finding("Python", name, "failure", _last_line(machine), advice)
+            continue
+        yield check_versions(machine, tested)
+        yield check_gpus(machine, node["Resources"].get("GPU", 0.0))
+        before = time.time()
+        clock = _result(_submit(node, read_clock))
+        if not isinstance(clock, Exception):  # else the node has just died
+            yield check_clock(name, clock, before, time.time())
+    if storage:
+        yield from _check_shared(storage, nodes)
+    workers = [node for node in nodes if node["Resources"].get("CPU")]
+    if len(workers) > 1:
+        yield _check_all_reduce(workers)
+    else:
+        found = f"{len(workers)} node with CPUs: nothing to check"
+        yield Finding("all-reduce", "cluster", "ok", found)
+    dashboard = ray.init(ignore_reinit_error=True).dashboard_url
+    if dashboard:
+        yield check_dashboard(dashboard)
+
+
+def _check_shared(storage: str, nodes: list[Any]) -> Iterator[Finding]:
+    """Let every node write a file, and look for it from here."""
+    folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
+    shown = redact_credentials(folder.storage)
+    error = try_write(folder, "this-machine")
+    if error:
+        yield check_storage(socket.gethostname(), error, False, shown)
+        return
+    try:
+        for node in nodes:
+            error = _result(_submit(node, try_write, folder, node["NodeID"]))
+            if isinstance(error, Exception):
+                error = _last_line(error)
+            seen = error is None and folder.read(node["NodeID"]) is not None
+            yield check_storage(node["NodeManagerHostname"], error, seen, shown)
+    finally:
+        _delete(folder)
+
+
+def _check_all_reduce(workers: list[Any]) -> Finding:
+    """Let all nodes add a number up: over NCCL if all of them have GPUs, else over Gloo."""
+    gpu = all(node["Resources"].get("GPU") for node in workers)
+    backend = "nccl" if gpu else "gloo"
+    address = f"{workers[0]['NodeManagerAddress']}:{_result(_submit(workers[0], free_port))}"
+    started = [
+        _submit(node, all_reduce_ones, rank, len(workers), address, gpu, gpus=int(gpu))
+        for rank, node in enumerate(workers)
+    ]
+    for total in map(_result, started):
+        if total != len(workers):
+            advice = (
+                "open all ports between the nodes, and start Ray with "
+                f"{backend.upper()}_SOCKET_IFNAME set to the interface between them"
+            )
+            reason = _last_line(total) if isinstance(total, Exception) else f"the sum is {total}"
+            return Finding("all-reduce", "cluster", "failure", f"{backend}: {reason}", advice)
+    return Finding("all-reduce", "cluster", "ok", f"{len(workers)} nodes over {backend}")
+
+
+def _submit(node: dict[str, Any], function: Callable[..., Any], *args: Any, gpus: int = 0) -> Any:
+    """Start a function on that node and no other; return its reference."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return (
+        ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(function)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(*args)
+    )
+
+
+def _result(reference: Any) -> Any:
+    """Return a reference's result, or the error that it ended with."""
+    import ray
 
     try:
-        RunStorage(storage, name).write(file, b"here")
+        return ray.get(reference, timeout=_TIMEOUT)
+    except Exception as error:
+        return error
+
+
+def try_write(folder: RunStorage, file: str) -> str | None:
+    """Write a file into a folder; return why it cannot be written, None if it can."""
+    try:
+        folder.write(file, b"doctor")
     except (OSError, ValueError, UserError) as error:
         return " ".join(str(error).split())[:200]
     return None
 
 
-def check_storage(name: str, why: str | None, seen: bool, storage: str) -> Finding:
-    """Whether a machine could write there, and what it wrote was seen from here."""
-    if why:
-        advice = "give the machine the right to write there (its role or account), or mount it"
-        return Finding("storage", name, "failure", why, advice)
-    if not seen:
-        advice = "not shared: give s3://..., gs://... or a path that every machine mounts"
-        return Finding("storage", name, "failure", f"its {storage} is another", advice)
-    return Finding("storage", name, "ok", f"writes {storage}")
+def read_clock() -> float:
+    """Return this machine's time in seconds since 1970."""
+    return time.time()
 
 
-def meet(rank: int, world: int, address: str, gpu: bool) -> float:
-    """Add 1 over all machines, as a run's workers do; what it came to."""
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def all_reduce_ones(rank: int, world: int, address: str, gpu: bool) -> float:
+    """Return the sum of a 1 from each of `world` processes, as the workers of a run reduce."""
     from datetime import timedelta
 
     import torch
     import torch.distributed as dist
 
     dist.init_process_group(
-        "nccl" if gpu else "gloo", f"tcp://{address}", rank=rank, world_size=world,
-        timeout=timedelta(seconds=SECONDS / 2),
-    )  # fmt: skip
+        "nccl" if gpu else "gloo",
+        f"tcp://{address}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=_TIMEOUT / 2),
+    )
     try:
         one = torch.ones(1, device="cuda" if gpu else "cpu")
         dist.all_reduce(one)
@@ -255,136 +356,12 @@ def meet(rank: int, world: int, address: str, gpu: bool) -> float:
         dist.destroy_process_group()
 
 
-def examine_here(storage: str | None, constraints: Path) -> Iterator[Finding]:
-    """The checks that need no cluster.
-
-    Args:
-        storage: Where runs are to be written; None leaves that check out.
-        constraints: File of the tested versions.
-    """
-    machine = look()
-    yield check_versions(machine, pins(constraints))
-    yield check_gpus(machine)
-    yield check_token()
-    if storage:
-        from cl_ray.storage import RunStorage
-
-        folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
-        why = write_to(folder.storage, folder.name, "here")
-        if not why:
-            filesystem, path = folder.open()
-            filesystem.delete_dir(path)
-        yield check_storage(machine.name, why, why is None, redact_credentials(storage))
+def _delete(folder: RunStorage) -> None:
+    filesystem, path = folder.open()
+    filesystem.delete_dir(path)
 
 
-def examine_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
-    """The checks of every machine of the cluster that this process has joined.
-
-    Args:
-        storage: Where runs are to be written; None leaves that check out.
-        constraints: File of the tested versions.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    yield check_token()
-    pinned = pins(constraints)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-
-    def at(node: dict[str, Any], task: Any, *arguments: Any, gpus: int = 0) -> Any:
-        """The task's reference, on that machine and no other."""
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(task)
-        return remote.options(scheduling_strategy=there).remote(*arguments)
-
-    def answer(reference: Any) -> Any:
-        """What it came to, or the error."""
-        try:
-            return ray.get(reference, timeout=SECONDS)
-        except Exception as error:
-            return error
-
-    for node in nodes:
-        name = node["NodeManagerHostname"]
-        machine = answer(at(node, look))
-        if isinstance(machine, Exception):
-            advice = (
-                "submit the doctor as a job: ray job submit --working-dir . -- python -m cl_ray"
-            )
-            yield Finding("Python", name, "failure", first_words(machine), f"{advice} doctor")
-            continue
-        yield check_versions(machine, pinned)
-        yield check_gpus(machine, node["Resources"].get("GPU", 0.0))
-        before = clock()
-        shown = answer(at(node, clock))
-        if isinstance(shown, Exception):
-            continue  # it has gone meanwhile
-        yield check_clock(name, shown, before, clock())
-    if storage:
-        yield from _storage(storage, nodes, at, answer)
-    workers = [node for node in nodes if node["Resources"].get("CPU")]
-    if len(workers) > 1:
-        yield _meeting(workers, at, answer)
-    else:
-        found = f"{len(workers)} machine with CPUs: nothing to try"
-        yield Finding("workers meet", "cluster", "ok", found)
-    dashboard = getattr(ray._private.worker._global_node, "webui_url", None)
-    if dashboard:
-        yield check_door(dashboard)
-
-
-def _storage(storage: str, nodes: list[Any], at: Any, answer: Any) -> Iterator[Finding]:
-    from cl_ray.storage import RunStorage
-
-    folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
-    storage = folder.storage
-    why = write_to(storage, folder.name, "here")
-    if why:
-        yield check_storage(socket.gethostname(), why, False, storage)
-        return
-    try:
-        for node in nodes:
-            name = node["NodeManagerHostname"]
-            why = answer(at(node, write_to, storage, folder.name, node["NodeID"]))
-            if isinstance(why, Exception):
-                why = first_words(why)
-            seen = why is None and folder.read(node["NodeID"]) is not None
-            yield check_storage(name, why, seen, redact_credentials(storage))
-    finally:
-        filesystem, path = folder.open()
-        filesystem.delete_dir(path)
-
-
-def _meeting(workers: list[Any], at: Any, answer: Any) -> Finding:
-    """All workers' machines add up a number: over nccl if all of them have GPUs, else gloo."""
-    gpu = all(node["Resources"].get("GPU") for node in workers)
-    backend = "nccl" if gpu else "gloo"
-    port = answer(at(workers[0], free_port))
-    address = f"{workers[0]['NodeManagerAddress']}:{port}"
-    started = [
-        at(node, meet, rank, len(workers), address, gpu, gpus=int(gpu))
-        for rank, node in enumerate(workers)
-    ]
-    for reference in started:
-        total = answer(reference)
-        if isinstance(total, Exception) or total != len(workers):
-            advice = (
-                "let the machines reach one another on all ports, and start Ray with "
-                f"{backend.upper()}_SOCKET_IFNAME set to the interface between them"
-            )
-            said = first_words(total) if isinstance(total, Exception) else f"{total}"
-            return Finding("workers meet", "cluster", "failure", f"{backend}: {said}", advice)
-    return Finding("workers meet", "cluster", "ok", f"{len(workers)} machines over {backend}")
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def first_words(error: Exception) -> str:
-    """The last line of an error, where the reason stands."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of an error, which gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:200]

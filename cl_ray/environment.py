@@ -1,4 +1,4 @@
-"""What this process took, and which versions it runs."""
+"""Memory of this process and versions of packages."""
 
 import importlib.metadata
 import platform
@@ -6,14 +6,17 @@ import resource
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at its peak."""
+    """Return the peak resident memory of this process in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def package_version(package: str) -> str:
-    """The version of an installed package; `source` where only its source is there."""
+def package_version(package: str, default: str = "source") -> str:
+    """Return the version of a package; `default` if it is not installed.
+
+    A job that ships its working directory has only the source of cl_ray.
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "source"  # as in a job that ships its working folder
+        return default

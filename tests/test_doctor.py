@@ -1,3 +1,5 @@
+"""The doctor's checks, one by one, on this machine, and on a cluster of two nodes."""
+
 import dataclasses
 import os
 import socket
@@ -10,60 +12,71 @@ import pytest
 
 from cl_ray import doctor
 from cl_ray.commands.doctor import command
-from cl_ray.doctor import Machine, check_clock, check_gpus, check_versions, pins
+from cl_ray.doctor import MachineInfo, check_clock, check_gpus, check_versions, read_constraints
 from cl_ray.errors import UserError
+from cl_ray.storage import RunStorage
 
-PINS = {"ray": "2.60.0", "torch": "2.14.1"}
-SOUND = Machine("m", "3.11.7", {"ray": "2.60.0", "torch": "2.14.1+cu129"}, 2, 2)
-
-
-def change(**fields: Any) -> Machine:
-    return dataclasses.replace(SOUND, **fields)
-
-
-def test_versions() -> None:
-    assert check_versions(SOUND, PINS).state == "ok"
-    old = check_versions(change(packages={"ray": "2.59.0", "torch": "2.14.1"}), PINS)
-    assert (old.state, old.found) == ("failure", "ray 2.59.0, tested 2.60.0")
-    assert old.advice == "pip install -c constraints.txt ray"
-    assert (
-        check_versions(change(packages={"ray": "2.60.0", "torch": "2.9"}), PINS).state == "warning"
-    )
-    assert check_versions(change(packages={"torch": "none"}), {}).state == "failure"
-
-
-def test_the_pins_are_those_of_this_repository() -> None:
-    found = pins(Path(__file__).parent.parent / "constraints.txt")
-    assert set(doctor.PACKAGES) <= set(found)
-    assert pins(Path("nowhere.txt")) == {}
+ROOT = Path(__file__).parent.parent
+TESTED = {"ray": "2.60.0", "torch": "2.14.1"}
+GOOD = MachineInfo("m", "3.11.7", {"ray": "2.60.0", "torch": "2.14.1+cu129"}, 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("devices", "usable", "promised", "state", "advice"),
+    ("packages", "tested", "state", "found", "advice"),
+    [
+        (GOOD.packages, TESTED, "ok", "as tested", ""),
+        (GOOD.packages, {}, "ok", "no constraints.txt", ""),
+        (
+            {"ray": "2.59.0", "torch": "2.14.1"},
+            TESTED,
+            "failure",
+            "ray 2.59.0, tested 2.60.0",
+            "pip install -c constraints.txt ray",
+        ),
+        ({"ray": "2.60.0", "torch": "2.9"}, TESTED, "warning", "torch 2.9, tested 2.14.1", "torch"),
+        ({"torch": "missing"}, {}, "failure", "torch missing, tested -", "pip install torch"),
+    ],
+)
+def test_versions(
+    packages: dict[str, str], tested: dict[str, str], state: str, found: str, advice: str
+) -> None:
+    finding = check_versions(dataclasses.replace(GOOD, packages=packages), tested)
+    assert finding.state == state
+    assert finding.found.endswith(found) or found in finding.found
+    assert finding.advice.endswith(advice)
+
+
+def test_constraints_of_the_repository() -> None:
+    assert set(doctor.PACKAGES) <= set(read_constraints(ROOT / "constraints.txt"))
+    assert read_constraints(Path("nowhere.txt")) == {}
+
+
+@pytest.mark.parametrize(
+    ("devices", "usable", "ray_gpus", "state", "advice"),
     [
         (0, 0, None, "ok", ""),
         (0, 0, 0.0, "ok", ""),
         (2, 2, 2.0, "ok", ""),
         (2, "torch is built for CPUs", 2.0, "failure", "torch for CUDA"),
-        (2, "no libcudart", None, "failure", "complains"),
+        (2, "no libcudart", None, "failure", "error that torch reports"),
         (2, 0, 2.0, "failure", "driver is too old"),
         (0, 0, 1.0, "failure", "image without driver"),
         (2, 2, 1.0, "warning", "no run can use"),
     ],
 )
-def test_gpus(devices: int, usable: Any, promised: float | None, state: str, advice: str) -> None:
-    found = check_gpus(change(devices=devices, usable=usable), promised)
+def test_gpus(devices: int, usable: Any, ray_gpus: float | None, state: str, advice: str) -> None:
+    found = check_gpus(dataclasses.replace(GOOD, devices=devices, usable=usable), ray_gpus)
     assert found.state == state
     assert advice in found.advice
 
 
-def test_clocks() -> None:
+def test_clock() -> None:
     assert check_clock("m", 1000.0, 999.0, 1001.0).state == "ok"
     assert check_clock("m", 1000.0, 1010.0, 1011.0).found == "10.0 s off"
     assert check_clock("m", 1000.0, 980.0, 981.0).found == "19.0 s off"
 
 
-def test_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -80,46 +93,52 @@ def test_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_storage(tmp_path: Path) -> None:
-    assert doctor.write_to(str(tmp_path), "a", "x") is None
-    assert (tmp_path / "a" / "x").read_bytes() == b"here"
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    why = doctor.write_to(str(blocked), "a", "x")
-    assert why
-    assert "file" in why
+    assert doctor.try_write(RunStorage(str(tmp_path), "a"), "x") is None
+    assert (tmp_path / "a" / "x").is_file()
+    (tmp_path / "file").write_text("")
+    error = doctor.try_write(RunStorage(f"{tmp_path}/file", "a"), "x")
+    assert error
+    assert "file" in error
     assert doctor.check_storage("m", None, False, "runs").advice.startswith("not shared")
     assert doctor.check_storage("m", None, True, "runs").state == "ok"
 
 
-def test_this_machine_and_nothing_started(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_ray", "doctor"], capture_output=True, text=True,
-        env={**environment, "HOME": str(tmp_path), "COLUMNS": "200"}, timeout=120,
-        cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "1 of 3 checks failed." in done.stdout
-    assert "(umask 077; ray get-auth-token --generate)" in done.stdout
-    versions = next(line for line in done.stdout.splitlines() if line.startswith("versions"))
+def test_storage_of_this_machine(tmp_path: Path) -> None:
+    for storage, state in ((tmp_path / "runs", "ok"), (tmp_path / "file", "failure")):
+        (tmp_path / "file").write_text("")
+        found = doctor.check_machine(str(storage), ROOT / "constraints.txt")
+        assert [f.state for f in found if f.check == "storage"] == [state]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_command_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        command([])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "1 of 3 checks failed." in printed
+    assert "(umask 077; ray get-auth-token --generate)" in printed
+    versions = next(line for line in printed.splitlines() if line.startswith("versions"))
     assert " ok " in versions
     assert socket.gethostname() in versions
 
 
-def test_storage_is_tried_without_a_cluster(tmp_path: Path) -> None:
-    storage = tmp_path / "runs"
-    found = list(doctor.examine_here(str(storage), Path("constraints.txt")))
-    assert [f.state for f in found if f.check == "storage"] == ["ok"]
-    assert list(storage.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    found = list(doctor.examine_here(f"{tmp_path}/file", Path("constraints.txt")))
-    assert [f.state for f in found if f.check == "storage"] == ["failure"]
-
-
-def test_workers_are_brought_up_on_a_cluster_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_need_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="address"):
         command(["--workers=2"])
+
+
+def test_all_reduce_of_one_process() -> None:
+    address = f"127.0.0.1:{doctor.free_port()}"
+    assert doctor.all_reduce_ones(0, 1, address, gpu=False) == 1.0
 
 
 HEAD = """
@@ -128,15 +147,16 @@ from ray.cluster_utils import Cluster
 folder = tempfile.mkdtemp(prefix="ray-")
 node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
 cluster = Cluster(initialize_head=True, head_node_args=node)
-cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=2)
 print(cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
 
 
-def test_every_machine_of_a_cluster(tmp_path: Path) -> None:
-    """Two nodes here, one of which promises a GPU that is not there."""
+@pytest.mark.ray
+def test_every_node_of_a_cluster(tmp_path: Path) -> None:
+    """Two nodes on this machine, of which one has a GPU that does not exist."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "COLUMNS": "220"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     head = subprocess.Popen([sys.executable, "-c", HEAD], env=environment, **pipes)
@@ -145,26 +165,21 @@ def test_every_machine_of_a_cluster(tmp_path: Path) -> None:
         address = head.stdout.readline().strip()
         done = subprocess.run(
             [sys.executable, "-m", "cl_ray", "doctor", f"--address={address}",
-             f"--storage={tmp_path}/runs", "--workers=2"],
-            capture_output=True, text=True, env=environment, timeout=200,
-            cwd=Path(__file__).parent.parent,
+             f"--storage={tmp_path}/runs", "--workers=3"],
+            capture_output=True, text=True, env=environment, timeout=200, cwd=ROOT,
         )  # fmt: skip
     finally:
         head.communicate()
     assert done.returncode == 1, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    by_check: dict[str, list[str]] = {}
-    for row in rows:
+    assert "checks failed" in done.stdout, done.stderr
+    states: dict[str, list[str]] = {}
+    for row in map(str.split, done.stdout.splitlines()):
         state = next((word for word in row if word in ("ok", "warning", "failure")), "")
-        by_check.setdefault(row[0] if row else "", []).append(state)
-    assert by_check["versions"] == ["ok", "ok"]
-    assert by_check["clock"] == ["ok", "ok"]
-    assert by_check["storage"] == ["ok", "ok"]
-    assert sorted(by_check["GPUs"]) == ["failure", "ok"]
-    assert by_check["workers"] == ["ok"]
-    assert "2 machines over gloo" in done.stdout
+        states.setdefault(row[0] if row else "", []).append(state)
+    assert states["versions"] == ["ok", "ok"]
+    assert states["clock"] == ["ok", "ok"]
+    assert states["storage"] == ["ok", "ok"]
+    assert sorted(states["GPUs"]) == ["failure", "ok"]
+    assert states["all-reduce"] == ["ok"]
+    assert "2 nodes over gloo" in done.stdout
     assert list((tmp_path / "runs").iterdir()) == []
-
-
-def test_a_meeting_adds_up() -> None:
-    assert doctor.meet(0, 1, f"127.0.0.1:{doctor.free_port()}", gpu=False) == 1.0

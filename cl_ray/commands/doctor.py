@@ -1,9 +1,8 @@
-"""`cl-ray doctor`: what may be wrong with this machine or cluster, as a table."""
+"""`cl-ray doctor`: check this machine or a cluster, and print the findings as a table."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -11,79 +10,71 @@ from cl_ray.base_config import BaseConfig
 from cl_ray.cli import parse_flags
 from cl_ray.errors import UserError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cl_ray.doctor import Finding
+_COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
 class DoctorCommand(BaseConfig):
-    """Look for what would stop a run: versions, GPUs, storage, clocks, token, the network.
+    """Check for problems before a run: versions, GPUs, storage, clocks, token and network.
 
-    Without a cluster, this machine alone is looked at; of a cluster, the machines that are up. The
-    exit status is 1 where something fails.
+    Without a cluster only this machine is checked, else all live nodes. The exit status is 1 if a
+    check fails.
     """
 
-    address: str | None = Field(
-        None, description="Ray cluster to examine; None obeys RAY_ADDRESS, as in a job."
-    )
+    address: str | None = Field(None, description="Ray cluster to check. None: RAY_ADDRESS.")
     storage: str | None = Field(
-        None, description="Folder or URI for runs: whether every machine writes there."
+        None, description="Folder or URI for runs, which every node must be able to write."
     )
     workers: int = Field(
-        0, ge=0, description="Have the cluster bring up machines for so many workers first."
+        0, ge=0, description="Workers for which the cluster must have started nodes first."
     )
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each of them.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each of them.")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each of these workers.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each of these workers.")
     constraints: Path = Field(
-        Path("constraints.txt"), description="File of the tested versions, as package==version."
+        Path("constraints.txt"),
+        description="File of the tested versions, as package==version; may be missing.",
     )
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
-    asked = parse_flags(DoctorCommand, arguments, prog="cl-ray doctor")
+    """Run `cl-ray doctor`."""
+    flags = parse_flags(DoctorCommand, arguments, prog="cl-ray doctor")
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from cl_ray.doctor import examine_cluster, examine_here
-    from cl_ray.training.cluster import cluster_to_join, ray_session
+    from cl_ray.doctor import check_cluster, check_machine
+    from cl_ray.training.ray_session import cluster_address, ray_session
 
     console = Console()
-    findings: list[Finding]
-    if cluster_to_join(asked.address):
-        with ray_session(asked.address, False, False, console):
-            bring_up(asked, console)
-            with console.status("Looking …"):
-                findings = list(examine_cluster(asked.storage, asked.constraints))
-    elif asked.workers:
-        raise UserError("workers are brought up on a cluster: give its --address too.")
+    if cluster_address(flags.address):
+        with ray_session(flags.address, False, False, console):
+            if flags.workers:
+                from cl_ray.config import Config
+                from cl_ray.training.resources import plan_workers, wait_for_resources
+
+                config = Config(
+                    batch_size=2 * flags.workers,
+                    workers=flags.workers,
+                    cpus_per_worker=flags.cpus_per_worker,
+                    gpus_per_worker=flags.gpus_per_worker,
+                )
+                needed = plan_workers(config, local=False)
+                wait_for_resources(
+                    needed, flags.workers, lambda line: console.print(line, soft_wrap=True)
+                )
+            with console.status("Checking the cluster …"):
+                findings = list(check_cluster(flags.storage, flags.constraints))
+    elif flags.workers:
+        raise UserError("--workers is for a cluster: give its --address too.")
     else:
-        with console.status("Looking …"):
-            findings = list(examine_here(asked.storage, asked.constraints))
-    colours = {"ok": "green", "warning": "yellow", "failure": "red"}
-    table = Table("check", "where", "", "found", "what to do", box=None, pad_edge=False)
+        with console.status("Checking this machine …"):
+            findings = list(check_machine(flags.storage, flags.constraints))
+    table = Table("check", "node", "", "found", "how to fix it", box=None, pad_edge=False)
     for each in findings:
-        state = f"[{colours[each.state]}]{each.state}[/]"
-        table.add_row(
-            each.check, escape(each.where), state, escape(each.found), escape(each.advice)
-        )
+        state = f"[{_COLOURS[each.state]}]{each.state}[/]"
+        table.add_row(each.check, escape(each.node), state, escape(each.found), escape(each.advice))
     console.print(table)
     failures = sum(each.state == "failure" for each in findings)
     if failures:
         console.print(f"{failures} of {len(findings)} checks failed.")
         sys.exit(1)
-
-
-def bring_up(asked: DoctorCommand, console: "Console") -> None:
-    """Wait for room for the workers, as `cl-ray train` does; an autoscaler sees it."""
-    if not asked.workers:
-        return
-    from cl_ray.config import Config
-    from cl_ray.training.resources import plan_workers, wait_for_resources
-
-    cpus, gpus = asked.cpus_per_worker, asked.gpus_per_worker
-    config = Config(workers=asked.workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    needed = plan_workers(config, local=False)
-    wait_for_resources(needed, asked.workers, lambda line: console.print(line, soft_wrap=True))

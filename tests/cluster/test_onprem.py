@@ -49,10 +49,10 @@ def test_three_machines_from_up_to_down(cloud: Cloud, scratch: Path) -> None:
         rows = [line for line in said.splitlines() if "  ok  " in line or "  failure  " in line]
         checks = [row.split()[0] for row in rows]
         assert {check: checks.count(check) for check in set(checks)} == {
-            "token": 1, "versions": 3, "GPUs": 3, "clock": 3, "storage": 3, "workers": 1,
+            "token": 1, "versions": 3, "GPUs": 3, "clock": 3, "storage": 3, "all-reduce": 1,
             "dashboard": 1,
         }, said  # fmt: skip
-        assert "2 machines over gloo" in said
+        assert "2 nodes over gloo" in said
         assert "asks for the token" in said
         assert "failure" not in said
         assert not list(cloud.machines.shared.glob(".doctor*"))
