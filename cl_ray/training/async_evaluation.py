@@ -1,4 +1,4 @@
-"""Evaluations while a run trains: in an actor beside it where a CPU is free, else in between."""
+"""Evaluations during a run: in an actor beside the training if a CPU is free, else in between."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,27 +17,47 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.model import TrainedModel
-from cl_ray.networks.build import build_networks
 from cl_ray.prior import Prior
+from cl_ray.training.resources import EVALUATION_CPUS
 
-EVALUATION_CPUS = 4
-"""The most CPUs that an evaluation beside the training takes, of those that are free."""
+ACTOR_START_TIMEOUT = 60.0
+"""Seconds that a new actor may take to start before its evaluation is done in this process."""
 
-PATIENCE = 60.0
-"""Seconds that a new actor may take to start before its work is done here."""
+NetworkWeights = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Weights of the EMA generator and of the discriminator, on the CPU."""
 
-Networks = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Weights of the EMA generator and of D, on the CPU."""
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The networks to evaluate.
+
+    Args:
+        epoch: Finished epochs.
+        step: Training steps since the start of the run.
+        checkpoint: The checkpoint that holds the networks.
+        networks: Their weights.
+        prior: What samples are drawn from; None is the training prior.
+    """
+
+    epoch: int
+    step: int
+    checkpoint: str
+    networks: NetworkWeights
+    prior: Prior | None
+
+
+EvaluationResult = tuple[EvaluationRequest, Evaluation | str]
+"""A request and its evaluation, or the reason why there is none."""
 
 
 class NetworkEvaluator:
-    """Evaluates the weights that it is given; an actor, or a plain object.
+    """Evaluates given weights; a Ray actor, or a plain object.
 
     Args:
-        config: The run's.
-        dataset: What it trains on.
-        name: The run's, by which the actor is found in the dashboard.
-        threads: CPU threads of a process of its own; None leaves this one as it is.
+        config: The run's config.
+        dataset: The run's data.
+        name: The run's name, shown in the dashboard.
+        threads: CPU threads, for a process of its own; None leaves this process as it is.
         device: Where the networks compute.
     """
 
@@ -53,71 +73,46 @@ class NetworkEvaluator:
             torch.set_num_threads(threads)
             keep_freed_memory()
         self.config, self.name, self.device = config, name, torch.device(device)
-        self.shape = dataset.info.shape
         self.evaluator = Evaluator(dataset, config.evaluation, config.seed)
-        self.classes = Partition(dataset, config).classes
-        self.generator, self.discriminator = build_networks(config, self.shape, len(self.classes))
-        layout: dict[str, Any] = {"device": self.device, "memory_format": torch.channels_last}
-        for network in (self.generator, self.discriminator):
-            network.to(**layout).requires_grad_(False).eval()
+        self.partition = Partition(dataset, config)
 
     def __repr__(self) -> str:
         return f"cl_ray.Evaluation({self.name})"
 
     def ready(self) -> None:
-        """Answers once it stands."""
+        """Return once the actor has started."""
 
-    def evaluate(self, job: "EvaluationRequest") -> Evaluation | str:
-        """What its weights are worth; a sentence if they cannot be measured."""
-        both = self.generator, self.discriminator
-        for network, weights in zip(both, job.networks, strict=True):
-            network.load_state_dict(weights)
-        run = TrainedModel(
-            config=self.config,
-            shape=self.shape,
-            checkpoint=job.checkpoint,
-            step=job.step,
-            generator=self.generator,
-            discriminator=self.discriminator,
+    def evaluate(self, request: EvaluationRequest) -> Evaluation | str:
+        """Evaluate; return the reason if that is not possible."""
+        generator, discriminator = request.networks
+        model = TrainedModel.from_weights(
+            self.config,
+            self.partition.dataset.info.shape,
+            generator,
+            discriminator,
             device=self.device,
-            classes=tuple(self.classes),
-            prior=job.prior,
+            checkpoint=request.checkpoint,
+            step=request.step,
+            classes=tuple(self.partition.classes),
+            counts=tuple(self.partition.counts),
+            prior=request.prior,
         )
         try:
-            return self.evaluator.evaluate(run)
+            return self.evaluator.evaluate(model)
         except UserError as error:
             return str(error)
 
 
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """An evaluation.
-
-    Args:
-        epoch: Epochs finished.
-        step: Steps taken.
-        checkpoint: The checkpoint that holds the networks.
-        networks: Their weights.
-        prior: What samples are drawn from; None is the noise of training.
-    """
-
-    epoch: int
-    step: int
-    checkpoint: str
-    networks: Networks
-    prior: Prior | None
-
-
 class AsyncEvaluator:
-    """Rank 0's evaluations, one at a time.
+    """Evaluates a run's networks, one request at a time. Rank 0 only.
 
     Args:
-        config: The run's.
-        dataset: What it trains on.
-        name: The run's.
-        device: What an evaluation in between computes on.
-        say: Tells the user where evaluations are done.
-        beside: Whether they may be done beside the training, where a CPU is free.
+        config: The run's config.
+        dataset: The run's data.
+        name: The run's name.
+        device: Where evaluations in this process compute.
+        report: Is told where evaluations are done.
+        beside: Whether they may be done beside the training, if a CPU is free.
     """
 
     def __init__(
@@ -126,82 +121,85 @@ class AsyncEvaluator:
         dataset: Dataset,
         name: str,
         device: torch.device,
-        say: Callable[[str], Any],
+        report: Callable[[str], Any],
         beside: bool = True,
     ):
         self.config, self.dataset, self.name = config, dataset, name
-        self.device, self.say = device, say
-        self.results: list[tuple[EvaluationRequest, Evaluation | str]] = []
-        self.under_way: tuple[EvaluationRequest, ray.ObjectRef] | None = None
-        self.here: NetworkEvaluator | None = None
-        self.actor: ray.actor.ActorHandle[Any] | None = None
-        least, most = config.worker_range  # an elastic run's workers may want the CPU themselves
+        self.device, self.report, self.beside = device, report, beside
+        self._results: list[EvaluationResult] = []
+        self._pending: tuple[EvaluationRequest, ray.ObjectRef] | None = None
+        self._local: NetworkEvaluator | None = None
+        self._actor: ray.actor.ActorHandle[Any] | None = None
+        least, most = config.worker_range  # an elastic run's workers may need the CPU themselves
         cpus = min(EVALUATION_CPUS, int(ray.available_resources().get("CPU", 0)))
-        self.beside = beside
         if beside and config.evaluation.every and least == most and cpus:
-            kind = ray.remote(num_cpus=cpus)(NetworkEvaluator)
-            self.actor = kind.remote(config, dataset, name, threads=cpus)
-            self.ready = self.actor.ready.remote()
+            actor_class = ray.remote(num_cpus=cpus)(NetworkEvaluator)
+            self._actor = actor_class.remote(config, dataset, name, threads=cpus)
+            self._ready = self._actor.ready.remote()
 
     def due(self, epoch: int) -> bool:
         """Whether the networks are evaluated after that many epochs."""
         every = self.config.evaluation.every
         return bool(every) and (epoch % every == 0 or epoch == self.config.epochs)
 
-    def start(self, job: EvaluationRequest) -> None:
-        """Begin an evaluation beside the training, or do it now where no CPU is free.
+    def start(self, request: EvaluationRequest) -> None:
+        """Start an evaluation beside the training, or do it now.
 
-        One that is due while another goes on is left out, unless it is the run's last.
+        It is left out if another one is running, unless it is the last of the run.
         """
-        if self.under_way and job.epoch < self.config.epochs:
-            before = self.under_way[0].epoch
-            left_out = f"epoch {job.epoch} is not evaluated: that of epoch {before} still goes on"
-            self.results.append((job, left_out))
+        if self._pending and request.epoch < self.config.epochs:
+            reason = (
+                f"epoch {request.epoch} is not evaluated: the evaluation of epoch "
+                f"{self._pending[0].epoch} is still running"
+            )
+            self._results.append((request, reason))
             return
         self._collect(wait=True)
-        self._settle()
-        if self.actor:
-            answer = self.actor.evaluate.remote(job)
-            self.under_way = job, answer
+        self._check_actor()
+        if self._actor:
+            self._pending = request, self._actor.evaluate.remote(request)
         else:
-            self._do_here(job)
+            self._evaluate_here(request)
 
-    def finished(self, wait: bool = False) -> list[tuple[EvaluationRequest, Evaluation | str]]:
-        """What was found since the last call; a sentence in place of what could not be."""
+    def results(self, wait: bool = False) -> list[EvaluationResult]:
+        """The results since the last call.
+
+        Args:
+            wait: Wait for the evaluation that is running.
+        """
         self._collect(wait)
-        found, self.results = self.results, []
-        return found
+        results, self._results = self._results, []
+        return results
 
-    def _settle(self) -> None:
-        """See whether the actor stands by now; without it, this process does its work."""
-        if self.actor and not ray.wait([self.ready], timeout=PATIENCE)[0]:
-            ray.kill(self.actor)
-            self.actor = None
-        if self.beside and self.actor is None and self.here is None:
-            self.say("evaluations interrupt the training: no CPU is free beside the workers'")
+    def _check_actor(self) -> None:
+        """Give the actor up if it does not start, and report if there is none."""
+        if self._actor and not ray.wait([self._ready], timeout=ACTOR_START_TIMEOUT)[0]:
+            ray.kill(self._actor)
+            self._actor = None
+        if self.beside and self._actor is None and self._local is None:
+            self.report("evaluations interrupt the training: no CPU is free beside the workers'")
 
     def _collect(self, wait: bool) -> None:
-        if self.under_way is None:
+        if self._pending is None:
             return
-        job, answer = self.under_way
+        request, answer = self._pending
         if not ray.wait([answer], timeout=None if wait else 0)[0]:
             return
-        self.under_way = None
+        self._pending = None
         try:
-            self.results.append((job, ray.get(answer)))
-        except ray.exceptions.RayError:  # the actor died, of too little memory or with its node
-            self.actor = None
-            self._do_here(job)
+            self._results.append((request, ray.get(answer)))
+        except ray.exceptions.RayError:  # the actor died, by lack of memory or with its node
+            self._actor = None
+            self._evaluate_here(request)
 
-    def _do_here(self, job: EvaluationRequest) -> None:
-        if self.here is None:
-            self.here = NetworkEvaluator(self.config, self.dataset, self.name, device=self.device)
-        found = self.here.evaluate(job)
-        self.results.append((job, found))
+    def _evaluate_here(self, request: EvaluationRequest) -> None:
+        if self._local is None:
+            self._local = NetworkEvaluator(self.config, self.dataset, self.name, device=self.device)
+        self._results.append((request, self._local.evaluate(request)))
 
 
-def network_weights(gan: ContrastiveGAN) -> Networks:
-    """The EMA generator's and D's weights, copied to the CPU."""
+def copy_network_weights(gan: ContrastiveGAN) -> NetworkWeights:
+    """Copy the weights of the EMA generator and of the discriminator to the CPU."""
     networks = gan.ema_generator, gan.discriminator
     ema_generator, discriminator = (
         {name: weight.detach().float().cpu().clone() for name, weight in n.state_dict().items()}

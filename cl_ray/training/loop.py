@@ -1,4 +1,4 @@
-"""What every worker does: host a run, epoch by epoch."""
+"""Ray Train's loop: the trainer that starts the workers, what each worker runs, rank 0's hooks."""
 
 import importlib
 import json
@@ -6,65 +6,160 @@ import os
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 import ray.actor
+import ray.data
 import ray.train
 import torch
+from ray.exceptions import RayActorError
+from ray.train import (
+    Checkpoint,
+    CheckpointUploadMode,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.ray_shards import ShardHandle
+from cl_ray.data.ray_shards import DeterministicDataConfig, ShardHandle
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
 from cl_ray.environment import peak_memory
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, is_larger_better, resolve_reference, summary_line
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Metrics, NonFiniteLossError, StepLog, Trainer
-from cl_ray.training.async_evaluation import AsyncEvaluator, EvaluationRequest, network_weights
+from cl_ray.training.async_evaluation import (
+    AsyncEvaluator,
+    EvaluationRequest,
+    copy_network_weights,
+)
 from cl_ray.training.cpu_affinity import CpuAffinity
+from cl_ray.training.ray_compat import failure_reason, forget_reported_checkpoints, worker_error
+from cl_ray.training.resources import WorkerResources
 
-REFRESH = 0.25
-"""Seconds between two words of progress."""
-GATE = 0.05
-"""Seconds between two questions whether to go on."""
+ProgressHandle: TypeAlias = "ray.actor.ActorHandle[Any]"
+"""The handle of a `ProgressActor`."""
+
+PROGRESS_INTERVAL = 0.25
+"""Seconds between two progress updates."""
+CONTINUE_POLL = 0.05
+"""Seconds between two questions whether the run may continue."""
+
+
+def build_torch_trainer(
+    config: Config,
+    folder: RunStorage,
+    dataset: Dataset,
+    resources: WorkerResources,
+    progress: ProgressHandle,
+    max_failures: int,
+    verbose: bool = False,
+    search: str | None = None,
+) -> TorchTrainer:
+    """Build the trainer of a run, which resumes from the newest checkpoint in its folder.
+
+    Args:
+        config: The run's config.
+        folder: The run folder.
+        dataset: The run's data.
+        resources: Those of each worker.
+        progress: Where rank 0 reports progress.
+        max_failures: How often workers that died are restarted.
+        verbose: Show Ray Train's own messages.
+        search: The search that the run is a trial of. Then the workers ask before each epoch
+            whether they may continue, and evaluate in between.
+    """
+    forget_reported_checkpoints(folder)
+    return TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={
+            "config": config,
+            "folder": folder,
+            "progress": progress,
+            "threads": resources.threads,
+            "gpus": resources.gpus,
+            "search": search,
+        },
+        # NCCL refuses two workers on one GPU.
+        torch_config=TorchConfig(backend="gloo" if resources.gpus % 1 else None),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=resources.bundle,
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=folder.storage,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[WorkerFailureCallback(progress)],
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+        ),
+        datasets={"train": ray.data.from_items(list(dataset.info.splits))},
+        dataset_config=DeterministicDataConfig(dataset, config),
+    )
+
+
+class WorkerFailureCallback(UserCallback):
+    """Reports why workers are restarted; runs in Ray Train's controller.
+
+    Args:
+        progress: The run's progress actor.
+    """
+
+    def __init__(self, progress: ProgressHandle):
+        self.progress = progress
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Report the workers that died; if none did, those that raised an error.
+
+        The others of a group fail only because they miss the one that died.
+        """
+        errors = {rank: worker_error(error) for rank, error in worker_exceptions.items()}
+        died = {r: e for r, e in errors.items() if isinstance(e, RayActorError)} or errors
+        for rank, error in died.items():
+            self.progress.add_failure.remote(f"worker {rank} is lost: {failure_reason(error)}")
 
 
 def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's loop: one call on every rank, again after each failure.
+    """Run the training on one rank; called again after each failure.
 
     Args:
-        setup: `config`, `folder`, `board`, `threads`, `gpus` that Ray gives it, and the
-            `search` that it is a trial of, if any: then it asks before each epoch whether to go
-            on, and evaluates in between.
+        setup: `train_loop_config` of `build_torch_trainer`.
 
     Returns:
-        What rank 0 knows at the end: `status`, `metrics`, `memory` and more.
+        `status` and `reason` or `training_seconds`; on rank 0 also the summary of the run.
     """
-    board: ray.actor.ActorHandle[Any] = setup["board"]
-    reason = ray.get(board.fatal.remote())  # after a failure that no new start will mend
+    progress = setup["progress"]
+    reason = ray.get(progress.abort_reason.remote())
     if reason:
         return {"status": "stopped", "reason": reason}
     try:
-        return _work(setup, board)
-    except NonFiniteLossError as error:  # seen by all ranks at once
+        return _train(setup)
+    except NonFiniteLossError as error:  # raised on all ranks at once
         return {"status": "diverged", "reason": str(error)}
     except UserError as error:
-        ray.get(board.stop.remote(str(error)))
+        ray.get(progress.abort.remote(str(error)))
         if ray.train.get_context().get_world_size() == 1:
             return {"status": "stopped", "reason": str(error)}
-        raise  # the other ranks are waiting for this one: have Train end them
+        raise  # the other ranks wait for this one: let Ray Train end them
 
 
-def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[str, Any]:
+def _train(setup: dict[str, Any]) -> dict[str, Any]:
     config: Config = setup["config"]
     folder: RunStorage = setup["folder"]
+    search: str | None = setup["search"]
+    progress = setup["progress"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    cores = CpuAffinity(setup["threads"])
-    threading.Thread(target=_import_what_is_slow, daemon=True).start()
+    affinity = CpuAffinity(setup["threads"])
+    threading.Thread(target=_import_slow_modules, daemon=True).start()
     keep_freed_memory()
     device, dtype = resolve_device(config.device, config.precision, setup["gpus"])
     if folder.read("config.yaml") is None:
@@ -72,165 +167,149 @@ def _work(setup: dict[str, Any], board: "ray.actor.ActorHandle[Any]") -> dict[st
             f"Worker {rank} on {socket.gethostname()} does not see {folder}: several machines "
             "need storage that all of them share: --storage s3://..., gs://... or a shared path."
         )
-    shares: ShardHandle = ray.train.get_dataset_shard("train")
-    shard = shares.open(device)
-    run = Trainer(config, shard, device, dtype)
+    handle: ShardHandle = ray.train.get_dataset_shard("train")
+    trainer = Trainer(config, handle.open(device), device, dtype)
     checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     newest = checkpoints.newest()
     if newest:
-        run.load_state_dict(checkpoints.load(newest.name))
-    where = f"worker {rank} of {workers}: {describe_device(device, dtype)}"
+        trainer.load_state_dict(checkpoints.load(newest.name))
+    worker = f"worker {rank} of {workers}: {describe_device(device, dtype)}"
     if config.device == "auto" and not setup["gpus"] and ray.cluster_resources().get("GPU", 0):
-        where += " (no GPU was asked for: --gpus-per-worker)"
-    keeps = "stays on the device" if shares.partition.resident else "streams"
-    begun = f"goes on from {newest.name}" if newest else "starts"
-    print(f"cl_ray run {folder.name}, {where} (process {os.getpid()})")
+        worker += " (no GPU was asked for: --gpus-per-worker)"
+    print(f"cl_ray run {folder.name}, {worker} (process {os.getpid()})")
     if rank == 0:
-        board.note.remote(
-            f"{where}; its shard ({shares.partition.gigabytes:.3g} GB) {keeps}; {begun}"
-        )
-    search: str | None = setup["search"]
-    host = RankZeroHooks(run, folder, checkpoints, board, search) if rank == 0 else None
+        placement = "stays on the device" if handle.partition.resident else "streams"
+        start = f"resumes from {newest.name}" if newest else "starts"
+        size = f"{handle.partition.gigabytes:.3g} GB"
+        progress.add_message.remote(f"{worker}; its shard ({size}) {placement}; {start}")
+    hooks = (
+        RankZeroHooks(trainer, config, folder, checkpoints, progress, search) if not rank else None
+    )
     started = time.perf_counter()
     try:
-        while run.epochs < config.epochs and (not search or _may_go_on(board, run.epochs)):
-            with cores:
-                metrics = run.train_epoch(host.watch if host else None)
-            if host:
-                host.finish_epoch(metrics)
-            ray.train.report(metrics)
-        if host:
-            host.close()
+        while trainer.epochs < config.epochs and (
+            not search or _may_continue(progress, trainer.epochs)
+        ):
+            with affinity:
+                metrics = trainer.train_epoch(hooks.on_log if hooks else None)
+            checkpoint = hooks.on_epoch_end(metrics) if hooks else None
+            # A barrier: all ranks report equally often.
+            ray.train.report(
+                metrics,
+                checkpoint=checkpoint,
+                checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+            )
+        if hooks:
+            hooks.on_train_end()
     finally:
-        if host:
-            host.journal.close()
-    seconds = time.perf_counter() - started
+        if hooks:
+            hooks.logger.close()
     return {
-        "status": "finished" if run.epochs >= config.epochs else "ended",
-        "training_seconds": seconds,
-        **(host.summary() if host else {}),
+        "status": "finished" if trainer.epochs >= config.epochs else "ended",
+        "training_seconds": time.perf_counter() - started,
+        **(hooks.summary() if hooks else {}),
     }
 
 
-def _may_go_on(board: "ray.actor.ActorHandle[Any]", epochs: int) -> bool:
-    """Wait until it is decided whether a run of so many epochs trains another."""
-    while (verdict := ray.get(board.passes.remote(epochs))) is None:
-        time.sleep(GATE)
-    return bool(verdict)
+def _may_continue(progress: ProgressHandle, epochs: int) -> bool:
+    """Wait until the search decides whether a run of so many epochs trains another."""
+    while (decision := ray.get(progress.may_continue.remote(epochs))) is None:
+        time.sleep(CONTINUE_POLL)
+    return bool(decision)
 
 
-def _import_what_is_slow() -> None:
-    """The optimiser's first use imports these, seconds of it; the images arrive meanwhile."""
+def _import_slow_modules() -> None:
+    """Import what the first step and the log need, while the images are read."""
     for module in ("torch._dynamo", "torch.utils.tensorboard", "torchvision.utils"):
         importlib.import_module(module)
 
 
 class RankZeroHooks:
-    """Rank 0's duties beside the training: checkpoints, journal and progress."""
+    """Rank 0's part beside the training: checkpoints, evaluations, the log and progress.
+
+    Args:
+        trainer: The run's trainer.
+        config: The run's config.
+        folder: The run folder.
+        checkpoints: Those in it.
+        progress: Where progress is reported.
+        search: The search that the run is a trial of, if any; evaluations are then in between.
+    """
 
     def __init__(
         self,
-        run: Trainer,
+        trainer: Trainer,
+        config: Config,
         folder: RunStorage,
         checkpoints: CheckpointStore,
-        board: "ray.actor.ActorHandle[Any]",
+        progress: ProgressHandle,
         search: str | None,
     ):
-        from cl_ray.training.run_logger import RunLogger  # TensorBoard is rank 0's alone
+        from cl_ray.training.run_logger import RunLogger  # TensorBoard, which rank 0 alone needs
 
-        self.run, self.folder, self.checkpoints, self.board = run, folder, checkpoints, board
-        self.journal = RunLogger(folder, run, search)
-        self.told = 0.0
+        self.trainer, self.config, self.folder = trainer, config, folder
+        self.checkpoints, self.progress = checkpoints, progress
+        self.logger = RunLogger(folder, trainer, config, search)
         self.metrics: Metrics = {}
-        dataset = run.shard.partition.dataset
-        self.best_by = resolve_checkpoint_metric(run.config, dataset)
-        self.evaluations = AsyncEvaluator(
-            run.config,
+        self.evaluation: Evaluation | None = None
+        dataset = trainer.shard.partition.dataset
+        self.checkpoint_metric = resolve_checkpoint_metric(config, dataset)
+        self.evaluator = AsyncEvaluator(
+            config,
             dataset,
             folder.name,
-            run.gan.device,
-            board.note.remote,
+            trainer.gan.device,
+            progress.add_message.remote,
             beside=search is None,
         )
-        self.evaluation: Evaluation | None = None
-        self._tell({}, 0.0, force=True)
+        self._updated_at = 0.0
+        self._update_progress({}, 0.0, force=True)
         newest = checkpoints.newest()
-        if newest and not run.position and self.journal.lacks_evaluation(run.epochs):
-            self._evaluate(newest.name)  # stopped before it was over
+        if newest and not trainer.position and self.logger.lacks_evaluation(trainer.epochs):
+            self._start_evaluation(newest.name)  # the run stopped before it was finished
 
-    def watch(self, record: StepLog) -> None:
-        """A record of the last steps: curves, progress, and a checkpoint if one is due."""
-        self.journal.record(record)
-        self._take_in()
-        self._tell(record.metrics, record.images / record.seconds)
-        if record.position == self.run.shard.partition.steps:
+    def on_log(self, log: StepLog) -> None:
+        """Log the last steps, and save a checkpoint if one is due or the search is to stop."""
+        self.logger.log_steps(log)
+        self._collect_evaluations()
+        self._update_progress(log.metrics, log.images / log.seconds)
+        if log.position == self.trainer.shard.partition.steps:
             return
-        every = self.run.config.checkpoint.every
-        over = bool(ray.wait([self.answer], timeout=0)[0]) and ray.get(self.answer)
-        if over or (every and record.step % every == 0):
-            self.journal.send()  # first, as in `finish_epoch`
-            self.checkpoints.save(
-                self.run.state_dict(), epoch=self.run.epochs, step=record.step, metric=None
-            )
-        if over:  # the host takes all ranks' processes down
-            ray.get(self.board.saved.remote())
+        every = self.config.checkpoint.every
+        stop = bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
+        if stop or (every and log.step % every == 0):
+            self.logger.flush()  # before the checkpoint, as in `on_epoch_end`
+            self._save(None)
+        if stop:  # the search ends the processes of all ranks
+            ray.get(self.progress.confirm_saved.remote())
             threading.Event().wait()
 
-    def finish_epoch(self, metrics: Metrics) -> None:
-        """Write the epoch down, then save it.
+    def on_epoch_end(self, metrics: Metrics) -> Checkpoint:
+        """Log a finished epoch, save a checkpoint and start an evaluation if one is due.
 
-        In this order: what is written beyond the newest checkpoint is written again by the run
-        that goes on from there, and what is missing before it would be missing for good.
+        The log comes first: a resumed run writes again what is logged beyond its checkpoint, but
+        not what is missing before it.
+
+        Returns:
+            The checkpoint in Ray Train's form, for its report. It lies in the run's storage folder,
+            where Ray Train does not copy it; `CheckpointStore` keeps deciding what is deleted.
         """
-        kind = self.best_by.partition("/")[0]
-        if kind != "evaluation" and self.best_by not in metrics:
+        selector = self.checkpoint_metric
+        if not selector.startswith("evaluation/") and selector not in metrics:
             raise UserError(
-                f"checkpoint.metric {self.best_by!r} is not among the epoch's metrics: take "
+                f"checkpoint.metric {selector!r} is not among the epoch's metrics: take "
                 f"{', '.join(name for name in metrics if '/' in name)}."
             )
         self.metrics = metrics
-        self.journal.epoch(metrics)
-        name = self.checkpoints.save(
-            self.run.state_dict(),
-            epoch=self.run.epochs,
-            step=self.run.gan.steps,
-            metric=metrics.get(self.best_by),
-        )
-        self._tell(metrics, metrics["images_per_second"], force=True)
-        self._evaluate(name)
+        self.logger.log_epoch(metrics)
+        name = self._save(metrics.get(selector))
+        self._update_progress(metrics, metrics["images_per_second"], force=True)
+        self._start_evaluation(name)
+        return Checkpoint(f"{self.checkpoints.folder}/{name}", self.checkpoints.filesystem)
 
-    def _evaluate(self, checkpoint: str) -> None:
-        """Begin to evaluate the networks as they are, if that is due."""
-        epoch, gan = self.run.epochs, self.run.gan
-        if self.evaluations.due(epoch):
-            self.checkpoints.pinned.add(checkpoint)
-            networks = network_weights(gan)
-            self.evaluations.start(
-                EvaluationRequest(epoch, gan.steps, checkpoint, networks, self.run.prior)
-            )
-            self._take_in()
-
-    def _take_in(self, wait: bool = False) -> None:
-        """Write down what evaluations found, and mark the best checkpoint by it."""
-        for job, found in self.evaluations.finished(wait):
-            if isinstance(found, str):
-                self.board.note.remote(found)
-                self.checkpoints.set_metric(job.checkpoint, None)
-                continue
-            metrics = found.metrics()
-            self.journal.evaluated(job.epoch, job.step, {**metrics, "seconds": found.seconds})
-            self.evaluation = found
-            self.folder.write("evaluation.json", json.dumps(found.to_dict(), indent=1).encode())
-            kind, _, name = self.best_by.partition("/")
-            best = metrics.get(name) if kind == "evaluation" else None
-            if best is not None and is_larger_better(name):
-                best = -best
-            self.checkpoints.set_metric(job.checkpoint, best)
-            self.board.note.remote(f"epoch {job.epoch} is worth: {summary_line(found)}")
-
-    def close(self) -> None:
-        """Leave the networks where people look for them."""
-        self._take_in(wait=True)
+    def on_train_end(self) -> None:
+        """Wait for the last evaluation, and copy the newest networks into the run folder."""
+        self._collect_evaluations(wait=True)
         newest = self.checkpoints.newest()
         if newest:
             for file in newest.files:
@@ -239,18 +318,18 @@ class RankZeroHooks:
                     self.folder.write(file, blob or b"")
 
     def summary(self) -> dict[str, Any]:
-        """What the end of the run looked like from here."""
+        """The final state of the run, for summary.json."""
         best = self.checkpoints.best()
-        gan = self.run.gan
+        gan = self.trainer.gan
         return {
-            "epochs": self.run.epochs,
+            "epochs": self.trainer.epochs,
             "steps": gan.steps,
             "metrics": self.metrics,
             "evaluation": self.evaluation.metrics() if self.evaluation else None,
-            "worth": summary_line(self.evaluation) if self.evaluation else None,
+            "evaluation_summary": summary_line(self.evaluation) if self.evaluation else None,
             "best": best.name if best else None,
             "device": describe_device(gan.device, torch.bfloat16 if gan.autocast else gan.dtype),
-            "workers": self.run.shard.partition.workers,
+            "workers": self.trainer.shard.partition.workers,
             "worker_peak_bytes": peak_memory(),
             "parameters": {
                 "generator": sum(w.numel() for w in gan.g_params),
@@ -258,25 +337,65 @@ class RankZeroHooks:
             },
         }
 
-    def _tell(self, metrics: Metrics, speed: float, force: bool = False) -> None:
-        if force or time.monotonic() - self.told > REFRESH:
-            self.told = time.monotonic()
-            run = self.run
-            self.answer = self.board.put.remote(
-                {
-                    "epoch": run.epochs,
-                    "position": run.position,
-                    "steps": run.shard.partition.steps,
-                    "step": run.gan.steps,
-                    "speed": speed,
-                    "metrics": metrics,
-                    "memory": peak_memory(),
-                }
+    def _save(self, metric: float | None) -> str:
+        trainer = self.trainer
+        return self.checkpoints.save(
+            trainer.state_dict(), epoch=trainer.epochs, step=trainer.gan.steps, metric=metric
+        )
+
+    def _start_evaluation(self, checkpoint: str) -> None:
+        epoch, gan = self.trainer.epochs, self.trainer.gan
+        if self.evaluator.due(epoch):
+            self.checkpoints.pinned.add(checkpoint)
+            weights = copy_network_weights(gan)
+            self.evaluator.start(
+                EvaluationRequest(epoch, gan.steps, checkpoint, weights, self.trainer.prior)
             )
+            self._collect_evaluations()
+
+    def _collect_evaluations(self, wait: bool = False) -> None:
+        """Log finished evaluations, and set their checkpoints' metric if they select the best."""
+        for request, evaluation in self.evaluator.results(wait):
+            if isinstance(evaluation, str):
+                self.progress.add_message.remote(evaluation)
+                self.checkpoints.set_metric(request.checkpoint, None)
+                continue
+            metrics = evaluation.metrics()
+            self.logger.log_evaluation(
+                request.epoch, request.step, {**metrics, "seconds": evaluation.seconds}
+            )
+            self.evaluation = evaluation
+            text = json.dumps(evaluation.to_dict(), indent=1)
+            self.folder.write("evaluation.json", text.encode())
+            kind, _, name = self.checkpoint_metric.partition("/")
+            value = metrics.get(name) if kind == "evaluation" else None
+            if value is not None and is_larger_better(name):
+                value = -value
+            self.checkpoints.set_metric(request.checkpoint, value)
+            self.progress.add_message.remote(
+                f"epoch {request.epoch} evaluation: {summary_line(evaluation)}"
+            )
+
+    def _update_progress(self, metrics: Metrics, speed: float, force: bool = False) -> None:
+        if not force and time.monotonic() - self._updated_at <= PROGRESS_INTERVAL:
+            return
+        self._updated_at = time.monotonic()
+        trainer = self.trainer
+        self._answer = self.progress.update.remote(
+            {
+                "epoch": trainer.epochs,
+                "position": trainer.position,
+                "steps": trainer.shard.partition.steps,
+                "step": trainer.gan.steps,
+                "speed": speed,
+                "metrics": metrics,
+                "memory": peak_memory(),
+            }
+        )
 
 
 def resolve_checkpoint_metric(config: Config, dataset: Dataset) -> str:
-    """The figure that marks the best checkpoint, `auto` resolved."""
+    """The metric that selects the best checkpoint, with `auto` resolved."""
     if config.checkpoint.metric != "auto":
         return config.checkpoint.metric
     evaluation = config.evaluation

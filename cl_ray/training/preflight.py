@@ -1,24 +1,137 @@
-"""What this machine can never do, found before Ray is started on it.
+"""All checks before Ray starts, shared by training, search and inference, and the folder's lock.
 
-A cluster's machines say themselves what they have; here nothing is known of them.
+A mistake is reported within a second and leaves nothing behind. Resources of a cluster are checked
+by `resources.plan_workers` and shared storage by `check_shared_storage`, once it is joined.
 """
 
+import contextlib
+import errno
+import hashlib
 import os
+import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
-from cl_ray.config import Config
-from cl_ray.errors import UserError
-from cl_ray.training.cluster import cluster_to_join
+import filelock
+from rich.console import Console
+
+from cl_ray.base_config import marked_fields
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.config import Config, differences
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
+from cl_ray.errors import UserError, redact_credentials
+from cl_ray.storage import RunStorage
+from cl_ray.training.ray_session import cluster_address
+from cl_ray.training.resources import Shortage, workers_shortage_error
+
+WRITTEN_AFTER_FIRST_CHECKPOINT = ("generator.safetensors", "checkpoints/best.txt")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of a file system without locks."""
+
+
+def check_run(config: Config, dataset: Dataset) -> None:
+    """Check that a run can train on its data and be evaluated, without reading an image.
+
+    Raises:
+        UserError: See `check_pairs`, `check_reference` and `check_checkpoint_metric`.
+    """
+    check_pairs(config, dataset)
+    check_reference(config, dataset)
+    check_checkpoint_metric(config, dataset)
+
+
+def check_pairs(config: Config, dataset: Dataset) -> None:
+    """Check that pairs can be formed from the data.
+
+    Raises:
+        UserError: There is no split `train`, the labels that the pairs need are missing or all of
+            one class, there are too few images, or they are all alike.
+    """
+    dataset.row_groups("train")
+    rows = dataset.info.splits["train"].rows
+    least, most = config.worker_range
+    if rows // most <= config.pairs.candidates:
+        raise UserError(
+            f"pairs.candidates {config.pairs.candidates} needs more than the {rows // most} images "
+            f"that each of {most} workers has of {config.data}: lower it or take more images."
+        )
+    if config.pairs.mode == "labels" and not dataset.info.labelled:
+        raise UserError(
+            f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
+        )
+    if config.pairs.mode == "labels" and (only := dataset.only_label("train")) is not None:
+        raise UserError(
+            f"pairs.mode `labels` needs two classes, and all images of {config.data} are of class "
+            f"{only}: use `views`."
+        )
+    if config.pairs.negatives == "hard" and not Partition(dataset, config, least).resident:
+        raise UserError(HARD_NEGATIVES_NEED_MEMORY)
+    if config.condition != "none":
+        if not dataset.info.labelled:
+            raise UserError(
+                f"condition `{config.condition}` needs labels, and {config.data} has none: use "
+                "`none`."
+            )
+        dataset.class_names()
+    if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
+        raise UserError(
+            f"The images of {config.data} are (nearly) all alike: their pairwise distance at "
+            f"pairs.quantile {config.pairs.quantile} is 0; take other data or a higher quantile."
+        )
+
+
+def check_reference(config: Config, dataset: Dataset) -> None:
+    """Check that the reference classifier of the evaluations fits the data.
+
+    Raises:
+        UserError: It is missing, or takes images of another shape.
+    """
+    if config.evaluation.every and config.evaluation.reference not in ("auto", "none"):
+        from cl_ray.evaluation.evaluate import Evaluator
+
+        Evaluator(dataset, config.evaluation)
+
+
+def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
+    """Check that the run computes the metric that selects its best checkpoint.
+
+    Raises:
+        UserError: It does not.
+    """
+    kind, _, name = config.checkpoint.metric.partition("/")
+    if kind != "evaluation":
+        available = config.loss_names
+        if config.checkpoint.metric not in ("auto", *available):
+            raise UserError(
+                f"checkpoint.metric {config.checkpoint.metric!r} is not among the metrics of an "
+                f"epoch: take {', '.join(available)}, or one of an evaluation, such as "
+                "'evaluation/frechet'."
+            )
+        return
+    if not config.evaluation.every:
+        raise UserError(
+            f"checkpoint.metric {config.checkpoint.metric!r} is of an evaluation, and "
+            "evaluation.every 0 turns evaluations off: raise it, or take a metric of the epoch, "
+            "such as 'g/reconstruction'."
+        )
+    from cl_ray.evaluation.available_metrics import check_metric_available
+
+    check_metric_available(name, config, dataset, "checkpoint.metric", prefix="evaluation/")
 
 
 def starts_local_ray(address: str | None) -> bool:
     """Whether Ray will be started on this machine: no cluster is to be joined, and none runs."""
     ray = sys.modules.get("ray")
-    return not cluster_to_join(address) and not (ray and ray.is_initialized())
+    return not cluster_address(address) and not (ray and ray.is_initialized())
 
 
 def check_local_resources(config: Config) -> None:
-    """See that this machine has the device, and the CPUs and GPUs of the least workers.
+    """Check that this machine has the device, and CPUs and GPUs for the least workers.
 
     Raises:
         UserError: It has not.
@@ -28,43 +141,182 @@ def check_local_resources(config: Config) -> None:
         from cl_ray.device import select_device  # torch
 
         select_device(config.device)
-    check_machine_has(config.cpus_per_worker, config.gpus_per_worker, "worker")
-    cpus, there = config.cpus_per_worker or 1.0, local_cpus()
-    if least * cpus > there:
-        raise UserError(
-            f"workers {least} with {cpus:g} CPU each need {least * cpus:g} CPU; this machine has "
-            f"{there}: take --workers {int(there / cpus)}, or a smaller --cpus-per-worker."
+    check_local_capacity(config.cpus_per_worker, config.gpus_per_worker, "worker")
+    cpus, available = config.cpus_per_worker or 1.0, _local_cpus()
+    if least * cpus > available:
+        fits = int(available / cpus)
+        raise workers_shortage_error(
+            Shortage(least, cpus, 0.0, "CPU", available, None, fits, place="this machine")
         )
 
 
-def check_machine_has(cpus: float | None, gpus: float | None, of: str) -> None:
-    """See that this machine has so many CPUs and GPUs.
+def check_local_capacity(cpus: float | None, gpus: float | None, unit: str) -> None:
+    """Check that this machine has the CPUs and GPUs of one worker, actor or trial.
 
     Args:
-        cpus: What one asks for; None is what there is.
-        gpus: The same.
-        of: Who asks, a part of the fields' names: `worker`, `actor` or `trial`.
+        cpus: Its CPUs; None takes what there is.
+        gpus: Its GPUs; None takes what there is.
+        unit: `worker`, `actor` or `trial`, a part of the fields' names.
 
     Raises:
         UserError: It has not.
     """
-    for kind, asked, count in (("cpus", cpus, local_cpus), ("gpus", gpus, local_gpus)):
-        if asked and asked > (there := count()):
-            field = f"{kind}_per_{of}"
-            way = f"take at most {there}" if there else "leave it out"
+    for kind, requested, count in (("cpus", cpus, _local_cpus), ("gpus", gpus, _local_gpus)):
+        if requested and requested > (available := count()):
+            hint = f"take at most {available}" if available else "leave it out"
             raise UserError(
-                f"{field} {asked:g} is more than this machine has, {there}: {way}, or join a "
-                "cluster with --address."
+                f"{kind}_per_{unit} {requested:g} is more than this machine has, {available}: "
+                f"{hint}, or join a cluster with --address."
             )
 
 
-def local_cpus() -> int:
+def _local_cpus() -> int:
     """This machine's CPUs, of which Ray in a container may see fewer."""
     return os.cpu_count() or 1
 
 
-def local_gpus() -> int:
-    """The GPUs that torch can use here."""
+def _local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
+    """Check that all nodes of the joined cluster see the same local path.
+
+    Args:
+        folder: A folder in which this machine can write.
+        flag: The flag that gave the path.
+
+    Raises:
+        UserError: A node does not see what is written here.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if folder.remote or len(nodes) < 2:
+        return
+    mark = Path(folder.uri) / f".seen-{uuid4().hex}"  # no earlier run has left this one
+
+    def sees() -> bool:
+        return mark.exists()
+
+    def look(node: dict[str, Any]) -> Any:
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        return ray.remote(num_cpus=0)(sees).options(scheduling_strategy=on_node).remote()
+
+    mark.touch()
+    try:
+        seen = ray.get([look(node) for node in nodes])
+    finally:
+        mark.unlink()
+    blind = [n["NodeManagerHostname"] for n, sees in zip(nodes, seen, strict=True) if not sees]
+    if blind:
+        raise UserError(
+            f"{flag} {folder.storage!r} is not shared: {', '.join(blind)} cannot see it; give "
+            f"--{flag} s3://..., gs://... or a path that every machine mounts."
+        )
+
+
+def check_resumable(
+    config: Config, folder: RunStorage, checkpoints: CheckpointStore, console: Console
+) -> None:
+    """Check that the run in a folder can be resumed, or started again if it has no checkpoint.
+
+    Args:
+        config: The requested config.
+        folder: The run folder.
+        checkpoints: Its checkpoints.
+        console: Is told if the run starts again.
+
+    Raises:
+        UserError: The folder is damaged, of another format, or the run has another config.
+    """
+    saved, newest = folder.read("config.yaml"), checkpoints.newest()
+    _check_complete(folder, checkpoints, saved is not None, newest is not None)
+    if saved is None:
+        return
+    changed = differences(Config.from_run(saved.decode(), f"{folder}/config.yaml"), config)
+    if newest:
+        changeable = marked_fields(Config, "changeable_on_resume")
+        changed = {field: pair for field, pair in changed.items() if field not in changeable}
+        if changed:
+            raise UserError(
+                f"The run {folder} has another config ({_describe(changed)}): leave those out to "
+                "resume it, or take another --name."
+            )
+        return
+    changed = {k: pair for k, pair in changed.items() if k not in ("name", "storage")}
+    but = f", but {_describe(changed)}" if changed else ""
+    console.print(
+        f"The run {folder} has no checkpoint yet and starts again, with the settings of its "
+        f"config.yaml{but}.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _check_complete(
+    folder: RunStorage, checkpoints: CheckpointStore, has_config: bool, has_checkpoint: bool
+) -> None:
+    """Refuse a folder that lost its config or its checkpoints.
+
+    The first checkpoint may be incomplete: the run was killed while it was written.
+    """
+    names = checkpoints.names()
+    if not names:
+        return
+    hint = "put back what is missing, or take another --name"
+    if not has_config:
+        raise UserError(f"The run {folder} has checkpoints and no config.yaml: {hint}.")
+    later = any(folder.read(file) for file in WRITTEN_AFTER_FIRST_CHECKPOINT)
+    if has_checkpoint or (len(names) == 1 and not later):
+        return
+    raise UserError(
+        f"The run {folder} is damaged: none of its checkpoints ({', '.join(names)}) has a complete "
+        f"manifest.json: {hint}."
+    )
+
+
+def _describe(changed: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{field} was {a!r}, now {b!r}" for field, (a, b) in changed.items())
+
+
+@contextlib.contextmanager
+def exclusive_lock(folder: RunStorage, kind: str) -> Iterator[None]:
+    """Lock a run's or a search's folder for this process; the lock ends with the process.
+
+    An object store has no locks. For a folder there the lock file lies on this machine, so that
+    processes of one machine exclude each other, as the jobs of a cluster do, whose drivers all run
+    on its head.
+
+    Args:
+        folder: The folder, which exists.
+        kind: `run` or `search`.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
+    file = Path(folder.uri) / ".lock"
+    if folder.remote:
+        digest = hashlib.sha256(redact_credentials(folder.uri).encode()).hexdigest()[:16]
+        file = Path(tempfile.gettempdir()) / f"cl_ray-{os.getuid()}-{digest}.lock"
+    # Without the fallback, whose marker would survive a killed process on another machine.
+    lock = filelock.FileLock(file, mode=0o600, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except filelock.Timeout as error:
+        raise UserError(
+            f"The {kind} {folder} runs in another process ({file.read_text() or 'not named'}): "
+            "wait for it or end it, or take another --name."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

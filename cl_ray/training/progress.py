@@ -1,17 +1,16 @@
-"""The progress line, for a terminal or a log file."""
+"""A run's progress: the actor that workers report it to, and its display by the driver."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
+    import ray.actor
+    from rich.console import Console
 
 LOG_EVERY = 10.0
-"""Seconds between two progress lines where there is no terminal."""
+"""Seconds between two progress lines if the output is no terminal."""
 
-
-SHORT = {
+SHOWN_METRICS = {
     "d/adversarial": "D",
     "d/contrastive": "contrast",
     "g/adversarial": "G",
@@ -19,53 +18,154 @@ SHORT = {
     "score/real": "real",
     "score/fake": "fake",
 }
-"""The metrics in the line, and what they are called there."""
+"""The metrics of a progress line, and their short names."""
+
+
+class ProgressActor:
+    """A Ray actor between a run's driver and its workers.
+
+    Rank 0 reports progress and messages; the driver shows them. A worker that fails for a reason
+    that no restart mends sets the abort reason. A search controls its trials' runs by it: a run
+    asks before each epoch whether it may continue.
+
+    Args:
+        run: The run's name, shown in the dashboard.
+    """
+
+    def __init__(self, run: str):
+        self.run, self._progress = run, dict[str, Any]()
+        self._messages: list[str] = []
+        self._failures: list[str] = []
+        self._abort_reason: str | None = None
+        self._reached_epoch, self._epoch_limit, self._stopped = -1, 0, False
+        self._save_requested = self._saved = False
+
+    def __repr__(self) -> str:
+        return f"cl_ray.Progress({self.run})"
+
+    def update(self, progress: dict[str, Any]) -> bool:
+        """Replace the progress; return whether the run must save now and wait for its end."""
+        self._progress = progress
+        return self._save_requested
+
+    def add_message(self, text: str) -> None:
+        """Add a line for the user."""
+        self._messages.append(text)
+
+    def add_failure(self, reason: str) -> None:
+        """Record that a worker failed; Ray Train restarts all of them, or gives up."""
+        if not self._abort_reason:
+            self._failures.append(reason)
+            self._messages.append(reason)
+
+    def failures(self, start: int) -> list[str]:
+        """The failures from index `start` on."""
+        return self._failures[start:]
+
+    def abort(self, reason: str) -> None:
+        """Set the reason why the run must not be restarted, unless one is set."""
+        self._abort_reason = self._abort_reason or reason
+
+    def abort_reason(self) -> str | None:
+        """The reason why the run must not be restarted, if there is one."""
+        return self._abort_reason
+
+    def state(self, start: int) -> tuple[dict[str, Any], list[str]]:
+        """The progress, and the messages from index `start` on."""
+        return self._progress, self._messages[start:]
+
+    # For a search, which decides between epochs whether a trial's run continues.
+
+    def set_epoch_limit(self, epochs: int) -> None:
+        """Let the run train until it has so many epochs."""
+        self._epoch_limit = epochs
+
+    def stop(self) -> None:
+        """Let the run train no further epoch."""
+        self._stopped = True
+
+    def request_save(self) -> bool:
+        """Ask the run to save within the epoch and wait for its end; return whether it has."""
+        self._save_requested = True
+        return self._saved
+
+    def confirm_saved(self) -> None:
+        """Record that the run has saved."""
+        self._saved = True
+
+    def may_continue(self, epochs: int) -> bool | None:
+        """Whether a run of so many epochs trains another; None while that is undecided.
+
+        All ranks ask after each epoch, and all get the same answer for it.
+        """
+        self._reached_epoch = max(self._reached_epoch, epochs)
+        if epochs < self._epoch_limit:
+            return True
+        return False if self._stopped else None
+
+    def reached_epoch(self) -> int:
+        """The number of epochs after which the run last asked; -1 if it never has."""
+        return self._reached_epoch
+
+
+def start_progress_actor(run: str) -> "ray.actor.ActorHandle[Any]":
+    """Start the actor of a run on this node, as any other node may leave the cluster."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=on_node)(ProgressActor).remote(run)
 
 
 class TrainingProgress:
-    """Shows where a run stands.
+    """Shows a run's progress: one line that is replaced in a terminal, else a line at times.
 
     Args:
         console: Where to print.
         epochs: Epochs of the whole run.
     """
 
-    def __init__(self, console: Console, epochs: int):
+    def __init__(self, console: "Console", epochs: int):
+        from rich.live import Live
+
         self.console, self.epochs = console, epochs
-        self.live = Live(console=console, refresh_per_second=4, transient=True)
-        self.shown = 0.0
-        self.last: dict[str, Any] = {}
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._printed_at = 0.0
+        self._last: dict[str, Any] = {}
 
     def __enter__(self) -> "TrainingProgress":
         if self.console.is_terminal:
-            self.live.start()
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
-            self.live.stop()
+            self._live.stop()
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, progress: dict[str, Any]) -> None:
-        """Replace the line; finished epochs leave theirs behind."""
-        if not progress or progress == self.last:
+        """Replace the progress line; the line of a finished epoch stays."""
+        from rich.text import Text
+
+        if not progress or progress == self._last:
             return
-        finished = self.last and progress["epoch"] > self.last["epoch"]
-        self.last = progress
+        finished = self._last and progress["epoch"] > self._last["epoch"]
+        self._last = progress
         line = self.line(progress)
         if finished:
-            self.note(line)
+            self.print_line(line)
         elif self.console.is_terminal:
-            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif progress["speed"] and time.monotonic() - self.shown > LOG_EVERY:
-            self.note(line)
-            self.shown = time.monotonic()
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif progress["speed"] and time.monotonic() - self._printed_at > LOG_EVERY:
+            self.print_line(line)
+            self._printed_at = time.monotonic()
 
     def line(self, progress: dict[str, Any]) -> str:
-        """The progress in words."""
+        """The progress as text: epoch, step, speed, metrics and remaining time."""
         done = progress["epoch"] + progress["position"] / progress["steps"]
         number = progress["epoch"] + (1 if progress["position"] else 0)
         parts = [
@@ -74,7 +174,7 @@ class TrainingProgress:
             f"{progress['speed']:,.0f} images/s",
         ]
         metrics = progress["metrics"]
-        parts += [f"{SHORT[k]} {v:.3f}" for k, v in metrics.items() if k in SHORT]
+        parts += [f"{SHOWN_METRICS[k]} {v:.3f}" for k, v in metrics.items() if k in SHOWN_METRICS]
         if progress["speed"]:
             images = progress["steps"] * progress["batch_size"] * (self.epochs - done)
             parts.append(f"{format_duration(images / progress['speed'])} left")
@@ -82,7 +182,7 @@ class TrainingProgress:
 
 
 def format_duration(seconds: float) -> str:
-    """12.3 s, 4:56 or 1:02:03."""
+    """Format as 12 s, 4:56 or 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -90,6 +190,6 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def pluralize(number: int, what: str) -> str:
-    """1 epoch, 1,000 epochs."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def pluralize(number: int, noun: str) -> str:
+    """Format as 1 epoch or 1,000 epochs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,27 +1,31 @@
-"""Whether the workers fit: what the cluster has, and what its autoscaler may add."""
+"""Resources of workers: what a cluster has and its autoscaler may add, and whether it suffices."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-
-import ray
+from typing import Any
 
 from cl_ray.config import Config
 from cl_ray.errors import UserError
-from cl_ray.training.async_evaluation import EVALUATION_CPUS
-from cl_ray.training.autoscaler import HEAD, Autoscaler, find_autoscaler
+from cl_ray.training.ray_compat import HEAD_RESOURCE, autoscaler_settings
+
+EVALUATION_CPUS = 4
+"""The most CPUs that an evaluation beside the training takes, of those that are free."""
+
+NodeResources = dict[str, float]
+"""The resources of a node by their names in Ray, such as `{"CPU": 8.0, "GPU": 1.0}`."""
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What each worker asks for.
+    """What each worker requests.
 
     Args:
         cpus: CPUs of a worker.
-        gpus: GPUs of a worker.
+        gpus: GPUs of a worker, or a fraction of one.
         threads: CPU threads of a worker.
-        waits_for: What is not there yet, and who may add it, in words; None if all is there.
+        waits_for: The resources that are not there yet, and who may add them; None if all are.
     """
 
     cpus: float
@@ -29,133 +33,285 @@ class WorkerResources:
     threads: int
     waits_for: str | None
 
+    @property
+    def bundle(self) -> NodeResources:
+        """The request in Ray's form."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
-def plan_workers(config: Config, local: bool) -> WorkerResources:
-    """Share the cluster out among the workers.
+
+@dataclass(frozen=True)
+class Shortage:
+    """The reason why workers do not fit.
 
     Args:
-        config: Of it the numbers of workers, CPUs and GPUs.
-        local: Whether the cluster is this machine's own: then all of it is shared out, GPUs as
-            well, but for some CPUs that workers on GPUs leave to evaluations; elsewhere a worker
-            has 1 CPU and no GPU unless they are asked for.
-
-    Raises:
-        UserError: The least number of workers needs more than the cluster has and may add, or fits
-            none of its nodes.
+        workers: Number of requested workers.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+        kind: The resource of which the sum is too small, "CPU" or "GPU"; None if the sums suffice
+            and the nodes are too small, as no worker is split over nodes or GPUs.
+        available: The amount of `kind` that is there; with None, the number of workers that fit.
+        may_add: The amount that an autoscaler may add to `available`; None without an autoscaler.
+        fits: The most workers that fit, with all that an autoscaler may add.
+        nodes: Number of nodes that are there.
+        place: Where the resources are looked for.
     """
-    least, most = config.worker_range
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    live = {k: float(sum(_amount(k, node) for node in nodes)) for k in ("CPU", "GPU")}
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = _share(live["GPU"], most) if local and config.device in ("auto", "cuda") else 0.0
-    if config.device == "cuda" and not gpus:
-        raise UserError(
-            "device 'cuda' is for workers that have a GPU, and these have none: give "
-            "--gpus-per-worker, or take device auto or cpu."
-        )
-    # Workers on a GPU miss few of their CPUs, and an evaluation beside them is done on some.
-    beside = gpus and config.evaluation.every and least == most
-    left = min(float(EVALUATION_CPUS), live["CPU"] // 4) if beside else 0.0
-    cpus = config.cpus_per_worker or (max(1.0, (live["CPU"] - left) // most) if local else 1.0)
-    threads = config.threads or max(1, int(cpus))
-    holds = partial(workers_per_node, cpus=cpus, gpus=gpus)
-    fitting = sum(map(holds, nodes))
-    if fitting >= least:
-        return WorkerResources(cpus, gpus, threads, None)
 
-    autoscaler = None if local else find_autoscaler()
-    need = {"CPU": cpus * least, "GPU": gpus * least}
-    most_of = {k: max_capacity(partial(_amount, k), nodes, autoscaler) for k in live}
-    for kind, per_worker in (("CPU", cpus), ("GPU", gpus)):
-        if need[kind] > most_of[kind]:
-            more = most_of[kind] - live[kind]
-            may = f" and its autoscaler may add {more:g}" if autoscaler else ""
-            fit = int(most_of[kind] // per_worker)
-            flag = f"--{kind.lower()}s-per-worker"
-            way = f"take --workers {fit}, or a smaller {flag}" if fit else f"take a smaller {flag}"
-            raise UserError(
-                f"workers {least} with {per_worker:g} {kind} each need {need[kind]:g} {kind}; the "
-                f"cluster has {live[kind]:g}{may}: {way}."
+    workers: int
+    cpus: float
+    gpus: float
+    kind: str | None
+    available: float
+    may_add: float | None
+    fits: int
+    nodes: int = 1
+    place: str = "the cluster"
+
+
+class InsufficientResourcesError(UserError):
+    """The requested workers do not fit; the message speaks of the units that the caller names.
+
+    Args:
+        shortage: The reason.
+        request: The request as it was given, such as "workers 3 with".
+        smaller_request: The flags of a request that fits, such as "--workers 2"; None if none does.
+        unit: What the flags of CPUs and GPUs are "per".
+    """
+
+    def __init__(
+        self,
+        shortage: Shortage,
+        request: str,
+        smaller_request: str | None,
+        unit: str = "worker",
+    ):
+        self.shortage = shortage
+        s = shortage
+        if s.kind:
+            per_worker = s.cpus if s.kind == "CPU" else s.gpus
+            autoscaler = "" if s.may_add is None else f" and its autoscaler may add {s.may_add:g}"
+            found = (
+                f"{request} {per_worker:g} {s.kind} each need {per_worker * s.workers:g} {s.kind}; "
+                f"{s.place} has {s.available:g}{autoscaler}"
             )
-    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    fits = max_capacity(holds, nodes, autoscaler)
-    if fits < least:  # enough in all, but no worker is split over nodes or GPUs
-        may = f", with those that its autoscaler may add for {fits:g}" if autoscaler else ""
-        way = f"take --workers {fits:g}, or give each less" if fits else "give each less"
-        raise UserError(
-            f"workers {least} with {each} each do not fit: the cluster's nodes, {len(nodes)} "
-            f"of them, have room for {fitting}{may}: {way}."
+            flag = f"a smaller --{s.kind.lower()}s-per-{unit}"
+            hint = f"take {smaller_request}, or {flag}" if smaller_request else f"take {flag}"
+        else:
+            each = describe_resources(s.cpus, s.gpus)
+            autoscaler = ""
+            if s.may_add is not None:
+                autoscaler = f", with those that its autoscaler may add for {s.fits:g}"
+            found = (
+                f"{request} {each} each do not fit: {s.place}'s nodes, {s.nodes} of them, have "
+                f"room for {s.available:g}{autoscaler}"
+            )
+            hint = f"take {smaller_request}, or give" if smaller_request else "give"
+            hint += " each less"
+        super().__init__(f"{found}: {hint}.")
+
+
+def workers_shortage_error(shortage: Shortage) -> InsufficientResourcesError:
+    """The error of a run, whose unit is the worker."""
+    smaller = f"--workers {shortage.fits}" if shortage.fits else None
+    return InsufficientResourcesError(shortage, f"workers {shortage.workers} with", smaller)
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A type of node that an autoscaler may start.
+
+    Args:
+        resources: What one has; None if that is known only when one is up.
+        max_nodes: The most nodes of this type.
+    """
+
+    resources: NodeResources | None
+    max_nodes: int
+
+
+@dataclass(frozen=True)
+class Autoscaler:
+    """The limits of an autoscaler, the head node left out.
+
+    Args:
+        types: The types of nodes.
+        max_nodes: The most nodes of all types together.
+    """
+
+    types: tuple[NodeType, ...]
+    max_nodes: int
+
+    def max_capacity(self, measure: Callable[[NodeResources], float]) -> float:
+        """The largest sum of a measure over the nodes that may be there; infinite if unknown."""
+        values = [
+            (measure(t.resources) if t.resources else math.inf, t.max_nodes) for t in self.types
+        ]
+        total, left = 0.0, self.max_nodes
+        for value, max_nodes in sorted(values, reverse=True):
+            count = min(max_nodes, left)
+            total += count * value if count else 0
+            left -= count
+        return total
+
+
+UNKNOWN_AUTOSCALER = Autoscaler((NodeType(None, 1),), 1)
+"""An autoscaler whose limits are not known."""
+
+
+def find_autoscaler() -> Autoscaler | None:
+    """The autoscaler of the connected cluster; None if it has none."""
+    settings = autoscaler_settings()
+    if not settings:
+        return None
+    try:
+        node_types: dict[str, dict[str, Any]] = settings["available_node_types"]  # type: ignore[index]
+        types = tuple(
+            NodeType(t.get("resources"), int(t.get("max_workers", 0))) for t in node_types.values()
         )
-    missing = " and ".join(f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k])
-    missing = missing or f"nodes with room for {least - fitting} more workers of {each}"
-    if math.isinf(fits):
-        source = "from the autoscaler, whose limit is not known here"
-        return WorkerResources(cpus, gpus, threads, f"{missing} {source}")
-    return WorkerResources(cpus, gpus, threads, f"{missing}, which the autoscaler may add")
+        max_nodes = settings.get("max_workers", sum(t.max_nodes for t in types))  # type: ignore[union-attr]
+        return Autoscaler(types, int(max_nodes))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return UNKNOWN_AUTOSCALER
+
+
+def live_nodes() -> list[NodeResources]:
+    """The resources of each node of the connected cluster."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def max_capacity(
-    worth: Callable[[dict[str, float]], float],
-    nodes: list[dict[str, float]],
+    measure: Callable[[NodeResources], float],
+    nodes: list[NodeResources],
     autoscaler: Autoscaler | None,
 ) -> float:
-    """What the nodes are worth together, or may be: the head and all that an autoscaler starts.
+    """The largest sum of a measure over the nodes that are there or may be added.
 
     Args:
-        worth: Of a node's resources.
-        nodes: The resources of those that are there.
-        autoscaler: The cluster's, if it has one; one that does not say what it may add makes it
-            infinite.
+        measure: Of a node's resources: an amount, or a number of workers.
+        nodes: The nodes that are there.
+        autoscaler: The cluster's, if it has one; if its limits are unknown the sum is infinite.
     """
-    now = sum(map(worth, nodes))
+    now = sum(map(measure, nodes))
     if autoscaler is None:
         return now
-    head: dict[str, float] = next((node for node in nodes if HEAD in node), {})
-    return max(now, worth(head) + autoscaler.reach(worth))
+    head: NodeResources = next((node for node in nodes if HEAD_RESOURCE in node), {})
+    return max(now, measure(head) + autoscaler.max_capacity(measure))
 
 
-def wait_for_resources(plan: WorkerResources, workers: int, say: Callable[[str], None]) -> None:
-    """Wait until the cluster has room for so many workers; Ctrl-C ends it.
-
-    The group that is asked for is what the autoscaler sees. Ray Train waits too, but its own
-    waiting does not heed Ctrl-C.
-
-    Args:
-        plan: What each worker asks for.
-        workers: How many.
-        say: Told once for what it waits.
-    """
-    each = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
-    group = ray.util.placement_group([each] * workers)
-    try:
-        if plan.waits_for or not group.wait(1):
-            say(f"Waiting for {plan.waits_for or 'what others use of the cluster'}.")
-        while not group.wait(1):
-            pass
-    finally:
-        ray.util.remove_placement_group(group)
-
-
-def _share(gpus: float, workers: int) -> float:
-    """A worker's part of the GPUs: a whole one each if there are enough, else a fraction.
-
-    Of one GPU, that is: 3 workers on 2 GPUs get a half each, as Ray never splits a worker over two.
-    Rounded down to Ray's precision, or the last worker would find no room.
-    """
-    return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0.0
-
-
-def _amount(kind: str, node: dict[str, float]) -> float:
-    """How many CPUs or GPUs a node has."""
-    return node.get(kind, 0.0)
-
-
-def workers_per_node(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers a node holds; a fraction of a GPU is one of a single GPU."""
+def workers_per_node(node: NodeResources, cpus: float, gpus: float) -> int:
+    """The number of workers that fit on a node; a fraction of a GPU is one of a single GPU."""
     workers = math.floor(node.get("CPU", 0.0) / cpus + 1e-6)
     if gpus >= 1:
         workers = min(workers, math.floor(node.get("GPU", 0.0) / gpus + 1e-6))
     elif gpus:
         workers = min(workers, int(node.get("GPU", 0.0)) * math.floor(1 / gpus + 1e-6))
     return workers
+
+
+def describe_resources(cpus: float, gpus: float) -> str:
+    """1 CPU and 0.5 GPU."""
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+
+def plan_workers(config: Config, local: bool) -> WorkerResources:
+    """Choose each worker's resources, and check that the workers fit the connected cluster.
+
+    Args:
+        config: Of it the numbers of workers, CPUs and GPUs.
+        local: Whether Ray was started on this machine for this process. Then the workers share all
+            its CPUs and GPUs, except for CPUs that workers on GPUs leave to evaluations. On a
+            cluster a worker has 1 CPU and no GPU unless the config requests them.
+
+    Raises:
+        InsufficientResourcesError: The least number of workers does not fit, also with all that an
+            autoscaler may add.
+        UserError: The device needs a GPU and the workers have none.
+    """
+    least, most = config.worker_range
+    nodes = live_nodes()
+    live = {kind: sum(_amount(kind, node) for node in nodes) for kind in ("CPU", "GPU")}
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        share_gpus = local and config.device in ("auto", "cuda")
+        gpus = _gpus_per_worker(live["GPU"], most) if share_gpus else 0.0
+    if config.device == "cuda" and not gpus:
+        raise UserError(
+            "device 'cuda' is for workers that have a GPU, and these have none: give "
+            "--gpus-per-worker, or take device auto or cpu."
+        )
+    # Workers on a GPU need few CPUs, and an evaluation beside them uses some.
+    evaluates_beside = gpus and config.evaluation.every and least == most
+    reserved = min(float(EVALUATION_CPUS), live["CPU"] // 4) if evaluates_beside else 0.0
+    all_cpus = max(1.0, (live["CPU"] - reserved) // most)
+    cpus = config.cpus_per_worker or (all_cpus if local else 1.0)
+    threads = config.threads or max(1, int(cpus))
+    workers_on = partial(workers_per_node, cpus=cpus, gpus=gpus)
+    fitting = sum(map(workers_on, nodes))
+    if fitting >= least:
+        return WorkerResources(cpus, gpus, threads, None)
+
+    autoscaler = None if local else find_autoscaler()
+    need = {"CPU": cpus * least, "GPU": gpus * least}
+    shortage = partial(Shortage, least, cpus, gpus, nodes=len(nodes))
+    for kind, per_worker in (("CPU", cpus), ("GPU", gpus)):
+        maximum = max_capacity(partial(_amount, kind), nodes, autoscaler)
+        if need[kind] > maximum:
+            may_add = maximum - live[kind] if autoscaler else None
+            fits = int(maximum // per_worker)
+            raise workers_shortage_error(
+                shortage(kind=kind, available=live[kind], may_add=may_add, fits=fits)
+            )
+    max_workers = max_capacity(workers_on, nodes, autoscaler)
+    if max_workers < least:
+        may_add = max_workers - fitting if autoscaler else None
+        fits = int(max_workers)
+        raise workers_shortage_error(
+            shortage(kind=None, available=fitting, may_add=may_add, fits=fits)
+        )
+    missing = " and ".join(f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k])
+    each = describe_resources(cpus, gpus)
+    missing = missing or f"nodes with room for {least - fitting} more workers of {each}"
+    if math.isinf(max_workers):
+        missing += " from the autoscaler, whose limit is not known here"
+    else:
+        missing += ", which the autoscaler may add"
+    return WorkerResources(cpus, gpus, threads, missing)
+
+
+def wait_for_resources(
+    resources: WorkerResources, workers: int, report: Callable[[str], None]
+) -> None:
+    """Wait until the cluster has the workers' resources free; Ctrl-C interrupts it.
+
+    The placement group that this creates is what the autoscaler sees. Ray Train waits too, but
+    Ctrl-C does not interrupt that.
+
+    Args:
+        resources: Those of each worker.
+        workers: Number of workers.
+        report: Is told once what it waits for.
+    """
+    import ray
+
+    group = ray.util.placement_group([resources.bundle] * workers)
+    try:
+        if resources.waits_for or not group.wait(1):
+            report(f"Waiting for {resources.waits_for or 'what others use of the cluster'}.")
+        while not group.wait(1):
+            pass
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def _gpus_per_worker(gpus: float, workers: int) -> float:
+    """A worker's fraction of the GPUs: a whole one each if there are enough.
+
+    Of 2 GPUs 3 workers get a half each, as Ray never splits a worker over two. Rounded down to
+    Ray's precision, or the last worker would not fit.
+    """
+    return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0.0
+
+
+def _amount(kind: str, node: NodeResources) -> float:
+    return node.get(kind, 0.0)

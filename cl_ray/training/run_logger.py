@@ -1,10 +1,13 @@
-"""What a run says to people: metrics.jsonl, TensorBoard, pictures, Ray's metrics. Rank 0 only."""
+"""A run's log, written by rank 0: metrics.jsonl, TensorBoard, sample images, Prometheus gauges."""
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from PIL import Image
+from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
@@ -13,140 +16,143 @@ from cl_ray.config import Config, differences, preset
 from cl_ray.networks.normalize import to_unit
 from cl_ray.storage import RunStorage, StorageMirror
 from cl_ray.trainer import Metrics, StepLog, Trainer
-from cl_ray.training.prometheus import PrometheusGauges
 
-SHOWN = 64
-"""Samples in a grid; half as many pairs are shown with their reconstructions."""
-COMPARED = (
+GRID_IMAGES = 64
+"""Images in a grid of samples, and in one of pairs with their reconstructions."""
+GRID_COLUMNS = 16
+HPARAMS_METRICS = (
     "evaluation/frechet",
     "evaluation/linear_probe",
     "evaluation/knn_1",
     "epoch/g/reconstruction",
 )
-"""Curves whose last values stand beside the hyperparameters in TensorBoard's HPARAMS tab."""
+"""Curves whose last values TensorBoard's HPARAMS tab shows beside the hyperparameters."""
 
 
 class RunLogger:
-    """Keeps the run's records in its folder.
+    """Writes a run's log into its folder.
 
     Args:
         folder: The run folder.
-        run: The run, where it stands now; what was written beyond that is dropped, as the run
-            will write it again.
-        search: The name of the search that the run is a trial of.
+        trainer: The run's trainer. Lines of epochs that it has not finished are dropped, as it
+            will write them again.
+        config: The run's config.
+        search: The name of the search that the run is a trial of, if any.
     """
 
-    def __init__(self, folder: RunStorage, run: Trainer, search: str | None = None):
-        self.run, self.mirror = run, StorageMirror(folder)
-        self.gauges = PrometheusGauges(search or folder.name, folder.name if search else "")
+    def __init__(
+        self, folder: RunStorage, trainer: Trainer, config: Config, search: str | None = None
+    ):
+        self.trainer, self._mirror = trainer, StorageMirror(folder)
+        self._gauges = PrometheusGauges(search or folder.name, folder.name if search else "")
         lines = map(json.loads, (folder.read("metrics.jsonl") or b"").decode().splitlines())
-        self.metrics = self.mirror.path / "metrics.jsonl"
-        self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._write([line for line in lines if line["epoch"] <= run.epochs])
-        self.events = SummaryWriter(
-            str(self.mirror.path / "tensorboard"), purge_step=run.gan.steps + 1
+        self._metrics_file = self._mirror.path / "metrics.jsonl"
+        self._metrics_file.parent.mkdir(parents=True, exist_ok=True)
+        self._write_lines([line for line in lines if line["epoch"] <= trainer.epochs])
+        self._events = SummaryWriter(
+            str(self._mirror.path / "tensorboard"), purge_step=trainer.gan.steps + 1
         )
-        if not run.gan.steps:
-            self._hyperparameters(run.config)
+        if not trainer.gan.steps:
+            self._log_hyperparameters(config)
         generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(SHOWN, run.config.generator.latent, generator=generator)
-        self.chance = torch.rand(SHOWN, generator=generator)
+        self._noise = torch.randn(GRID_IMAGES, config.generator.latent, generator=generator)
+        self._uniform = torch.rand(GRID_IMAGES, generator=generator)
 
-    def record(self, record: StepLog) -> None:
-        """Curves of the last steps."""
-        for name, value in record.metrics.items():
-            self.events.add_scalar(name, value, record.step)
-        self.events.add_scalar(
-            "speed/images_per_second", record.images / record.seconds, record.step
-        )
-        self.events.add_scalar("speed/waited", record.waited / record.seconds, record.step)
-        place = {"epoch": record.epoch, "step": record.step}
-        speed = {"images_per_second": record.images / record.seconds}
-        self.gauges.set({**place, **record.metrics, **speed})
+    def log_steps(self, log: StepLog) -> None:
+        """Write the metrics of the last steps as curves and gauges."""
+        speed = log.images / log.seconds
+        for name, value in log.metrics.items():
+            self._events.add_scalar(name, value, log.step)
+        self._events.add_scalar("speed/images_per_second", speed, log.step)
+        self._events.add_scalar("speed/waited", log.waited / log.seconds, log.step)
+        position = {"epoch": log.epoch, "step": log.step}
+        self._gauges.set({**position, **log.metrics, "images_per_second": speed})
 
-    def epoch(self, metrics: Metrics) -> None:
-        """A finished epoch: one line, two pictures, and all of it in the run folder."""
-        step, epoch = self.run.gan.steps, self.run.epochs
-        with self.metrics.open("a") as lines:
+    def log_epoch(self, metrics: Metrics) -> None:
+        """Write a finished epoch: its line, curves, gauges and image grids."""
+        step, epoch = self.trainer.gan.steps, self.trainer.epochs
+        with self._metrics_file.open("a") as lines:
             lines.write(json.dumps({"epoch": epoch, "step": step, **metrics}) + "\n")
         for name, value in metrics.items():
-            self.events.add_scalar(f"epoch/{name}", value, step)
-        self.gauges.set({"epoch": epoch, "step": step, **metrics})
-        for name, grid in {"samples": self.samples(), "pairs": self.pairs()}.items():
-            self.events.add_image(name, grid, step)
-            file = self.mirror.path / "samples" / f"{name}-{epoch:04d}.png"
+            self._events.add_scalar(f"epoch/{name}", value, step)
+        self._gauges.set({"epoch": epoch, "step": step, **metrics})
+        for name, grid in {"samples": self.sample_grid(), "pairs": self.pair_grid()}.items():
+            self._events.add_image(name, grid, step)
+            file = self._mirror.path / "samples" / f"{name}-{epoch:04d}.png"
             file.parent.mkdir(exist_ok=True)
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
-        self.send()
+        self.flush()
 
-    def evaluated(self, epoch: int, step: int, metrics: Metrics) -> None:
-        """What an epoch's networks are worth: added to the epoch's line, and curves."""
+    def log_evaluation(self, epoch: int, step: int, metrics: Metrics) -> None:
+        """Add an evaluation's metrics to the line of its epoch, and write them as curves."""
         named = {f"evaluation/{name}": value for name, value in metrics.items()}
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        added = [line | named if line["epoch"] == epoch else line for line in lines]
-        self._write(added)
+        self._write_lines(
+            [line | named if line["epoch"] == epoch else line for line in self._lines()]
+        )
         for name, value in named.items():
-            self.events.add_scalar(name, value, step)
-        self.gauges.set(named)
-        self.send()
-
-    def send(self) -> None:
-        """Have all that was said reach the run folder."""
-        self.events.flush()
-        self.mirror.push()
+            self._events.add_scalar(name, value, step)
+        self._gauges.set(named)
+        self.flush()
 
     def lacks_evaluation(self, epoch: int) -> bool:
-        """Whether an epoch's line says nothing of what its networks are worth."""
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        """Whether the line of an epoch has no evaluation."""
         return any(
             line["epoch"] == epoch and not any(k.startswith("evaluation/") for k in line)
-            for line in lines
+            for line in self._lines()
         )
 
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        """Put all lines in place at once: a kill leaves the old ones or the new ones."""
-        new = self.metrics.with_suffix(".new")
-        new.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        new.replace(self.metrics)
+    def flush(self) -> None:
+        """Write everything to the run folder."""
+        self._events.flush()
+        self._mirror.push()
+
+    def close(self) -> None:
+        """Write what is still in memory, also of a run that is interrupted."""
+        self._gauges.close()
+        self._events.close()
+        self._mirror.push()
 
     @torch.no_grad()
-    def samples(self) -> torch.Tensor:
-        """The EMA generator's images of noise that stays the same, as one uint8 picture [3, H, W]."""
-        gan = self.run.gan
-        prior = self.run.prior
+    def sample_grid(self) -> torch.Tensor:
+        """The EMA generator's images of fixed noise, as one uint8 image [3, H, W]."""
+        gan, prior = self.trainer.gan, self.trainer.prior
         labels = None
         if gan.classes:
-            labels, count = torch.arange(SHOWN), len(gan.classes)
-            labels = labels % count if count <= SHOWN else labels * count // SHOWN
-        latents = self.noise if prior is None else prior.place(self.noise, self.chance, labels)
+            labels, count = torch.arange(GRID_IMAGES), len(gan.classes)
+            labels = labels % count if count <= GRID_IMAGES else labels * count // GRID_IMAGES
+        latents = self._noise
+        if prior is not None:
+            latents = prior.place(self._noise, self._uniform, labels)
         latents = latents.to(gan.device, gan.dtype)
         labels = None if labels is None else labels.to(gan.device)
-        return _picture(gan.ema_generator.decode(latents, labels=labels), columns=16)
+        return uint8_grid(gan.ema_generator.decode(latents, labels=labels))
 
     @torch.no_grad()
-    def pairs(self) -> torch.Tensor:
-        """Rows of x+, G(x+), x-, G(x-), eight pairs a row, of the batch seen last."""
-        gan, batch = self.run.gan, self.run.batch
+    def pair_grid(self) -> torch.Tensor:
+        """Columns of x+, G(x+), x-, G(x-) of the last batch, as one uint8 image [3, H, W]."""
+        gan, batch = self.trainer.gan, self.trainer.batch
         assert batch is not None
         columns, g = [], gan.ema_generator
         for number, images in enumerate((batch.positive, batch.negative)):
-            x = to_unit(images[batch.present][: SHOWN // 4], gan.dtype)
+            x = to_unit(images[batch.present][: GRID_IMAGES // 4], gan.dtype)
             labels = None
             if batch.labels is not None:
-                labels = batch.labels[batch.present][: SHOWN // 4, number]
+                labels = batch.labels[batch.present][: GRID_IMAGES // 4, number]
             columns += [x, g.decode(g.encode(x), labels=labels)]
-        return _picture(torch.stack(columns, 1).flatten(0, 1), columns=16)
+        return uint8_grid(torch.stack(columns, 1).flatten(0, 1))
 
-    def close(self) -> None:
-        """Write out what is still in memory, also of a run that is broken off."""
-        self.gauges.close()
-        self.events.close()
-        self.mirror.push()
+    def _lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._metrics_file.read_text().splitlines()]
 
-    def _hyperparameters(self, config: Config) -> None:
-        """What TensorBoard's HPARAMS tab compares runs by."""
-        changed = differences(preset("quick"), config)
-        searched = {
+    def _write_lines(self, lines: list[dict[str, Any]]) -> None:
+        """Replace all lines at once: a kill leaves the old ones or the new ones."""
+        new = self._metrics_file.with_suffix(".new")
+        new.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        new.replace(self._metrics_file)
+
+    def _log_hyperparameters(self, config: Config) -> None:
+        """Write what TensorBoard's HPARAMS tab compares runs by."""
+        numbers = {
             "lr_g": config.optimizer.lr_g,
             "lr_d": config.optimizer.lr_d,
             "depth_g": config.generator.depth,
@@ -157,12 +163,44 @@ class RunLogger:
             "condition": config.condition,
             "seed": config.seed,
         }
+        changed = differences(preset("quick"), config)
         others = {k: str(v) for k, (_, v) in changed.items() if k not in ("name", "storage")}
-        for summary in hparams({**others, **searched}, dict.fromkeys(COMPARED, 0.0)):
-            self.events._get_file_writer().add_summary(summary)
-        self.events.add_text("config", f"```yaml\n{config.to_yaml()}```")
+        for summary in hparams({**others, **numbers}, dict.fromkeys(HPARAMS_METRICS, 0.0)):
+            self._events._get_file_writer().add_summary(summary)
+        self._events.add_text("config", f"```yaml\n{config.to_yaml()}```")
 
 
-def _picture(images: torch.Tensor, columns: int) -> torch.Tensor:
+class PrometheusGauges:
+    """A run's latest metrics as Ray application metrics.
+
+    Each node's metrics port serves them to Prometheus, with `ray_` before the names: the epoch is
+    `ray_cl_ray_epoch{run="demo",trial=""}`. The dashboard's Metrics page shows them where Grafana
+    is set up with docs/grafana.json.
+
+    Args:
+        run: The run's name, or the name of the search that it is a trial of.
+        trial: The trial's number; empty for a run of its own.
+    """
+
+    def __init__(self, run: str, trial: str = ""):
+        self._tags = {"run": run, "trial": trial}
+        self._gauges: dict[str, Gauge] = {}
+        self.set({"running": 1})
+
+    def set(self, metrics: Mapping[str, float]) -> None:
+        """Set the metrics' values; the gauge of `d/adversarial` is `cl_ray_d_adversarial`."""
+        for name, value in metrics.items():
+            if name not in self._gauges:
+                gauge = "cl_ray_" + re.sub(r"\W", "_", name)
+                self._gauges[name] = Gauge(gauge, name, tag_keys=tuple(self._tags))
+            self._gauges[name].set(value, self._tags)
+
+    def close(self) -> None:
+        """Mark the run as over; its last values stay until its process ends."""
+        self.set({"running": 0})
+
+
+def uint8_grid(images: torch.Tensor, columns: int = GRID_COLUMNS) -> torch.Tensor:
+    """Images [N, C, H, W] in [-1, 1] as one uint8 image [3, H', W']."""
     grid = make_grid(images.float().cpu() / 2 + 0.5, nrow=columns, pad_value=0.5)
     return grid.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -1,0 +1,271 @@
+"""Every private, undocumented or deprecated part of Ray, Ray Tune and Optuna that cl_ray uses.
+
+Each function names the version in which it was seen and the reason why no public API does.
+`tests/training/test_ray_compat.py` has a test for each, which fails when an upgrade changes it.
+Ray and Optuna are imported inside the functions: the environment must be set before Ray starts.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+    from ray.tune.schedulers import PopulationBasedTraining
+    from ray.util.placement_group import PlacementGroup
+
+    from cl_ray.storage import RunStorage
+
+TESTED_RAY = "2.60"
+"""The minor version of Ray that the tests run with."""
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource that only the head node has (Ray 2.60). No public API names the head node."""
+CONNECTION_LOST = "was killed, ran out of memory or crashed (Ray knows no exit code)"
+"""Short for Ray's half page on a worker process whose connection ended."""
+
+RAY_ENVIRONMENT = {
+    # A report is drained once per poll of the controller: every 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # It needs the dashboard, and logs an error without it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # At Ray's own niceness of 15, one busy program on one of two cores slows a run of two threads
+    # by more than ten times. It applies to a Ray that is started here.
+    "RAY_worker_niceness": "0",
+    # A process that is given no GPU sees none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+"""Variables that Ray reads at start, undocumented (Ray 2.60)."""
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial has the files of a run
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tuning/interrupt.py` handles Ctrl-C
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the study is the record, Tune's own is not used
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "30",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Variables that Ray Tune reads, only some of them documented (Ray 2.60)."""
+
+
+def configure_ray_environment(dashboard: bool) -> None:
+    """Set the variables that Ray reads when it starts; those that the user has set stay.
+
+    Args:
+        dashboard: Whether the dashboard is started, which then serves the state of Ray Train.
+    """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if dashboard:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+
+
+def configure_tune_environment() -> None:
+    """Set the variables that Ray Tune reads; those that the user has set stay."""
+    for name, value in TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def untested_ray_warning() -> str | None:
+    """One line if the installed Ray is of another minor version than the tested one."""
+    import ray
+
+    if ".".join(ray.__version__.split(".")[:2]) == TESTED_RAY:
+        return None
+    return f"Ray {ray.__version__} is not tested with cl_ray: the tested version is {TESTED_RAY}."
+
+
+def started_local_ray() -> bool:
+    """Whether this process started Ray by `ray.init()`, rather than joined a cluster.
+
+    Ray 2.60: no public API tells. Without a node object, as behind Ray Client, it is a cluster.
+    """
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.ray_init_cluster)
+
+
+def dashboard_address() -> str | None:
+    """The dashboard's host and port, of any Ray that this process is connected to.
+
+    Ray 2.60: `ray.init()` returns it, and nothing tells a process that joined earlier.
+    """
+    import ray
+
+    return getattr(ray._private.worker._global_node, "webui_url", None)
+
+
+def session_log_dir() -> Path | None:
+    """The folder of this node's log files, which the dashboard's Logs page lists.
+
+    Ray 2.60: no public API tells. None where the process has no node object.
+    """
+    import ray
+
+    node = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path()) if node else None
+
+
+def worker_error(error: BaseException) -> BaseException:
+    """The error of the worker inside the one that Ray Train reports for it.
+
+    Ray 2.60 wraps a failed health check in `WorkerHealthCheckFailedError`, which is private.
+    """
+    return getattr(error, "health_check_failure", error)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Describe in one line why a process was lost, or what was raised in it.
+
+    Ray 2.60 puts the process, its address and the cause of an `ActorDiedError` only into its text.
+    """
+    from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+    error = worker_error(error)
+    if isinstance(error, RayTaskError):
+        return " ".join(str(error.cause).split())
+    if not isinstance(error, RayActorError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, ActorUnavailableError):
+        return f"its process {CONNECTION_LOST}"
+    text = str(error)
+    found = (re.search(rf"\t{field}: (\S+)", text) for field in ("pid", "ip"))
+    pid, address = (match.group(1) if match else "?" for match in found)
+    cause = re.search(r"The actor (is dead|died because).*", text, re.S)
+    reason = " ".join((cause.group() if cause else text).split())
+    if "Worker unexpectedly exits with a connection error" in reason:
+        reason = CONNECTION_LOST
+    return f"process {pid} on {address}: {reason[:300]}"
+
+
+def orphaned_placement_groups() -> "list[PlacementGroup]":
+    """Placement groups of this job whose creator, an actor, is dead.
+
+    Ray 2.60: `ray.util.placement_group_table` leaves the creator out. Ray Train removes such
+    groups only by the dashboard's state API, so without a dashboard they would stay (ray#54305).
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    table = state._connect_and_get_accessor().get_placement_group_table()
+    groups = map(PlacementGroupTableData.FromString, table)
+    return [
+        PlacementGroup(ray.PlacementGroupID(group.placement_group_id))
+        for group in groups
+        if ray.JobID(group.creator_job_id).hex() == job
+        and not ray.ActorID(group.creator_actor_id).is_nil()  # the driver's own
+        and group.creator_actor_dead
+        and not group.is_detached  # made to outlive its creator
+        and group.state != PlacementGroupTableData.REMOVED
+    ]
+
+
+def autoscaler_settings() -> dict[str, Any] | bool:
+    """What the cluster's autoscaler was started with; False if there is none, True if unknown.
+
+    Ray 2.60: no public API tells. The autoscaler is the head's process `monitor.py`; under
+    `ray up` its command line names the config file. Without a file that process only watches.
+    KubeRay runs its autoscaler in a container of its own; the status that every autoscaler leaves
+    in Ray's key-value store shows that it lives, but not its limits.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def look() -> dict[str, Any] | bool:  # nested: pickled by value, for the head's process
+        import json
+        import time
+
+        import psutil
+        import yaml
+        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        gcs = ray.get_runtime_context().gcs_address
+        flag = "--autoscaling-config="
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            ours = f"--gcs-address={gcs}" in words
+            if not ours or not any(Path(word).name == "monitor.py" for word in words):
+                continue
+            files = [word.removeprefix(flag) for word in words if word.startswith(flag)]
+            if not files:
+                return False
+            try:
+                config = yaml.safe_load(Path(files[0]).expanduser().read_text())
+            except (OSError, yaml.YAMLError):
+                return True
+            return config if isinstance(config, dict) else True
+        # Version 1 of the autoscaler writes the time, version 2 counts its reports.
+        status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
+        if time.time() - status.get("time", 0) < 60:
+            return True
+        return bool(get_cluster_status(gcs).stats.autoscaler_version != "0")
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    head = next(node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"])
+    on_head = NodeAffinitySchedulingStrategy(head, soft=False)
+    return ray.get(ray.remote(num_cpus=0)(look).options(scheduling_strategy=on_head).remote())
+
+
+def forget_reported_checkpoints(folder: "RunStorage") -> None:
+    """Delete Ray Train's own list of a run's checkpoints, before the run is resumed.
+
+    Ray 2.60 reads that list when a trainer of the same name starts, and refuses to start if one
+    of its folders is gone. `CheckpointStore` deletes old checkpoints and is what a run resumes
+    from, so the list is not needed.
+    """
+    filesystem, path = folder.open()
+    snapshot = f"{path}/checkpoint_manager_snapshot.json"
+    if filesystem.get_file_info(snapshot).is_file:
+        filesystem.delete_file(snapshot)
+
+
+def optuna_trial(study: "optuna.Study", number: int) -> "optuna.Trial":
+    """A running trial of a study, whose sampled values are given again.
+
+    Optuna 4 and 5 make a `Trial` only by `ask`, which starts a new one; its id is private.
+    """
+    import optuna
+
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+
+def replace_pbt_explore(
+    scheduler: "PopulationBasedTraining",
+    explore: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Have population-based training compute new configs by `explore(config, donor_config)`.
+
+    Ray 2.60: the public `custom_explore_fn` is given the donor's config alone.
+    """
+
+    def new_config(trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return explore(trial.config, trial_to_clone.config), {}
+
+    scheduler._get_new_config = new_config
+
+
+@contextmanager
+def actor_restart_options(times: int) -> Iterator[dict[str, int]]:
+    """Options of `Dataset.map_batches` that restart an actor that died, and retry its batch.
+
+    Ray 2.60 deprecates both without a successor, and retries without end if they are left out.
+    The deprecation warning is not shown within the context.
+
+    Args:
+        times: How often an actor is started again, and how often a batch is retried.
+    """
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield {"max_restarts": times, "max_task_retries": times}
