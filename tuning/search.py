@@ -1,19 +1,32 @@
 #!/usr/bin/env python3
-"""Search for the balance between G and D; the same as `cl-ray tune`.
+"""Search for the balance between G and D: `cl-ray tune`, from a checkout that is not installed.
 
-python tuning/search.py                                     # a small sweep, minutes on 2 cores
+python tuning/search.py                                     # a small search: minutes on 2 cores
 python tuning/search.py --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
+python tuning/search.py --space rates                       # learning rates only
 python tuning/search.py --resume s1 --trials 24             # eight more trials
-python tuning/search.py --scheduler pbt --population 4      # population based training
+python tuning/search.py --scheduler pbt --population 4      # population-based training
 python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's checkout is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cl_ray.tuning.tune import main
+from cl_ray.commands.tune import command
+from cl_ray.errors import UserError
+
+PROG = "python tuning/search.py"
+
+
+def main() -> None:
+    """Run the search; on a user's mistake print one sentence and exit with status 1."""
+    try:
+        command(sys.argv[1:], PROG)
+    except UserError as error:
+        sys.exit(f"{PROG}: {error}")
+
 
 if __name__ == "__main__":
     main()

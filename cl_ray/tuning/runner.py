@@ -1,6 +1,10 @@
-"""Ray Tune runs the trials, each in a process that the next one takes over."""
+"""Run the trials of a search with Ray Tune, each in a process that the next one takes over."""
 
-import os
+import math
+import random
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -9,162 +13,348 @@ import pyarrow.fs
 import ray
 import ray.actor
 from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
 
-from cl_ray.config import Config
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
-from cl_ray.training.autoscaler import HEAD
-from cl_ray.tuning.distributed_trial import DistributedTrial
-from cl_ray.tuning.interrupt import InterruptCallback
-from cl_ray.tuning.local_trial import LocalTrial
-from cl_ray.tuning.orphaned_placement_groups import OrphanedPlacementGroups
-from cl_ray.tuning.prepare import Search
-from cl_ray.tuning.resources import TrialResources
-from cl_ray.tuning.schedulers import build_scheduler
-from cl_ray.tuning.searcher import StudySearch, point
-from cl_ray.tuning.study import trial_results, unfinished_trials
-from cl_ray.tuning.study_callback import StudyCallback, number_of
-from cl_ray.tuning.trial import TrialContext
+from cl_ray.training.ray_compat import HEAD_RESOURCE, replace_pbt_explore
+from cl_ray.training.resources import (
+    InsufficientResourcesError,
+    WorkerResources,
+    describe_resources,
+    find_autoscaler,
+    live_nodes,
+    max_capacity,
+    plan_workers,
+    workers_per_node,
+)
+from cl_ray.tuning.callbacks import (
+    InterruptCallback,
+    OrphanedPlacementGroups,
+    StudyCallback,
+    trial_number,
+)
+from cl_ray.tuning.search import Search
+from cl_ray.tuning.space import Space
+from cl_ray.tuning.study import (
+    SearchMetric,
+    TrialResult,
+    ask_point,
+    trial_results,
+    unfinished_trials,
+)
+from cl_ray.tuning.trial import DistributedTrial, LocalTrial, TrialContext
 
-ATTEMPTS = 2
+_MAX_ATTEMPTS = 2
 """Times that a trial is tried before it counts as failed."""
+_REDUCTION_FACTOR = 3
+"""Of the trials that reach a rung of ASHA, the best third goes on. Li et al. (2020), section 3,
+take 4."""
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """How the cluster is divided among the trials.
+
+    Args:
+        concurrent: Trials at once.
+        workers: Workers of each trial.
+        each: What each worker asks for.
+        may_grow: Whether an autoscaler may add resources for more trials, and does not say for how
+            many.
+    """
+
+    concurrent: int
+    workers: int
+    each: WorkerResources
+    may_grow: bool = False
+
+    def __str__(self) -> str:
+        trials = "trials at once" if self.concurrent > 1 else "trial at a time"
+        workers = f"of {self.workers} workers, " if self.workers > 1 else ""
+        hint = "; --concurrent asks the autoscaler for more" if self.may_grow else ""
+        each = describe_resources(self.each.cpus, self.each.gpus)
+        return f"{self.concurrent} {trials}, {workers}{each} each{hint}"
+
+
+def allocate_trials(search: Search, local: bool) -> TrialResources:
+    """Return how many trials run at once, from what the cluster has and its autoscaler may add.
+
+    Args:
+        search: The search.
+        local: Whether the cluster is this machine alone.
+
+    Raises:
+        InsufficientResourcesError: So many can never run at once, or not even one.
+    """
+    workers, concurrent, may_grow = search.options.workers, search.options.concurrent, False
+    if concurrent is None:
+        gpus = _plan_trials(search, 1, local).gpus
+        cpus = _per_worker(search.options.cpus_per_trial, workers) or 1.0
+        on_node = partial(workers_per_node, cpus=cpus, gpus=gpus)
+        fits = max_capacity(on_node, live_nodes(), None if local else find_autoscaler())
+        unknown = math.isinf(fits)
+        fits = sum(map(on_node, live_nodes())) if unknown else fits
+        concurrent = max(1, min(int(fits) // workers, search.num_trials))
+        may_grow = unknown and concurrent < search.num_trials
+    return TrialResources(concurrent, workers, _plan_trials(search, concurrent, local), may_grow)
+
+
+def _plan_trials(search: Search, concurrent: int, local: bool) -> WorkerResources:
+    """Return what each worker asks for, with so many trials at once."""
+    options = search.options
+    request = {
+        "workers": concurrent * options.workers,
+        "cpus_per_worker": _per_worker(options.cpus_per_trial, options.workers),
+        "gpus_per_worker": _per_worker(options.gpus_per_trial, options.workers),
+        "threads": None,
+        # A trial is evaluated between its epochs: no CPU is left to evaluations beside training.
+        "evaluation": search.trial_config.evaluation.model_copy(update={"every": 0}),
+    }
+    try:
+        return plan_workers(search.trial_config.model_copy(update=request), local)
+    except InsufficientResourcesError as error:
+        fits, smaller = error.shortage.fits, None
+        if fits >= options.workers:
+            smaller = f"--concurrent {fits // options.workers}"
+        elif fits and not (options.cpus_per_trial or options.gpus_per_trial):
+            # With either, fewer workers would divide as much among them.
+            one = "--concurrent 1 with " if concurrent > 1 else ""
+            smaller = f"{one}--workers {fits}"
+        of = f" {options.workers} workers of" if options.workers > 1 else ""
+        raise InsufficientResourcesError(
+            error.shortage, f"concurrent {concurrent} with{of}", smaller, unit="trial"
+        ) from error
+
+
+def _per_worker(per_trial: float | None, workers: int) -> float | None:
+    """Return a worker's part of a trial's CPUs or GPUs, rounded down to Ray's precision."""
+    return None if per_trial is None else math.floor(1e4 * per_trial / workers + 1e-6) / 1e4
+
+
+class StudySearch(Searcher):
+    """Has Ray Tune run the study's unfinished trials, then what its sampler proposes.
+
+    `ray.tune.search.optuna.OptunaSearch` cannot resume a study's unfinished trials. The study
+    hears of results from `StudyCallback`, which is called before a driver may be killed.
+
+    Args:
+        study: The study.
+        search: The search.
+        unfinished: Numbers of the trials to resume first.
+    """
+
+    def __init__(self, study: optuna.Study, search: Search, unfinished: list[int]):
+        names, modes = [m.name for m in search.metrics], [m.mode for m in search.metrics]
+        several = len(names) > 1
+        super().__init__(metric=names if several else names[0], mode=modes if several else modes[0])
+        self.study, self._unfinished = study, list(unfinished)
+        self._suggest = partial(search.space.suggest, base=search.trial_config)
+        self._points: dict[str, dict[str, Any]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return a trial's number and values."""
+        if trial_id not in self._points:
+            number = self._unfinished.pop(0) if self._unfinished else None
+            self._points[trial_id] = ask_point(self.study, self._suggest, number)
+        return {"point": self._points[trial_id]}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: `StudyCallback` records it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: everything is in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: everything is in the study."""
+
+
+def build_scheduler(
+    kind: str,
+    metric: SearchMetric,
+    epochs: int,
+    space: Space,
+    seed: int,
+    earlier: list[TrialResult],
+) -> TrialScheduler:
+    """Build the scheduler that stops trials early, or changes them on the way.
+
+    Args:
+        kind: `asha`, `median`, `pbt` or `none`.
+        metric: What trials are compared by.
+        epochs: Epochs of a whole trial.
+        space: What is searched.
+        seed: Seed of the changes in population-based training.
+        earlier: Ended trials of a resumed search, which ASHA compares new ones with.
+    """
+    by: dict[str, Any] = {"time_attr": "epoch", "metric": metric.name, "mode": metric.mode}
+    if kind == "asha":
+        asha = AsyncHyperBandScheduler(
+            **by, max_t=max(epochs, 2), grace_period=1, reduction_factor=_REDUCTION_FACTOR
+        )
+        for result in earlier:
+            trial = SimpleNamespace(trial_id=f"earlier-{result.number}")
+            asha.on_trial_add(None, trial)
+            for epoch, value in sorted(result.history.items()):
+                asha.on_trial_result(None, trial, {"epoch": epoch, metric.name: value})
+        return asha
+    if kind == "median":
+        return MedianStoppingRule(**by, grace_period=1)
+    if kind == "pbt":
+        return _population_based_training(by, space, seed)
+    return FIFOScheduler()
+
+
+def _population_based_training(
+    by: dict[str, Any], space: Space, seed: int
+) -> PopulationBasedTraining:
+    """Build population-based training (Jaderberg et al., 2017).
+
+    A trial of the worst quarter copies a trial of the best quarter: its networks, EMA generator,
+    optimizers, position and architecture. Its rates and weights are perturbed; its number stays.
+    """
+    rng = random.Random(seed)
+
+    def explore(config: dict[str, Any], donor: dict[str, Any]) -> dict[str, Any]:
+        values = space.perturb(donor["point"]["values"], rng)
+        return {"point": {"number": config["point"]["number"], "values": values}}
+
+    scheduler = PopulationBasedTraining(
+        **by,
+        perturbation_interval=1,
+        quantile_fraction=0.25,
+        custom_explore_fn=dict,
+        log_config=False,
+    )
+    replace_pbt_explore(scheduler, explore)
+    return scheduler
 
 
 def build_trial_context(
-    search: Search, room: TrialResources, bell: "ray.actor.ActorHandle[Any]", signs: bool
+    search: Search, resources: TrialResources, stop_signal: "ray.actor.ActorHandle[Any]"
 ) -> TrialContext:
-    """What the trials have in common."""
+    """Return what the trials have in common."""
     return TrialContext(
         search=search.name,
-        folder=search.trials,
-        base=search.base,
+        folder=search.trials_folder,
+        base=search.trial_config,
         dataset=search.dataset,
         metrics=search.metrics,
-        plan=room.plan,
-        replaced=search.options.scheduler == "pbt",
-        bell=bell,
-        signs=signs,
+        resources=resources.each,
+        exploits=search.options.scheduler == "pbt",
+        stop_signal=stop_signal,
     )
 
 
 def run_trials(
     search: Search,
     study: optuna.Study,
-    room: TrialResources,
+    resources: TrialResources,
     recorder: StudyCallback,
-    ctrl_c: InterruptCallback,
+    interrupt: InterruptCallback,
 ) -> None:
-    """Bring the study to its number of trials, those first that were begun.
+    """Run trials until the study has all of them, unfinished ones first.
 
     Raises:
         Interrupted: Ctrl-C was pressed; what the trials did is saved.
     """
-    begun = unfinished_trials(study)
-    count = len(begun) + max(0, search.wanted - len(trial_results(study)))
+    unfinished, results = unfinished_trials(study), trial_results(study)
+    count = len(unfinished) + max(0, search.num_trials - len(results))
     if not count:
         return
-    options, job = search.options, recorder.job
-    trainable, resources = trainable_of(search, job, room)
-    before = [row for row in trial_results(study) if row.number not in begun]
+    options, kind = search.options, search.options.resolved_scheduler
     scheduler = build_scheduler(
-        options.early, search.metrics[0], options.epochs, search.space, options.seed, before
+        kind,
+        search.metrics[0],
+        options.epochs,
+        search.space,
+        options.seed,
+        [result for result in results if result.number not in unfinished],
     )
-    searched: dict[str, Any] = {}
-    space: dict[str, Any] = {}
-    if options.early == "pbt":  # Ray refuses it a searcher: the population is drawn at once
-        base: Config = search.base
-        numbers: list[int | None] = [*begun, *[None] * (count - len(begun))]
-        points = [point(study, lambda t: search.space.suggest(t, base), n) for n in numbers]
-        space = {"point": tune.grid_search(points)}
+    searcher: dict[str, Any] = {}
+    param_space: dict[str, Any] = {}
+    if kind == "pbt":  # Tune allows it no searcher: the population is drawn at once
+        suggest = partial(search.space.suggest, base=search.trial_config)
+        numbers = [*unfinished, *[None] * (count - len(unfinished))]
+        points = [ask_point(study, suggest, number) for number in numbers]
+        param_space = {"point": tune.grid_search(points)}
     else:
-        searched = {
-            "search_alg": StudySearch(study, search.metrics, search.space, search.base, begun),
-            "num_samples": count,
-        }
+        searcher = {"search_alg": StudySearch(study, search, unfinished), "num_samples": count}
+    callbacks = [recorder, interrupt]
+    if resources.workers > 1:
+        callbacks.append(OrphanedPlacementGroups())
     tuner = tune.Tuner(
-        named(trainable, search.name, resources),
-        param_space=space,
+        _build_trainable(search, recorder.context, resources),
+        param_space=param_space,
         tune_config=tune.TuneConfig(
-            **searched,
+            **searcher,
             scheduler=scheduler,
-            max_concurrent_trials=room.concurrent,
+            max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"{search.name}-{number_of(trial):04d}",
-            trial_dirname_creator=lambda trial: f"{number_of(trial):04d}",
+            trial_name_creator=lambda trial: f"{search.name}-{trial_number(trial):04d}",
+            trial_dirname_creator=lambda trial: f"{trial_number(trial):04d}",
         ),
         run_config=tune.RunConfig(
             name=f"tune-{uuid4().hex[:8]}",
             storage_path=search.folder.uri,
-            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            failure_config=tune.FailureConfig(max_failures=_MAX_ATTEMPTS - 1),
             checkpoint_config=tune.CheckpointConfig(
-                checkpoint_at_end=False, num_to_keep=4 if options.early == "pbt" else None
+                checkpoint_at_end=False, num_to_keep=4 if kind == "pbt" else None
             ),
-            callbacks=[
-                recorder,
-                ctrl_c,
-                *([OrphanedPlacementGroups()] if room.workers > 1 else []),
-            ],
+            callbacks=callbacks,
             verbose=0,
         ),
     )
-    forget(search.folder)
+    _delete_tune_files(search.folder)
     try:
-        with ctrl_c.heeded():
+        with interrupt.catch_sigint():
             tuner.fit()
     finally:
-        forget(search.folder)
+        _delete_tune_files(search.folder)
 
 
-def trainable_of(
-    search: Search, job: TrialContext, room: TrialResources
-) -> tuple[type, dict[str, float]]:
-    """The trials' class, with what they share put into the object store once, and their resources.
+def _build_trainable(search: Search, context: TrialContext, resources: TrialResources) -> type:
+    """Return the trials' class, with its resources and what trials share in the object store.
 
-    A trial of several workers computes nothing itself: its process lives beside the head, which
-    no lost machine takes away, and its workers ask for their own.
+    The process of a trial of several workers computes nothing itself: it runs on the head, which
+    does not leave the cluster, and its workers ask for their own resources.
+
+    The class is named after the search, which the dashboard's actors and the operating system's
+    processes show; `tune.with_parameters` and `tune.with_resources` would name it themselves.
     """
-    if room.workers > 1:
-        return tune.with_parameters(DistributedTrial, job=job), {HEAD: 0.001}
-    share = Partition(search.dataset, search.base)
-    evaluator = Evaluator(search.dataset, search.base.evaluation, search.base.seed)
-    evaluator.images()
-    rows = search.dataset.read(TRAIN_SPLIT, share.pieces(0)) if share.resident else None
-    plan = room.plan
-    return (
-        tune.with_parameters(LocalTrial, job=job, rows=rows, evaluator=evaluator),
-        {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})},
-    )
+    if resources.workers > 1:
+        trainable = tune.with_parameters(DistributedTrial, context=context)
+        request = {HEAD_RESOURCE: 0.001}
+    else:
+        config = search.trial_config
+        partition = Partition(search.dataset, config)
+        evaluator = Evaluator(search.dataset, config.evaluation, config.seed)
+        evaluator.images()
+        rows = None
+        if partition.resident:
+            rows = search.dataset.read(TRAIN_SPLIT, partition.row_ranges(0))
+        trainable = tune.with_parameters(
+            LocalTrial, context=context, rows=rows, evaluator=evaluator
+        )
+        request = resources.each.bundle
+    bundles = tune.PlacementGroupFactory([request])
+    attributes = {"default_resource_request": classmethod(lambda cls, config: bundles)}
+    return type(f"Trial_{search.name}", (trainable,), attributes)
 
 
-def named(trainable: type, search: str, resources: dict[str, float]) -> type:
-    """The trials' class under a name that the dashboard's actors and processes are found by.
-
-    `tune.with_parameters` calls it _Inner, and `tune.with_resources` ResourceTrainable.
-    """
-    request = tune.PlacementGroupFactory([resources])
-    own = {"default_resource_request": classmethod(lambda cls, config: request)}
-    return type(f"Trial_{search}", (trainable,), own)
-
-
-def forget(folder: RunStorage) -> None:
-    """Delete what Ray Tune itself kept of this search, or left of a killed one."""
+def _delete_tune_files(folder: RunStorage) -> None:
+    """Delete what Ray Tune itself wrote of this search, also of a driver that was killed."""
     filesystem, path = folder.open()
     for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
         if info.base_name.startswith("tune-"):
             filesystem.delete_dir(info.path)
-
-
-def quiet() -> None:
-    """Tune's own files and words that nobody needs: a trial's folder is a run's."""
-    for name, value in {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_WARN_THRESHOLD_S": "30",
-        "TUNE_MAX_PENDING_TRIALS_PG": "1",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }.items():
-        os.environ.setdefault(name, value)

@@ -1,75 +1,35 @@
-"""What is searched: fields of the config, the range of each, and when it counts.
+"""The search space: which fields of the config are searched, their ranges, and when they apply.
 
-A space of your own is a YAML file that `--space` takes, one field of the config a line:
-
-    optimizer.lr_g:       {kind: log, low: 0.0001, high: 0.01}
-    discriminator.depth:  {kind: int, low: 2, high: 5}
-    generator.depth:      {kind: int, low: 2, high: 5, at_most: discriminator.depth}
-    losses.objective:         {kind: choice, values: [non-saturating, hinge, wasserstein]}
-    losses.gradient_penalty:  {kind: log, low: 1, high: 30, when: {losses.objective: wasserstein}}
-    losses.r1:                {kind: log, low: 0.1, high: 10,
-                               when: {losses.objective: [non-saturating, hinge]}}
-
-`log` and `float` are real numbers, `log` ones drawn evenly over their magnitudes; `int` are whole
-ones, every `step`-th of them; `choice` is one of some values. `at_most` lowers the upper end to
-another field's value; a field whose `when` does not hold, a value or one of several of every field
-that it names, keeps the config's own value.
+A space is a YAML file that names one field of the config in each entry. The files in
+`cl_ray/tuning/spaces/` ship with the package; `template.yaml` there explains the format.
 """
 
 import contextlib
+import difflib
+import random
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cl_ray.base_config import BaseConfig
-from cl_ray.config import Config, build, explain, leaves, merge
+from cl_ray.base_config import BaseConfig, marked_fields
+from cl_ray.config import Config, build_config, explain_validation_error, leaves, merge
 from cl_ray.errors import UserError
 
+if TYPE_CHECKING:
+    import optuna
+
 Values = dict[str, Any]
-"""A value for each field, by its dotted name."""
+"""A value for each searched field, by its dotted name."""
 
-DEFAULT = """
-optimizer.lr_g:         {kind: log, low: 0.0003, high: 0.01}
-optimizer.lr_d:         {kind: log, low: 0.0001, high: 0.01}
-optimizer.d_steps:      {kind: int, low: 1, high: 2}
-optimizer.average:      {kind: choice, values: [0.99, 0.995, 0.998, 0.999]}
-discriminator.depth:    {kind: int, low: 2, high: 5}
-discriminator.width:    {kind: int, low: 16, high: 48, step: 8}
-generator.depth:        {kind: int, low: 2, high: 5, at_most: discriminator.depth}
-generator.width:        {kind: int, low: 16, high: 48, step: 8}
-generator.latent_noise_std:       {kind: float, low: 0.1, high: 1}
-losses.contrastive:     {kind: log, low: 0.1, high: 10}
-losses.reconstruction:  {kind: log, low: 5, high: 200}
-batch_size:             {kind: choice, values: [32, 64, 128]}
-"""
-"""The balance between G and D: how fast, how deep and how wide each is, how often D steps."""
-
-KNOWN: list[Values] = [
-    {},
-    {"optimizer.lr_g": 1e-3, "optimizer.lr_d": 1e-3},
-]
-"""Settings known to work, as differences from the config: they are tried first."""
-
-NOT_SEARCHABLE = {
-    "name": "the search names its trials",
-    "storage": "the search stores its trials",
-    "data": "trials on other data are not comparable",
-    "preset": "a preset is many fields: name those",
-    "epochs": "--epochs is each trial's budget",
-    "workers": "--workers is alike for all trials",
-    "cpus_per_worker": "--cpus-per-trial is alike for all trials",
-    "gpus_per_worker": "--gpus-per-trial is alike for all trials",
-    "threads": "--cpus-per-trial is alike for all trials",
-    "evaluation": "trials that are measured otherwise are not comparable",
-    "checkpoint": "it changes nothing that is measured",
-}
-"""Fields that no space may name, and why."""
+_SPACES = Path(__file__).parent / "spaces"
+_INITIAL_CHANGES: list[Values] = [{}, {"optimizer.lr_g": 1e-3, "optimizer.lr_d": 1e-3}]
+"""Settings known to work, as changes to the config. A search tries them first."""
 
 
 class Parameter(BaseConfig):
-    """One field's range."""
+    """The range of one field."""
 
     kind: Literal["log", "float", "int", "choice"]
     low: float | None = None
@@ -81,11 +41,11 @@ class Parameter(BaseConfig):
 
     @field_validator("values", "when", mode="before")
     @classmethod
-    def _are_numbers(cls, given: Any) -> Any:
-        return _numbers(given)
+    def _parse_numbers(cls, given: Any) -> Any:
+        return _parse_numbers(given)
 
     @model_validator(mode="after")
-    def _is_a_range(self) -> "Parameter":
+    def _check_range(self) -> "Parameter":
         if self.kind == "choice":
             if not self.values or (self.low, self.high) != (None, None):
                 raise ValueError("a choice takes values: [...], at least one, and no low or high")
@@ -104,54 +64,56 @@ class Parameter(BaseConfig):
             raise ValueError(f"low {self.low:g} and high {self.high:g} must be whole numbers")
         return self
 
-    def counts(self, values: Values) -> bool:
-        """Whether it is searched where the config has these values."""
-        return all(values[field] in _several(wanted) for field, wanted in self.when.items())
+    @property
+    def depends_on(self) -> list[str]:
+        """The fields that its range or its condition refers to."""
+        return [*self.when, *([self.at_most] if self.at_most else [])]
 
-    def ends(self) -> list[Any]:
-        """The values that a config must take for it to take all: both ends, or every choice."""
+    def is_active(self, values: Values) -> bool:
+        """Return whether its `when` holds where the config has these values."""
+        return all(values[field] in _as_list(wanted) for field, wanted in self.when.items())
+
+    def bounds(self) -> list[Any]:
+        """Return the two ends of the range, or all values of a choice."""
         if self.kind == "choice":
             return list(self.values or ())
         assert self.low is not None
         assert self.high is not None
-        return [int(e) if self.kind == "int" else e for e in (self.low, self.high)]
+        return [int(end) if self.kind == "int" else end for end in (self.low, self.high)]
 
-    def holds(self, value: Any) -> bool:
-        """Whether the value lies in the range."""
-        low, high = self.ends()[0], self.ends()[-1]
+    def contains(self, value: Any) -> bool:
+        """Return whether the value can be drawn."""
         if self.kind == "choice":
             return value in (self.values or ())
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
+        low, high = self.bounds()
         return low <= value <= high and (self.kind != "int" or not (value - low) % self.step)
 
-    def distribution(self) -> Any:
-        """The whole range as Optuna knows it."""
-        from optuna.distributions import (
-            CategoricalDistribution,
-            FloatDistribution,
-            IntDistribution,
-        )
+    def distribution(self) -> "optuna.distributions.BaseDistribution":
+        """Return the whole range as an Optuna distribution."""
+        from optuna import distributions
 
         if self.kind == "choice":
-            return CategoricalDistribution(self.ends())
-        low, high = self.ends()
+            return distributions.CategoricalDistribution(self.bounds())
+        low, high = self.bounds()
         if self.kind == "int":
-            return IntDistribution(low, high - (high - low) % self.step, step=self.step)
-        return FloatDistribution(low, high, log=self.kind == "log")
+            high -= (high - low) % self.step
+            return distributions.IntDistribution(low, high, step=self.step)
+        return distributions.FloatDistribution(low, high, log=self.kind == "log")
 
 
 class Space(BaseConfig):
-    """The fields that are searched, those that others depend on first."""
+    """The searched fields with their ranges; each comes after those that it depends on."""
 
     parameters: dict[str, Parameter]
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "the space") -> "Space":
-        """Read a space.
+        """Parse a space.
 
         Raises:
-            UserError: It is no YAML mapping, or a range is empty or not understood.
+            UserError: The text is not a YAML mapping, or a range is empty or malformed.
         """
         try:
             fields = yaml.safe_load(text)
@@ -165,46 +127,46 @@ class Space(BaseConfig):
                 parameters[str(field)] = Parameter.model_validate(given)
             except ValidationError as error:
                 raise UserError(f"In {where}, {field}: {_explain(error)}.") from error
-        return cls(parameters=_in_order(parameters, where))
+        return cls(parameters=_sort_by_dependency(parameters, where))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Space":
-        """Read a YAML file; see `from_yaml`."""
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise UserError(f"Cannot read the space {path}: {error.strerror}.") from error
-        return cls.from_yaml(text, str(path))
+    def load(cls, name: str) -> "Space":
+        """Load a space by its name in `cl_ray/tuning/spaces/`, or from a YAML file.
 
-    def to_yaml(self) -> str:
-        """What `from_yaml` reads back to an equal space."""
-        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        Raises:
+            UserError: There is no such file, or as in `from_yaml`.
+        """
+        shipped = _SPACES / f"{name}.yaml"
+        path = shipped if Path(name).name == name and shipped.is_file() else Path(name)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            names = ", ".join(sorted(file.stem for file in _SPACES.glob("*.yaml")))
+            raise UserError(
+                f"Cannot read the space {name}: {reason}. Give a YAML file, or one of {names}."
+            ) from error
+        return cls.from_yaml(text, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the defaults left out."""
+        """Return what `from_yaml` reads back, without the defaults."""
         return {f: p.model_dump(exclude_defaults=True) for f, p in self.parameters.items()}
 
     def check(self, base: Config, where: str = "the space") -> None:
-        """See that the config takes every value that may be drawn.
+        """Check that the config accepts every value that may be drawn.
 
         Raises:
-            UserError: A field is unknown or not to be searched, or a value is refused.
+            UserError: A field is unknown or must not be searched, or a value is refused.
         """
         known = dict(leaves(base.model_dump()))
         for field, parameter in self.parameters.items():
-            owner = next(
-                (o for o in NOT_SEARCHABLE if field == o or field.startswith(f"{o}.")), None
-            )
-            if owner:
-                raise UserError(
-                    f"In {where}: {field} is not to be searched: {NOT_SEARCHABLE[owner]}."
-                )
+            _check_searchable(field, where)
             if field not in known:
                 raise UserError(
                     f"In {where}: there is no field {field!r} in the config "
                     f"(the nearest is {_nearest(field, known)!r})."
                 )
-            for other in [*parameter.when, *([parameter.at_most] if parameter.at_most else [])]:
+            for other in parameter.depends_on:
                 if other not in known:
                     raise UserError(
                         f"In {where}, {field}: it depends on {other!r}, which is no field of the "
@@ -212,31 +174,32 @@ class Space(BaseConfig):
                     )
             for other, wanted in parameter.when.items():
                 searched = self.parameters.get(other)
-                for value in _several(wanted):
-                    if not (searched.holds(value) if searched else value == known[other]):
+                for value in _as_list(wanted):
+                    if not (searched.contains(value) if searched else value == known[other]):
                         raise UserError(
-                            f"In {where}, {field}: {other} is never {value!r}, as its `when` asks: "
-                            f"search that too, or leave it out."
+                            f"In {where}, {field}: {other} is never {value!r}, as its `when` "
+                            "requires: search that too, or leave it out."
                         )
             if parameter.at_most:
-                self._check_bound(field, parameter, known, where)
-            for value in parameter.ends():
-                drawn = self._drawn_with(field, value, known)
-                build(merge(base.model_dump(), nested(drawn)), f"{where}, {field}")
+                self._check_at_most(field, parameter, known, where)
+            for value in parameter.bounds():
+                values = self._values_with(field, value, known)
+                build_config(merge(base.model_dump(), unflatten(values)), f"{where}, {field}")
 
-    def suggest(self, trial: Any, base: Config) -> Values:
-        """Draw a value for each field that counts, from an Optuna trial."""
+    def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
+        """Draw a value for each active field from an Optuna trial."""
         own = dict(leaves(base.model_dump()))
         drawn: Values = {}
         for field, parameter in self.parameters.items():
-            if not parameter.counts({**own, **drawn}):
+            current = {**own, **drawn}
+            if not parameter.is_active(current):
                 continue
             if parameter.kind == "choice":
-                drawn[field] = trial.suggest_categorical(field, parameter.ends())
+                drawn[field] = trial.suggest_categorical(field, parameter.bounds())
                 continue
-            low, high = parameter.ends()
+            low, high = parameter.bounds()
             if parameter.at_most:
-                high = min(high, {**own, **drawn}[parameter.at_most])
+                high = min(high, current[parameter.at_most])
             if parameter.kind == "int":
                 high -= (high - low) % parameter.step
                 drawn[field] = trial.suggest_int(field, low, high, step=parameter.step)
@@ -244,64 +207,63 @@ class Space(BaseConfig):
                 drawn[field] = trial.suggest_float(field, low, high, log=parameter.kind == "log")
         return drawn
 
-    def known(self, base: Config) -> list[Values]:
-        """The known good settings, as far as they lie in the space; each once."""
+    def initial_points(self, base: Config) -> list[Values]:
+        """Return the settings known to work that lie in the space, each once."""
         own = dict(leaves(base.model_dump()))
-        found: list[Values] = []
-        for changes in KNOWN:
+        points: list[Values] = []
+        for changes in _INITIAL_CHANGES:
             full = {**own, **changes}
             point = {
                 field: full[field]
                 for field, parameter in self.parameters.items()
-                if parameter.holds(full[field])
+                if parameter.contains(full[field])
                 and not (parameter.at_most and full[field] > full[parameter.at_most])
-                and parameter.counts(full)
+                and parameter.is_active(full)
             }
-            if point and point not in found:
-                found.append(point)
-        return found
+            if point and point not in points:
+                points.append(point)
+        return points
 
-    def perturbed(self, values: Values, random: Any) -> Values:
-        """The same architecture with its rates, weights and other real numbers moved.
+    def perturb(self, values: Values, rng: random.Random) -> Values:
+        """Multiply each real number by 0.8 or 1.25, within its range; keep the architecture.
 
-        Each is multiplied by 0.8 or 1.25 and kept within its range (Jaderberg et al., 2017,
-        section 4.1, 'perturb').
+        Source: Jaderberg et al. (2017), section 4.1, "perturb".
         """
-        moved = dict(values)
+        perturbed, fixed = dict(values), tuple(marked_fields(Config, "architecture"))
         for field, value in values.items():
             parameter = self.parameters.get(field)
             if parameter and parameter.kind in ("log", "float"):
-                low, high = parameter.ends()
-                if field.split(".")[0] not in ("generator", "discriminator"):
-                    moved[field] = min(max(value * random.choice([0.8, 1.25]), low), high)
-        return moved
+                low, high = parameter.bounds()
+                if not field.startswith(fixed):
+                    perturbed[field] = min(max(value * rng.choice([0.8, 1.25]), low), high)
+        return perturbed
 
-    def _drawn_with(self, field: str, value: Any, own: Values) -> Values:
-        """A draw with this value; other fields as the config has them, or at their lower end."""
+    def _values_with(self, field: str, value: Any, own: Values) -> Values:
+        """Return a point that has this value; other fields as in the config, or at their low."""
         fixed: Values = {field: value}
-        for known in (field, *reversed(self.parameters)):  # those that others depend on come first
-            if known in fixed and known in self.parameters:
-                for other, wanted in self.parameters[known].when.items():
-                    fixed.setdefault(other, _several(wanted)[0])
-        drawn: Values = {}
-        for other, parameter in self.parameters.items():
-            full = {**own, **drawn, **fixed}
-            if other in fixed:
-                drawn[other] = fixed[other]
-            elif parameter.counts(full):
-                fits = not parameter.at_most or own[other] <= full[parameter.at_most]
-                drawn[other] = (
-                    own[other] if parameter.holds(own[other]) and fits else (parameter.ends()[0])
+        for name in (field, *reversed(self.parameters)):  # dependencies come first in parameters
+            if name in fixed and name in self.parameters:
+                for other, wanted in self.parameters[name].when.items():
+                    fixed.setdefault(other, _as_list(wanted)[0])
+        values: Values = {}
+        for name, parameter in self.parameters.items():
+            current = {**own, **values, **fixed}
+            if name in fixed:
+                values[name] = fixed[name]
+            elif parameter.is_active(current):
+                fits = parameter.contains(own[name]) and not (
+                    parameter.at_most and own[name] > current[parameter.at_most]
                 )
-        return drawn
+                values[name] = own[name] if fits else parameter.bounds()[0]
+        return values
 
-    def _check_bound(
+    def _check_at_most(
         self, field: str, parameter: Parameter, known: dict[str, Any], where: str
     ) -> None:
         bound = self.parameters.get(str(parameter.at_most))
-        values = bound.ends() if bound else [known[str(parameter.at_most)]]
+        values = bound.bounds() if bound else [known[str(parameter.at_most)]]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        low = parameter.ends()[0]
+        low = parameter.bounds()[0]
         if len(numbers) < len(values) or min(numbers) < low:
             raise UserError(
                 f"In {where}, {field}: the range is empty where {parameter.at_most} is "
@@ -309,17 +271,17 @@ class Space(BaseConfig):
             )
 
 
-def configured(base: Config, values: Values) -> Config:
-    """The config with these values.
+def apply_values(base: Config, values: Values) -> Config:
+    """Return the config with these values.
 
     Raises:
         UserError: They do not go together.
     """
-    return build(merge(base.model_dump(), nested(values)), "the trial's values")
+    return build_config(merge(base.model_dump(), unflatten(values)), "the trial's values")
 
 
-def nested(values: Values) -> dict[str, Any]:
-    """Dotted names to a tree."""
+def unflatten(values: Values) -> dict[str, Any]:
+    """Return dotted names as a tree, as `merge` takes it."""
     tree: dict[str, Any] = {}
     for field, value in values.items():
         *parts, last = field.split(".")
@@ -330,34 +292,36 @@ def nested(values: Values) -> dict[str, Any]:
     return tree
 
 
-def _in_order(parameters: dict[str, Parameter], where: str) -> dict[str, Parameter]:
-    """Those that others depend on first, else as they were given."""
+def _check_searchable(field: str, where: str) -> None:
+    """Raise if trials with different values of the field could not be compared."""
+    for fixed, reason in marked_fields(Config, "not_searchable").items():
+        if field == fixed or field.startswith(f"{fixed}."):
+            raise UserError(f"In {where}: {field} cannot be searched: {reason}.")
+
+
+def _sort_by_dependency(parameters: dict[str, Parameter], where: str) -> dict[str, Parameter]:
+    """Put fields after those that they depend on, else keep the order given."""
     ordered: dict[str, Parameter] = {}
     left = dict(parameters)
     while left:
-        ready = [
-            field
-            for field, p in left.items()
-            if not any(o in left for o in [*p.when, *([p.at_most] if p.at_most else [])])
-        ]
+        ready = [f for f, p in left.items() if not any(other in left for other in p.depends_on)]
         if not ready:
             raise UserError(f"In {where}: {', '.join(left)} depend on each other in a circle.")
-        for field in ready:
-            ordered[field] = left.pop(field)
+        ordered |= {field: left.pop(field) for field in ready}
     return ordered
 
 
-def _several(wanted: Any) -> list[Any]:
-    """What a `when` asks of a field: one value or a list of them."""
+def _as_list(wanted: Any) -> list[Any]:
+    """Return the values that a `when` accepts."""
     return wanted if isinstance(wanted, list) else [wanted]
 
 
-def _numbers(given: Any) -> Any:
-    """The same with numbers for the strings that are some: YAML takes 1e-3 for a string."""
+def _parse_numbers(given: Any) -> Any:
+    """Convert strings that are numbers: YAML reads 1e-3 as a string."""
     if isinstance(given, dict):
-        return {key: _numbers(value) for key, value in given.items()}
+        return {key: _parse_numbers(value) for key, value in given.items()}
     if isinstance(given, list):
-        return [_numbers(value) for value in given]
+        return [_parse_numbers(value) for value in given]
     if isinstance(given, str):
         with contextlib.suppress(ValueError):
             return float(given)
@@ -365,9 +329,7 @@ def _numbers(given: Any) -> Any:
 
 
 def _nearest(field: str, known: dict[str, Any]) -> str:
-    from difflib import get_close_matches
-
-    return (get_close_matches(field, known, 1, 0.0) or [""])[0]
+    return (difflib.get_close_matches(field, known, 1, 0.0) or [""])[0]
 
 
 def _explain(error: ValidationError) -> str:
@@ -375,4 +337,4 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(Parameter.model_fields)
         return f"{first['loc'][-1]!r} is not known; a range has {allowed}"
-    return explain(error)
+    return explain_validation_error(error)

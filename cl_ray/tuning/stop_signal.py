@@ -1,4 +1,7 @@
-"""What rings for the trials when the search is to end; its module imports nothing that is slow."""
+"""The signal that tells running trials to save and stop.
+
+The actor's process imports this module, so it imports nothing that is slow, such as torch.
+"""
 
 import asyncio
 import contextlib
@@ -10,85 +13,89 @@ import ray
 import ray.actor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-MOST = 100_000
-"""Trials that may wait for the bell at once."""
+_MAX_WAITING = 100_000
+"""Trials that may wait for the signal at once."""
 
 
 class StopSignal:
-    """Rings when the search is to end, and knows whom to wait for; a Ray actor."""
+    """A Ray actor that holds the signal, and knows which trials have steps that are not saved."""
 
     def __init__(self, search: str):
         self.search = search
-        self._ring = asyncio.Event()
-        self._busy: set[int] = set()
+        self._event = asyncio.Event()
+        self._unsaved: set[int] = set()
 
     def __repr__(self) -> str:
-        return f"cl_ray.Bell({self.search})"
+        return f"cl_ray.StopSignal({self.search})"
 
-    async def ring(self) -> None:
-        """Have all trials save."""
-        self._ring.set()
+    async def set(self) -> None:
+        """Tell all trials to save and stop."""
+        self._event.set()
 
-    async def rung(self) -> None:
-        """Return when it rings."""
-        await self._ring.wait()
+    async def wait(self) -> None:
+        """Return when the signal is set."""
+        await self._event.wait()
 
-    async def enter(self, trial: int) -> None:
-        """A trial has begun to take steps, which would be lost."""
-        self._busy.add(trial)
+    async def mark_unsaved(self, trial: int) -> None:
+        """Record that a trial takes steps, which a stop now would lose."""
+        self._unsaved.add(trial)
 
-    async def leave(self, trial: int) -> None:
-        """It has saved them."""
-        self._busy.discard(trial)
+    async def mark_saved(self, trial: int) -> None:
+        """Record that a trial has saved its steps."""
+        self._unsaved.discard(trial)
 
-    async def busy(self) -> list[int]:
-        """Trials with steps that are not saved."""
-        return sorted(self._busy)
+    async def unsaved(self) -> list[int]:
+        """Return the trials with steps that are not saved."""
+        return sorted(self._unsaved)
 
 
 def start_stop_signal(search: str) -> "ray.actor.ActorHandle[Any]":
-    """A bell on this node: any other may leave the cluster, and the bell with it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    kind = ray.remote(num_cpus=0, max_concurrency=MOST, scheduling_strategy=here)(StopSignal)
-    return kind.remote(search)
+    """Start the actor on this node: another node may leave the cluster, and the actor with it."""
+    node = ray.get_runtime_context().get_node_id()
+    actor = ray.remote(
+        num_cpus=0,
+        max_concurrency=_MAX_WAITING,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )(StopSignal)
+    return actor.remote(search)
 
 
 class StopListener:
-    """A trial's ear for the bell; without one, it never rings.
+    """A trial's side of the signal.
 
     Args:
-        bell: The search's.
+        signal: The search's `StopSignal`; None is never set.
     """
 
-    def __init__(self, bell: "ray.actor.ActorHandle[Any] | None"):
-        self.bell = bell
-        self.rung: ray.ObjectRef[None] | None = None
+    def __init__(self, signal: "ray.actor.ActorHandle[Any] | None"):
+        self.signal = signal
+        self._waiting: ray.ObjectRef[None] | None = None
 
-    def hears(self) -> bool:
-        """Whether it has rung while steps are taken; asks nobody."""
-        return self.rung is not None and bool(ray.wait([self.rung], timeout=0)[0])
+    def is_set(self) -> bool:
+        """Return whether the signal was set during these steps; makes no remote call."""
+        return self._waiting is not None and bool(ray.wait([self._waiting], timeout=0)[0])
 
     @contextlib.contextmanager
-    def steps(self, trial: int) -> Iterator[None]:
-        """Steps are taken, and saved at the end.
+    def unsaved_steps(self, trial: int) -> Iterator[None]:
+        """Listen to the signal while a trial takes steps, which are saved at the end.
 
-        Only meanwhile does it listen: a process with a call of its own that has not returned ends
-        neither by an error nor when Ray Tune asks it to, and the search would wait for ever.
+        It listens only meanwhile: a process with a pending call of its own ends neither by an
+        error nor when Ray Tune asks it to, and the search would wait forever.
         """
-        if self.bell is None:
+        if self.signal is None:
             yield
             return
-        self.bell.enter.remote(trial)
-        self.rung = self.bell.rung.remote()
+        self.signal.mark_unsaved.remote(trial)
+        self._waiting = self.signal.wait.remote()
         try:
             yield
         finally:
-            ray.cancel(self.rung)
-            self.rung = None
-            self.bell.leave.remote(trial)
+            ray.cancel(self._waiting)
+            self._waiting = None
+            self.signal.mark_saved.remote(trial)
 
-    def wait_for_the_end(self, trial: int) -> None:
-        """The trial has saved; its process is ended."""
-        assert self.bell is not None
-        ray.get(self.bell.leave.remote(trial))
+    def report_saved_and_wait(self, trial: int) -> None:
+        """Report that the trial has saved; wait until the driver ends this process."""
+        assert self.signal is not None
+        ray.get(self.signal.mark_saved.remote(trial))
         threading.Event().wait()

@@ -1,14 +1,17 @@
-"""The Optuna study: the one record of what was tried, from which a search goes on.
+"""The Optuna study: the record of all trials, from which a search resumes.
 
-Ray Tune's own snapshots lag behind a killed driver by up to ten seconds, in which trials finish.
-So nothing is restored from them: every trial's values and outcome stand in the study as soon as
-they are known, every trial's state in its own folder, and a search that goes on makes a new Tune
-experiment that takes up the study's unfinished trials first.
+Ray Tune's snapshots lag behind a killed driver by up to ten seconds, in which trials finish, so
+nothing is restored from them. Every trial's values and outcome are in the study as soon as they
+are known, and its checkpoints are in its own folder. A resumed search starts a new Tune experiment
+that runs the study's unfinished trials first.
 """
 
 import contextlib
+import tempfile
+import warnings
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +19,53 @@ import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-from cl_ray.data.dataset import first_error_line
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError, first_error_line, redact_credentials
 from cl_ray.storage import RunStorage
+from cl_ray.training.ray_compat import optuna_trial
 from cl_ray.tuning.space import Values
 
-FILE = "study.log"
-WORST = {True: 0.0, False: 1e6}
-"""What a trial without a figure scores, where larger is better and where smaller is."""
+_JOURNAL = "study.log"
 
 
 @dataclass(frozen=True)
 class SearchMetric:
-    """A figure that is optimised.
+    """A metric that is optimized.
 
     Args:
-        name: The evaluation's name for it.
-        larger: Whether larger is better.
+        name: Its name in the evaluation.
+        maximize: Whether larger is better.
     """
 
     name: str
-    larger: bool
+    maximize: bool
 
     @property
     def worst(self) -> float:
-        """What a trial scores that has none."""
-        return WORST[self.larger]
+        """The score of a trial without a value of this metric."""
+        return 0.0 if self.maximize else 1e6
 
     @property
     def mode(self) -> str:
-        """As Ray Tune has it."""
-        return "max" if self.larger else "min"
+        """The direction as Ray Tune names it."""
+        return "max" if self.maximize else "min"
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial, as the leaderboard has it.
+    """A trial as the leaderboard shows it.
 
     Args:
         number: Its number, which names its folder.
         status: running, finished, stopped (early), diverged, collapsed or failed.
-        values: What was searched.
-        metrics: What it reached, each metric's figure among it.
-        epoch: Epochs that it was trained for.
-        seconds: Of training.
-        reason: Why it ended otherwise than finished.
-        history: The first metric by epoch.
+        values: Its values of the searched fields.
+        metrics: Its last metrics, those that are optimized among them.
+        epoch: Epochs that it has trained.
+        seconds: Training time.
+        reason: Why it diverged, collapsed or failed.
+        history: The first optimized metric by epoch.
     """
 
     number: int
@@ -76,81 +78,80 @@ class TrialResult:
     history: dict[int, float] = field(default_factory=dict)
 
     @property
-    def counts(self) -> bool:
-        """Whether its metrics say what its values are worth."""
+    def is_valid(self) -> bool:
+        """Whether its metrics can be ranked."""
         return self.status in ("finished", "stopped")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the number."""
+        return {name: value for name, value in asdict(self).items() if name != "number"}
 
-class StudyFile:
-    """Where a study is kept: a journal file in the search's folder, or a storage of the user's.
+
+class StudyStorage:
+    """Where a study is stored: a journal file in the search's folder, or an Optuna storage URL.
 
     Args:
-        folder: The search's folder. On an object store, which cannot append, the journal is
-            local and copied by `push`.
+        folder: The search's folder. An object store cannot append, so its journal is a local file
+            that `push` uploads.
         url: An Optuna storage URL; None is the journal.
     """
 
     def __init__(self, folder: RunStorage, url: str | None):
         self.folder, self.url = folder, url
-        self.path = Path(folder.uri) / FILE
+        self.path = Path(folder.uri) / _JOURNAL
         if folder.remote:
-            import tempfile
-
-            self.spool = tempfile.TemporaryDirectory(prefix=f"{folder.name}-")
-            self.path = Path(self.spool.name) / FILE
+            self._local = tempfile.TemporaryDirectory(prefix=f"{folder.name}-")
+            self.path = Path(self._local.name) / _JOURNAL
 
     def open(self) -> BaseStorage:
-        """The storage, mended where a killed process left half a line or a lock.
+        """Open the storage; repair a journal that a killed process left half written or locked.
 
         Raises:
-            UserError: It is not reached, or needs a package that is not there.
+            UserError: It cannot be reached or read, or needs a package that is not installed.
         """
         if self.url:
-            return _database(self.url)
+            return _open_database(self.url)
         if self.folder.remote and not self.path.exists():
-            self.path.write_bytes(self.folder.read(FILE) or b"")
+            self.path.write_bytes(self.folder.read(_JOURNAL) or b"")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for lock in self.path.parent.glob(f"{FILE}.*lock*"):
+        for lock in self.path.parent.glob(f"{_JOURNAL}.*lock*"):
             lock.unlink()  # the search's own lock is held: nobody else writes
         with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as journal:
-            lines = journal.read()
-            journal.truncate(lines.rfind(b"\n") + 1)
+            journal.truncate(journal.read().rfind(b"\n") + 1)
         try:
             return JournalStorage(JournalFileBackend(str(self.path)))
         except Exception as error:
             raise UserError(
-                f"{self.path} cannot be read as a study ({first_error_line(error)}): it was written by "
-                "another version of Optuna or damaged; take another --name."
+                f"{self.path} cannot be read as a study ({first_error_line(error)}): it was "
+                "written by another version of Optuna or damaged; take another --name."
             ) from error
 
     def push(self) -> None:
-        """Copy the journal to an object store."""
+        """Upload the journal to an object store."""
         if self.folder.remote and not self.url and self.path.exists():
-            self.folder.write(FILE, self.path.read_bytes())
+            self.folder.write(_JOURNAL, self.path.read_bytes())
 
     def __str__(self) -> str:
-        return redact_credentials(self.url) if self.url else f"{self.folder}/{FILE}"
+        return redact_credentials(self.url) if self.url else f"{self.folder}/{_JOURNAL}"
 
 
-def _database(url: str) -> BaseStorage:
+def _open_database(url: str) -> BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:
+        shown = redact_credentials(url)
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ModuleNotFoundError):
             cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, ModuleNotFoundError):
+        if cause is not None:
             raise UserError(
-                f"study {redact_credentials(url)!r} needs the package {cause.name}: "
-                f"pip install {cause.name}."
+                f"study {shown!r} needs the package {cause.name}: pip install {cause.name}."
             ) from error
-        raise UserError(
-            f"study {redact_credentials(url)!r} cannot be opened: {first_error_line(error)}."
-        ) from error
+        raise UserError(f"study {shown!r} cannot be opened: {first_error_line(error)}.") from error
 
 
 class SeededRandomSampler(optuna.samplers.RandomSampler):
-    """Draws that follow from (seed, trial, field): alike whatever was killed on the way."""
+    """A random sampler whose values depend on (seed, trial, field) alone, resumed or not."""
 
     def __init__(self, seed: int):
         super().__init__(seed=seed)
@@ -159,111 +160,147 @@ class SeededRandomSampler(optuna.samplers.RandomSampler):
     def sample_independent(
         self,
         study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
+        trial: FrozenTrial,
         param_name: str,
         param_distribution: optuna.distributions.BaseDistribution,
     ) -> Any:
-        """A value of one field."""
-        numbers = [self.seed, trial.number, zlib.crc32(param_name.encode())]
-        seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-        drawn = optuna.samplers.RandomSampler(seed=seed)
-        return drawn.sample_independent(study, trial, param_name, param_distribution)
+        """Draw a value of one field."""
+        entropy = [self.seed, trial.number, zlib.crc32(param_name.encode())]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        sampler = optuna.samplers.RandomSampler(seed=seed)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def build_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """Who proposes. TPE is told of trials under way, so that two at once are not alike."""
+def build_sampler(
+    kind: str, seed: int, trials: int, num_metrics: int = 1
+) -> optuna.samplers.BaseSampler:
+    """Build the sampler that proposes values.
+
+    Optuna 4 and 5 have different defaults of TPE, so they are set here: multivariate for one
+    metric, and constant liar, which keeps trials that run at the same time apart.
+
+    Args:
+        kind: `tpe`, `random` or `nsga2`.
+        seed: Seed of the sampler.
+        trials: Trials of the whole search.
+        num_metrics: How many metrics are optimized.
+    """
     if kind == "random":
         return SeededRandomSampler(seed)
     if kind == "nsga2":
-        return optuna.samplers.NSGAIISampler(
-            seed=seed, population_size=max(4, min(50, trials // 4))
+        population = max(4, min(50, trials // 4))
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=max(4, min(10, trials // 3)),
+            multivariate=num_metrics == 1,
+            constant_liar=True,
         )
-    startup = max(4, min(10, trials // 3))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
 def has_study(storage: BaseStorage, name: str) -> bool:
-    """Whether a study of that name is there.
+    """Return whether the storage has a study of that name.
 
     Raises:
         UserError: The storage cannot be read.
     """
     try:
-        return name in {s.study_name for s in optuna.get_all_study_summaries(storage)}
+        return name in optuna.get_all_study_names(storage)
     except Exception as error:
         raise UserError(
-            f"The study {name} cannot be read ({first_error_line(error)}): it was written by another "
-            "version or damaged; take another --name."
+            f"The study {name} cannot be read ({first_error_line(error)}): it was written by "
+            "another version or damaged; take another --name."
         ) from error
 
 
 def open_study(
-    storage: BaseStorage, name: str, metrics: list[SearchMetric], sampler: Any, fresh: bool
+    storage: BaseStorage,
+    name: str,
+    metrics: list[SearchMetric],
+    sampler: optuna.samplers.BaseSampler | None,
+    fresh: bool,
 ) -> optuna.Study:
-    """The study of that name, made if this is a fresh search.
+    """Create the study of a fresh search, or load that of a search to resume.
 
     Raises:
-        UserError: It is there and should not be, or the other way round.
+        UserError: It exists and should not, or the other way round.
     """
-    known = has_study(storage, name)
-    if fresh and known:
+    exists = has_study(storage, name)
+    if fresh and exists:
         raise UserError(
-            f"The study {name} is there already: --resume {name} goes on with it, another --name "
-            "begins anew."
+            f"The study {name} exists already: --resume {name} resumes it, another --name starts "
+            "a new one."
         )
-    if not fresh and not known:
-        raise UserError(f"There is no study {name}: begin it with --name {name}.")
-    kinds = optuna.study.StudyDirection
-    directions = [kinds.MAXIMIZE if m.larger else kinds.MINIMIZE for m in metrics]
-    if fresh:
-        return optuna.create_study(
-            storage=storage, study_name=name, directions=directions, sampler=sampler
-        )
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    if not fresh and not exists:
+        raise UserError(f"There is no study {name}: start it with --name {name}.")
+    if not fresh:
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    directions = [
+        StudyDirection.MAXIMIZE if metric.maximize else StudyDirection.MINIMIZE
+        for metric in metrics
+    ]
+    return optuna.create_study(
+        storage=storage, study_name=name, directions=directions, sampler=sampler
+    )
 
 
 def trial_results(study: optuna.Study) -> list[TrialResult]:
-    """Every trial that was begun, by number."""
+    """Return every trial that was started, by number."""
     trials = study.get_trials(deepcopy=False)
     return [trial_result(trial) for trial in trials if trial.state != TrialState.WAITING]
 
 
-def trial_result(trial: optuna.trial.FrozenTrial) -> TrialResult:
-    """A trial as the study knows it."""
-    known = {"values": trial.user_attrs.get("values", dict(trial.params))}
+def trial_result(trial: FrozenTrial) -> TrialResult:
+    """Return a trial as the study records it."""
+    fields = {"values": trial.user_attrs.get("values", dict(trial.params))}
     if trial.state == TrialState.RUNNING:
-        known |= {**trial.user_attrs.get("progress", {}), "status": "running"}
+        fields |= {**trial.user_attrs.get("progress", {}), "status": "running"}
     else:
-        known |= {"status": "failed", **trial.user_attrs.get("outcome", {})}
-    known["history"] = {int(k): v for k, v in known.get("history", {}).items()}
-    return TrialResult(number=trial.number, **known)
+        fields |= {"status": "failed", **trial.user_attrs.get("outcome", {})}
+    fields["history"] = {int(epoch): v for epoch, v in fields.get("history", {}).items()}
+    return TrialResult(number=trial.number, **fields)
 
 
 def unfinished_trials(study: optuna.Study) -> list[int]:
-    """Numbers of trials that were begun and not brought to an end."""
+    """Return the numbers of the trials that were started and have not ended."""
     return [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
 
 
-def resume_trial(study: optuna.Study, number: int) -> optuna.Trial:
-    """A trial that is under way, to go on with: what was drawn for it is given again."""
-    trial = study.get_trials(deepcopy=False)[number]
-    return optuna.Trial(study, trial._trial_id)
+def ask_point(
+    study: optuna.Study, suggest: Callable[[optuna.Trial], Values], number: int | None
+) -> dict[str, Any]:
+    """Return a trial's `number` and `values`: a new trial's, or those of one to resume.
+
+    Args:
+        study: The study.
+        suggest: Draws the values of an Optuna trial.
+        number: The trial to resume; None asks for a new one.
+    """
+    if number is not None:
+        recorded = study.get_trials(deepcopy=False)[number]
+        if "values" in recorded.user_attrs:
+            return {"number": number, "values": trial_result(recorded).values}
+    trial = study.ask() if number is None else optuna_trial(study, number)
+    values = suggest(trial)
+    trial.set_user_attr("values", values)
+    return {"number": trial.number, "values": values}
 
 
 def finish_trial(
-    study: optuna.Study, trial: optuna.Trial, row: TrialResult, metrics: list[SearchMetric]
+    study: optuna.Study, trial: optuna.Trial, result: TrialResult, metrics: list[SearchMetric]
 ) -> None:
-    """Write a trial's end down, for good.
+    """Record how a trial ended.
 
-    A trial that was stopped early is told as pruned, which TPE ranks by how far it came; one that
-    diverged or collapsed scores worst; one that failed says nothing of its values.
+    A trial that was stopped early is recorded as pruned, which TPE ranks by how far it got. One
+    that diverged or collapsed gets the worst score. One that failed is not used by the sampler.
     """
-    outcome = {k: v for k, v in row.__dict__.items() if k != "number"}
-    trial.set_user_attr("outcome", outcome)
-    if row.status == "failed":
+    trial.set_user_attr("outcome", result.to_dict())
+    if result.status == "failed":
         study.tell(trial, state=TrialState.FAIL)
-    elif row.status == "stopped" and len(metrics) == 1:
+    elif result.status == "stopped" and len(metrics) == 1:
         study.tell(trial, state=TrialState.PRUNED)
     else:
-        values = [row.metrics.get(m.name, m.worst) if row.counts else m.worst for m in metrics]
-        study.tell(trial, values)
+        scores = result.metrics if result.is_valid else {}
+        study.tell(trial, [scores.get(metric.name, metric.worst) for metric in metrics])

@@ -1,30 +1,61 @@
-"""What all trials have in common: a run folder, a process to come back in, and what they say."""
+"""The trials that Ray Tune runs: one in its own process, one as a TorchTrainer of several workers.
+
+Both have a run folder like any other run, resume from its newest checkpoint, report after every
+epoch, and pass their process on to the next trial.
+"""
 
 import json
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.actor
+import torch
 from ray import tune
 
-from cl_ray.config import Config
-from cl_ray.data.dataset import Dataset
-from cl_ray.model import TrainedModel
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.config import Config, leaves
+from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
+from cl_ray.data.partition import TRAIN_SPLIT, Partition
+from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.errors import UserError
+from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.model import TrainedModel, load
+from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage
+from cl_ray.trainer import Trainer
+from cl_ray.training.cpu_affinity import CpuAffinity
+from cl_ray.training.loop import build_torch_trainer
+from cl_ray.training.progress import start_progress_actor
+from cl_ray.training.ray_compat import session_log_dir
 from cl_ray.training.resources import WorkerResources
-from cl_ray.tuning.leaderboard import format_values
-from cl_ray.tuning.space import configured
+from cl_ray.training.run_logger import RunLogger
+from cl_ray.tuning.space import apply_values
+from cl_ray.tuning.stop_signal import StopListener
 from cl_ray.tuning.study import SearchMetric
-from cl_ray.tuning.trial_label import start_trial_label
 
-COLLAPSED = 1e-3
-"""Samples that vary less than this share of what real images do are one picture."""
-COLLAPSED_AFTER = 100
-"""Steps before which they may."""
-ERROR = "error.txt"
+ERROR_FILE = "error.txt"
+"""File of a trial's folder with the traceback of its last error."""
+
+_COLLAPSED_VARIANCE = 1e-3
+"""G has collapsed if its samples vary less than this fraction of what real images do."""
+_COLLAPSE_MIN_STEPS = 100
+"""Steps before which samples may still be alike."""
+_MAX_WAIT = 30.0
+"""Longest time in seconds between two reports of a trial that waits for another's weights."""
+_EXPLOIT_FILE = "state.pt"
+_POLL_INTERVAL = 0.1
+"""Seconds between two looks at how far the workers of a trial are."""
+_SHUTDOWN_TIMEOUT = 300.0
+"""Seconds that the workers of a trial may take to end."""
+_MAX_FAILURES = 3
+"""Times that dead workers are started again within one attempt at a trial."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +64,14 @@ class TrialContext:
 
     Args:
         search: The search's name.
-        folder: Where the trials' run folders lie.
+        folder: The folder of the trials' run folders.
         base: The config that a trial's values change.
         dataset: What they train on.
-        metrics: What is optimised.
-        plan: What each worker of a trial asks for.
-        replaced: Whether a trial that diverged waits to take over another's weights.
-        bell: What rings on Ctrl-C, if anything does.
-        signs: Whether each trial is to be found in Ray's dashboard by a sign of its own.
+        metrics: What is optimized.
+        resources: What each worker of a trial asks for.
+        exploits: Whether the scheduler is population-based training: then a trial that diverged
+            waits for another's weights.
+        stop_signal: The search's `StopSignal`, if it has one.
     """
 
     search: str
@@ -48,127 +79,379 @@ class TrialContext:
     base: Config
     dataset: Dataset
     metrics: list[SearchMetric]
-    plan: WorkerResources
-    replaced: bool = False
-    bell: "ray.actor.ActorHandle[Any] | None" = None
-    signs: bool = False
+    resources: WorkerResources
+    exploits: bool = False
+    stop_signal: "ray.actor.ActorHandle[Any] | None" = None
 
     def run_folder(self, number: int) -> RunStorage:
-        """A trial's run folder."""
+        """Return a trial's run folder."""
         return RunStorage(self.folder.uri, f"{number:04d}")
 
 
 class SearchTrial(tune.Trainable, ABC):
-    """One run after another in the same process; Ray Tune calls it.
+    """A Tune trainable that trains one trial after another in the same process.
 
-    A trial's `config` holds its `point`: its `number` and its `values`. It tells a result after
-    every epoch. How it trains is its subclass's: `setup`, `open`, `advance` and `cleanup`.
+    The `config` that Tune hands in holds a `point`: the trial's `number` and `values`. Subclasses
+    train: they implement `setup`, `start`, `train_epoch` and `cleanup`.
     """
 
-    job: TrialContext
+    context: TrialContext
     run_config: Config
-    sign: "ray.actor.ActorHandle[Any] | None" = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another trial, or the same one with another's values."""
-        self.begin(new_config)
+        """Start another trial, or the same one with another's values."""
+        self.start_trial(new_config)
         return True
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Set a trial up, or go on with it from its newest checkpoint."""
+    def start_trial(self, config: dict[str, Any]) -> None:
+        """Set a trial up, and resume it from its newest checkpoint if there is one."""
         self.cleanup()
-        point = config["point"]
-        self.number, self.values = point["number"], point["values"]
-        self.folder = self.job.run_folder(self.number)
+        self.number, self.values = config["point"]["number"], config["point"]["values"]
+        self.folder = self.context.run_folder(self.number)
         self.ended = self.reason = ""
         place = {"name": self.folder.name, "storage": self.folder.storage}
-        self.run_config = configured(self.job.base, self.values).model_copy(update=place)
-        words = format_values(self.values)
-        self.sign = (
-            start_trial_label(self.job.search, self.number, words) if self.job.signs else None
-        )
+        self.run_config = apply_values(self.context.base, self.values).model_copy(update=place)
         try:
             self.folder.write("config.yaml", self.run_config.to_yaml().encode())
-            found = self.open()
+            state = self.start()
         except Exception:
-            self._note_error()
+            self._record_error()
             raise
-        values = ", ".join(f"{field}={value}" for field, value in self.values.items())
-        self.say(f"{found}: {values}")
+        self._log(f"{state}: {', '.join(f'{f}={value}' for f, value in self.values.items())}")
 
     def step(self) -> dict[str, Any]:
-        """Train for an epoch and measure it."""
+        """Train one epoch and evaluate it; see `_result`."""
         try:
-            result = self.advance()
+            result = self.train_epoch()
         except Exception:
-            self._note_error()
+            self._record_error()
             raise
-        scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.job.metrics)
-        self.say(f"epoch {result['epoch']}: {result['reason'] or scores}; {result['status']}")
+        scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.context.metrics)
+        self._log(f"epoch {result['epoch']}: {result['reason'] or scores}; {result['status']}")
         return result
 
-    def say(self, line: str) -> None:
-        """Leave a line in the process's log, and in the trial's own."""
-        line = f"cl_ray search {self.job.search}, trial {self.number} {line}"
-        print(line, flush=True)
-        if self.sign:
-            self.sign.say.remote(line)
+    @abstractmethod
+    def start(self) -> str:
+        """Get ready to train; return whether the trial starts or where it resumes."""
 
     @abstractmethod
-    def open(self) -> str:
-        """Get ready to train; says whether it starts or from where it goes on."""
+    def train_epoch(self) -> dict[str, Any]:
+        """Train and evaluate one epoch, or repeat the result of the last one."""
 
-    @abstractmethod
-    def advance(self) -> dict[str, Any]:
-        """An epoch, or what the last one said; see `told`."""
-
-    def told(self, line: dict[str, Any], epochs: int) -> dict[str, Any]:
-        """What Tune and the leaderboard hear: a line of metrics.jsonl, after so many epochs."""
-        evaluation = {
-            k.removeprefix("evaluation/"): v for k, v in line.items() if k.startswith("evaluation/")
-        }
-        scores = {m.name: evaluation.get(m.name, m.worst) for m in self.job.metrics}
-        first = f"evaluation/{self.job.metrics[0].name}"
-        lines = self.lines()
-        over = epochs >= self.run_config.epochs
+    def _result(self, line: dict[str, Any], epochs: int) -> dict[str, Any]:
+        """Return what Tune and the study are told, from a line of metrics.jsonl."""
+        prefix = "evaluation/"
+        evaluation = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+        losses = {k: v for k, v in line.items() if k.startswith(("d/", "g/"))}
+        first = f"{prefix}{self.context.metrics[0].name}"
+        lines = self._lines()
+        finished = epochs >= self.run_config.epochs
         return {
-            **scores,
+            **{m.name: evaluation.get(m.name, m.worst) for m in self.context.metrics},
             "number": self.number,
             "values": self.values,
             "epoch": epochs,
-            "metrics": {**evaluation, **{k: v for k, v in line.items() if k[:2] in ("d/", "g/")}},
+            "metrics": {**evaluation, **losses},
             "history": {line["epoch"]: line[first] for line in lines if first in line},
             "seconds": sum(line["seconds"] for line in lines),
             "speed": line.get("images_per_second", 0.0),
-            "status": self.ended or ("finished" if over else "running"),
+            "status": self.ended or ("finished" if finished else "running"),
             "reason": self.reason,
-            "done": over or bool(self.ended and not self.job.replaced),
+            "done": finished or bool(self.ended and not self.context.exploits),
         }
 
-    def lines(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl says of each epoch."""
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, one an epoch."""
         text = self.folder.read("metrics.jsonl") or b""
         return [json.loads(line) for line in text.decode().splitlines()]
 
-    def _note_error(self) -> None:
-        """Leave the error in the trial's folder, where the leaderboard finds it."""
-        self.folder.write(ERROR, traceback.format_exc().encode())
-        self.say(f"failed:\n{traceback.format_exc()}")
+    def _collapse_reason(self, model: TrainedModel, epochs: int) -> str | None:
+        """Return a sentence if G makes the same image of all noise; more epochs do not help."""
+        if model.step < _COLLAPSE_MIN_STEPS:
+            return None
+        dataset = self.context.dataset
+        real = dataset.read(TRAIN_SPLIT, dataset.row_groups(TRAIN_SPLIT)[:1]).image[:1000]
+        samples, images = (x.astype("float32").var(0).mean() for x in (model.generate(64), real))
+        if samples >= _COLLAPSED_VARIANCE * images:
+            return None
+        return (
+            f"G makes the same image of all noise after epoch {epochs}: its samples vary "
+            f"{samples / images:.1e} times as much as real images."
+        )
+
+    def _log(self, line: str) -> None:
+        """Write a line to the process's log, and to the trial's own on the dashboard's Logs page.
+
+        Ray fixes an actor's name when it starts, and this process runs one trial after another: in
+        the dashboard a trial is found by this file's name.
+        """
+        line = f"cl_ray search {self.context.search}, trial {self.number} {line}"
+        print(line, flush=True)
+        folder = session_log_dir()
+        if folder:
+            with Path(folder, f"trial-{self.context.search}-{self.number:04d}.log").open(
+                "a"
+            ) as log:
+                log.write(f"{line}\n")
+
+    def _record_error(self) -> None:
+        """Write the current exception to the trial's folder, where the leaderboard finds it."""
+        self.folder.write(ERROR_FILE, traceback.format_exc().encode())
+        self._log(f"failed:\n{traceback.format_exc()}")
 
     def __repr__(self) -> str:
-        return f"cl_ray.Trial({self.job.search})" if hasattr(self, "job") else "cl_ray.Trial"
+        return (
+            f"cl_ray.Trial({self.context.search})" if hasattr(self, "context") else "cl_ray.Trial"
+        )
 
 
-def save_sample_grid(run: TrainedModel, job: TrialContext, epochs: int) -> str | None:
-    """A sentence if G makes one picture of all noise, which no epoch more will mend."""
-    if run.step < COLLAPSED_AFTER:
-        return None
-    samples = run.generate(64).astype("float32").var(0).mean()
-    some = job.dataset.read("train", job.dataset.pieces("train")[:1]).image[:1000]
-    real = some.astype("float32").var(0).mean()
-    if samples >= COLLAPSED * real:
-        return None
-    return (
-        f"G makes one picture of all noise after epoch {epochs}: its samples vary "
-        f"{samples / real:.1e} as much as real images."
-    )
+class LocalTrial(SearchTrial):
+    """A trial of one worker, which trains in its own process.
+
+    The next trial takes over the process, with the training data and the evaluator.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        context: TrialContext,
+        rows: RowBatch | None,
+        evaluator: Evaluator,
+    ) -> None:
+        """Take what all trials share from the object store, and start the first trial."""
+        self.cpu_affinity = CpuAffinity(context.resources.threads)
+        keep_freed_memory()
+        self.rows, self.evaluator = rows, evaluator
+        self.logger: RunLogger | None = None
+        self.epoch_seconds = 1.0
+        self.context, self.listener = context, StopListener(context.stop_signal)
+        self.start_trial(config)
+
+    def start(self) -> str:
+        """Build the trainer, and load its newest checkpoint."""
+        self.trainer = self._build_trainer()
+        self.checkpoints = CheckpointStore(*self.folder.open(), keep=1)
+        newest = self.checkpoints.newest()
+        if newest:
+            self._load_state(self.checkpoints.load(newest.name))
+        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.context.search)
+        return f"resumes from {newest.name}" if newest else "starts"
+
+    def _build_trainer(self) -> Trainer:
+        device, dtype = resolve_device(
+            self.run_config.device, self.run_config.precision, self.context.resources.gpus
+        )
+        partition = Partition(self.context.dataset, self.run_config)
+        loader = (
+            StreamingLoader.read(partition, device)
+            if self.rows is None
+            else InMemoryLoader(partition, self.rows, device)
+        )
+        return Trainer(self.run_config, loader, device, dtype)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Load a state, with the architecture that its weights are of.
+
+        In population-based training that may be another trial's: Tune loads a trial's own
+        checkpoint before another's, and a killed trial may find another's weights in its folder
+        before the study knows of them.
+        """
+        saved = Config.from_yaml(state["config"])
+        networks = {"generator": saved.generator, "discriminator": saved.discriminator}
+        adopted = self.run_config.model_copy(update=networks)
+        if adopted != self.run_config:
+            self.run_config = adopted
+            fields = dict(leaves(adopted.model_dump()))
+            self.values = {field: fields[field] for field in self.values}
+            self.folder.write("config.yaml", adopted.to_yaml().encode())
+            self.trainer = self._build_trainer()
+        self.trainer.load_state_dict(state)
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Train one epoch, save it and evaluate it."""
+        assert self.logger is not None
+        trainer, logger = self.trainer, self.logger
+        if self.ended:  # diverged in a population: wait about an epoch for another's weights
+            time.sleep(self.epoch_seconds)
+            trainer.epochs += 1
+            return self._result({}, trainer.epochs)
+        evaluated = bool(trainer.epochs) and not logger.lacks_evaluation(trainer.epochs)
+        if trainer.epochs >= trainer.config.epochs and not trainer.position and evaluated:
+            return self._result(self._lines()[-1], trainer.epochs)  # ended, and not heard of it
+        if trainer.position or not trainer.epochs or evaluated:
+            with self.listener.unsaved_steps(self.number), self.cpu_affinity:
+                try:
+                    metrics = trainer.train_epoch(self._on_log)
+                except NonFiniteLossError as error:
+                    return self._end("diverged", str(error))
+                self.epoch_seconds = min(metrics["seconds"], _MAX_WAIT)
+                logger.log_epoch(metrics)
+                self._save()
+        model = TrainedModel.from_trainer(trainer)
+        reason = self._collapse_reason(model, trainer.epochs)
+        if reason is None:
+            try:
+                metrics = self._evaluate(model)
+            except UserError as error:
+                reason = str(error)
+        if reason is not None:
+            return self._end("collapsed", reason)
+        logger.log_evaluation(trainer.epochs, trainer.gan.steps, metrics)
+        return self._result(self._lines()[-1], trainer.epochs)
+
+    def _on_log(self, record: StepLog) -> None:
+        """Log steps; save where a checkpoint is due within the epoch or the search stops."""
+        assert self.logger is not None
+        self.logger.log_steps(record)
+        if record.position == self.trainer.loader.partition.steps:
+            return
+        every = self.trainer.config.checkpoint.every
+        stopping = self.listener.is_set()
+        if stopping or (every and record.step % every == 0):
+            self.logger.flush()
+            self._save()
+        if stopping:
+            self.listener.report_saved_and_wait(self.number)
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        self.checkpoints.save(
+            trainer.state_dict(), epoch=trainer.epochs, step=trainer.gan.steps, metric=None
+        )
+
+    def _evaluate(self, model: TrainedModel) -> Metrics:
+        discriminator = self.trainer.gan.discriminator
+        discriminator.eval()
+        metrics = self.evaluator.evaluate(model).metrics()
+        discriminator.train()
+        return metrics
+
+    def _end(self, status: str, reason: str) -> dict[str, Any]:
+        """End the trial with the worst score; in a population, wait for another's weights."""
+        self.ended, self.reason = status, reason
+        trainer = self.trainer
+        if self.context.exploits and status == "diverged":
+            trainer.epochs, trainer.position, trainer.sums = trainer.epochs + 1, 0, {}
+        return self._result({}, trainer.epochs)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save what another trial of a population loads."""
+        torch.save(self.trainer.state_dict(), Path(checkpoint_dir) / _EXPLOIT_FILE)
+
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        """Load the networks, optimizers and position of a trial, another one or this one."""
+        assert isinstance(checkpoint, str)
+        file = Path(checkpoint) / _EXPLOIT_FILE
+        self._load_state(torch.load(file, map_location="cpu", weights_only=True))
+        name = f"step-{self.trainer.gan.steps:08d}"
+        self.checkpoints.pinned = {name}  # though its own newest may have more steps
+        self._save()
+        self.checkpoints.rollback_to(name)
+        self.checkpoints.pinned = set()
+        self.cleanup()
+        # A new logger drops the lines of its own epochs beyond that.
+        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.context.search)
+        self.ended = self.reason = ""
+
+    def cleanup(self) -> None:
+        """Close the files of the last trial."""
+        if self.logger is not None:
+            self.logger.close()
+            self.logger = None
+
+
+class DistributedTrial(SearchTrial):
+    """A trial of several workers: a TorchTrainer that this process lets train epoch by epoch.
+
+    Ray Tune stops a trial by ending its process, and what a trainer in it had placed is then
+    released only through the dashboard's state API: without a dashboard, or with another Ray
+    cluster on the machine, the search would hang (ray#54305 is related). So no trainer is ever
+    killed: before each epoch its workers wait for permission from the progress actor, and the
+    trainer of a stopped trial ends there. `callbacks.OrphanedPlacementGroups` releases what the
+    trainer of a killed process leaves.
+    """
+
+    trainer: threading.Thread | None = None
+
+    def setup(self, config: dict[str, Any], context: TrialContext) -> None:
+        """Start the first trial."""
+        self.context, self.listener = context, StopListener(context.stop_signal)
+        self.start_trial(config)
+
+    def start(self) -> str:
+        """Start the workers, which wait before their first epoch."""
+        newest = CheckpointStore(*self.folder.open()).newest()
+        self.epochs = newest.epoch if newest else 0
+        self.progress, self.failures_seen = start_progress_actor(self.folder.name), 0
+        self.outcome: dict[str, Any] | None = None
+        self.error: BaseException | None = None
+        self.trainer = threading.Thread(target=self._fit, daemon=True)
+        self.trainer.start()
+        return f"resumes from {newest.name}" if newest else "starts"
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Let the workers train one epoch, and read what they logged."""
+        assert self.trainer is not None
+        target = min(self.epochs + 1, self.run_config.epochs)
+        while self.trainer.is_alive() and ray.get(self.progress.reached_epoch.remote()) < 0:
+            time.sleep(_POLL_INTERVAL)  # the workers start: there are no steps to save
+        with self.listener.unsaved_steps(self.number):
+            ray.get(self.progress.set_epoch_limit.remote(target))
+            while (
+                self.trainer.is_alive() and ray.get(self.progress.reached_epoch.remote()) < target
+            ):
+                if self.listener.is_set() and ray.get(self.progress.request_save.remote()):
+                    self.listener.report_saved_and_wait(self.number)
+                time.sleep(_POLL_INTERVAL)
+        if not self.trainer.is_alive():
+            self._check_outcome()
+        line: dict[str, Any] = {}
+        if not self.ended:
+            self.epochs = target
+            line = next((line for line in self._lines() if line["epoch"] == target), {})
+            evaluated = any(key.startswith("evaluation/") for key in line)
+            collapse = self._collapse_reason(load(self.folder.uri, device="cpu"), target)
+            if collapse or not evaluated:
+                notes = ray.get(self.progress.state.remote(0))[1]
+                self.ended, self.reason = "collapsed", collapse or (notes or ["no metrics"])[-1]
+                line = {}
+        failures: list[str] = ray.get(self.progress.failures.remote(self.failures_seen))
+        self.failures_seen += len(failures)
+        return {**self._result(line, self.epochs), "worker_failures": failures}
+
+    def _fit(self) -> None:
+        try:
+            trainer = build_torch_trainer(
+                self.run_config,
+                self.folder,
+                self.context.dataset,
+                self.context.resources,
+                self.progress,
+                _MAX_FAILURES,
+                search=self.context.search,
+            )
+            self.outcome = trainer.fit().return_value
+        except BaseException as error:  # raised by `_check_outcome`, in the trial's own thread
+            self.error = error
+
+    def _check_outcome(self) -> None:
+        """Record a NaN or Inf loss.
+
+        Raises:
+            UserError: The workers failed; the sentence is theirs where they left one.
+        """
+        if self.error is not None:
+            reason = ray.get(self.progress.abort_reason.remote())
+            raise UserError(reason or " ".join(str(self.error).split())[-500:]) from self.error
+        outcome = self.outcome or {"status": "stopped", "reason": "the workers were stopped"}
+        if outcome["status"] == "diverged":
+            self.ended, self.reason = "diverged", outcome["reason"]
+        elif outcome["status"] == "stopped":
+            raise UserError(outcome["reason"])
+
+    def cleanup(self) -> None:
+        """Have the workers end, and wait for it."""
+        if self.trainer is not None:
+            ray.get(self.progress.stop.remote())
+            self.trainer.join(timeout=_SHUTDOWN_TIMEOUT)
+            self.trainer = None

@@ -1,235 +1,211 @@
-"""`python tuning/search.py`: search for the balance between G and D.
-
-    python tuning/search.py                                     # a small sweep, minutes on 2 cores
-    python tuning/search.py --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
-    python tuning/search.py --resume s1 --trials 24             # eight more
-    python tuning/search.py --scheduler pbt --population 4      # weights are taken over
-    python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
-    cl-ray train --config runs/s1/best.yaml
-
-Ctrl-C has the trials save where they are and ends the search, a second one ends it at once; after
-that, or a killed driver or machine, `--resume NAME` goes on where each trial was.
-"""
+"""Run a prepared search, and print what it found."""
 
 import contextlib
 import logging
 import shlex
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # run as a file, its folder is on the path in place of the one above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
+import optuna
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from cl_ray.cli import INTERRUPTED
 from cl_ray.errors import UserError, redact_credentials
 from cl_ray.storage import RunStorage
-from cl_ray.training.lock import exclusive_lock
+from cl_ray.training.preflight import check_shared_storage
 from cl_ray.training.progress import format_duration, pluralize
-from cl_ray.tuning.prepare import RECORD, Search, lacking, prepare_search
+from cl_ray.training.ray_compat import configure_tune_environment
+from cl_ray.training.ray_session import ray_session
+from cl_ray.tuning.leaderboard import (
+    SearchProgress,
+    best_trial,
+    leaderboard_table,
+    rank_trials,
+    write_leaderboard,
+)
+from cl_ray.tuning.search import Search, missing_report_package
+from cl_ray.tuning.study import (
+    StudyStorage,
+    TrialResult,
+    build_sampler,
+    has_study,
+    open_study,
+    trial_results,
+    unfinished_trials,
+)
 
-if TYPE_CHECKING:
-    import optuna
-
-    from cl_ray.tuning.study import StudyFile, TrialResult
-
-PROG = "python tuning/search.py"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point; a user's mistake ends it with one sentence and status 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    console = Console()
-    over, search = False, None
-    try:
-        search = prepare_search(arguments, PROG)
-        with exclusive_lock(search.folder, "search"):
-            over = run_search(search, console)
-    except UserError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        pass
-    if not over:
-        way = f"go on with: {go_on(search)}" if search else "nothing was begun"
-        print(f"{PROG}: stopped; {way}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+_SCHEDULERS = {
+    "asha": "ASHA stops trials early",
+    "median": "the median rule stops trials early",
+    "none": "no trial is stopped early",
+    "pbt": "the worst trials copy the best ones' weights",
+}
 
 
-def run_search(search: Search, console: Console) -> bool:
-    """Search until all trials are over; whether they are.
+def run_search(search: Search, console: Console, prog: str) -> bool:
+    """Run a search until all its trials have ended, or Ctrl-C stops it.
+
+    Args:
+        search: The search, whose lock is held.
+        console: Where to print.
+        prog: The program that resumes it, as it is typed.
+
+    Returns:
+        Whether all trials have ended.
 
     Raises:
-        UserError: The trials have no room, or none of them came to an end that counts.
+        UserError: The trials do not fit on the cluster, or none of them can be ranked.
     """
-    import optuna
-
-    from cl_ray.training.cluster import check_shared_storage, ray_session
-    from cl_ray.tuning.leaderboard import write_leaderboard
-    from cl_ray.tuning.progress import SearchProgress
-    from cl_ray.tuning.study import StudyFile, trial_results, unfinished_trials
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options, folder = search.options, search.folder
-    file = StudyFile(folder, options.study)
-    study = study_of(search, file)
-    introduce(search, study, console)
-    missing = lacking()
+    storage = StudyStorage(search.folder, search.options.study)
+    study = open_search_study(search, storage)
+    _print_plan(search, trial_results(study), console)
+    missing = missing_report_package()
     if missing:
         console.print(missing, soft_wrap=True)
-    if unfinished_trials(study) or len(trial_results(study)) < search.wanted:
-        from cl_ray.tuning.resources import allocate_trials
-        from cl_ray.tuning.runner import build_trial_context, quiet, run_trials
-
-        quiet()
-        with ray_session(options.address, options.dashboard, options.verbose, console) as local:
-            if not options.verbose:
-                for name in ("ray.tune", "ray.train"):
-                    logging.getLogger(name).setLevel(logging.CRITICAL)
-            room = allocate_trials(search, local)
-            if not folder.remote:
-                check_shared_storage(folder)
-            console.print(
-                f"{room}." + (f" Waiting for {room.plan.waits_for}." if room.plan.waits_for else "")
-            )
-            from cl_ray.tuning.interrupt import InterruptCallback, Interrupted
-            from cl_ray.tuning.stop_signal import start_stop_signal
-            from cl_ray.tuning.study_callback import StudyCallback
-
-            bell = start_stop_signal(search.name)
-            with SearchProgress(console, search.metrics, options.epochs, search.wanted) as display:
-                recorder = StudyCallback(
-                    study,
-                    file,
-                    build_trial_context(search, room, bell, signs=options.dashboard or not local),
-                    display.show,
-                    lambda rows: write_leaderboard(folder, rows, search.metrics, search.config),
-                )
-                with contextlib.suppress(Interrupted):
-                    run_trials(
-                        search, study, room, recorder, InterruptCallback(bell, console.print)
-                    )
-    rows = trial_results(study)
-    write_leaderboard(folder, rows, search.metrics, search.config)
-    file.push()
-    over = not unfinished_trials(study) and len(rows) >= search.wanted
-    print_summary(search, rows, str(file), console, over)
-    if over and not any(row.counts for row in rows):
-        first = rows[0]
+    if unfinished_trials(study) or len(trial_results(study)) < search.num_trials:
+        _run_on_ray(search, study, storage, console)
+    results = trial_results(study)
+    write_leaderboard(search.folder, results, search.metrics, search.config)
+    storage.push()
+    finished = not unfinished_trials(study) and len(results) >= search.num_trials
+    print_summary(search, results, storage, console, finished, prog)
+    if finished and not any(result.is_valid for result in results):
+        first = results[0]
         raise UserError(
-            f"No trial came to an end that counts: trial {first.number} {first.status}: "
-            f"{first.reason}"
+            "No trial has metrics that can be ranked: trial "
+            f"{first.number} {first.status}: {first.reason}"
         )
-    return over
+    return finished
 
 
-def study_of(search: Search, file: "StudyFile") -> "optuna.Study":
-    """The search's study, made where there is none yet, and its record.
+def _run_on_ray(
+    search: Search, study: optuna.Study, storage: StudyStorage, console: Console
+) -> None:
+    """Run the trials that are left, on a Ray that is started or joined for them."""
+    options = search.options
+    configure_tune_environment()
+    with ray_session(options.address, options.dashboard, options.verbose, console) as local:
+        # Imported once Ray starts: importing Tune takes seconds, and reads the environment.
+        from cl_ray.tuning.callbacks import InterruptCallback, Interrupted, StudyCallback
+        from cl_ray.tuning.runner import allocate_trials, build_trial_context, run_trials
+        from cl_ray.tuning.stop_signal import start_stop_signal
 
-    Killed at any moment, it is there to go on with, or it can be begun.
+        if not options.verbose:
+            for name in ("ray.tune", "ray.train"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        resources = allocate_trials(search, local)
+        check_shared_storage(search.folder)
+        waits_for = resources.each.waits_for
+        console.print(f"{resources}." + (f" Waiting for {waits_for}." if waits_for else ""))
+        stop_signal = start_stop_signal(search.name)
+        with SearchProgress(console, search.metrics, options.epochs, search.num_trials) as progress:
+            recorder = StudyCallback(
+                study,
+                storage,
+                build_trial_context(search, resources, stop_signal),
+                progress.show,
+                lambda results: write_leaderboard(
+                    search.folder, results, search.metrics, search.config
+                ),
+            )
+            interrupt = InterruptCallback(stop_signal, console.print)
+            with contextlib.suppress(Interrupted):
+                run_trials(search, study, resources, recorder, interrupt)
+
+
+def open_search_study(search: Search, storage: StudyStorage) -> optuna.Study:
+    """Return the search's study, created if there is none yet, and write search.yaml.
+
+    A search that is killed at any moment can be resumed or started again.
 
     Raises:
-        UserError: A new search's study is there already; or that of an old one, which has trials,
-            is not.
+        UserError: The study of a new search exists already, or that of a search with trials does
+            not.
     """
-    from cl_ray.tuning.study import build_sampler, has_study, open_study, trial_results
-
-    storage = file.open()
-    known = has_study(storage, search.name)
-    if not (search.fresh and known):  # which is refused
-        search.folder.write(RECORD, search.record())
-    fresh = search.fresh or not (known or search.trials.there())
-    options, done = search.options, 0
-    if not fresh and options.sampler != "random":
-        done = len(trial_results(open_study(storage, search.name, search.metrics, None, False)))
-    sampler = build_sampler(options.sampler, options.seed + done, search.wanted)
-    study = open_study(storage, search.name, search.metrics, sampler, fresh)
+    opened = storage.open()
+    exists = has_study(opened, search.name)
+    if not (search.fresh and exists):  # `open_study` refuses that
+        search.save()
+    fresh = search.fresh or not (exists or search.trials_folder.exists())
+    options, metrics = search.options, search.metrics
+    done = 0
+    if not fresh and options.sampler != "random":  # a resumed sampler must not repeat its draws
+        done = len(trial_results(open_study(opened, search.name, metrics, None, fresh=False)))
+    sampler = build_sampler(
+        options.sampler, options.seed + done, search.num_trials, num_metrics=len(metrics)
+    )
+    study = open_study(opened, search.name, metrics, sampler, fresh)
     if not trial_results(study):
-        for point in search.space.known(search.base):
+        for point in search.space.initial_points(search.trial_config):
             study.enqueue_trial(point, skip_if_exists=True)
     return study
 
 
-def introduce(search: Search, study: object, console: Console) -> None:
-    """What will be done, in three lines."""
-    from cl_ray.tuning.study import trial_results
-
+def _print_plan(search: Search, results: list[TrialResult], console: Console) -> None:
+    """Print what the search will do."""
     options = search.options
-    names = " and ".join(
-        f"{m.name} ({'larger' if m.larger else 'smaller'} is better)" for m in search.metrics
+    metrics = " and ".join(
+        f"{m.name} ({'larger' if m.maximize else 'smaller'} is better)" for m in search.metrics
     )
-    rows = trial_results(study)  # type: ignore[arg-type]
-    done = f", {sum(r.status != 'running' for r in rows)} of them done" if rows else ""
+    done = f", {sum(r.status != 'running' for r in results)} of them done" if results else ""
     images = search.dataset.info.splits["train"].rows
     console.print(
         Text(
-            f"Search {search.name}: {pluralize(search.wanted, 'trial')}{done}, each of up to "
-            f"{pluralize(options.epochs, 'epoch')} of {images:,} images, for {names}.\n"
-            f"Searched by {options.sampler}: {pluralize(len(search.space.parameters), 'field')}; "
-            f"{EARLY[options.early]}."
+            f"Search {search.name}: {pluralize(search.num_trials, 'trial')}{done}, each of up to "
+            f"{pluralize(options.epochs, 'epoch')} of {images:,} images, for {metrics}.\n"
+            f"Sampler {options.sampler}: {pluralize(len(search.space.parameters), 'field')}; "
+            f"{_SCHEDULERS[options.resolved_scheduler]}."
         ),
         soft_wrap=True,
     )
 
 
-EARLY = {
-    "asha": "successive halving stops trials early",
-    "median": "the median rule stops trials early",
-    "none": "no trial is stopped early",
-    "pbt": "the worse trials take over the better ones' weights",
-}
-
-
 def print_summary(
-    search: Search, rows: "list[TrialResult]", study: str, console: Console, over: bool
+    search: Search,
+    results: list[TrialResult],
+    storage: StudyStorage,
+    console: Console,
+    finished: bool,
+    prog: str,
 ) -> None:
-    """The leaderboard, where everything lies (the study at `study`), and how to go on."""
-    from cl_ray.tuning.leaderboard import best_trials, rank_trials, table_of
+    """Print the leaderboard, where the files are, and how to continue; write report.html.
 
-    if not rows:
+    Args:
+        search: The search.
+        results: Its trials.
+        storage: Where its study is.
+        console: Where to print.
+        finished: Whether all trials have ended; only then the report is written.
+        prog: The program that resumes the search, as it is typed.
+    """
+    if not results:
         return
+    ranked = rank_trials(results, search.metrics)
+    table: Table = leaderboard_table(ranked, search.metrics, search.options.epochs, console)
     console.print()
-    order = rank_trials(rows, search.metrics)
-    console.print(table_of(order, search.metrics, search.options.epochs, console))
-    folder = search.folder
-    best = best_trials(rows, search.metrics)
-    sentence = None
-    if over:
+    console.print(table)
+    summary = None
+    if finished:
         from cl_ray.tuning.report import write_report
 
-        sentence = write_report(search, rows)
-    seconds, epochs = sum(row.seconds for row in rows), sum(row.epoch for row in rows)
-    where, config = shlex.quote(str(folder)), RunStorage(folder.uri, "best.yaml").uri
-    look = search.options.study or not folder.remote  # it reads no object store
+        summary = write_report(search, results)
+    folder = search.folder
+    seconds, epochs = sum(r.seconds for r in results), sum(r.epoch for r in results)
+    best = shlex.quote(redact_credentials(RunStorage(folder.uri, "best.yaml").uri))
+    has_best = best_trial(results, search.metrics) is not None
+    # optuna-dashboard reads no object store.
+    dashboard = search.options.study or not folder.remote
     lines = {
         "trained": f"{pluralize(epochs, 'epoch')} in {format_duration(seconds)} of training",
-        "matters": sentence or "",
+        "summary": summary,
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
-        "report": f"{folder}/report.html" if sentence else "",
-        "best": f"cl-ray train --config {shlex.quote(redact_credentials(config))}"
-        if best
-        else "no trial came to an end",
-        "look": f"tensorboard --logdir {where}/trials",
-        "study": f"optuna-dashboard {shlex.quote(study)}" if look else "",
-        "go on": f"{go_on(search)} --trials MORE" if over else "",
+        "report": summary and f"{folder}/report.html",
+        "best": f"cl-ray train --config {best}" if has_best else "no trial can be ranked",
+        "look": f"tensorboard --logdir {shlex.quote(str(folder))}/trials",
+        "study": dashboard and f"optuna-dashboard {shlex.quote(str(storage))}",
+        "resume": finished and f"{search.resume_command(prog)} --trials MORE",
     }
     console.print()
     for name, value in lines.items():
         if value:
-            console.print(Text.assemble((f"{name:<9}", "bold"), value), soft_wrap=True)
-
-
-def go_on(search: Search) -> str:
-    """The command that goes on with it."""
-    storage = shlex.quote(redact_credentials(search.folder.storage))
-    study = search.options.study or ""
-    keys = " --study URL" if redact_credentials(study) != study else ""
-    return f"{PROG} --resume {search.name} --storage {storage}{keys}"
-
-
-if __name__ == "__main__":
-    main()
+            console.print(Text.assemble((f"{name:<9}", "bold"), str(value)), soft_wrap=True)

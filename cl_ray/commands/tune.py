@@ -1,0 +1,45 @@
+"""`cl-ray tune`: search for the balance between G and D.
+
+    cl-ray tune                                     # a small search: minutes on 2 cores
+    cl-ray tune --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
+    cl-ray tune --space rates                       # learning rates only
+    cl-ray tune --resume s1 --trials 24             # eight more trials
+    cl-ray tune --scheduler pbt --population 4      # population-based training
+    cl-ray tune --metric frechet --metric linear_probe        # a Pareto front
+    cl-ray train --config runs/s1/best.yaml
+
+On Ctrl-C the trials save where they are and the search ends; a second Ctrl-C ends it at once. After
+that, or after a driver or machine was killed, `--resume NAME` resumes each trial where it was.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from cl_ray.cli import EXIT_INTERRUPTED
+
+
+def command(arguments: Sequence[str], prog: str = "cl-ray tune") -> None:
+    """Run `cl-ray tune`.
+
+    Args:
+        arguments: The flags.
+        prog: The program as it is typed, for its messages.
+    """
+    from cl_ray.tuning.search import prepare_search
+
+    search, finished = None, False
+    try:
+        search = prepare_search(arguments, prog)
+        from rich.console import Console
+
+        from cl_ray.training.preflight import exclusive_lock
+        from cl_ray.tuning.tune import run_search
+
+        with exclusive_lock(search.folder, "search"):
+            finished = run_search(search, Console(), prog)
+    except KeyboardInterrupt:
+        pass
+    if not finished:
+        hint = f"resume with: {search.resume_command(prog)}" if search else "nothing was started"
+        print(f"{prog}: stopped; {hint}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,257 @@
+"""Callbacks of Ray Tune: record trials in the study, stop on Ctrl-C, release lost resources."""
+
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+import ray.actor
+from ray.exceptions import RayActorError
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.util.placement_group import remove_placement_group
+
+from cl_ray.errors import UserError
+from cl_ray.training.ray_compat import failure_reason, optuna_trial, orphaned_placement_groups
+from cl_ray.training.ray_session import handle_signal
+from cl_ray.tuning.leaderboard import format_values
+from cl_ray.tuning.study import (
+    SearchMetric,
+    StudyStorage,
+    TrialResult,
+    finish_trial,
+    trial_results,
+)
+from cl_ray.tuning.trial import ERROR_FILE, TrialContext
+
+_SAVE_TIMEOUT = 10.0
+"""Seconds that trials may take to save; a slower one resumes from its last checkpoint."""
+_ORPHAN_INTERVAL = 1.0
+"""Seconds between two looks for lost placement groups."""
+
+
+class _UnpickledCallback(Callback):
+    """A callback that does not travel: Ray Tune pickles callbacks to restore an experiment."""
+
+    def __reduce__(self) -> Any:
+        return Callback, ()
+
+
+class StudyCallback(_UnpickledCallback):
+    """Records every trial in the study as it starts, reports and ends.
+
+    Args:
+        study: The study.
+        storage: Where it is stored.
+        context: What the trials have in common.
+        show: Called with a line on what happened, which may be empty, and all trials.
+        on_trial_end: Called with all trials when one has ended.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: StudyStorage,
+        context: TrialContext,
+        show: Callable[[str, list[TrialResult]], None],
+        on_trial_end: Callable[[list[TrialResult]], None],
+    ):
+        self.study, self.storage, self.context = study, storage, context
+        self.show, self.on_trial_end = show, on_trial_end
+        self.results = {result.number: result for result in trial_results(study)}
+        self._running: dict[int, optuna.Trial] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Record that a trial starts or resumes."""
+        self._record_start(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """Record an epoch."""
+        number, metrics = int(result["number"]), self.context.metrics
+        before, recorded = self.results[number], self._running[number]
+        after = self.results[number] = _updated(before, result, metrics)
+        recorded.set_user_attr(
+            "progress", {k: v for k, v in after.to_dict().items() if k != "status"}
+        )
+        valid = after.status not in ("diverged", "collapsed")
+        if len(metrics) == 1 and valid:
+            for epoch, value in after.history.items():
+                if epoch not in before.history:  # also one that a killed driver missed
+                    recorded.report(value, epoch)
+        self.storage.push()
+        for reason in result.get("worker_failures", ()):
+            self._show(f"trial {number}: {reason}")
+        scores = "  ".join(f"{m.name} {after.metrics[m.name]:.4g}" for m in metrics if valid)
+        speed = f"  {result['speed']:,.0f} images/s" if result["speed"] else ""
+        place = f"epoch {after.epoch}/{self.context.base.epochs}"
+        self._show(f"trial {number} {place}  {after.reason or scores}{speed}")
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        """Record that a trial has ended, by itself or stopped early."""
+        result = self.results[trial_number(trial)]
+        self._record_end(
+            replace(result, status="stopped") if result.status == "running" else result
+        )
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Show why a trial is tried again."""
+        self._record_start(trial)
+        self._show(f"trial {trial_number(trial)} is tried once more: {self._failure_reason(trial)}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Record that a trial has failed for good."""
+        self._record_start(trial)
+        result = self.results[trial_number(trial)]
+        self._record_end(replace(result, status="failed", reason=self._failure_reason(trial)))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Update what is shown."""
+        self._show()
+
+    def _record_start(self, trial: Trial) -> None:
+        """Record a trial at its first event, which is an error if it could not be set up."""
+        number, values = trial_number(trial), trial.config["point"]["values"]
+        if number in self._running:
+            return
+        known = self.results.get(number)
+        self.results[number] = known or TrialResult(number, "running", values)
+        self._running[number] = optuna_trial(self.study, number)
+        self._show(
+            f"trial {number} resumes after epoch {known.epoch}"
+            if known
+            else f"trial {number} starts: {format_values(values)}"
+        )
+        self.storage.push()  # before the trial writes anything to its folder
+
+    def _record_end(self, result: TrialResult) -> None:
+        number = result.number
+        finish_trial(self.study, self._running[number], result, self.context.metrics)
+        self.results[number] = result
+        self.on_trial_end(list(self.results.values()))
+        self.storage.push()
+        ends = {"stopped": f"is stopped after epoch {result.epoch}", "finished": "is finished"}
+        self._show(f"trial {number} {ends.get(result.status, f'{result.status}: {result.reason}')}")
+
+    def _failure_reason(self, trial: Trial) -> str:
+        """Return the error that the trial wrote down, or how its process ended."""
+        if trial.pickled_error_file:
+            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+            if isinstance(error, RayActorError) and not error.actor_init_failed:
+                return failure_reason(error)
+        folder = self.context.run_folder(trial_number(trial))
+        lines = (folder.read(ERROR_FILE) or b"").decode().strip().splitlines()
+        if not lines:
+            return "its process died"
+        return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+
+    def _show(self, line: str = "") -> None:
+        self.show(line, list(self.results.values()))
+
+
+def trial_number(trial: Trial) -> int:
+    """Return the number that one of Tune's trials has in the study."""
+    return int(trial.config["point"]["number"])
+
+
+def _updated(
+    before: TrialResult, result: dict[str, Any], metrics: list[SearchMetric]
+) -> TrialResult:
+    """Return a trial after the result that it reports."""
+    valid = result["status"] not in ("diverged", "collapsed")
+    epoch = int(result["epoch"])
+    logged = {int(k): float(v) for k, v in result["history"].items()} if valid else {}
+    history = {k: v for k, v in sorted({**logged, **before.history}.items()) if k < epoch}
+    if valid:
+        history[epoch] = float(result[metrics[0].name])
+    return TrialResult(
+        number=before.number,
+        status=result["status"],
+        values=dict(result["values"]),
+        metrics=dict(result["metrics"]) if valid else {},
+        epoch=epoch,
+        seconds=round(result["seconds"], 2),
+        reason=result["reason"],
+        history=history,
+    )
+
+
+class Interrupted(KeyboardInterrupt):
+    """The search was stopped by Ctrl-C, and its trials have saved."""
+
+
+class InterruptCallback(_UnpickledCallback):
+    """Has running trials save where they are on Ctrl-C, and ends the search within seconds.
+
+    Ray Tune's own handler waits until every trial has finished its epoch. Here the trials are
+    signalled instead: each saves at its next logged step and waits for its end. The driver waits
+    for that, not for long, and shuts Ray down.
+
+    Args:
+        stop_signal: The search's `StopSignal`.
+        say: Prints a line.
+    """
+
+    def __init__(self, stop_signal: "ray.actor.ActorHandle[Any]", say: Callable[[str], None]):
+        self.stop_signal, self.say = stop_signal, say
+        self._requested = threading.Event()
+
+    def catch_sigint(self) -> AbstractContextManager[None]:
+        """Note the first Ctrl-C; a second one ends the search at once."""
+        before = signal.getsignal(signal.SIGINT)
+
+        def request_stop(*_: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            self._requested.set()
+
+        return handle_signal(signal.SIGINT, request_stop)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Stop the trials if Ctrl-C was pressed; Ray Tune asks ten times a second.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed, and the trials have saved.
+        """
+        if not self._requested.is_set():
+            return
+        self.say("Stopping: the running trials save where they are (Ctrl-C again: stop at once).")
+        ray.get(self.stop_signal.set.remote())
+        deadline = time.monotonic() + _SAVE_TIMEOUT
+        while (left := ray.get(self.stop_signal.unsaved.remote())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if left:
+            self.say(
+                f"Not saved within {_SAVE_TIMEOUT:g} s, back to the last checkpoint: trial "
+                f"{', '.join(map(str, left))}."
+            )
+        raise Interrupted
+
+
+class OrphanedPlacementGroups(_UnpickledCallback):
+    """Releases what a trial's TorchTrainer had reserved when the trial's process died.
+
+    Ray Train leaves that to an actor that asks the dashboard's state API whether the trainer is
+    dead. Without a dashboard it never learns, and the trial's next attempt would wait forever for
+    the resources that the dead one holds.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Release them, once a second."""
+        if time.monotonic() - self._last < _ORPHAN_INTERVAL:
+            return
+        self._last = time.monotonic()
+        for group in orphaned_placement_groups():
+            remove_placement_group(group)

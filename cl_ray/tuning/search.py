@@ -1,0 +1,486 @@
+"""The flags of a search, and the checks that come before Ray starts."""
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+import yaml
+from pydantic import Field, model_validator
+
+from cl_ray.base_config import (
+    FORMAT_VERSION,
+    BaseConfig,
+    check_format_version,
+    marked_fields,
+    marks,
+)
+from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
+from cl_ray.config import Config, build_config, check_name, differences, merge, preset
+from cl_ray.errors import UserError, redact_credentials
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.storage import RunStorage
+from cl_ray.tuning.space import Space, Values, apply_values, unflatten
+
+if TYPE_CHECKING:  # `--help` must not wait for torch and pyarrow
+    from cl_ray.data.dataset import Dataset
+    from cl_ray.tuning.study import SearchMetric
+
+SEARCH_FILE = "search.yaml"
+"""File of a search's folder with its options, space and config."""
+
+_CHANGEABLE = marks("changeable_on_resume")
+_ECONOMICAL_EVALUATION = {"samples": 2000, "images": 2000}
+"""How trials are evaluated unless the config says otherwise, so that a search takes minutes."""
+
+Repeatable = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""A flag that may be given more than once."""
+
+
+class SearchOptions(BaseConfig):
+    """Search for the balance between G and D: Optuna proposes, Ray Tune runs the trials."""
+
+    name: str | None = Field(
+        None,
+        description="The search's name. None makes a fresh one.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    resume: str | None = Field(
+        None,
+        description="Resume the search of this name; a larger --trials adds to it.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="Folder or URI under which the search's folder lies.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    trials: int = Field(
+        12, ge=1, le=100_000, description="Trials in all.", json_schema_extra=_CHANGEABLE
+    )
+    epochs: int = Field(3, ge=1, description="Epochs of a trial that is not stopped early.")
+    images: int | None = Field(
+        4096,
+        ge=100,
+        description="Training images that trials see, rounded up to whole row groups; None is all "
+        "of them.",
+    )
+    metric: Repeatable = Field(
+        (),
+        description="The metric to optimize, one of the evaluation's, such as frechet or "
+        "linear_probe, or class_accuracy with a condition. Given twice or more, a Pareto front. "
+        "None: frechet where it is available.",
+    )
+    sampler: Literal["tpe", "random", "nsga2"] = Field(
+        "tpe",
+        description="Who proposes values: tree-structured Parzen estimator, uniform random, or "
+        "NSGA-II.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    scheduler: Literal["auto", "asha", "median", "none", "pbt"] = Field(
+        "auto",
+        description="Who stops trials early: asynchronous successive halving (asha), the median "
+        "rule, or nobody; pbt is population-based training. auto: asha for one metric, none for "
+        "several.",
+    )
+    population: int = Field(8, ge=2, description="Trials of population-based training.")
+    concurrent: int | None = Field(
+        None,
+        ge=1,
+        description="Trials at once; None is as many as fit on the cluster.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    workers: int = Field(
+        1, ge=1, description="Workers of a trial; with more than one, each is a TorchTrainer."
+    )
+    cpus_per_trial: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs of a trial, divided among its workers. None: a local machine's CPUs are "
+        "divided among the trials; on a cluster each worker has 1.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    gpus_per_trial: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a trial, divided among its workers; a fraction is allowed. None: a "
+        "local machine's GPUs are divided among the trials, at most one a worker; on a cluster "
+        "none is used.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Seed of the proposed values; trials train with the config's seed.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    preset: str | None = Field(None, description="Preset that the space changes.")
+    config: str | None = Field(
+        None,
+        description="YAML file, or its URI, of the config that the space changes.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    set: Repeatable = Field(
+        (),
+        description="A field of that config, as `losses.temperature=0.1`; may be repeated.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    space: str = Field(
+        "balance",
+        description="What is searched: balance, rates, objectives, or a YAML file of your own.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    data: str | None = Field(None, min_length=1, description="`mnist` or what `cl-ray data` wrote.")
+    study: str | None = Field(
+        None, description="Optuna storage URL, as sqlite:///s.db. None: study.log in the folder."
+    )
+    address: str | None = Field(
+        None,
+        description="Ray cluster to join; None starts Ray here.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    dashboard: bool = Field(
+        False,
+        description="Start the Ray dashboard and print its address.",
+        json_schema_extra=_CHANGEABLE,
+    )
+    verbose: bool = Field(
+        False,
+        description="Show Ray's messages and the trials' output.",
+        json_schema_extra=_CHANGEABLE,
+    )
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "SearchOptions":
+        if self.name and self.resume and self.name != self.resume:
+            raise ValueError(
+                f"name {self.name!r} and resume {self.resume!r} are two searches: leave one out"
+            )
+        name = self.name if self.resume is None else self.resume
+        if name is not None:
+            check_name(name, "name" if self.resume is None else "resume")
+        if len(set(self.metric)) < len(self.metric):
+            raise ValueError(f"metric {' '.join(self.metric)} names one of them twice")
+        gpus = self.gpus_per_trial or 0
+        if gpus > self.workers and gpus % self.workers:
+            each = f" for each of {self.workers} workers" if self.workers > 1 else ""
+            raise ValueError(f"gpus_per_trial {gpus:g} must be a whole number or less than 1{each}")
+        if self.scheduler == "pbt" and self.workers > 1:
+            raise ValueError(
+                f"scheduler 'pbt' is not available with workers {self.workers}: a trial copies "
+                "another trial's weights within its own process, and a TorchTrainer's workers are "
+                "other processes: take --workers 1, or --scheduler asha"
+            )
+        if self.scheduler == "pbt" and len(self.metric) > 1:
+            raise ValueError(
+                "scheduler 'pbt' compares trials by one metric, and several are given: give one "
+                "--metric"
+            )
+        return self
+
+    @property
+    def resolved_scheduler(self) -> str:
+        """The scheduler, with `auto` resolved."""
+        if self.scheduler != "auto":
+            return self.scheduler
+        return "asha" if len(self.metric) < 2 else "none"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run.
+
+    Args:
+        name: Its name.
+        folder: Its folder.
+        options: The flags; of a resumed search, those that it was started with.
+        space: What is searched.
+        config: The config that best.yaml changes.
+        trial_config: The config that trials change: the same with their epochs and evaluation.
+        dataset: What they train on.
+        metrics: What is optimized.
+        fresh: Whether the search is new.
+    """
+
+    name: str
+    folder: RunStorage
+    options: SearchOptions
+    space: Space
+    config: Config
+    trial_config: Config
+    dataset: "Dataset"
+    metrics: "list[SearchMetric]"
+    fresh: bool
+
+    @property
+    def trials_folder(self) -> RunStorage:
+        """The folder of the trials' run folders."""
+        return RunStorage(self.folder.uri, "trials")
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are in all."""
+        pbt = self.options.scheduler == "pbt"
+        return self.options.population if pbt else self.options.trials
+
+    def save(self) -> None:
+        """Write search.yaml, without the user and password of the study's URL."""
+        study = self.options.study and redact_credentials(self.options.study)
+        record = {
+            "format_version": FORMAT_VERSION,
+            "options": {**self.options.model_dump(mode="json"), "study": study},
+            "study_has_credentials": study != self.options.study,
+            "space": self.space.to_dict(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        self.folder.write(SEARCH_FILE, yaml.safe_dump(record, sort_keys=False).encode())
+
+    def resume_command(self, prog: str) -> str:
+        """Return the command that resumes the search, without credentials."""
+        storage = shlex.quote(redact_credentials(self.folder.storage))
+        study = self.options.study or ""
+        flag = " --study URL" if redact_credentials(study) != study else ""
+        return f"{prog} --resume {self.name} --storage {storage}{flag}"
+
+
+def prepare_search(arguments: Sequence[str], prog: str) -> Search:
+    """Return the search that the flags ask for, new or resumed, with everything checked.
+
+    Args:
+        arguments: The flags.
+        prog: Name of the program in the help.
+
+    Raises:
+        UserError: One sentence on what is wrong and how to fix it.
+    """
+    name, storage = name_flag(arguments, "resume"), flag_value(arguments, "storage")
+    if name is None or storage == "":  # the latter is refused with the other flags
+        return _new_search(parse_flags(SearchOptions, arguments, prog=prog))
+    folder = RunStorage.at(storage or SearchOptions().storage, name)
+    record = _load_record(folder)
+    before = SearchOptions.model_validate(record["options"])
+    # Flags that are left out: as before, but for those that are compared as a whole.
+    default = before.model_copy(update={"metric": (), "set": (), "space": "", "config": None})
+    options = parse_flags(SearchOptions, arguments, prog=prog, default=default)
+    return _resumed_search(options, before, record, folder)
+
+
+def _new_search(options: SearchOptions) -> Search:
+    name = options.name or f"search-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = RunStorage.at(options.storage, name)
+    if _read_record(folder) is not None:
+        raise UserError(
+            f"The search {name} exists already: --resume {name} resumes it, another --name starts "
+            "a new one."
+        )
+    config, space = _config_from_flags(options), Space.load(options.space)
+    place = {"name": name, "storage": redact_credentials(folder.storage)}
+    return _check_search(folder, options.model_copy(update=place), space, config, fresh=True)
+
+
+def _resumed_search(
+    options: SearchOptions, before: SearchOptions, record: dict[str, Any], folder: RunStorage
+) -> Search:
+    """Return a search to resume, if the flags agree with it."""
+    if record["study_has_credentials"] and options.study == before.study:
+        raise UserError(
+            f"study {before.study!r} was given with a user and password, which are not stored: "
+            "give --study with them again."
+        )
+    study = options.study
+    if study and redact_credentials(study) == before.study:
+        options = options.model_copy(update={"study": before.study})
+    changeable = marked_fields(SearchOptions, "changeable_on_resume")
+    changes = {
+        field: (getattr(before, field), getattr(options, field))
+        for field in SearchOptions.model_fields
+        if field not in changeable and getattr(options, field) not in ((), getattr(before, field))
+    }
+    space = Space.from_yaml(yaml.safe_dump(record["space"]), f"{folder}/{SEARCH_FILE}")
+    config = build_config(record["config"], f"{folder}/{SEARCH_FILE}")
+    if options.space:
+        ours, theirs = space.to_dict(), Space.load(options.space).to_dict()
+        pairs = {field: (ours.get(field), theirs.get(field)) for field in {**ours, **theirs}}
+        changes |= {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+    if options.config or options.set:
+        asked = options.model_copy(update={"preset": before.preset, "data": before.data})
+        changes |= differences(config, _config_from_flags(asked))
+    if changes:
+        shown = "; ".join(
+            f"{field} was {_format(old)}, now {_format(new)}"
+            for field, (old, new) in changes.items()
+        )
+        raise UserError(
+            f"The search {folder} was started with other settings: {shown}. Leave that out to "
+            "resume it, or start another with --name."
+        )
+    kept = {f: getattr(before, f) for f in ("metric", "set", "space", "config", "name")}
+    kept |= {"storage": redact_credentials(folder.storage), "study": study, "resume": None}
+    return _check_search(folder, options.model_copy(update=kept), space, config, fresh=False)
+
+
+def _check_search(
+    folder: RunStorage, options: SearchOptions, space: Space, config: Config, fresh: bool
+) -> Search:
+    """Check that everything goes together, and return the search."""
+    from cl_ray.data.dataset import Dataset
+    from cl_ray.training.preflight import (
+        check_checkpoint_metric,
+        check_local_capacity,
+        check_local_resources,
+        check_pairs,
+        check_reference,
+        starts_local_ray,
+    )
+
+    dataset = Dataset.open(config.data)
+    if options.images:
+        dataset = subset_dataset(dataset, options.images)
+    trial_config = _trial_config(config, options, dataset.location)
+    space.check(trial_config, options.space)
+    if fresh:
+        for point in space.initial_points(trial_config):
+            apply_values(trial_config, point)
+    if starts_local_ray(options.address):
+        check_local_capacity(options.cpus_per_trial, options.gpus_per_trial, "trial")
+        one = {"workers": 1, "cpus_per_worker": None, "gpus_per_worker": None}
+        check_local_resources(trial_config.model_copy(update=one))
+    check_pairs(trial_config, dataset)
+    check_reference(trial_config, dataset)
+    check_checkpoint_metric(config, dataset)  # best.yaml has that one
+    metrics = search_metrics(options.metric, dataset, trial_config)
+    folder.create()
+    return Search(
+        folder.name, folder, options, space, config, trial_config, dataset, metrics, fresh
+    )
+
+
+def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
+    """Return the config that trials change."""
+    # A trial without an evaluation after an epoch has collapsed.
+    changes: dict[str, Any] = {
+        "epochs": options.epochs,
+        "checkpoint": {"keep": 1},
+        "evaluation": {"every": 1},
+        "data": data,
+    }
+    given = config.evaluation.model_dump(include={"reference", "every"})
+    if config.evaluation == EvaluationConfig(**given):
+        changes["evaluation"] |= _ECONOMICAL_EVALUATION
+    trial_config = build_config(merge(config.model_dump(), changes), "the trials' config")
+    return trial_config.model_copy(update={"workers": options.workers})
+
+
+def _config_from_flags(options: SearchOptions) -> Config:
+    """Return the preset with the fields of the file, then those of the flags."""
+    config = preset(options.preset or default_preset())
+    if options.config:
+        config = Config.load(options.config, config)
+    given = _parse_assignments(options.set)
+    if options.data:
+        given["data"] = options.data
+    fields = merge(config.model_dump(), {**unflatten(given), "name": None})
+    return build_config(fields, "the flags")
+
+
+def _parse_assignments(pairs: Sequence[str]) -> Values:
+    """Return the fields that `--set` gives, each as `seed=1`."""
+    given: Values = {}
+    for pair in pairs:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"set {pair!r} is not a field and its value, as `seed=1`.")
+        try:
+            given[field.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # the latter: an impossible date
+            reason = getattr(error, "problem", None) or error
+            raise UserError(
+                f"set {pair!r} gives a value that is not YAML ({reason}): quote it or correct it."
+            ) from error
+    for field in given:
+        part = next((other for other in given if other.startswith(f"{field}.")), None)
+        if part:
+            raise UserError(f"set {field} and set {part} are of the same field: leave one out.")
+    return given
+
+
+def search_metrics(
+    names: Sequence[str], dataset: "Dataset", config: Config
+) -> "list[SearchMetric]":
+    """Return what is optimized: the metrics of these names, or the first one available.
+
+    Raises:
+        UserError: The evaluation of this data does not have one of them.
+    """
+    from cl_ray.evaluation.metrics import (
+        available_metrics,
+        check_metric_available,
+        is_larger_better,
+    )
+    from cl_ray.tuning.study import SearchMetric
+
+    for name in names:
+        check_metric_available(name, dataset, config.evaluation, config.condition, "metric")
+    chosen = names or available_metrics(dataset, config.evaluation, config.condition)[:1]
+    return [SearchMetric(name, is_larger_better(name)) for name in chosen]
+
+
+def subset_dataset(dataset: "Dataset", images: int) -> "Dataset":
+    """Return the data set with the first training images only, in whole row groups.
+
+    The pairwise distances remain those of all images.
+    """
+    from cl_ray.data.dataset import SplitInfo
+    from cl_ray.data.partition import TRAIN_SPLIT
+
+    train = dataset.info.splits[TRAIN_SPLIT]
+    row_groups = -(-images // dataset.info.row_group)
+    shards, rows = [], 0
+    for shard in train.shards:
+        left = row_groups * dataset.info.row_group - rows
+        if left > 0:
+            shards.append(shard.model_copy(update={"rows": min(shard.rows, left)}))
+            rows += shards[-1].rows
+    cut = SplitInfo(rows=rows, shards=shards, distances=train.distances)
+    splits = {**dataset.info.splits, TRAIN_SPLIT: cut}
+    return replace(dataset, info=dataset.info.model_copy(update={"splits": splits}))
+
+
+def missing_report_package() -> str | None:
+    """Return a sentence on the package that report.html needs, if it is not installed."""
+    if importlib.util.find_spec("plotly") is None:
+        return "report.html needs plotly, which is not installed: pip install plotly."
+    return None
+
+
+def _load_record(folder: RunStorage) -> dict[str, Any]:
+    text = _read_record(folder)
+    if text is None:
+        raise UserError(
+            f"There is no search {folder}: start it with --name {folder.name}, or say where it is "
+            "with --storage."
+        )
+    record = yaml.safe_load(text)
+    record = record if isinstance(record, dict) else {}
+    check_format_version(record.get("format_version", 1), f"The search {folder}")
+    return dict(record)
+
+
+def _read_record(folder: RunStorage) -> bytes | None:
+    try:
+        return folder.read(SEARCH_FILE)
+    except OSError as error:
+        raise UserError(
+            f"storage {redact_credentials(folder.storage)!r} cannot be read: {error}."
+        ) from error
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, dict):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
+    return "not searched" if value is None else str(value)
