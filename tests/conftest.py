@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.bucket import bucket  # noqa: F401
 from helpers.five_steps import global_batch
-from helpers.saved import ABOUT, States, gan
+from helpers.saved_states import METADATA, States, small_gan
 from helpers.states import pack, unpack
 
 from cl_ray.checkpoint import CheckpointStore
@@ -61,7 +61,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
     """Makes a data set of the first so many packaged digits."""
-    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").pieces("train")[:2])
+    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").row_groups("train")[:2])
     assert rows.label is not None
 
     def make(count: int) -> str:
@@ -79,11 +79,11 @@ def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
 @pytest.fixture(scope="module")
 def states() -> States:
     """The state of a run after each of its steps."""
-    made, states = gan(), {}
+    made, states = small_gan(), {}
     for step in (1, 2, 3, 4, 5):
-        made.step(global_batch(0, "views"))
+        made.train_step(global_batch(0, "views"))
         sums = {"d/adversarial": 0.1 * step}
-        around = {"epochs": step // 2, "position": step % 2, "sums": sums, "workers": 1, **ABOUT}
+        around = {"epochs": step // 2, "position": step % 2, "sums": sums, "workers": 1, **METADATA}
         states[step] = unpack(pack({"gan": made.state_dict(), **around}))
     return states
 

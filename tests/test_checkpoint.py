@@ -1,5 +1,6 @@
-"""Checkpoints: whole or not at all, on local disk and on an object store, whatever interrupts."""
+"""Checkpoints are complete or do not count, on local disk and on an object store."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,25 +9,26 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 from helpers.five_steps import global_batch
-from helpers.saved import (
-    ABOUT,
+from helpers.saved_states import (
     FILES,
+    METADATA,
     States,
-    assert_whole,
-    gan,
-    name_of,
-    save,
+    assert_complete,
+    checkpoint_name,
+    save_steps,
+    small_gan,
     steps_of,
 )
 from helpers.states import alike, pack, unpack
 
+from cl_ray.base_config import FORMAT_VERSION
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.errors import UserError
 
 
 @pytest.fixture(params=["local", "subtree", "s3"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckpointStore]:
-    """Two are kept."""
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckpointStore]:
+    """Return a store that keeps two checkpoints, on each kind of filesystem."""
     if request.param == "local":
         yield CheckpointStore(pafs.LocalFileSystem(), f"{tmp_path}/run", keep=2)
     elif request.param == "subtree":
@@ -52,50 +54,50 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Checkpo
             server.stop()
 
 
-def test_life_of_a_run(anywhere: CheckpointStore, states: States) -> None:
-    filesystem, folder = anywhere.filesystem, anywhere.folder
+def test_newest_and_best_are_kept(store: CheckpointStore, states: States) -> None:
+    filesystem, folder = store.filesystem, store.folder
 
-    def there() -> set[str]:
+    def entries() -> set[str]:
         selector = pafs.FileSelector(folder, allow_not_found=True)
         return {info.base_name for info in filesystem.get_file_info(selector)}
 
-    assert anywhere.list() == []
-    assert anywhere.newest() is None
-    assert anywhere.best() is None
-    save(anywhere, states, {1: 0.3})
-    assert_whole(anywhere, states, 1)
-    manifest = anywhere.newest()
+    assert store.list() == []
+    assert store.newest() is None
+    assert store.best() is None
+    save_steps(store, states, {1: 0.3})
+    assert_complete(store, states, 1)
+    manifest = store.newest()
     assert manifest is not None
-    assert (manifest.epoch, manifest.step, manifest.figure) == (0, 1, 0.3)
+    assert (manifest.epoch, manifest.step, manifest.metric) == (0, 1, 0.3)
     assert set(manifest.files) == set(FILES)
 
-    save(anywhere, states, {2: 0.5, 3: None, 4: 0.4})
-    assert_whole(anywhere, states, 1, 3, 4)  # the best is kept besides the newest two
-    assert there() == {"best.txt", *map(name_of, (1, 3, 4))}
+    save_steps(store, states, {2: 0.5, 3: None, 4: 0.4})
+    assert_complete(store, states, 1, 3, 4)  # the best is kept besides the newest two
+    assert entries() == {"best.txt", *map(checkpoint_name, (1, 3, 4))}
     with filesystem.open_input_stream(f"{folder}/best.txt") as stream:
-        assert stream.read().decode() == f"{name_of(1)}\n"
+        assert stream.read().decode() == f"{checkpoint_name(1)}\n"
 
-    anywhere.rollback_to(name_of(3))
-    assert_whole(anywhere, states, 1, 3)
-    save(anywhere, states, {5: 0.2})
-    assert_whole(anywhere, states, 3, 5)  # the best is another now
-    assert there() == {"best.txt", *map(name_of, (3, 5))}
+    store.rollback_to(checkpoint_name(3))
+    assert_complete(store, states, 1, 3)
+    save_steps(store, states, {5: 0.2})
+    assert_complete(store, states, 3, 5)  # the best is another now
+    assert entries() == {"best.txt", *map(checkpoint_name, (3, 5))}
     with filesystem.open_input_stream(f"{folder}/best.txt") as stream:
-        assert stream.read().decode() == f"{name_of(5)}\n"
+        assert stream.read().decode() == f"{checkpoint_name(5)}\n"
 
 
-def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(local: CheckpointStore) -> None:
-    whole, again = gan(), gan()
-    whole.step(global_batch(0, "views"))
-    around: dict[str, Any] = {"epochs": 0, "position": 1, "sums": {}, "workers": 1, **ABOUT}
+def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
+    whole, again = small_gan(), small_gan()
+    whole.train_step(global_batch(0, "views"))
+    around: dict[str, Any] = {"epochs": 0, "position": 1, "sums": {}, "workers": 1, **METADATA}
     state = {"gan": whole.state_dict(), **around}
     before = pack(state)
     local.save(state, epoch=0, step=1, metric=None)
     assert alike(state, unpack(before))  # what is saved stays the run's
-    again.load_state_dict(local.load(name_of(1))["gan"])
+    again.load_state_dict(local.load(checkpoint_name(1))["gan"])
     for number in (1, 2):
         for one in (whole, again):
-            one.step(global_batch(number, "views"))
+            one.train_step(global_batch(number, "views"))
     assert alike(again.state_dict(), whole.state_dict())
 
 
@@ -109,23 +111,23 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(local: CheckpointStore) -> 
     ],
     ids=str,
 )
-def test_the_best_has_the_smallest_figure(
+def test_best_has_the_smallest_metric(
     metrics: dict[int, float | None],
     best: int | None,
     local: CheckpointStore,
     states: States,
 ) -> None:
     local.keep = 1
-    save(local, states, metrics)
+    save_steps(local, states, metrics)
     found = local.best()
     assert (found.step if found else None) == best
     assert steps_of(local) == sorted({max(metrics), *([best] if best else [])})
     named = Path(local.folder) / "best.txt"
     assert named.exists() == (best is not None)
-    assert best is None or named.read_text() == f"{name_of(best)}\n"
+    assert best is None or named.read_text() == f"{checkpoint_name(best)}\n"
 
 
-def complaint(function: Callable[[str], Any], name: str) -> str:
+def error_of(function: Callable[[str], Any], name: str) -> str:
     with pytest.raises(UserError) as caught:
         function(name)
     message = str(caught.value)
@@ -133,60 +135,55 @@ def complaint(function: Callable[[str], Any], name: str) -> str:
     return message
 
 
-def cut_to(size: int | None) -> Callable[[Path], None]:
-    """Leaves the first so many bytes of a file; counted from its end if negative."""
-
-    def cut(file: Path) -> None:
-        file.unlink() if size is None else file.write_bytes(file.read_bytes()[:size])
-
-    return cut
+CUTS = {"missing": None, "empty": 0, "short": 100, "one byte less": -1}
+"""How many bytes of a file are left; counted from its end if negative."""
 
 
-CUTS = {"missing": cut_to(None), "empty": cut_to(0), "short": cut_to(100), "a byte": cut_to(-1)}
+def truncate(file: Path, size: int | None) -> None:
+    file.unlink() if size is None else file.write_bytes(file.read_bytes()[:size])
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("file", FILES)
-def test_a_cut_is_named_and_the_one_before_offered(
+def test_truncated_file_is_named_with_an_alternative(
     file: str, cut: str, local: CheckpointStore, states: States
 ) -> None:
-    save(local, states, {1: None, 2: None, 3: None})
-    path = Path(local.folder) / name_of(3) / file
-    whole = path.stat().st_size
-    CUTS[cut](path)
+    save_steps(local, states, {1: None, 2: None, 3: None})
+    path = Path(local.folder) / checkpoint_name(3) / file
+    size = path.stat().st_size
+    truncate(path, CUTS[cut])
     for function in (local.load, local.check, local.rollback_to):
         if function == local.rollback_to and file != "state.pt":
             continue  # it loads
-        message = complaint(function, name_of(3))
-        assert f"{name_of(3)}/{file}" in message
+        message = error_of(function, checkpoint_name(3))
+        assert f"{checkpoint_name(3)}/{file} is " in message
         if path.exists():
-            assert f"has {path.stat().st_size:,} bytes of {whole:,}: it was cut short." in message
+            left = f"it has {path.stat().st_size:,} of {size:,} bytes."
+            assert f"is truncated: {left}" in message
         else:
-            assert "is missing" in message
-        assert message.endswith(
-            f" Go on from the one before with `--from-checkpoint {name_of(2)}`."
-        )
-    local.rollback_to(name_of(2))
-    assert_whole(local, states, 1, 2)
+            assert "is missing." in message
+        hint = f"`--from-checkpoint {checkpoint_name(2)}`"
+        assert message.endswith(f" Resume from the previous one with {hint}.")
+    local.rollback_to(checkpoint_name(2))
+    assert_complete(local, states, 1, 2)
 
 
-def test_one_that_is_damaged_as_well_is_not_offered(local: CheckpointStore, states: States) -> None:
-    save(local, states, {1: None, 2: None, 3: None})
-    for step, offered in ((3, "step-00000002"), (2, "step-00000001"), (1, None)):
-        cut_to(100)(Path(local.folder) / name_of(step) / "state.pt")
-        message = complaint(local.load, name_of(3))
-        if offered:
-            assert f"--from-checkpoint {offered}`" in message
-        else:
-            assert "No whole checkpoint lies before it" in message
-            assert "--name" in message
+def test_alternative_is_the_newest_complete_one(local: CheckpointStore, states: States) -> None:
+    save_steps(local, states, {1: None, 2: None, 3: None})
+    for step, hint in (
+        (3, "--from-checkpoint step-00000002`"),
+        (2, "--from-checkpoint step-00000001`"),
+        (1, "There is no complete checkpoint before it: start a new run with another --name"),
+    ):
+        truncate(Path(local.folder) / checkpoint_name(step) / "state.pt", 100)
+        assert hint in error_of(local.load, checkpoint_name(3))
 
 
-def test_without_its_whole_manifest_it_does_not_count(
+def test_without_a_complete_manifest_it_does_not_count(
     local: CheckpointStore, states: States
 ) -> None:
-    save(local, states, {1: 0.5, 2: 0.4})
-    path = Path(local.folder) / name_of(2) / "manifest.json"
+    save_steps(local, states, {1: 0.5, 2: 0.4})
+    path = Path(local.folder) / checkpoint_name(2) / "manifest.json"
     whole = path.read_bytes()
     for size in (*range(0, len(whole), 11), len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -195,81 +192,96 @@ def test_without_its_whole_manifest_it_does_not_count(
     assert newest == best
     assert newest is not None
     assert newest.step == 1
-    message = complaint(local.load, name_of(2))
-    assert f"no checkpoint {name_of(2)} in {local.folder}" in message
-    assert message.endswith(f"there are: {name_of(1)}.")
+    message = error_of(local.load, checkpoint_name(2))
+    assert f"no checkpoint {checkpoint_name(2)} in {local.folder}" in message
+    assert message.endswith(f"there are: {checkpoint_name(1)}.")
     path.unlink()
-    assert_whole(local, states, 1)
-    assert complaint(local.load, name_of(2)) == message
-    save(local, states, {2: 0.4})
-    assert_whole(local, states, 1, 2)
+    assert_complete(local, states, 1)
+    assert error_of(local.load, checkpoint_name(2)) == message
+    save_steps(local, states, {2: 0.4})
+    assert_complete(local, states, 1, 2)
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("place", [0, 0.5, 1])
-def test_a_changed_byte_is_found(
+def test_changed_byte_is_found(
     place: float, file: str, local: CheckpointStore, states: States
 ) -> None:
-    save(local, states, {1: None, 2: None})
-    path = Path(local.folder) / name_of(2) / file
+    save_steps(local, states, {1: None, 2: None})
+    path = Path(local.folder) / checkpoint_name(2) / file
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= 1
     path.write_bytes(content)
-    message = complaint(local.load, name_of(2))
-    assert f"{name_of(2)}/{file} is not what was written (its digest differs)." in message
-    assert message.endswith(f" Go on from the one before with `--from-checkpoint {name_of(1)}`.")
-    assert complaint(local.rollback_to, name_of(2)) == message
-    if file != "state.pt":  # who only looks at the networks has another flag
-        told = complaint(local.networks, name_of(2))
-        assert told.endswith(f" Take the one before with `--checkpoint {name_of(1)}`.")
+    message = error_of(local.load, checkpoint_name(2))
+    assert f"{checkpoint_name(2)}/{file} has changed (its digest differs)." in message
+    assert f" Resume from the previous one with `--from-checkpoint {checkpoint_name(1)}`" in message
+    assert error_of(local.rollback_to, checkpoint_name(2)) == message
+    if file != "state.pt":  # commands that only read the networks have another flag
+        message = error_of(local.networks, checkpoint_name(2))
+        assert f" Load the previous one with `--checkpoint {checkpoint_name(1)}`" in message
 
 
-def test_the_manifest_says_what_sha256_would(local: CheckpointStore, states: States) -> None:
-    """So that people can check it without us."""
-    import hashlib
-
-    save(local, states, {1: None})
-    folder = Path(local.folder) / name_of(1)
-    written = json.loads((folder / "manifest.json").read_text())
-    assert (
-        set(written["files"])
-        == set(FILES)
-        == {p.name for p in folder.iterdir()} - {"manifest.json"}
-    )
-    for file, facts in written["files"].items():
+def test_manifest(local: CheckpointStore, states: States) -> None:
+    """Users can check the digests with sha256sum."""
+    save_steps(local, states, {1: None})
+    folder = Path(local.folder) / checkpoint_name(1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["format_version"] == FORMAT_VERSION
+    files = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == set(FILES) == files
+    for file, facts in manifest["files"].items():
         content = (folder / file).read_bytes()
         assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def test_return_to_makes_one_the_newest(local: CheckpointStore, states: States) -> None:
-    save(local, states, {1: 0.5, 2: None, 3: 0.4})
-    message = complaint(local.rollback_to, name_of(4))
-    assert message.endswith(f"there are: {', '.join(map(name_of, (1, 2, 3)))}.")
-    assert_whole(local, states, 1, 2, 3)
-    local.rollback_to(name_of(3))
-    assert_whole(local, states, 1, 2, 3)
-    local.rollback_to(name_of(1))
-    assert_whole(local, states, 1)
-    assert (Path(local.folder) / "best.txt").read_text() == f"{name_of(1)}\n"
-
-
-def test_one_that_waits_for_its_figure_is_held_and_rated(
-    anywhere: CheckpointStore, states: States
+@pytest.mark.parametrize(
+    ("version", "age"), [(None, "an earlier"), (1, "an earlier"), (3, "a later")]
+)
+def test_another_format_is_refused(
+    version: int | None, age: str, local: CheckpointStore, states: States
 ) -> None:
-    """Two are kept; an evaluation of the first goes on while others are saved."""
-    save(anywhere, states, {1: None})
-    anywhere.pinned.add(name_of(1))
-    save(anywhere, states, {2: None, 3: None, 4: None})
-    assert steps_of(anywhere) == [1, 3, 4]
-    anywhere.set_metric(name_of(3), 0.5)
-    anywhere.set_metric(name_of(1), 0.2)
-    save(anywhere, states, {5: 0.3})
-    assert_whole(anywhere, states, 1, 4, 5)  # held no more, and kept as the best
-    best = anywhere.best()
+    save_steps(local, states, {1: None})
+    path = Path(local.folder) / checkpoint_name(1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["format_version"] = version
+    if version is None:
+        manifest = {"epoch": 0, "step": 1, "figure": None, "files": manifest["files"]}
+    path.write_text(json.dumps(manifest))
+    for function in (local.load, local.check, lambda name: local.newest()):
+        assert error_of(function, checkpoint_name(1)) == (
+            f"The checkpoint {local.folder}/{checkpoint_name(1)} was written by {age} version of "
+            f"cl_ray (format {version or 1}); this version reads format {FORMAT_VERSION}: use that "
+            "version of cl_ray, or start again under another --name."
+        )
+
+
+def test_rollback_makes_one_the_newest(local: CheckpointStore, states: States) -> None:
+    save_steps(local, states, {1: 0.5, 2: None, 3: 0.4})
+    message = error_of(local.rollback_to, checkpoint_name(4))
+    assert message.endswith(f"there are: {', '.join(map(checkpoint_name, (1, 2, 3)))}.")
+    assert_complete(local, states, 1, 2, 3)
+    local.rollback_to(checkpoint_name(3))
+    assert_complete(local, states, 1, 2, 3)
+    local.rollback_to(checkpoint_name(1))
+    assert_complete(local, states, 1)
+    assert (Path(local.folder) / "best.txt").read_text() == f"{checkpoint_name(1)}\n"
+
+
+def test_pinned_until_its_metric_is_set(store: CheckpointStore, states: States) -> None:
+    """Two are kept; an evaluation of the first runs while others are saved."""
+    save_steps(store, states, {1: None})
+    store.pinned.add(checkpoint_name(1))
+    save_steps(store, states, {2: None, 3: None, 4: None})
+    assert steps_of(store) == [1, 3, 4]
+    store.set_metric(checkpoint_name(3), 0.5)
+    store.set_metric(checkpoint_name(1), 0.2)
+    save_steps(store, states, {5: 0.3})
+    assert_complete(store, states, 1, 4, 5)  # no longer pinned, and kept as the best
+    best = store.best()
     assert best is not None
-    assert (best.step, best.figure) == (1, 0.2)
-    anywhere.set_metric(name_of(1), 0.4)
-    assert steps_of(anywhere) == [4, 5]  # the best is another now
-    anywhere.pinned.add(name_of(4))
-    anywhere.set_metric(name_of(4), None)  # it could not be measured
-    assert not anywhere.pinned
+    assert (best.step, best.metric) == (1, 0.2)
+    store.set_metric(checkpoint_name(1), 0.4)
+    assert steps_of(store) == [4, 5]  # now another is the best
+    store.pinned.add(checkpoint_name(4))
+    store.set_metric(checkpoint_name(4), None)  # it could not be measured
+    assert not store.pinned

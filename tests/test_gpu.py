@@ -21,8 +21,8 @@ from helpers.five_steps import (
     weights_of,
 )
 from helpers.ranks import together
-from helpers.run_folder import leave, trained_run
-from helpers.small_run import SMALL
+from helpers.run_folder import save_run, trained_run
+from helpers.small_run import SMALL_RUN
 
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
@@ -77,7 +77,7 @@ def test_replays_what_it_would_do_step_by_step() -> None:
             gan.update = gan._update
         for number, batch in enumerate(steps):
             gan.set_lr_scale(1 - number / 10)
-            gan.step(batch)
+            gan.train_step(batch)
         return weights_of(gan)
 
     assert largest_difference(after(recorded=True), after(recorded=False)) < 1e-9
@@ -98,7 +98,7 @@ def test_bfloat16_stays_near_float32(objective: str) -> None:
 
     def first(dtype: torch.dtype) -> tuple[ContrastiveGAN, dict[str, torch.Tensor]]:
         gan = made(small(losses=losses), dtype, "cuda")
-        return gan, gan.step(batch)
+        return gan, gan.train_step(batch)
 
     (gan, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
     assert {weight.dtype for weight in gan.g_params} == {torch.float32}
@@ -146,7 +146,7 @@ def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
 
 def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:
     said = cl_ray(
-        "train", "--name=demo", f"--storage={tmp_path}", f"--data={digits}", "--epochs=2", *SMALL
+        "train", "--name=demo", f"--storage={tmp_path}", f"--data={digits}", "--epochs=2", *SMALL_RUN
     )
     assert torch.cuda.get_device_name() in said
     summary = json.loads((tmp_path / "demo/summary.json").read_text())
@@ -156,14 +156,14 @@ def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:
 
 def test_two_workers_train_on_one(digits: str, tmp_path: Path) -> None:
     flags = ["--workers=2", "--gpus-per-worker=0.5", "--cpus-per-worker=1", "--epochs=1"]
-    cl_ray("train", "--name=two", f"--storage={tmp_path}", f"--data={digits}", *flags, *SMALL)
+    cl_ray("train", "--name=two", f"--storage={tmp_path}", f"--data={digits}", *flags, *SMALL_RUN)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["workers"] == 2
     assert torch.cuda.get_device_name() in summary["device"]
 
 
 def test_generates_and_embeds_on_it(digits: str, tmp_path: Path) -> None:
-    run = leave(trained_run(digits), tmp_path, 22)
+    run = save_run(trained_run(digits), tmp_path, 22)
     for gpus in ("1", "0.5"):
         for words in (["generate", "--count=3000"], ["embed", f"--data={digits}", "--split=train"]):
             out = tmp_path / f"{words[0]}{gpus}.parquet"

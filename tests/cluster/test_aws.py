@@ -1,6 +1,6 @@
-"""The shipped aws.yaml from nothing to a trained run and back to nothing, on a fake cloud.
+"""The shipped aws.yaml on a fake cloud: from nothing to a trained run and back to nothing.
 
-One cluster, and one story told in order: each test goes on where the one before ended.
+The tests are one story on one cluster, in order: each continues where the one before ended.
 """
 
 import json
@@ -8,94 +8,101 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from helpers.cloud import Cloud, name_of, wait_for
-from helpers.digits import COUNT, put_digits
-from helpers.doors import doors, knock, process_of
-from helpers.laptop import (
-    JOBS,
-    beside,
+from helpers.client import (
+    DASHBOARD,
+    USED_COMMANDS,
+    background,
+    create_token,
     dashboard,
-    left_over,
-    log_of,
-    make_token,
-    note,
-    over,
+    http_status,
+    job_log,
+    leftover_processes,
+    read_token,
+    read_url,
+    readme_command,
+    readme_commands,
+    readme_section,
+    record_metrics,
     run,
-    shipped,
-    status,
-    text_of,
-    until,
+    shipped_yaml,
+    wait_for_job,
+    wait_for_success,
 )
+from helpers.cloud import BUCKET, Bucket, Cloud, machine_name, wait_for
+from helpers.ports import listening_ports, probe
 from helpers.small_run import SMALL
-from helpers.storage import BUCKET, Bucket
-from helpers.typed import TYPED, commands, section, typed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.cluster
+
 SUBMIT = "ray job submit --address http://localhost:8265 --working-dir ."
-EPOCHS, STEPS = 10, COUNT // 32 + 1
+EPOCHS = 10
+STEPS = 400 // 32 + 1
+"""Steps of an epoch of `copy_digits`."""
 NAMES = {"YOUR-BUCKET": BUCKET}
-NO_CUDA = {"--gpus-per-worker 1 --cpus-per-worker 3": "--cpus-per-worker 3"}
-"""The fake machines have GPUs in EC2's tables alone; two workers of 3 CPUs need two of them."""
-SHORT = f" --data s3://{BUCKET}/digits --threads 1 --evaluation.every 0 " + " ".join(SMALL)
+NO_GPU = {"--gpus-per-worker 1 --cpus-per-worker 3": "--cpus-per-worker 3"}
+"""The fake machines have GPUs in EC2's tables only; two workers of 3 CPUs need two machines."""
+SHORT_RUN = f" --data s3://{BUCKET}/digits --threads 1 --evaluation.every 0 " + " ".join(SMALL)
 SMALL_TRIAL = (
     "batch_size=32", "generator.width=4", "generator.latent=8", "discriminator.width=4",
     "discriminator.hidden=16", "log_every=5", "threads=1", "evaluation.reference=mnist",
     "evaluation.samples=60", "evaluation.images=60",
 )  # fmt: skip
-HEALTH = {"grpc.health.v1.Health/Check", "/api/healthz", "/api/local_raylet_healthz"}
-"""Whether something lives is told to everybody: load balancers and Kubernetes ask for it."""
+PUBLIC = {
+    "metrics", "grpc.health.v1.Health/Check", "/api/healthz", "/api/local_raylet_healthz"
+}  # fmt: skip
+"""Answered without a token: metrics, and the health checks of load balancers and Kubernetes."""
 
 
 @pytest.fixture(scope="module")
 def yaml(cloud: Cloud, scratch: Path) -> Path:
     """The shipped file, filled in by the shipped script."""
-    file = shipped("aws.yaml", scratch / "aws.yaml")
+    file = shipped_yaml("aws.yaml", scratch / "aws.yaml")
     changes = {**NAMES, "YOUR.IP.ADD.RESS/32": f"10.77.0.0/16 --yaml {file}"}
-    said = run(cloud, *typed("AWS", "python cluster/aws_account.py create", changes))
-    assert f"s3://{BUCKET}" in said
+    printed = run(cloud, *readme_command("AWS", "python cluster/aws_account.py create", changes))
+    assert f"s3://{BUCKET}" in printed
     return file
 
 
 @pytest.fixture(scope="module")
-def bucket(cloud: Cloud, yaml: Path) -> Bucket:
-    """The bucket, with a data set of digits in it."""
+def bucket(cloud: Cloud, yaml: Path, copy_digits: Callable[[Path], None]) -> Bucket:
+    """The bucket, with a dataset of digits in it."""
     local = cloud.folder / "digits"
-    put_digits(local)
+    copy_digits(local)
     made = Bucket(cloud)
-    for file in local.rglob("*"):
-        if file.is_file():
-            made.client.upload_file(str(file), BUCKET, f"digits/{file.relative_to(local)}")
+    for file in local.iterdir():
+        made.client.upload_file(str(file), BUCKET, f"digits/{file.name}")
     return made
 
 
 @pytest.fixture(scope="module")
 def tunnels() -> Iterator[ExitStack]:
-    """What stays open from test to test."""
+    """Tunnels that stay open from test to test."""
     with ExitStack() as stack:
         yield stack
 
 
-def begin(cloud: Cloud, beginning: str, more: str, changes: dict[str, str]) -> None:
-    """Type a job of the README, with flags that make it short, and do not wait for its end."""
+def submit(cloud: Cloud, prefix: str, flags: str, changes: dict[str, str]) -> None:
+    """Submit a job of the README with more flags, and do not wait for its end."""
     changes = {**NAMES, **changes, " --working-dir .": " --no-wait --working-dir ."}
-    *shell, command = typed("AWS", beginning, changes)
-    run(cloud, *shell, command + more)
+    *shell, command = readme_command("AWS", prefix, changes)
+    run(cloud, *shell, command + flags)
 
 
-def train(cloud: Cloud, epochs: int, job: str = "first") -> None:
-    """The README's training; typed again it wants another submission id."""
-    again = {"--submission-id first": f"--submission-id {job}"} if job != "first" else {}
-    short = f"{SHORT} --epochs {epochs}"
-    begin(cloud, f"{SUBMIT} --submission-id first", short, {**NO_CUDA, **again})
+def submit_training(cloud: Cloud, epochs: int, job: str = "first") -> None:
+    """Submit the README's training; every submission needs an id of its own."""
+    new_id = {"--submission-id first": f"--submission-id {job}"} if job != "first" else {}
+    flags = f"{SHORT_RUN} --epochs {epochs}"
+    submit(cloud, f"{SUBMIT} --submission-id first", flags, {**NO_GPU, **new_id})
 
 
-def test_the_account_lets_in_ssh_from_one_range_and_nothing_else(cloud: Cloud, yaml: Path) -> None:
+def test_the_security_group_admits_ssh_from_one_range_only(cloud: Cloud, yaml: Path) -> None:
     (group,) = cloud.ec2.describe_security_groups(
         Filters=[{"Name": "group-name", "Values": ["cl-ray"]}]
     )["SecurityGroups"]
@@ -114,9 +121,9 @@ def test_the_account_lets_in_ssh_from_one_range_and_nothing_else(cloud: Cloud, y
 
 
 def test_up(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
-    make_token(cloud)
+    create_token(cloud)
     assert stat.S_IMODE((cloud.home / ".ray/auth_token").stat().st_mode) == 0o600
-    run(cloud, *typed("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
+    run(cloud, *readme_command("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
     (head,) = cloud.instances()
     assert head["InstanceType"] == "m6i.large"
     assert head["IamInstanceProfile"]["Arn"].endswith("/cl-ray-head")
@@ -127,15 +134,15 @@ def test_up(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
     tunnels.enter_context(dashboard(cloud, yaml))
 
 
-def test_no_ray_api_answers_without_the_token(cloud: Cloud, yaml: Path) -> None:
-    """Not even to a neighbour whom the security group would let in."""
-    token = (cloud.home / ".ray/auth_token").read_text().strip()
+def test_no_ray_api_answers_without_the_token(cloud: Cloud) -> None:
+    """Not even to a machine that the security group admits."""
+    token = read_token(cloud)
     for path in ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
-        assert status(JOBS + path) == 401, path
-        assert status(JOBS + path, "0" * len(token)) == 403, path
-        assert status(JOBS + path, token) == 200, path
+        assert http_status(DASHBOARD + path) == 401, path
+        assert http_status(DASHBOARD + path, "0" * len(token)) == 403, path
+        assert http_status(DASHBOARD + path, token) == 200, path
     address = cloud.instances()[0]["PrivateIpAddress"]
-    assert status(f"http://{address}:8265/api/version") == 0  # loopback alone
+    assert http_status(f"http://{address}:8265/api/version") == 0  # it listens on loopback only
     assert socket.create_connection((address, 22), timeout=10)
     # GCS, by which nodes and drivers join.
     check = ("timeout", "60", "ray", "health-check", f"--address={address}:6379")
@@ -144,38 +151,37 @@ def test_no_ray_api_answers_without_the_token(cloud: Cloud, yaml: Path) -> None:
     run(cloud, "env", f"RAY_AUTH_TOKEN={'0' * len(token)}", *check, ok=False)
 
 
-def test_training_on_two_machines_outlives_one_of_them(
+def test_training_on_two_machines_survives_the_loss_of_one(
     cloud: Cloud, yaml: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    train(cloud, EPOCHS)
-    until(cloud, "first", lambda: len(bucket.epochs()) >= 3, "three epochs")
+    submit_training(cloud, EPOCHS)
+    wait_for_job(cloud, "first", lambda: len(bucket.epochs()) >= 3, "three epochs")
     head, *workers = cloud.instances()
     assert [w["InstanceType"] for w in workers] == ["g5.xlarge"] * 2
     assert {w.get("InstanceLifecycle") for w in workers} == {"spot"}
-    # moto shows the profile on the first machine of a request alone.
+    # moto shows the profile on the first machine of a request only.
     profiles = {w["IamInstanceProfile"]["Arn"] for w in workers if "IamInstanceProfile" in w}
     assert [profile.rpartition("/")[2] for profile in profiles] == ["cl-ray-worker"]
     assert len({m["PrivateIpAddress"] for m in (head, *workers)}) == 3
 
-    cloud.unplug(workers[-1]["InstanceId"])
+    cloud.kill(workers[-1]["InstanceId"])
     began = time.monotonic()
-    time.sleep(2)  # what was on its way has arrived
+    time.sleep(2)  # metrics that were under way have arrived
     lost_at = len(bucket.epochs())
     assert lost_at < EPOCHS - 2
-    until(cloud, "first", lambda: len(bucket.epochs()) > lost_at, "steps after the loss")
+    wait_for_job(cloud, "first", lambda: len(bucket.epochs()) > lost_at, "steps after the loss")
     seconds = time.monotonic() - began
-    until(cloud, "first", lambda: over(cloud, "first") == "SUCCEEDED", "the end of the job")
-    said = log_of(cloud, "first")
+    log = wait_for_success(cloud, "first")
     assert bucket.epochs() == list(range(1, EPOCHS + 1))  # nothing twice, nothing missing
-    resumed = [int(step) for step in re.findall(r"goes on from step-(\d+)", said)]
+    resumed = [int(step) for step in re.findall(r"goes on from step-(\d+)", log)]
     assert len(resumed) == 1
     lost = lost_at - resumed[0] / STEPS
     assert lost <= 1
     later = [m["InstanceId"] for m in cloud.instances()]
-    note(epochs_lost=lost, seconds_to_recovery=seconds, machines_after=len(later))
+    record_metrics(epochs_lost=lost, seconds_to_recovery=seconds, machines_after=len(later))
     assert workers[-1]["InstanceId"] not in later
-    # Another one came. For a moment Ray counts what was lost and what is asked for anew, and may
-    # start a machine more, which goes again when it is idle; never more than max_workers.
+    # A new machine was started. For a moment Ray counts both the lost and the requested machine, and
+    # may start one more, which ends when it is idle; never more than max_workers.
     assert 3 <= len(later) <= 1 + 4
 
     files = bucket.files()
@@ -188,32 +194,32 @@ def test_training_on_two_machines_outlives_one_of_them(
     assert json.loads(bucket.read("runs/first/summary.json"))["workers"] == 2
 
 
-def test_no_door_opens_without_the_token(cloud: Cloud) -> None:
-    """Every port of every machine, to a neighbour whom the security group would let in."""
-    token = (cloud.home / ".ray/auth_token").read_text().strip()
+def test_no_port_answers_without_the_token(cloud: Cloud) -> None:
+    """Every port of every machine, from a machine that the security group admits."""
+    token = read_token(cloud)
     found = [
-        (name_of(m["InstanceId"]), m["PrivateIpAddress"], door)
-        for m in cloud.instances()
-        for door in doors(cloud.machines, name_of(m["InstanceId"]))
+        (machine["PrivateIpAddress"], port)
+        for machine in cloud.instances()
+        for port in listening_ports(cloud.machines, machine_name(machine["InstanceId"]))
     ]
-    assert {process_of(d) for _, _, d in found if d.loopback} <= {
+    assert {port.process for _, port in found if port.loopback} <= {
         "dashboard.py",
         "ray::DashboardAgent",
     }
-    outside = [(address, door) for _, address, door in found if not door.loopback]
+    outside = [(address, port) for address, port in found if not port.loopback]
     with ThreadPoolExecutor(8) as pool:
-        none, bad, good = (
-            list(pool.map(lambda at, shown=shown: knock(*at, shown), outside))
-            for shown in (None, "0" * len(token), token)
+        none, wrong, right = (
+            list(pool.map(lambda at, token=token: probe(*at, token), outside))
+            for token in (None, "0" * len(token), token)
         )
-    opened: dict[str, set[str]] = {}
-    for (_, door), *refused, admitted in zip(outside, none, bad, good, strict=True):
-        for answer in refused:
-            assert answer.answered <= {"metrics", *HEALTH}, (door, answer)
-        if admitted.answered - {"metrics", *HEALTH}:  # a Ray API: it answers those who may ask
-            assert all(answer.refused for answer in refused), (door, refused)
-        opened.setdefault(process_of(door), set()).update(admitted.answered)
-    # What was behind the doors: else nothing was tried.
+    admitted: dict[str, set[str]] = {}
+    for (_, port), *refused, answer in zip(outside, none, wrong, right, strict=True):
+        for result in refused:
+            assert result.answered <= PUBLIC, (port, result)
+        if answer.answered - PUBLIC:  # a Ray API, which answers those with the token
+            assert all(result.refused for result in refused), (port, refused)
+        admitted.setdefault(port.process, set()).update(answer.answered)
+    # With the token each API answers: else nothing was tried.
     for process, call in {
         "gcs_server": "ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
         "raylet": "ray.rpc.NodeManagerService/GetNodeStats",
@@ -223,84 +229,85 @@ def test_no_door_opens_without_the_token(cloud: Cloud) -> None:
         "python": "ray.rpc.RayletDriver/ClusterInfo",  # the server of `ray://`
         "monitor.py": "metrics",
     }.items():
-        assert call in opened[process], process
-    lines = section("Open ports").splitlines()
+        assert call in admitted[process], process
+    lines = readme_section("Open ports").splitlines()
     cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
     listed = {name for cell in cells for name in re.findall("`([^`]+)`", cell)}
-    assert {process_of(door) for _, door in outside} <= listed
-    tried = [answer for answer in (*none, *bad) if answer.refused]
-    note(refused=sum(answer.refused for answer in tried), doors=len(outside))
+    assert {port.process for _, port in outside} <= listed
+    refusals = sum(result.refused for result in (*none, *wrong))
+    record_metrics(refused=refusals, ports=len(outside))
 
 
-def test_a_small_search_as_a_job(cloud: Cloud, bucket: Bucket) -> None:
+def test_a_small_search_runs_as_a_job(cloud: Cloud, bucket: Bucket) -> None:
     sets = "".join(f" --set {change}" for change in SMALL_TRIAL)
-    short = f" --data s3://{BUCKET}/digits --trials 2 --epochs 1{sets}"
+    flags = f" --data s3://{BUCKET}/digits --trials 2 --epochs 1{sets}"
     search = "--submission-id search -- python tuning/search.py"
     changes = {
         "-- python tuning/search.py": search,
         "--gpus-per-trial 1 --cpus-per-trial 3 --concurrent 4": "--cpus-per-trial 3",
     }
-    begin(cloud, f"{SUBMIT} -- python tuning/search.py", short, changes)
-    until(cloud, "search", lambda: over(cloud, "search") == "SUCCEEDED", "the end of the search")
+    submit(cloud, f"{SUBMIT} -- python tuning/search.py", flags, changes)
+    wait_for_success(cloud, "search")
     files = [name for name in bucket.files() if name.startswith("runs/balance/")]
     assert {"runs/balance/best.yaml", "runs/balance/leaderboard.csv"} <= set(files)
     assert any("tfevents" in name for name in files)
 
 
-def test_what_is_watched_and_fetched(cloud: Cloud, yaml: Path, bucket: Bucket) -> None:
-    assert "'SUCCEEDED'" in run(cloud, *typed("Watching", "ray job list"))
-    assert f"epoch {EPOCHS}/{EPOCHS}" in run(cloud, *typed("Watching", "ray job logs"))
+def test_the_run_can_be_watched_and_fetched(cloud: Cloud, yaml: Path, bucket: Bucket) -> None:
+    assert "'SUCCEEDED'" in run(cloud, *readme_command("Watching", "ray job list"))
+    assert f"epoch {EPOCHS}/{EPOCHS}" in run(cloud, *readme_command("Watching", "ray job logs"))
     shipped_as = {"cluster/aws.yaml": str(yaml)}
-    status_ = run(cloud, *typed("Watching", "ray exec cluster/aws.yaml 'ray status'", shipped_as))
-    assert "gpu-spot" in status_
-    fetched = run(cloud, *typed("AWS", 'python -c "import cl_ray', NAMES))
+    status = run(
+        cloud, *readme_command("Watching", "ray exec cluster/aws.yaml 'ray status'", shipped_as)
+    )
+    assert "gpu-spot" in status
+    fetched = run(cloud, *readme_command("AWS", 'python -c "import cl_ray', NAMES))
     assert "(4, 28, 28, 1)" in fetched
-    board = typed("Watching", "ray exec --port-forward 6006", {**NAMES, **shipped_as})
-    with beside(cloud, "tensorboard", *board):
+    command = readme_command("Watching", "ray exec --port-forward 6006", {**NAMES, **shipped_as})
+    with background(cloud, "tensorboard", *command):
         url = "http://localhost:6006/data/runs"
-        wait_for(lambda: status(url) == 200, 90, "TensorBoard")
-        wait_for(lambda: "first/tensorboard" in text_of(url), 90, "the run in TensorBoard")
+        wait_for(lambda: http_status(url) == 200, 90, "TensorBoard")
+        wait_for(lambda: "first/tensorboard" in read_url(url), 90, "the run in TensorBoard")
 
 
-def test_a_lost_head_costs_no_more_than_the_same_commands_again(
+def test_after_a_lost_head_the_same_commands_resume(
     cloud: Cloud, yaml: Path, bucket: Bucket, tunnels: ExitStack
 ) -> None:
-    """In mid-training; then `ray up` and the same job, which goes on from the last checkpoint."""
+    """The head is lost during training; `ray up` and the same job resume the last checkpoint."""
     end = EPOCHS + 4
-    train(cloud, end, "longer")
-    until(cloud, "longer", lambda: len(bucket.epochs()) > EPOCHS, "an epoch more")
+    submit_training(cloud, end, "longer")
+    wait_for_job(cloud, "longer", lambda: len(bucket.epochs()) > EPOCHS, "another epoch")
     head = next(m for m in cloud.instances() if m["InstanceType"] == "m6i.large")
     tunnels.close()
-    cloud.unplug(head["InstanceId"])
-    run(cloud, *typed("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
+    cloud.kill(head["InstanceId"])
+    run(cloud, *readme_command("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
     tunnels.enter_context(dashboard(cloud, yaml))
     saved = bucket.checkpoints()[-1]
     assert EPOCHS * STEPS < int(saved.removeprefix("step-")) < end * STEPS
-    train(cloud, end, "again")
-    until(cloud, "again", lambda: over(cloud, "again") == "SUCCEEDED", "the end of the job")
-    assert f"goes on from {saved}" in log_of(cloud, "again")
+    submit_training(cloud, end, "again")
+    assert f"goes on from {saved}" in wait_for_success(cloud, "again")
     assert bucket.epochs() == list(range(1, end + 1))
 
 
 def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
     tunnels.close()
-    run(cloud, *typed("AWS", "ray down", {"cluster/aws.yaml": str(yaml)}))
+    run(cloud, *readme_command("AWS", "ray down", {"cluster/aws.yaml": str(yaml)}))
     assert cloud.instances("pending", "running", "stopping", "stopped") == []
     wait_for(lambda: not cloud.machines.running, 30, "the machines' end")
-    run(cloud, *typed("AWS", "python cluster/aws_account.py delete"))
+    run(cloud, *readme_command("AWS", "python cluster/aws_account.py delete"))
     groups = cloud.ec2.describe_security_groups()["SecurityGroups"]
     assert [g["GroupName"] for g in groups if g["GroupName"] != "default"] == []
     roles = cloud.client("iam").list_roles()["Roles"]
     assert [r["RoleName"] for r in roles if "cl-ray" in r["RoleName"]] == []
     assert cloud.ec2.describe_key_pairs()["KeyPairs"] == []
-    assert left_over(cloud) == []
+    assert leftover_processes(cloud) == []
 
 
-def test_every_command_was_typed(request: pytest.FixtureRequest) -> None:
-    """All of the README's for AWS but what has no program here, and the doctor: test_onprem."""
+def test_every_command_was_run(request: pytest.FixtureRequest, cloud: Cloud) -> None:
+    """Of the README's for AWS all but `aws`, which is not here, and doctor, which test_onprem runs."""
     chosen = {item.name for item in request.session.items if item.path == request.path}
     if chosen != {name for name in globals() if name.startswith("test_")}:
-        pytest.skip("a part of the story was chosen")
-    left = {c for title in ("AWS", "Watching") for c in commands(title)} - TYPED
+        pytest.skip("only a part of this file was selected")
+    left = {c for title in ("AWS", "Watching") for c in readme_commands(title)} - USED_COMMANDS
     assert {" ".join(c.split()[:3]) for c in left if " doctor " not in c} == {"aws s3 rb"}
-    note(typed=len(TYPED))
+    record_metrics(commands=len(USED_COMMANDS))

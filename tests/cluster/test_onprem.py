@@ -1,20 +1,34 @@
-"""The shipped onprem.yaml on three machines: up, a run on storage that all mount, down."""
+"""The shipped onprem.yaml on three fake machines: up, a run on shared storage, down."""
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from helpers.client import (
+    USED_COMMANDS,
+    create_token,
+    dashboard,
+    get_json,
+    leftover_processes,
+    readme_command,
+    readme_commands,
+    run,
+    shipped_yaml,
+)
 from helpers.cloud import Cloud, wait_for
-from helpers.digits import put_digits
-from helpers.laptop import ask, dashboard, left_over, make_token, run, shipped
 from helpers.small_run import SMALL
-from helpers.typed import TYPED, commands, typed
 
-OWN = "Your own machines"
+pytestmark = pytest.mark.cluster
+
+TITLE = "Your own machines"
 ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")
 
 
-def test_three_machines_from_up_to_down(cloud: Cloud, scratch: Path) -> None:
+def test_three_machines_from_up_to_down(
+    cloud: Cloud, scratch: Path, copy_digits: Callable[[Path], None]
+) -> None:
     key = scratch / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     for number, address in enumerate(ADDRESSES):
@@ -25,16 +39,16 @@ def test_three_machines_from_up_to_down(cloud: Cloud, scratch: Path) -> None:
         "192.0.2.2, 192.0.2.3": f"{ADDRESSES[1]}, {ADDRESSES[2]}",
         "~/.ssh/id_ed25519": str(key),
     }
-    file = shipped("onprem.yaml", scratch / "onprem.yaml", **changes)
-    put_digits(cloud.machines.shared / "digits")
-    make_token(cloud)
-    *shell, first = typed(OWN, "export RAY_UP")
-    *_, up = typed(OWN, "ray up", {"cluster/onprem.yaml": str(file)})
+    file = shipped_yaml("onprem.yaml", scratch / "onprem.yaml", **changes)
+    copy_digits(cloud.machines.shared / "digits")
+    create_token(cloud)
+    *shell, first = readme_command(TITLE, "export RAY_UP")
+    *_, up = readme_command(TITLE, "ray up", {"cluster/onprem.yaml": str(file)})
     run(cloud, *shell, f"{first}; {up}")
-    with dashboard(cloud, file, OWN):
+    with dashboard(cloud, file, TITLE):
 
         def joined() -> bool:
-            nodes = ask(cloud, "/nodes?view=summary")["data"]["summary"]
+            nodes = get_json(cloud, "/nodes?view=summary")["data"]["summary"]
             alive = {n["ip"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
             return alive == set(ADDRESSES)
 
@@ -45,29 +59,31 @@ def test_three_machines_from_up_to_down(cloud: Cloud, scratch: Path) -> None:
             "-- python": "-- env COLUMNS=250 python",
         }
         job = "ray job submit --address http://localhost:8265 --working-dir ."
-        said = run(cloud, *typed("Watching", f"{job} -- python -m cl_ray doctor", doctor))
-        rows = [line for line in said.splitlines() if "  ok  " in line or "  failure  " in line]
+        printed = run(
+            cloud, *readme_command("Watching", f"{job} -- python -m cl_ray doctor", doctor)
+        )
+        rows = [line for line in printed.splitlines() if "  ok  " in line or "  failure  " in line]
         checks = [row.split()[0] for row in rows]
         assert {check: checks.count(check) for check in set(checks)} == {
             "token": 1, "versions": 3, "GPUs": 3, "clock": 3, "storage": 3, "all-reduce": 1,
             "dashboard": 1,
-        }, said  # fmt: skip
-        assert "2 nodes over gloo" in said
-        assert "asks for the token" in said
-        assert "failure" not in said
+        }, printed  # fmt: skip
+        assert "2 nodes over gloo" in printed
+        assert "asks for the token" in printed
+        assert "failure" not in printed
         assert not list(cloud.machines.shared.glob(".doctor*"))
 
-        small = f" --data /mnt/runs/digits --evaluation.every 0 --epochs 1 {' '.join(SMALL)}"
-        fits = {"--gpus-per-worker 1": "--cpus-per-worker 2 --threads 1"}  # one to a machine
-        *shell, train = typed(OWN, "ray job submit", fits)
+        small = f" --data /mnt/runs/digits --evaluation.every 0 --epochs 1 {' '.join(SMALL_RUN)}"
+        fits = {"--gpus-per-worker 1": "--cpus-per-worker 2 --threads 1"}  # one on each machine
+        *shell, train = readme_command(TITLE, "ray job submit", fits)
         run(cloud, *shell, train + small)
     summary = json.loads((cloud.machines.shared / "first/summary.json").read_text())
     assert (summary["epochs"], summary["workers"]) == (1, 2)
 
-    *shell, down = typed(OWN, "ray down", {"cluster/onprem.yaml": str(file)})
+    *shell, down = readme_command(TITLE, "ray down", {"cluster/onprem.yaml": str(file)})
     run(cloud, *shell, f"{first}; {down}")
-    # The head's end is at once; workers give up on it after a minute, which is not waited for here.
+    # The head ends at once. Workers end after a minute without it, which this test does not await.
     head = cloud.machines.processes("own0")
     assert not [line for line in head if "/raylet" in line or "gcs_server" in line]
-    assert left_over(cloud) == []
-    assert set(commands(OWN)) <= TYPED
+    assert leftover_processes(cloud) == []
+    assert set(readme_commands(TITLE)) <= USED_COMMANDS

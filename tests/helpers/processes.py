@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def children(pid: int) -> Iterator[tuple[int, str]]:
-    """All descendants of a process, with their titles."""
+    """Yield the id and command line of every descendant of a process."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -14,7 +14,7 @@ def children(pid: int) -> Iterator[tuple[int, str]]:
                 title = (entry / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
-            parent = int(re.search(r"PPid:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
-            if parent == pid:
+            parent = re.search(r"PPid:\s+(\d+)", status)
+            if parent and int(parent.group(1)) == pid:
                 yield int(entry.name), title
                 yield from children(int(entry.name))

@@ -1,4 +1,4 @@
-"""A run folder made in this process, without Ray."""
+"""A run folder that is made in this process, without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,27 @@ from cl_ray.data.partition import Partition
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 
-SMALL = {"depth": 2, "width": 4}
+SMALL_NETWORK = {"depth": 2, "width": 4}
 
 
-def begun(data: str, **fields: Any) -> Trainer:
-    """A run of small networks before its first step."""
-    small = {"batch_size": 32, "generator": SMALL, "discriminator": SMALL, **fields}
-    config = Config(data=data, **small)
+def build_trainer(data: str, **fields: Any) -> Trainer:
+    """Return a trainer of small networks before its first step."""
+    small = {"batch_size": 32, "generator": SMALL_NETWORK, "discriminator": SMALL_NETWORK}
+    config = Config.model_validate({"data": data, **small, **fields})
     return Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
 
 
 def trained_run(data: str, **fields: Any) -> Trainer:
-    """The same after an epoch."""
-    run = begun(data, **fields)
-    run.train_epoch()
-    return run
+    """Return a trainer after one epoch."""
+    trainer = build_trainer(data, **fields)
+    trainer.train_epoch()
+    return trainer
 
 
-def leave(run: Trainer, storage: Path, step: int) -> Path:
-    """Writes the run's folder, with one checkpoint of that step."""
+def save_run(trainer: Trainer, storage: Path, step: int) -> Path:
+    """Write a run folder with one checkpoint of that step; return the folder."""
     folder = RunStorage.at(str(storage), "demo")
-    folder.write("config.yaml", run.config.to_yaml().encode())
-    CheckpointStore(*folder.open()).save(run.state_dict(), epoch=1, step=step, metric=0.5)
+    folder.write("config.yaml", trainer.config.to_yaml().encode())
+    checkpoints = CheckpointStore(*folder.open())
+    checkpoints.save(trainer.state_dict(), epoch=1, step=step, metric=0.5)
     return Path(folder.uri)

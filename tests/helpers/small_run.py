@@ -1,6 +1,6 @@
-"""Flags of a run that is over in seconds."""
+"""Flags of a run that trains in seconds."""
 
-SMALL = [
+SMALL_RUN = [
     "--batch-size=32",
     "--generator.width=4",
     "--generator.latent=8",

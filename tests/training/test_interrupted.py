@@ -13,12 +13,12 @@ import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from helpers.ranks import SLOW
-from helpers.saved import (
+from helpers.saved_states import (
     FILES,
     States,
-    assert_whole,
-    name_of,
-    save,
+    assert_complete,
+    checkpoint_name,
+    save_steps,
     steps_of,
 )
 from helpers.states import alike, pack, unpack
@@ -111,7 +111,7 @@ def interrupt(cut: Cut, function: Callable[..., None], *arguments: Any) -> None:
 
 
 def save_badly(cut: Cut, folder: str, keep: int, packed: bytes, step: int) -> None:
-    save(failing(cut, folder, keep), {step: unpack(packed)}, {step: 0.4})
+    save_steps(failing(cut, folder, keep), {step: unpack(packed)}, {step: 0.4})
 
 
 def return_badly(cut: Cut, folder: str, name: str) -> None:
@@ -126,44 +126,44 @@ def test_an_interrupted_write_leaves_those_before_whole(
 ) -> None:
     local.keep = 2
     folder = local.folder.removesuffix("/checkpoints")
-    save(local, states, {1: 0.1, 2: 0.5})
+    save_steps(local, states, {1: 0.1, 2: 0.5})
     interrupt(Cut(file, share, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3)
-    assert (Path(local.folder) / name_of(3)).exists()  # it had begun
-    assert_whole(local, states, 1, 2)
+    assert (Path(local.folder) / checkpoint_name(3)).exists()  # it had begun
+    assert_complete(local, states, 1, 2)
     newest = local.newest()
     assert newest is not None
     assert newest.step == 2
     # The run goes on from there, comes to the same step, and nothing is left over.
-    save(local, states, {3: 0.4})
-    assert_whole(local, states, 1, 2, 3)
-    save(local, states, {4: 0.3})
-    assert_whole(local, states, 1, 3, 4)
+    save_steps(local, states, {3: 0.4})
+    assert_complete(local, states, 1, 2, 3)
+    save_steps(local, states, {4: 0.3})
+    assert_complete(local, states, 1, 3, 4)
     found = {path.name for path in Path(local.folder).iterdir()}
-    assert found == {"best.txt", *map(name_of, (1, 3, 4))}
+    assert found == {"best.txt", *map(checkpoint_name, (1, 3, 4))}
 
 
 def test_what_was_cut_short_is_cleared_away(local: CheckpointStore, states: States) -> None:
-    save(local, states, {1: 0.1})
+    save_steps(local, states, {1: 0.1})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(Cut(1, 0.5), save_badly, folder, local.keep, pack(states[2]), 2)
-    save(local, states, {3: 0.2})  # it went on by other steps, as other workers would
-    assert_whole(local, states, 1, 3)
-    assert not (Path(local.folder) / name_of(2)).exists()
+    save_steps(local, states, {3: 0.2})  # it went on by other steps, as other workers would
+    assert_complete(local, states, 1, 3)
+    assert not (Path(local.folder) / checkpoint_name(2)).exists()
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["error", "kill"])
 def test_interrupted_after_the_manifest_it_counts(
     kill: bool, local: CheckpointStore, states: States
 ) -> None:
-    save(local, states, {1: 0.5, 2: 0.5})
+    save_steps(local, states, {1: 0.5, 2: 0.5})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(
         Cut(4, 0.5, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3
     )  # best.txt
-    assert_whole(local, states, 1, 2, 3)
-    save(local, states, {4: 0.6})
-    assert_whole(local, states, 2, 3, 4)
-    assert (Path(local.folder) / "best.txt").read_text() == f"{name_of(3)}\n"
+    assert_complete(local, states, 1, 2, 3)
+    save_steps(local, states, {4: 0.6})
+    assert_complete(local, states, 2, 3, 4)
+    assert (Path(local.folder) / "best.txt").read_text() == f"{checkpoint_name(3)}\n"
 
 
 @pytest.mark.parametrize("deletion", range(4))
@@ -171,7 +171,7 @@ def test_an_interrupted_deletion_leaves_the_others_whole(
     deletion: int, local: CheckpointStore, states: States
 ) -> None:
     local.keep = 1
-    save(local, states, {1: 0.1, 2: 0.5})
+    save_steps(local, states, {1: 0.1, 2: 0.5})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(
         Cut(deletion=deletion), save_badly, folder, local.keep, pack(states[3]), 3
@@ -182,21 +182,21 @@ def test_an_interrupted_deletion_leaves_the_others_whole(
     newest = local.newest()
     assert newest is not None
     assert newest.step == 3
-    save(local, states, {4: 0.5})
-    assert_whole(local, states, 1, 4)
+    save_steps(local, states, {4: 0.5})
+    assert_complete(local, states, 1, 4)
 
 
 @pytest.mark.parametrize("deletion", range(8))
 def test_an_interrupted_return_leaves_a_whole_one_to_go_on_from(
     deletion: int, local: CheckpointStore, states: States
 ) -> None:
-    save(local, states, {1: 0.1, 2: 0.5, 3: 0.4})
+    save_steps(local, states, {1: 0.1, 2: 0.5, 3: 0.4})
     folder = local.folder.removesuffix("/checkpoints")
-    interrupt(Cut(deletion=deletion), return_badly, folder, name_of(1))
+    interrupt(Cut(deletion=deletion), return_badly, folder, checkpoint_name(1))
     for manifest in local.list():
         local.check(manifest.name)
-    local.rollback_to(name_of(1))
-    assert_whole(local, states, 1)
+    local.rollback_to(checkpoint_name(1))
+    assert_complete(local, states, 1)
 
 
 @pytest.mark.parametrize("file", range(4), ids=[*FILES, "manifest.json"])
@@ -204,9 +204,9 @@ def test_saved_again_and_interrupted_the_one_before_is_gone_on_from(
     file: int, local: CheckpointStore, states: States
 ) -> None:
     """As a notebook does that saves in `watch` at an epoch's last step, and at its end."""
-    save(local, states, {1: None, 2: None})
+    save_steps(local, states, {1: None, 2: None})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(Cut(file, 0.5), save_badly, folder, local.keep, pack(states[3]), 2)
-    assert_whole(local, states, 1)
-    save(local, {2: states[3]}, {2: 0.1})
-    assert alike(local.load(name_of(2)), states[3])
+    assert_complete(local, states, 1)
+    save_steps(local, {2: states[3]}, {2: 0.1})
+    assert alike(local.load(checkpoint_name(2)), states[3])

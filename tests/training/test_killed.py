@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.processes import children
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = -(-60_000 // 32)
@@ -20,7 +20,7 @@ STEPS = -(-60_000 // 32)
 def test_the_curves_before_a_checkpoint_are_there(bucket: Any, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={bucket.uri('killed')}",
-        "--data=mnist", "--epochs=1", "--checkpoint.every=20", "--evaluation.every=0", *SMALL,
+        "--data=mnist", "--epochs=1", "--checkpoint.every=20", "--evaluation.every=0", *SMALL_RUN,
     ]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from helpers.processes import children
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
-from cl_ray.training.lock import exclusive_lock
+from cl_ray.training.preflight import exclusive_lock
 
 HOLD = """
 import sys
-from cl_ray.training.lock import alone
+from cl_ray.training.preflight import alone
 from cl_ray.storage import Folder
 with alone(Folder.of(sys.argv[1]), "search"):
     print("held", flush=True)
@@ -40,7 +40,7 @@ def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
 ) -> None:
     command = [
         sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
-        f"--data={make_digits(200)}", "--epochs=100000", "--evaluation.every=0", *SMALL,
+        f"--data={make_digits(200)}", "--epochs=100000", "--evaluation.every=0", *SMALL_RUN,
     ]  # fmt: skip
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None

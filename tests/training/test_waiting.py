@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from helpers.machine import machine
-from helpers.running import Running
+from helpers.local_ray import local_ray
+from helpers.terminal_process import TerminalProcess
 
 ROOT = Path(__file__).parent.parent.parent
 SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py"), "--trials=1"]
@@ -26,7 +26,7 @@ WAITS = {
 @pytest.fixture(scope="module")
 def full_cluster() -> Iterator[str]:
     """The address of one whose only CPUs are reserved."""
-    with machine(cpus=2) as context:
+    with local_ray(cpus=2) as context:
         ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
         yield context.address_info["address"]
 
@@ -34,11 +34,11 @@ def full_cluster() -> Iterator[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_ends(full_cluster: str, tmp_path: Path, command: str) -> None:
     flags = [f"--address={full_cluster}", "--name=w", f"--storage={tmp_path}"]
-    running = Running([*COMMANDS[command], *flags], tmp_path / "log")
+    running = TerminalProcess([*COMMANDS[command], *flags], tmp_path / "log")
     try:
-        running.wait_for(lambda: WAITS[command] in running.said(), "its waiting")
+        running.wait_for(lambda: WAITS[command] in running.output(), "its waiting")
         running.press_ctrl_c()
-        said = running.end()
+        said = running.wait_interrupted()
     finally:
         running.process.kill()
     assert "stopped; " in said.splitlines()[-1]

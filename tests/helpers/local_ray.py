@@ -1,4 +1,4 @@
-"""A machine as Ray sees it, of this process's own."""
+"""Ray in the process of a test."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import ray
 
 
 @contextmanager
-def machine(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[Any]:
-    """Ray with so many CPUs and GPUs, whether they are there or not; yields its context."""
-    # Not in pytest's own folder: its path is too long for a socket's.
+def local_ray(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[Any]:
+    """Start Ray with so many CPUs and GPUs, real or not; yield its context."""
+    # Not in pytest's folder, whose path is too long for a socket.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         context = ray.init(
             address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard,

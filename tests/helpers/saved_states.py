@@ -1,0 +1,42 @@
+"""States of a small run after each of its steps, and their checkpoints."""
+
+from typing import Any
+
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.gan import ContrastiveGAN
+from helpers.five_steps import SHAPE, small
+from helpers.states import alike
+
+States = dict[int, dict[str, Any]]
+METADATA = {"config": small().to_yaml(), "shape": list(SHAPE), "classes": [], "counts": []}
+FILES = ["generator.safetensors", "discriminator.safetensors", "state.pt"]
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def small_gan() -> ContrastiveGAN:
+    shallow = {"depth": 1, "width": 4}
+    return ContrastiveGAN(small(generator=shallow, discriminator=shallow), SHAPE)
+
+
+def save_steps(
+    checkpoints: CheckpointStore, states: States, metrics: dict[int, float | None]
+) -> None:
+    """Save these steps, each with its metric, one after another."""
+    for step, metric in metrics.items():
+        name = checkpoints.save(states[step], epoch=step // 2, step=step, metric=metric)
+        assert name == checkpoint_name(step)
+
+
+def steps_of(checkpoints: CheckpointStore) -> list[int]:
+    return [manifest.step for manifest in checkpoints.list()]
+
+
+def assert_complete(checkpoints: CheckpointStore, states: States, *steps: int) -> None:
+    """Check that there are checkpoints of these steps and no others, each as it was saved."""
+    assert steps_of(checkpoints) == list(steps)
+    for step in steps:
+        assert alike(checkpoints.load(checkpoint_name(step)), states[step])
+        checkpoints.check(checkpoint_name(step))
