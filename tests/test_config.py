@@ -1,4 +1,4 @@
-"""The config tree: out to YAML and back, and how each mistake is answered."""
+"""The config tree: YAML in and out, marks on fields, and a clear sentence for each mistake."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,39 +7,40 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic.fields import FieldInfo
 
-from cl_ray.base_config import BaseConfig
+from cl_ray.base_config import FORMAT_VERSION, BaseConfig, marked_fields
 from cl_ray.config import PRESETS, Config, build_config, differences, merge, preset
 from cl_ray.errors import UserError
+from cl_ray.tuning.search import SearchOptions
 
-TRIED = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
-"""Values of which every field takes one."""
+VALUES = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
+"""Every field accepts one of these."""
 
 
-def leaves(kind: type[BaseConfig], *path: str) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def fields_of(kind: type[BaseConfig], *path: str) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseConfig):
-            yield from leaves(field.annotation, *path, name)
+            yield from fields_of(field.annotation, *path, name)
         else:
             yield (*path, name), field
 
 
-LEAVES = dict(leaves(Config))
+FIELDS = dict(fields_of(Config))
 
 
 def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
 
 
-def leaf(config: BaseConfig, path: tuple[str, ...]) -> Any:
+def value_of(config: BaseConfig, path: tuple[str, ...]) -> Any:
     value: Any = config
     for name in path:
         value = getattr(value, name)
     return value
 
 
-def changed(path: tuple[str, ...], field: FieldInfo) -> Config | None:
-    """The defaults but for one field, or None where the field has one possible value."""
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else TRIED
+def with_other_value(path: tuple[str, ...], field: FieldInfo) -> Config | None:
+    """Return the defaults but for one field; None if the field has only one possible value."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else VALUES
     for value in PRESETS if path == ("preset",) else choices:
         if value == field.default:
             continue
@@ -51,7 +52,7 @@ def changed(path: tuple[str, ...], field: FieldInfo) -> Config | None:
     return None
 
 
-def refusal(fields: dict[str, Any]) -> str:
+def error_of(fields: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
         build_config(merge(Config().model_dump(), fields), "my.yaml")
     return one_sentence(caught.value)
@@ -65,37 +66,29 @@ def one_sentence(error: UserError) -> str:
     return message
 
 
-def test_the_tree_is_walked() -> None:
-    assert len(LEAVES) > 35
-    assert ("optimizer", "lr_g") in LEAVES
-    assert ("workers",) in LEAVES
-
-
-@pytest.mark.parametrize("path", LEAVES, ids=".".join)
+@pytest.mark.parametrize("path", FIELDS, ids=".".join)
 def test_every_field_survives_yaml(path: tuple[str, ...]) -> None:
-    config = changed(path, LEAVES[path])
+    config = with_other_value(path, FIELDS[path])
     if config is None:
         return
     again = Config.from_yaml(config.to_yaml())
     assert again == config
-    assert type(leaf(again, path)) is type(leaf(config, path))
-    assert set(differences(Config(), again)) == {".".join(path)}
-    assert differences(Config(), again)[".".join(path)] == (
-        leaf(Config(), path),
-        leaf(config, path),
-    )
+    assert type(value_of(again, path)) is type(value_of(config, path))
+    pair = value_of(Config(), path), value_of(config, path)
+    assert differences(Config(), again) == {".".join(path): pair}
 
 
 def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
+    assert len(FIELDS) > 35
     fields: dict[str, Any] = {}
-    for path, field in LEAVES.items():
-        config = changed(path, field)
+    for path, field in FIELDS.items():
+        config = with_other_value(path, field)
         if config is not None:
-            fields = merge(fields, nested(path, leaf(config, path)))
-    apart = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
-    apart |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
-    apart |= {"pairs": {"candidates": 5}}  # for hard negatives
-    config = build_config(merge(fields, apart))
+            fields = merge(fields, nested(path, value_of(config, path)))
+    fitting = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
+    fitting |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
+    fitting |= {"pairs": {"candidates": 5}}  # for hard negatives
+    config = build_config(merge(fields, fitting))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
     assert config.worker_range == (1, 4)
@@ -107,7 +100,7 @@ def test_presets(name: str) -> None:
     config = preset(name)
     assert config.preset == name
     assert set(differences(Config(), config)) == {
-        ".".join(path) for path in LEAVES if leaf(config, path) != leaf(Config(), path)
+        ".".join(path) for path in FIELDS if value_of(config, path) != value_of(Config(), path)
     }
     assert Config.from_yaml(f"preset: {name}") == config
     assert Config.from_yaml(config.to_yaml()) == config
@@ -116,9 +109,11 @@ def test_presets(name: str) -> None:
 def test_preset_of_the_full_run_is_longer() -> None:
     assert preset("quick") == Config()
     assert preset("mnist").epochs > preset("quick").epochs
+    with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist"):
+        preset("slow")
 
 
-def test_yaml_names_some_fields_and_the_rest_come_from_the_base() -> None:
+def test_yaml_names_some_fields_and_the_base_gives_the_rest() -> None:
     base = Config(epochs=9)
     config = Config.from_yaml("seed: 5\noptimizer:\n  lr_g: 1e-4\n", base=base)
     assert differences(base, config) == {"seed": (0, 5), "optimizer.lr_g": (3e-3, 1e-4)}
@@ -133,6 +128,47 @@ def test_merge_replaces_leaves_only() -> None:
     assert merge(base, changes) == merged
     assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": (1, 2)}
     assert merge(base, {}) == base
+
+
+def test_format_version_of_a_run() -> None:
+    config = Config(seed=5)
+    assert config.to_yaml().startswith(f"format_version: {FORMAT_VERSION}\n")
+    assert Config.from_run(config.to_yaml(), "config.yaml") == config
+    for text, version, age in (
+        ("seed: 5\nunknown_field: 1", 1, "an earlier"),
+        ("format_version: 1\nseed: 5", 1, "an earlier"),
+        ("format_version: 3\nseed: 5", 3, "a later"),
+    ):
+        with pytest.raises(UserError) as caught:
+            Config.from_run(text, "runs/a/config.yaml")
+        assert one_sentence(caught.value) == (
+            f"runs/a/config.yaml was written by {age} version of cl_ray (format {version}); this "
+            f"version reads format {FORMAT_VERSION}: use that version of cl_ray, or start again "
+            "under another --name."
+        )
+    with pytest.raises(UserError, match="my config was written by an earlier version"):
+        Config.from_yaml("format_version: 1", "my config")
+
+
+def test_marked_fields() -> None:
+    """All others decide what a run computes, and may be searched."""
+    assert set(marked_fields(Config, "changeable_on_resume")) == {
+        "name", "storage", "epochs", "workers", "cpus_per_worker", "gpus_per_worker", "threads",
+        "log_every", "checkpoint.every", "checkpoint.keep", "evaluation.every",
+    }  # fmt: skip
+    fixed = marked_fields(Config, "not_searchable")
+    assert set(fixed) == {
+        "name", "storage", "data", "preset", "epochs", "workers", "cpus_per_worker",
+        "gpus_per_worker", "threads", "evaluation", "checkpoint",
+    }  # fmt: skip
+    assert all(fixed.values())  # the reason that an error gives
+    assert set(marked_fields(Config, "architecture")) == {"generator", "discriminator"}
+    assert set(SearchOptions.model_fields) - set(
+        marked_fields(SearchOptions, "changeable_on_resume")
+    ) == {
+        "epochs", "images", "metric", "scheduler", "population", "workers", "preset", "data",
+        "study",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -174,35 +210,33 @@ def test_merge_replaces_leaves_only() -> None:
         ),
         ({"generator": {"family": "vit"}}, ["generator.family", "'vit'", "'style'"]),
         ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
+        ({"gpus_per_worker": 0.5, "device": "cpu"}, ["gpus_per_worker 0.5 does not fit", "'cpu'"]),
+        ({"gpus_per_worker": 1.5}, ["gpus_per_worker 1.5", "whole number or less than 1"]),
         ({"preset": "slow"}, ["preset", "'slow'", "quick", "mnist"]),
         ({"name": "a/b"}, ["name", "'a/b'", "folder name"]),
         ({"name": ".."}, ["name '..'", "no dot as the first"]),
         ({"storage": ""}, ["storage is empty"]),
         ({"data": ""}, ["data is empty"]),
         ({"workers": 0}, ["workers", "0", "1 or more"]),
-        ({"workers": (4, 2)}, ["workers", "(4, 2)", "least number first"]),
+        ({"workers": (4, 2)}, ["workers", "(4, 2)", "minimum first"]),
         ({"batch_size": 100, "workers": 3}, ["batch_size 100", "3 workers", "99"]),
-        ({"batch_size": 2, "workers": 64}, ["batch_size 2", "64 workers", "take 64"]),
+        ({"batch_size": 2, "workers": 64}, ["batch_size 2", "64 workers", "use 64"]),
         ({"batch_size": 100, "workers": (1, 4)}, ["batch_size 100", "3 workers"]),
         ({"batch_size": 105, "workers": [2, 7]}, ["batch_size 105", "2 workers"]),
     ],
 )
-def test_a_mistake_is_answered_in_one_sentence(fields: dict[str, Any], words: list[str]) -> None:
-    message = refusal(fields)
+def test_mistakes_in_fields(fields: dict[str, Any], words: list[str]) -> None:
+    message = error_of(fields)
     for word in ["my.yaml", *words]:
         assert word in message
 
 
-def test_a_batch_that_every_number_of_workers_divides_is_taken() -> None:
-    assert build_config({"batch_size": 60, "workers": [1, 6]}).workers == (1, 6)
-    assert build_config({"batch_size": 6, "workers": 6}).workers == 6
-
-
 @pytest.mark.parametrize(("batch", "workers"), [(100, (1, 3)), (128, (1, 4)), (7, (3, 5))])
-def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int, int]) -> None:
-    message = refusal({"batch_size": batch, "workers": workers})
-    advised = int(message.partition("take ")[2].split()[0])
+def test_advised_batch_size_is_accepted(batch: int, workers: tuple[int, int]) -> None:
+    message = error_of({"batch_size": batch, "workers": workers})
+    advised = int(message.partition("use ")[2].split()[0])
     assert build_config({"batch_size": advised, "workers": workers}).batch_size == advised
+    assert build_config({"batch_size": 60, "workers": [1, 6]}).workers == (1, 6)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +251,7 @@ def test_the_batch_size_that_is_advised_is_taken(batch: int, workers: tuple[int,
         ("optimizer: fast", ["optimizer", "'fast'"]),
     ],
 )
-def test_yaml_that_is_no_config(text: str, words: list[str]) -> None:
+def test_mistakes_in_yaml(text: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         Config.from_yaml(text, "my.yaml")
     message = one_sentence(caught.value)
@@ -225,12 +259,9 @@ def test_yaml_that_is_no_config(text: str, words: list[str]) -> None:
         assert word in message
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         Config.load(tmp_path / "absent.yaml")
-
-
-def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes("data: größe".encode("latin-1"))
     with pytest.raises(UserError) as caught:
@@ -238,11 +269,6 @@ def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     assert one_sentence(caught.value).startswith(f"The config {file} is not UTF-8 text (byte 0xf6")
 
 
-def test_an_unknown_preset() -> None:
-    with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist"):
-        preset("slow")
-
-
-def test_a_config_is_frozen() -> None:
+def test_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]

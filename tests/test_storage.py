@@ -17,7 +17,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: Any) -> str:
     return str(tmp_path / "runs") if request.param == "local" else bucket.uri(tmp_path.name)
 
 
-def refusal(folder: RunStorage) -> str:
+def error_of(folder: RunStorage) -> str:
     with pytest.raises(UserError) as caught:
         folder.create()
     message = str(caught.value)
@@ -26,9 +26,7 @@ def refusal(folder: RunStorage) -> str:
     return message
 
 
-def test_a_path_counts_from_here_and_a_uri_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     for given, storage in (
@@ -52,21 +50,19 @@ def test_a_path_counts_from_here_and_a_uri_stays(
         ("abfs://box@account/r", "abfs://box@account/r/demo", "abfs://box@account/r/demo"),
     ],
 )
-def test_options_of_a_uri_come_last_and_keys_are_not_shown(
-    storage: str, uri: str, shown: str
-) -> None:
+def test_uri_options_are_last_and_credentials_hidden(storage: str, uri: str, shown: str) -> None:
     folder = RunStorage.at(storage, "demo")
     assert folder.uri == uri
     assert str(folder) == shown
 
 
-def test_keys_are_taken_out_and_options_stay() -> None:
+def test_redact_credentials() -> None:
     assert redact_credentials("s3://me:pa%2Fss@b/r?scheme=http") == "s3://b/r?scheme=http"
     for same in ("s3://b/r?scheme=http", "/data/a:b@c", "abfs://box@account/r", "mnist"):
         assert redact_credentials(same) == same
 
 
-def test_keys_in_a_uri_open_it(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_in_a_uri(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     folder = RunStorage.at(bucket.uri("keys", user="me:pass@"), "demo")
@@ -75,10 +71,10 @@ def test_keys_in_a_uri_open_it(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert bucket.files("keys/demo/") == {"a.txt": b"a"}
 
 
-def test_what_is_written_is_read(storage: str) -> None:
+def test_write_and_read(storage: str) -> None:
     folder = RunStorage.at(storage, "demo")
     folder.create()
-    folder.create()  # as when a run goes on
+    folder.create()  # as when a run is resumed
     filesystem, path = folder.open()
     assert folder.read("config.yaml") is None
     assert folder.read("deep/er/file") is None
@@ -87,7 +83,7 @@ def test_what_is_written_is_read(storage: str) -> None:
         folder.write("deep/er/file", blob[::-1])
         assert folder.read("config.yaml") == blob
         assert folder.read("deep/er/file") == blob[::-1]
-    assert folder.read("deep") is None  # a folder is no file
+    assert folder.read("deep") is None  # a folder is not a file
     there = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
     assert {i.path.removeprefix(f"{path}/") for i in there if i.is_file} == {
         "config.yaml", "deep/er/file",
@@ -95,7 +91,7 @@ def test_what_is_written_is_read(storage: str) -> None:
     assert RunStorage.at(storage, "other").read("config.yaml") is None
 
 
-def test_a_reader_finds_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+def test_writes_are_atomic(tmp_path: Path) -> None:
     folder = RunStorage.at(str(tmp_path), "demo")
     blobs = {bytes([n]) * 2_000_000 for n in (1, 2)}
     folder.write("file", next(iter(blobs)))
@@ -117,26 +113,26 @@ def test_a_reader_finds_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "file").stat().st_mode & 0o777 == 0o644
 
 
-def test_storage_that_cannot_be_written(tmp_path: Path, bucket: Any) -> None:
+def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "file").write_text("")
     for storage in (f"{tmp_path}/file", "/proc/runs"):
-        message = refusal(RunStorage.at(storage, "demo"))
+        message = error_of(RunStorage.at(storage, "demo"))
         assert f"storage '{storage}' cannot be written: " in message
         assert "--storage" in message
     nowhere = bucket.uri("runs", user="me:pass@").replace("//me:pass@bucket", "//me:pass@nowhere")
-    message = refusal(RunStorage.at(nowhere, "demo"))
+    message = error_of(RunStorage.at(nowhere, "demo"))
     assert "cannot be written" in message
     assert "'nowhere' not found" in message
     assert "pass@" not in message
     for storage in ("ftp://me:pass@machine/runs", "s3://bucket/runs?no-such-option=1"):
-        message = refusal(RunStorage.at(storage, "demo"))
+        message = error_of(RunStorage.at(storage, "demo"))
         assert "--storage" in message
         assert "cannot be opened" in message
         assert "pass@" not in message
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_mirror_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
+def test_mirror_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
     folder = RunStorage.at(str(tmp_path), "demo")
     mirror = StorageMirror(folder)
     assert mirror.path == tmp_path / "demo"
@@ -144,10 +140,10 @@ def test_a_mirror_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
     assert not mirror.path.exists()
 
 
-def test_a_mirror_sends_what_changed_and_nothing_else(bucket: Any) -> None:
+def test_mirror_uploads_changed_files_only(bucket: Any) -> None:
     folder = RunStorage.at(bucket.uri("mirror"), "demo")
     folder.create()
-    folder.write("config.yaml", b"not the mirror's")
+    folder.write("config.yaml", b"of another writer")
     mirror = StorageMirror(folder)
     (mirror.path / "samples").mkdir()
     (mirror.path / "metrics.jsonl").write_text("one\n")
@@ -155,18 +151,18 @@ def test_a_mirror_sends_what_changed_and_nothing_else(bucket: Any) -> None:
     (mirror.path / "same-size").write_bytes(b"a")
     mirror.push()
     written = {"metrics.jsonl": b"one\n", "samples/1.png": b"1", "same-size": b"a"}
-    assert bucket.files("mirror/demo/") == {"config.yaml": b"not the mirror's", **written}
+    assert bucket.files("mirror/demo/") == {"config.yaml": b"of another writer", **written}
 
     mirror.push()
     with (mirror.path / "metrics.jsonl").open("a") as lines:
         lines.write("two\n")
     (mirror.path / "samples" / "2.png").write_bytes(b"2")
     (mirror.path / "same-size").write_bytes(b"b")
-    os.utime(mirror.path / "same-size", ns=(1, 1))  # whatever the clock's grain
+    os.utime(mirror.path / "same-size", ns=(1, 1))  # whatever the clock's resolution
     mirror.push()
     mirror.push()
     written |= {"metrics.jsonl": b"one\ntwo\n", "samples/2.png": b"2", "same-size": b"b"}
-    assert bucket.files("mirror/demo/") == {"config.yaml": b"not the mirror's", **written}
+    assert bucket.files("mirror/demo/") == {"config.yaml": b"of another writer", **written}
     versions = bucket.versions("mirror/demo/")
     assert {name: versions[name] for name in written} == {
         "metrics.jsonl": 2, "samples/1.png": 1, "samples/2.png": 1, "same-size": 2,
