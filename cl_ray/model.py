@@ -1,8 +1,8 @@
-"""A trained run in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
+"""A trained model in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +25,33 @@ from cl_ray.networks.normalize import to_uint8, to_unit
 from cl_ray.prior import Prior
 from cl_ray.rng import BLOCK, indexed_samples, seeded_generator
 from cl_ray.storage import RunStorage
+from cl_ray.trainer import Trainer
 
 Images = Tensor | NDArray[np.uint8]
 
-EVENLY = "This checkpoint does not say how many images each class has: all are drawn alike often."
-
-UNPLACED = "This checkpoint has no density of latent vectors: samples are of the noise of training."
+NO_PRIOR = (
+    "This checkpoint has no fitted prior: latent vectors are drawn from the training prior instead."
+)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The EMA generator and D of one checkpoint.
+    """The EMA generator and the discriminator of one checkpoint.
+
+    Build it with `load` (a run folder), `from_weights` (state dicts) or `from_trainer` (a live
+    trainer).
 
     Args:
-        config: What the run was trained with.
-        shape: Height, width and channels of its images.
-        checkpoint: The checkpoint's name.
-        step: Steps that it was trained for.
+        config: Config of the run.
+        shape: Height, width and channels of an image.
+        checkpoint: Name of the checkpoint.
+        step: Training steps taken.
         generator: The EMA generator.
-        discriminator: D.
-        device: Where they compute.
-        classes: The names of its classes, if it was trained with `condition`; else none.
-        counts: How many training images each class has; none if the checkpoint does not say.
-        prior: What samples are drawn from; None is the noise of training.
+        discriminator: The discriminator D.
+        device: Where the networks compute.
+        classes: Names of the classes; empty unless the run was trained with `condition`.
+        counts: Number of training images of each class; as long as `classes`.
+        prior: The fitted prior; None draws latent vectors from the training prior, unit noise.
     """
 
     config: Config
@@ -61,8 +65,69 @@ class TrainedModel:
     counts: tuple[int, ...] = ()
     prior: Prior | None = None
 
+    @classmethod
+    def from_weights(
+        cls,
+        config: Config,
+        shape: tuple[int, int, int],
+        generator: Mapping[str, Tensor],
+        discriminator: Mapping[str, Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        **fields: Any,
+    ) -> "TrainedModel":
+        """Build the networks and load their weights. Draws no random numbers of the caller's.
+
+        Args:
+            config: Config of the run.
+            shape: Height, width and channels of an image.
+            generator: State dict of the EMA generator.
+            discriminator: State dict of D.
+            device: Where the networks compute.
+            **fields: The other fields of `TrainedModel`.
+        """
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            networks = build_networks(config, shape, len(fields.get("classes", ())))
+        layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
+        for network, weights in zip(networks, (generator, discriminator), strict=True):
+            network.load_state_dict(weights)
+            network.to(**layout).requires_grad_(False).eval()
+        return cls(
+            config=config,
+            shape=shape,
+            generator=networks[0],
+            discriminator=networks[1],
+            device=torch.device(device),
+            **fields,
+        )
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer) -> "TrainedModel":
+        """Wrap the networks of a live trainer, without copying them.
+
+        D stays in training mode: call `eval()` on it while spectral norm must not be updated.
+
+        Args:
+            trainer: Its config may be a `Config` or only a `TrainerConfig`.
+        """
+        gan, config = trainer.gan, trainer.config
+        if not isinstance(config, Config):
+            config = Config.model_validate(config.model_dump())
+        return cls(
+            config=config,
+            shape=gan.shape,
+            checkpoint=f"step-{gan.steps:08d}",
+            step=gan.steps,
+            generator=gan.ema_generator,
+            discriminator=gan.discriminator,
+            device=gan.device,
+            classes=gan.classes,
+            counts=tuple(trainer.loader.partition.counts),
+            prior=trainer.prior,
+        )
+
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Unit noise [n, latent] number `start` on, a pure function of seed and number."""
+        """Draw rows start to start + n of the unit noise of a seed: float32 [n, latent]."""
         latent = self.config.generator.latent
         return indexed_samples(
             lambda block: torch.randn(BLOCK, latent, generator=seeded_generator(seed, block)),
@@ -71,80 +136,79 @@ class TrainedModel:
         )
 
     def latents(
-        self, n: int, seed: int = 0, start: int = 0, kinds: NDArray[np.int64] | None = None
+        self, n: int, seed: int = 0, start: int = 0, labels: NDArray[np.int64] | None = None
     ) -> Tensor:
-        """Latent vectors [n, latent] of samples number `start` on: noise, put where images lie.
+        """Draw rows start to start + n of the latent vectors of a seed: float32 [n, latent].
 
-        Of a run with classes, where images of the classes `kinds` [n] lie. Without the `prior`
-        that the config asks for, noise as it is, with a warning.
+        They are drawn from the fitted prior; with `labels` [n], from the prior of each label's
+        class. Without a fitted prior they are unit noise, with a warning if the config asks for
+        one.
         """
         noise = self.noise(n, seed, start)
         if self.prior is None:
             if self.config.generator.prior:
-                warnings.warn(UNPLACED, stacklevel=2)
+                warnings.warn(NO_PRIOR, stacklevel=2)
             return noise
-        chance = indexed_samples(
+        uniform = indexed_samples(
             lambda block: torch.rand(BLOCK, generator=seeded_generator(seed, block, 2)), n, start
         )
-        return self.prior.place(noise, chance, None if kinds is None else torch.from_numpy(kinds))
+        classes = None if labels is None else torch.from_numpy(labels)
+        return self.prior.transform_noise(noise, uniform, classes)
 
     def sample_labels(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
     ) -> NDArray[np.int64] | None:
-        """The classes of images [n] number `start` on that a seed gives.
+        """Draw rows start to start + n of the labels of a seed.
 
-        They come as often as among the training images, to one image of each BLOCK (systematic
-        sampling: Madow, 1949); if their `counts` are not known, all alike often, with a
-        warning.
+        Each class is as frequent as among the training images, to within one image of each BLOCK
+        (systematic sampling: Madow, 1949).
 
         Args:
-            n: How many.
-            seed: Everything random follows from it.
-            start: The first one's number.
-            label: A class's name or number, to have only that; None is any.
+            n: Number of labels.
+            seed: Seed of all random numbers.
+            start: Index of the first label.
+            label: Name or index of the only class to draw; None draws from all.
 
         Returns:
-            Numbers of classes [n]; None if the run knows none.
+            Class indices [n]; None if the run was trained without classes.
 
         Raises:
-            UserError: There is no such class, or no training image of it.
+            UserError: The class does not exist or had no training image.
         """
         if label is not None:
-            return np.full(n, self.class_number(label))
+            return np.full(n, self.class_index(label))
         if not self.classes:
             return None
-        if not self.counts:
-            warnings.warn(EVENLY, stacklevel=2)
-        counts = torch.tensor(self.counts or [1] * len(self.classes))
+        counts = torch.tensor(self.counts)
         return indexed_samples(
-            lambda block: _spread(counts, seeded_generator(seed, block, 1)), n, start
+            lambda block: _systematic_sample(counts, seeded_generator(seed, block, 1)), n, start
         ).numpy()
 
-    def class_number(self, label: int | str) -> int:
-        """The number of a class that is given by name or number.
+    def class_index(self, label: int | str) -> int:
+        """Return the index of a class given by name or index.
 
         Raises:
-            UserError: The run was trained without classes, has none of that name or number, or
-                was given no training image of it.
+            UserError: The run was trained without classes, the class does not exist, or it had no
+                training image.
         """
         if not self.classes:
             raise UserError(
-                f"class {label} cannot be asked for: this run was trained without classes. "
+                f"class {label} cannot be generated: this run was trained without classes. "
                 "Train one with --condition projection on labelled data."
             )
         if isinstance(label, str) and label in self.classes:
-            number = self.classes.index(label)
+            index = self.classes.index(label)
         elif str(label).isdecimal() and int(label) < len(self.classes):
-            number = int(label)
+            index = int(label)
         else:
-            raise UserError(f"class {label!r} is unknown; the run has: {_shortly(self.classes)}.")
-        if self.counts and not self.counts[number]:
-            known = [name for name, n in zip(self.classes, self.counts, strict=True) if n]
+            raise UserError(f"class {label!r} is unknown; the run has: {_joined(self.classes)}.")
+        if not self.counts[index]:
+            trained = [name for name, n in zip(self.classes, self.counts, strict=True) if n]
             raise UserError(
-                f"class {label!r} had no training image, so G never learnt it; there were images "
-                f"of: {_shortly(known)}."
+                f"class {label!r} had no training image, so G never learned it; the classes with "
+                f"training images are: {_joined(trained)}."
             )
-        return number
+        return index
 
     def generate(
         self,
@@ -154,31 +218,32 @@ class TrainedModel:
         truncation: float = 1.0,
         label: int | str | None = None,
     ) -> NDArray[np.uint8]:
-        """Images [n, H, W, C] of noise, number `start` on of those that the seed gives.
+        """Generate images start to start + n of a seed: uint8 [n, H, W, C].
 
         Args:
-            n: How many.
-            seed: Everything random follows from it.
-            start: The first one's number.
-            truncation: 0 to 1: less pulls the styles of a style-based G to their mean, for
-                images that are less varied and safer (Karras et al., 2018, appendix B).
-            label: The name or number of the class that all are to be of; None is `kinds`.
+            n: Number of images, 1 or more.
+            seed: Seed of all random numbers.
+            start: Index of the first image.
+            truncation: 0 to 1. Below 1 moves the styles of a style-based G towards their mean:
+                less variety, fewer bad images (Karras et al., 2018, appendix B).
+            label: Name or index of the class of all images; None draws one for each image, see
+                `sample_labels`.
 
         Raises:
-            UserError: n is below 1, G knows no truncation, there is no such class, or no training
-                image of it.
+            UserError: n is below 1, G supports no truncation, or the class does not exist or had
+                no training image.
         """
         if n < 1:
             raise UserError(f"n {n} must be 1 or more images.")
         self.check_truncation(truncation)
-        kinds = self.sample_labels(n, seed, start, label)
-        return self.decode(self.latents(n, seed, start, kinds), truncation, kinds)
+        labels = self.sample_labels(n, seed, start, label)
+        return self.decode(self.latents(n, seed, start, labels), truncation, labels)
 
     def check_truncation(self, truncation: float) -> None:
-        """See that images can be truncated so.
+        """Check that the generator supports a truncation.
 
         Raises:
-            UserError: They cannot.
+            UserError: It is out of range, or below 1 for a family without styles.
         """
         family = self.config.generator.family
         if not 0 <= truncation <= 1:
@@ -196,38 +261,40 @@ class TrainedModel:
         truncation: float = 1.0,
         labels: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """Images [n, H, W, C] of latent vectors [n, latent]; for `truncation` see `generate`.
+        """Decode latent vectors [n, latent] to images, uint8 [n, H, W, C].
 
         Args:
-            latents: What to decode.
-            truncation: Of a style-based G.
-            labels: Numbers of the images' classes [n], which a run with classes needs.
+            latents: float32 [n, latent].
+            truncation: See `generate`.
+            labels: Class indices [n]; required by a run with classes.
 
         Raises:
-            UserError: Labels are given that the run does not know, or not given that it needs.
+            UserError: Labels are missing, or given to a run without classes.
         """
-        kinds = self._kinds(labels, len(latents), needed=bool(self.classes))
+        blocks = self._label_blocks(labels, len(latents), needed=bool(self.classes))
         parts = [
-            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation, labels=kind))
-            for z, kind in zip(latents.split(BLOCK), kinds, strict=True)
+            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation, labels=y))
+            for z, y in zip(latents.split(BLOCK), blocks, strict=True)
         ]
         return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
-        """Latent vectors [n, latent] of images [n, H, W] or [n, H, W, C], mean square 1."""
-        return torch.cat([self.generator.encode(x).cpu() for x in self._blocks(images)])
+        """Encode images [n, H, W] or [n, H, W, C] to latent vectors [n, latent], mean square 1."""
+        return torch.cat([self.generator.encode(x).cpu() for x in self._image_blocks(images)])
 
     def reconstruct(
         self, images: Images, labels: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
-        """G(x) [n, H, W, C] of images [n, H, W] or [n, H, W, C].
+        """Compute G(x), uint8 [n, H, W, C], of images [n, H, W] or [n, H, W, C].
 
-        Where the run knows classes, as ones of `labels` [n], or of what D takes them for.
+        Args:
+            images: uint8.
+            labels: Class indices [n]; a run with classes takes D's prediction if None.
 
         Raises:
-            UserError: The run's D names no classes (condition `projection`), and no labels are
-                given; or they do not fit.
+            UserError: The labels do not fit, or are missing and D predicts none (condition
+                `projection`).
         """
         if self.classes and labels is None:
             labels = self.classify(images)
@@ -235,81 +302,84 @@ class TrainedModel:
 
     @torch.no_grad()
     def classify(self, images: Images) -> NDArray[np.int64]:
-        """The numbers of the classes [n] that D takes images [n, H, W] or [n, H, W, C] for.
+        """Predict class indices [n] of images [n, H, W] or [n, H, W, C] with D's classifier.
 
         Raises:
-            UserError: The run's D names no classes.
+            UserError: D has no classifier.
         """
         d = self.discriminator
-        if not self.classes or d.projects:
+        if not self.classes or d.is_projection:
             raise UserError(
-                f"This run's D names no classes (condition {self.config.condition}): give the "
+                f"This run's D predicts no classes (condition {self.config.condition}): give the "
                 "labels, or train with --condition classifier."
             )
-        parts = [d.classify(d.features(x)).argmax(1).cpu() for x in self._blocks(images)]
+        parts = [d.classify(d.features(x)).argmax(1).cpu() for x in self._image_blocks(images)]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """D's representation, float32 [n, d], of images [n, H, W] or [n, H, W, C].
+        """Compute D's representation, float32 [n, d], of images [n, H, W] or [n, H, W, C].
 
-        See `Discriminator.represent` for what it is made of.
+        See `Discriminator.representation`.
         """
-        parts = [self.discriminator.representation(x).cpu() for x in self._blocks(images)]
+        parts = [self.discriminator.representation(x).cpu() for x in self._image_blocks(images)]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def score(self, images: Images, labels: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """D's scores, float32 [n], high for real, of images [n, H, W] or [n, H, W, C].
+        """Compute D's scores, float32 [n], higher for real, of images [n, H, W] or [n, H, W, C].
 
-        With the condition `projection`, as ones of `labels` [n], which it then needs.
+        Args:
+            images: uint8.
+            labels: Class indices [n]; required by the condition `projection`.
 
         Raises:
-            UserError: Images or labels do not fit.
+            UserError: The images or labels do not fit.
         """
-        blocks, d = self._blocks(images), self.discriminator
-        kinds = self._kinds(labels, len(images), needed=d.projects)
-        parts = [d(x, kind)[0].cpu() for x, kind in zip(blocks, kinds, strict=True)]
+        blocks, d = self._image_blocks(images), self.discriminator
+        labels_by_block = self._label_blocks(labels, len(images), needed=d.is_projection)
+        parts = [d(x, y).score.cpu() for x, y in zip(blocks, labels_by_block, strict=True)]
         return torch.cat(parts).numpy()
 
-    def _kinds(
+    def check_classes(self, dataset: Dataset) -> None:
+        """Check that the labels of a dataset, if it has any, are this run's classes.
+
+        Raises:
+            UserError: They are not.
+        """
+        if not self.classes or not dataset.info.labelled:
+            return
+        names = tuple(dataset.class_names())
+        if names != self.classes:
+            raise UserError(
+                f"The classes of {dataset.location} ({_joined(names)}) are not those that this "
+                f"run was trained with ({_joined(self.classes)}): give data of the same classes."
+            )
+
+    def _label_blocks(
         self, labels: NDArray[np.int64] | None, count: int, needed: bool
     ) -> Sequence[Tensor | None]:
-        """Numbers of classes [count] by blocks; None for each block where they are not needed."""
+        """Check labels [count] and split them into blocks; None a block if not needed."""
         if labels is None and not needed:
             return [None] * -(-count // BLOCK)
         if not self.classes:
             raise UserError("labels are of no use: this run was trained without classes.")
         if labels is None or len(labels) != count:
             raise UserError(
-                f"This run knows classes: give {count} labels, one an image, "
+                f"This run has classes: give {count} labels, one an image, "
                 f"not {'none' if labels is None else len(labels)}."
             )
-        numbers = torch.as_tensor(labels, dtype=torch.int64)
-        if numbers.min() < 0 or numbers.max() >= len(self.classes):
+        indices = torch.as_tensor(labels, dtype=torch.int64)
+        if indices.min() < 0 or indices.max() >= len(self.classes):
             raise UserError(
-                f"labels are {numbers.min()} to {numbers.max()}; this run's classes are 0 to "
+                f"labels are {indices.min()} to {indices.max()}; this run's classes are 0 to "
                 f"{len(self.classes) - 1}."
             )
-        blocks = numbers.to(self.device).split(BLOCK)
+        blocks = indices.to(self.device).split(BLOCK)
         return blocks if needed else [None] * len(blocks)
 
-    def check_classes(self, dataset: Dataset) -> None:
-        """See that labels of a data set, if it has any, are this run's classes.
-
-        Raises:
-            UserError: They are others.
-        """
-        if not self.classes or not dataset.info.labelled:
-            return
-        there = tuple(dataset.class_names())
-        if there != self.classes:
-            raise UserError(
-                f"The classes of {dataset.location} ({_shortly(there)}) are not those that this "
-                f"run was trained with ({_shortly(self.classes)}): give data of the same classes."
-            )
-
-    def _blocks(self, images: Images) -> list[Tensor]:
+    def _image_blocks(self, images: Images) -> list[Tensor]:
+        """Check images and split them into blocks, scaled to [-1, 1]."""
         images = torch.as_tensor(images)
         if images.ndim == 3:
             images = images[..., None]
@@ -323,77 +393,70 @@ class TrainedModel:
         return [to_unit(x.to(self.device)) for x in images.split(BLOCK)]
 
 
-def load(where: str | Path, checkpoint: str = "last", device: str = "auto") -> TrainedModel:
-    """The networks of a run.
+def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> TrainedModel:
+    """Load the networks of a run.
 
     Args:
-        where: The run folder's path or URI.
+        run: Path or URI of the run folder.
         checkpoint: `last`, `best` (by the run's `checkpoint.metric`) or a checkpoint's name.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        UserError: There is no such device or run, no checkpoint yet, another version's run, a
-            damaged file, or weights that are no numbers.
+        UserError: The device, run or checkpoint does not exist, the run is of another version, a
+            file is damaged, or a weight is NaN or Inf.
     """
-    place = select_device(device)
-    folder = RunStorage.of_run(where)
+    chosen_device = select_device(device)
+    folder = RunStorage.existing(run)
     checkpoints = CheckpointStore(*folder.open())
-    known = {"last": checkpoints.newest, "best": checkpoints.best}
-    manifest = known[checkpoint]() if checkpoint in known else None
-    if manifest is None and checkpoint in known:
-        missing = "no checkpoint yet" if checkpoint == "last" else "no best checkpoint yet"
-        raise UserError(f"{folder} has {missing}: train it further.")
-    chosen = manifest.name if manifest else checkpoint
-    blobs = checkpoints.networks(chosen)
-    about = read_metadata(blobs[WEIGHTS["ema_generator"]])
-    config = Config.from_yaml(about["config"], f"{folder}, checkpoint {chosen}")
-    height, width, channels = about["shape"]
-    shape = (height, width, channels)
-    layout: dict[str, Any] = {"device": place, "memory_format": torch.channels_last}
-    classes = tuple(about.get("classes", ()))  # which no run had before there was `condition`
-    counts = tuple(about.get("counts", ()))  # which came later still
-    generator, discriminator = build_networks(config, shape, len(classes))
-    for network, part in ((generator, "ema_generator"), (discriminator, "discriminator")):
-        weights = safetensors.torch.load(blobs[WEIGHTS[part]])
-        for key, weight in weights.items():
+    name = checkpoint
+    if checkpoint in ("last", "best"):
+        manifest = checkpoints.newest() if checkpoint == "last" else checkpoints.best()
+        if manifest is None:
+            missing = "no checkpoint yet" if checkpoint == "last" else "no best checkpoint yet"
+            raise UserError(f"{folder} has {missing}: train it further.")
+        name = manifest.name
+    files = checkpoints.networks(name)
+    metadata = read_metadata(files[WEIGHTS["ema_generator"]])
+    height, width, channels = metadata["shape"]
+    weights = {part: safetensors.torch.load(files[file]) for part, file in WEIGHTS.items()}
+    for part, state in weights.items():
+        for key, weight in state.items():
             if not weight.isfinite().all():
                 raise UserError(
-                    f"{folder}, checkpoint {chosen}: the weights {key} in {WEIGHTS[part]} are not "
-                    "all numbers: take an earlier checkpoint."
+                    f"{folder}, checkpoint {name}: the weights {key} in {WEIGHTS[part]} are NaN "
+                    "or Inf: take an earlier checkpoint."
                 )
-        network.load_state_dict(weights)
-        network.to(**layout).requires_grad_(False).eval()
-    return TrainedModel(
-        config=config,
-        shape=shape,
-        checkpoint=chosen,
-        step=about["step"],
-        generator=generator,
-        discriminator=discriminator,
-        device=place,
-        classes=classes,
-        counts=counts,
-        prior=Prior(**safetensors.torch.load(blobs[PRIOR_FILE])) if PRIOR_FILE in blobs else None,
+    return TrainedModel.from_weights(
+        Config.from_yaml(metadata["config"], f"{folder}, checkpoint {name}"),
+        (height, width, channels),
+        weights["ema_generator"],
+        weights["discriminator"],
+        device=chosen_device,
+        checkpoint=name,
+        step=metadata["step"],
+        classes=tuple(metadata["classes"]),
+        counts=tuple(metadata["counts"]),
+        prior=Prior(**safetensors.torch.load(files[PRIOR_FILE])) if PRIOR_FILE in files else None,
     )
 
 
-def _spread(counts: Tensor, random: torch.Generator) -> Tensor:
-    """Classes of BLOCK images, each as often as its count's share, to one image, in any order."""
+def read_metadata(blob: bytes) -> dict[str, Any]:
+    """Read the metadata of a safetensors file: a JSON header after its length in 8 bytes."""
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    return dict(json.loads(header["__metadata__"]["cl_ray"]))
+
+
+def _systematic_sample(counts: Tensor, random: torch.Generator) -> Tensor:
+    """Draw BLOCK classes in random order, each as often as its count, to within one image."""
     order = torch.randperm(len(counts), generator=random)
     edges = counts[order].cumsum(0)
-    # Points in equal distances, from a random one on: a class without images is never met.
+    # Equidistant points from a random offset: they never hit a class without images.
     steps = torch.arange(BLOCK) + torch.rand((), generator=random, dtype=torch.float64)
     places = torch.searchsorted(edges.double(), steps / BLOCK * edges[-1], right=True)
     return order[places[torch.randperm(BLOCK, generator=random)]]
 
 
-def _shortly(names: Sequence[str]) -> str:
-    """The first names, if there are many."""
+def _joined(names: Sequence[str]) -> str:
+    """Join the first 20 names."""
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def read_metadata(blob: bytes) -> dict[str, Any]:
-    """What a safetensors file says of itself: a length, then a header in JSON, come first."""
-    length = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + length])
-    return dict(json.loads(header["__metadata__"]["cl_ray"]))

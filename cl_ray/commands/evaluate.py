@@ -1,54 +1,35 @@
-"""`cl-ray evaluate`: what a run's networks are worth, as a table and as evaluation.json."""
+"""`cl-ray evaluate`: measure a run's networks; print a table and write evaluation.json."""
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.cli import RunPath, parse
+from cl_ray.cli import RunPath, parse_flags
 from cl_ray.config import Device
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from cl_ray.evaluation.evaluate import Evaluation
+    from cl_ray.evaluation.probes import ProbeScore
 
-WORDS = {
-    "frechet": "Fréchet distance",
-    "kernel": "kernel distance",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "label_entropy": "entropy of the labels, nats",
-    "label_balance": "rarest label : commonest",
-    "class_accuracy": "of the class asked for",
-    "classification_accuracy": "accuracy of a classifier trained on them",
-    "modes": "modes with a sample",
-    "mode_kl": "KL(samples || data) over modes, nats",
-    "knn_1": "1-NN",
-    "knn_20": "20-NN",
-    "linear_probe": "linear probe",
-}
-"""What metrics are called in the table; those of few labels carry the number in their name."""
-
-
-LISTED = 40
-"""Labels whose samples are listed one by one, at most."""
+_MAX_LISTED = 40
+"""Classes whose samples are counted one by one, at most."""
 
 
 class EvaluateCommand(BaseConfig):
-    """Measure a run's samples and features, beside what real images reach; needs no Ray."""
+    """Measure a run's samples and features, beside the same metrics of real images."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
     data: str | None = Field(
         None,
         min_length=1,
-        description="Data set to measure on; None is what the run was trained on.",
+        description="Dataset to measure on; None is what the run was trained on.",
     )
     reference: str | None = Field(
         None, description="As --evaluation.reference of `cl-ray train`; None is the run's own."
@@ -57,18 +38,18 @@ class EvaluateCommand(BaseConfig):
         10_000,
         gt=5,
         description="Generated images, compared with as many real test images. Modes of stacked "
-        "digits are always counted in 26,000, as papers do.",
+        "digits are always counted in 26,000, as in papers.",
     )
     images: int | None = Field(
-        None, gt=5, description="Training images that are learnt from; None is all of them."
+        None, gt=5, description="Training images that probes are fitted to; None is all."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Of what is drawn.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random draws.")
     device: Device = Field("auto", description="Where the networks compute.")
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
-    asked = parse(EvaluateCommand, arguments, prog="cl-ray evaluate")
+    """Run the command."""
+    asked = parse_flags(EvaluateCommand, arguments, prog="cl-ray evaluate")
     import torch
 
     from cl_ray.data.dataset import Dataset
@@ -80,39 +61,41 @@ def command(arguments: Sequence[str]) -> None:
 
     keep_freed_memory()
     console = Console()
-    run = load(asked.run, asked.checkpoint, asked.device)
-    dataset = Dataset.open(asked.data or run.config.data)
-    if dataset.info.shape != run.shape:
+    model = load(asked.run, asked.checkpoint, asked.device)
+    dataset = Dataset.open(asked.data or model.config.data)
+    if dataset.info.shape != model.shape:
         raise UserError(
             f"data {dataset.info.name} has images of {list(dataset.info.shape)}; the run "
-            f"{asked.run} makes {list(run.shape)}: give --data with images of that shape."
+            f"{asked.run} makes {list(model.shape)}: give --data with images of that shape."
         )
     config = EvaluationConfig(
-        reference=asked.reference or run.config.evaluation.reference,
+        reference=asked.reference or model.config.evaluation.reference,
         samples=asked.samples,
         images=asked.images or max(6, dataset.info.splits["train"].rows),
     )
     evaluator = Evaluator(dataset, config, asked.seed)
-    chosen = f"{run.device.type}, {torch.get_num_threads()} threads"
-    console.print(f"{asked.run}, {run.checkpoint}, on {chosen}", highlight=False, soft_wrap=True)
+    device = f"{model.device.type}, {torch.get_num_threads()} threads"
+    console.print(f"{asked.run}, {model.checkpoint}, on {device}", highlight=False, soft_wrap=True)
     with console.status("") as status:
 
-        def tell(what: str) -> None:
+        def tell(step: str) -> None:
             if console.is_terminal:
-                status.update(what)
+                status.update(step)
             else:
-                console.print(f"measuring: {what}", highlight=False)
+                console.print(f"measuring: {step}", highlight=False)
 
-        found = evaluator.evaluate(run, thorough=True, tell=tell)
-    folder = RunStorage.of(asked.run)
-    show(found, console)
-    folder.write("evaluation.json", json.dumps(found.to_dict(), indent=1).encode())
+        evaluation = evaluator.evaluate(model, thorough=True, tell=tell)
+    folder = RunStorage.from_uri(asked.run)
+    print_evaluation(evaluation, console)
+    folder.write("evaluation.json", json.dumps(evaluation.to_dict(), indent=1).encode())
     console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)
 
 
-def show(evaluation: "Evaluation", console: Console) -> None:
-    """Every figure beside its floor, then the notes."""
-    fidelity = evaluation.fidelity
+def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
+    """Print every metric beside its real-data baseline, then the notes."""
+    from cl_ray.evaluation.metrics import metric_title
+
+    fidelity, modes = evaluation.fidelity, evaluation.modes
     if fidelity:
         table = Table(
             f"{fidelity.count:,} samples, over {fidelity.features}",
@@ -121,37 +104,43 @@ def show(evaluation: "Evaluation", console: Console) -> None:
             title="Generation",
             title_justify="left",
         )
-        for name, figure in fidelity.metrics.items():
-            shown = f"{figure.value:.4f}"
-            if name == "frechet" and figure.floor:
-                shown += f"  ({figure.value / figure.floor:.1f} x)"
-            table.add_row(WORDS[name], shown, f"{figure.floor:.4f}")
-        if fidelity.histogram and len(fidelity.histogram) <= LISTED:
+        for name, metric in fidelity.metrics.items():
+            value = f"{metric.value:.4f}"
+            if name == "frechet" and metric.real_baseline:
+                value += f"  ({metric.value / metric.real_baseline:.1f} x)"
+            table.add_row(metric_title(name), value, f"{metric.real_baseline:.4f}")
+        if fidelity.histogram and len(fidelity.histogram) <= _MAX_LISTED:
             table.add_row("samples of each label", " ".join(map(str, fidelity.histogram)), "")
         console.print(table)
-    modes = evaluation.modes
     if modes:
         title = f"Mode collapse: {modes.of:,} modes of stacked digits"
         head = f"{modes.count:,} samples, by {modes.features}"
         table = Table(head, "samples", "real triples", title=title, title_justify="left")
-        found, divergence = modes.metrics["modes"], modes.metrics["mode_kl"]
-        table.add_row(WORDS["modes"], f"{found.value:.0f}", f"{found.floor:.0f}")
-        table.add_row(WORDS["mode_kl"], f"{divergence.value:.4f}", f"{divergence.floor:.4f}")
+        for name, metric in modes.metrics.items():
+            decimals = 0 if name == "modes" else 4
+            values = (f"{v:.{decimals}f}" for v in (metric.value, metric.real_baseline))
+            table.add_row(metric_title(name), *values)
         console.print(table)
+    if fidelity or modes:
+        console.print(
+            "real images: the real-data baseline, the same metric of as many real images in the "
+            "place of the samples.",
+            highlight=False,
+        )
     if evaluation.representation:
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
-            f"Representation, learnt from pairs by {evaluation.pairs}{labels}; read by "
-            f"{evaluation.learnt_from:,} training images"
+            f"Representation, trained on pairs by {evaluation.pairs}{labels}; probes fitted to "
+            f"{evaluation.probe_images:,} training images"
         )
         table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")
-        scores = {who: found.scores for who, found in evaluation.representation.items()}
-        for name in scores["discriminator"]:
-            table.add_row(words(name), *(accuracy(of.get(name)) for of in scores.values()))
+        scores = [found.scores for found in evaluation.representation.values()]
+        for name in scores[0]:
+            table.add_row(metric_title(name), *(_percent(owner.get(name)) for owner in scores))
         console.print(table)
     error = evaluation.reconstruction
     console.print(
-        f"Reconstruction: mean squared error {error.error:.4f} of pixels in 0 to 1; the mean "
+        f"Reconstruction: mean squared error {error.error:.4f} of pixels in [0, 1]; the mean "
         f"image's is {error.mean_image:.4f}.",
         highlight=False,
     )
@@ -159,16 +148,8 @@ def show(evaluation: "Evaluation", console: Console) -> None:
         console.print(note, highlight=False, soft_wrap=True)
 
 
-def words(name: str) -> str:
-    """A score's name in the table."""
-    if name in WORDS:
-        return WORDS[name]
-    count = name.split("_")[1]
-    return f"{count} labels, spread over all images" if "spread" in name else f"{count} labels"
-
-
-def accuracy(score: Any) -> str:
-    """A score as a percentage, with its spread over draws of labels."""
+def _percent(score: "ProbeScore | None") -> str:
+    """Format an accuracy in percent, with its spread over draws of labels."""
     if score is None:
         return "–"
     spread = f" ± {score.spread:.2%}" if score.spread is not None else ""

@@ -1,4 +1,4 @@
-"""A small classifier of images and its training: free of Ray, and of the networks it judges."""
+"""A small image classifier and its training, independent of the networks that it evaluates."""
 
 import copy
 from collections.abc import Callable
@@ -15,11 +15,10 @@ from cl_ray.data.views import apply_views, sample_views
 from cl_ray.errors import UserError
 from cl_ray.networks.normalize import to_unit
 
-COARSEST = 4
-"""Maps are halved until no side is longer than this."""
-
-AT_A_TIME = 500
-"""Images that go through a network together when it is not training."""
+FORWARD_BATCH = 500
+"""Images in one forward pass without training."""
+_SMALLEST_MAP = 4
+"""Feature maps are halved until no side is longer than this."""
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -27,19 +26,19 @@ Floats = NDArray[np.float32]
 
 
 class ClassifierConfig(BaseConfig):
-    """How a classifier is built and trained."""
+    """Architecture and training of a classifier."""
 
-    width: int = Field(32, ge=4, le=256, description="Channels of the first maps.")
+    width: int = Field(32, ge=4, le=256, description="Channels of the first feature maps.")
     features: int = Field(128, ge=2, le=128, description="Dimensions of the features.")
     epochs: int = Field(15, ge=1, description="Passes over the images.")
-    batch_size: int = Field(128, ge=2, description="Images a step.")
-    lr: float = Field(0.1, gt=0, description="Largest learning rate; cosine down to 0.")
-    weight_decay: float = Field(5e-4, ge=0, description="Of all weights.")
-    average: float = Field(0.998, ge=0, lt=1, description="Decay a step of the averaged weights.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Of weights, order and views.")
+    batch_size: int = Field(128, ge=2, description="Images per step.")
+    lr: float = Field(0.1, gt=0, description="Peak learning rate; cosine decay to 0.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of all weights.")
+    average: float = Field(0.998, ge=0, lt=1, description="Decay per step of the EMA weights.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and views.")
     views: ViewConfig = Field(
         ViewConfig(rotate=10, shift=0.08, scale=0.1, shear=10, warp=0.05, erase=0),
-        description="How far an image that is trained on may be moved and bent.",
+        description="Augmentation of the training images.",
     )
 
 
@@ -48,31 +47,31 @@ class Classifier(nn.Module):
 
     Args:
         shape: Height, width and channels of an image.
-        classes: How many there are.
-        width: Channels of the first maps; the others have twice as many.
-        features: Dimensions of what the last layer sees.
+        classes: Number of classes.
+        width: Channels of the first feature maps; the others have twice as many.
+        features: Dimensions of the penultimate layer.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int, features: int):
         super().__init__()
         side, channels = (shape[0] + 1) // 2, width
-        layers = [*convolution(shape[2], width, 5, stride=2), *convolution(width, width)]
-        while side > COARSEST:
-            layers += convolution(channels, 2 * width, stride=2)
+        layers = [*_convolution(shape[2], width, 5, stride=2), *_convolution(width, width)]
+        while side > _SMALLEST_MAP:
+            layers += _convolution(channels, 2 * width, stride=2)
             side, channels = (side + 1) // 2, 2 * width
-            if side > COARSEST:
-                layers += convolution(channels, channels)
+            if side > _SMALLEST_MAP:
+                layers += _convolution(channels, channels)
         layers += [nn.Flatten(), nn.Linear(channels * side**2, features, bias=False)]
         self.trunk = nn.Sequential(*layers, nn.BatchNorm1d(features), nn.ReLU(inplace=True))
         self.head = nn.Linear(features, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W] in [-1, 1]."""
+        """Compute logits [B, classes] of images [B, C, H, W] in [-1, 1]."""
         return self.head(self.trunk(images))
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """A convolution, batch norm (no other worker has a part of a classifier's batch), ReLU."""
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Build a convolution, batch norm and ReLU."""
     return [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -80,12 +79,12 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> 
     ]
 
 
-def classifier_outputs(part: nn.Module, images: Pixels) -> Floats:
-    """What a network, or its trunk, makes of images [N, H, W, C]: float32 [N, ...]."""
+def classifier_outputs(network: nn.Module, images: Pixels) -> Floats:
+    """Compute the outputs, float32 [N, ...], of a network or its trunk for images [N, H, W, C]."""
     with torch.inference_mode():
         parts = [
-            part(to_unit(torch.from_numpy(images[start : start + AT_A_TIME])))
-            for start in range(0, len(images), AT_A_TIME)
+            network(to_unit(torch.from_numpy(images[start : start + FORWARD_BATCH])))
+            for start in range(0, len(images), FORWARD_BATCH)
         ]
     return torch.cat(parts).numpy()
 
@@ -95,28 +94,27 @@ def train_classifier(
     labels: Labels,
     classes: int,
     config: ClassifierConfig,
-    watch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Classifier:
-    """Train on views of images, by SGD with Nesterov's momentum at a cosine rate.
+    """Train on augmented images by SGD with Nesterov momentum and a cosine learning rate.
 
     The same arguments and thread count give the same weights on the same processor.
 
     Args:
-        images: [N, H, W, C].
-        labels: [N], in [0, classes).
-        classes: How many there are.
-        config: How.
-        watch: Called after each epoch with its number, from 1, and its mean loss.
+        images: uint8 [N, H, W, C].
+        labels: int64 [N], in [0, classes).
+        classes: Number of classes.
+        config: Architecture and training.
+        on_epoch: Called after each epoch with its number, from 1, and its mean loss.
 
     Returns:
-        The network with averaged weights (exponentially, as its batch norms' statistics are), in
-        evaluation mode, on the CPU.
+        The network with EMA weights and batch norm statistics, in evaluation mode, on the CPU.
 
     Raises:
         UserError: There are fewer than two images, or a label is out of range.
     """
     if len(images) < 2 or len(images) != len(labels):
-        raise UserError(f"{len(images)} images with {len(labels)} labels cannot be learnt from.")
+        raise UserError(f"{len(images)} images with {len(labels)} labels cannot be trained on.")
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise UserError(f"The label {wrong} is out of range: there are {classes} classes, from 0.")
@@ -125,10 +123,10 @@ def train_classifier(
         torch.manual_seed(config.seed)
         network = Classifier(shape, classes, config.width, config.features)
     network = network.to(memory_format=torch.channels_last)
-    ema_generator = copy.deepcopy(network)
-    kept, followed = (
-        [part for part in one.state_dict().values() if part.is_floating_point()]
-        for one in (ema_generator, network)
+    ema = copy.deepcopy(network)
+    averaged, current = (
+        [tensor for tensor in one.state_dict().values() if tensor.is_floating_point()]
+        for one in (ema, network)
     )
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -148,16 +146,16 @@ def train_classifier(
         total = 0.0
         order = torch.randperm(len(images), generator=random)[: steps * batch].view(steps, batch)
         for step, rows in enumerate(order):
-            seen = apply_views(to_unit(pixels[rows]), sample_views(config.views, batch, random))
-            loss = nn.functional.cross_entropy(network(seen), targets[rows])
+            views = apply_views(to_unit(pixels[rows]), sample_views(config.views, batch, random))
+            loss = nn.functional.cross_entropy(network(views), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            taken = epoch * steps + step
-            decay = min(config.average, (1 + taken) / (10 + taken))  # forget the first steps
-            torch._foreach_lerp_(kept, followed, 1 - decay)
+            done = epoch * steps + step
+            decay = min(config.average, (1 + done) / (10 + done))  # forget the first steps
+            torch._foreach_lerp_(averaged, current, 1 - decay)
             total += loss.item()
-        if watch:
-            watch(epoch + 1, total / steps)
-    return ema_generator.eval()
+        if on_epoch:
+            on_epoch(epoch + 1, total / steps)
+    return ema.eval()

@@ -1,51 +1,116 @@
-"""Everything that is measured of a run's networks. Free of Ray, so that any process may do it."""
+"""Evaluation of a trained model: samples, features and reconstructions. Free of Ray."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from cl_ray.data.dataset import STACKED, Dataset, RowBatch
-from cl_ray.data.sampling import sample_rows
-from cl_ray.data.stacked_mnist import is_stacked_mnist
+from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
+from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
+from cl_ray.evaluation.classifier import Floats, Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.fidelity import (
-    NEIGHBOURS,
-    Fidelity,
-    FidelityEvaluator,
-    MetricValue,
-    classification_accuracy_score,
+    MANIFOLD_NEIGHBOURS,
+    Samples,
+    expected_mode_fractions,
+    mode_histogram,
 )
-from cl_ray.evaluation.modes import SAMPLES, ModeCoverage, ModeEvaluator
-from cl_ray.evaluation.probes import RepresentationScores, evaluate_representation
+from cl_ray.evaluation.metrics import (
+    MODE_METRICS,
+    OVER_BASELINE,
+    PROBE_METRICS,
+    RECONSTRUCTION,
+    SAMPLE_METRICS,
+    Metric,
+    MetricContext,
+    ModeSample,
+)
+from cl_ray.evaluation.probes import ProbeData, ProbeScore
 from cl_ray.evaluation.reference import (
     FeatureExtractor,
     ReferenceClassifier,
     StackedReference,
     load_features,
+    resolve_reference,
 )
 from cl_ray.model import TrainedModel
 
-DIGITS = (28, 28, 1)
-"""Shape of the images that the packaged reference takes."""
-PARTS = 20
-"""Of the images, one after another in float64."""
+MODE_SAMPLES = 26_000
+"""Samples in which papers count modes (see `ModeEvaluator`)."""
 
 ReportProgress = Callable[[str], None]
 """Called with the name of what is measured next."""
 
 
 @dataclass(frozen=True)
+class MetricValue:
+    """A metric of generated images beside its real-data baseline.
+
+    Args:
+        value: Of the generated images.
+        real_baseline: The same metric of as many real images in their place.
+    """
+
+    value: float
+    real_baseline: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Metrics of the samples.
+
+    Args:
+        features: Name of the reference whose features are compared, such as `mnist-classifier`.
+        count: Images in each set.
+        metrics: By their names in SAMPLE_METRICS.
+        histogram: How often the reference predicts each class for the samples; None if it gives
+            no labels.
+    """
+
+    features: str
+    count: int
+    metrics: dict[str, MetricValue]
+    histogram: list[int] | None
+
+
+@dataclass(frozen=True)
+class ModeCoverage:
+    """Modes of stacked digits among the samples.
+
+    Args:
+        features: Name of the reference that reads the samples.
+        count: Samples looked at.
+        of: Number of modes.
+        metrics: By their names in MODE_METRICS; the baseline is of real triples of test digits.
+    """
+
+    features: str
+    count: int
+    of: int
+    metrics: dict[str, MetricValue]
+
+
+@dataclass(frozen=True)
+class RepresentationScores:
+    """Scores by their names in PROBE_METRICS, and a sentence for each kind that is missing."""
+
+    scores: dict[str, ProbeScore]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Reconstruction:
-    """How far G(x) is from x, as a mean square over pixels in [0, 1].
+    """Mean squared error of G(x), pixels in [0, 1].
 
     Args:
         error: Of the test images.
-        mean_image: What the mean of the training images, given for every image, would leave.
+        mean_image: Of the mean training image in the place of every reconstruction.
     """
 
     error: float
@@ -54,21 +119,21 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint is worth.
+    """Metrics of one checkpoint.
 
     Args:
         checkpoint: Its name.
-        step: Steps that it was trained for.
-        data: The data set's name.
-        pairs: The mode that D's representation was trained in; `labels` is supervised.
-        supervision: What labels the training saw; empty for none.
-        learnt_from: Training images that nearest neighbours and probes had: fewer, lower scores.
-        fidelity: Of the samples; None where there is no reference.
-        modes: Of the samples, where the reference reads stacked digits; else None.
+        step: Training steps taken.
+        data: Name of the dataset.
+        pairs: `pairs.mode` of the run; representations of the mode `labels` are supervised.
+        supervision: Labels that the training saw, in words; empty for none.
+        probe_images: Training images that probes were fitted to: fewer give lower scores.
+        fidelity: Of the samples; None without a reference.
+        modes: Of the samples of stacked digits; else None.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
         reconstruction: Of the test images.
-        notes: A sentence for each thing that could not be measured or was measured otherwise.
-        seconds: What it took.
+        notes: A sentence for each thing that was not measured, or measured differently.
+        seconds: Time taken.
     """
 
     checkpoint: str
@@ -76,7 +141,7 @@ class Evaluation:
     data: str
     pairs: str
     supervision: str
-    learnt_from: int
+    probe_images: int
     fidelity: Fidelity | None
     modes: ModeCoverage | None
     representation: dict[str, RepresentationScores]
@@ -85,75 +150,226 @@ class Evaluation:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What evaluation.json holds: plain values."""
+        """Return the content of evaluation.json, plain values."""
         scores = {
-            who: {name: asdict(score) for name, score in found.scores.items()}
-            for who, found in self.representation.items()
+            owner: {name: asdict(score) for name, score in found.scores.items()}
+            for owner, found in self.representation.items()
         }
         return {**asdict(self), "representation": scores}
 
     def metrics(self) -> dict[str, float]:
-        """One number a name, D's scores under their own; what curves and searches go by."""
-        found = {"reconstruction": self.reconstruction.error}
-        if self.fidelity:
-            values = self.fidelity.metrics
-            found |= {name: figure.value for name, figure in values.items()}
-            if values["frechet"].floor > 0:
-                found["frechet_over_floor"] = values["frechet"].value / values["frechet"].floor
-        if self.modes:
-            found |= {name: figure.value for name, figure in self.modes.metrics.items()}
-        for who, scores in self.representation.items():
-            prefix = "" if who == "discriminator" else f"{who}_"
-            found |= {f"{prefix}{name}": s.accuracy for name, s in scores.scores.items()}
-        return found
+        """Return all metrics by name; those of G's encoder and of pixels with a prefix."""
+        values = {RECONSTRUCTION.name: self.reconstruction.error}
+        for part in (self.fidelity, self.modes):
+            if part:
+                values |= {name: metric.value for name, metric in part.metrics.items()}
+        for metric in SAMPLE_METRICS:
+            found = self.fidelity.metrics.get(metric.name) if self.fidelity else None
+            if metric.relative and found and found.real_baseline > 0:
+                values[metric.name + OVER_BASELINE] = found.value / found.real_baseline
+        for owner, representation in self.representation.items():
+            prefix = "" if owner == "discriminator" else f"{owner}_"
+            scores = representation.scores.items()
+            values |= {f"{prefix}{name}": score.accuracy for name, score in scores}
+        return values
 
 
 def summary_line(evaluation: Evaluation) -> str:
-    """The metrics that are looked at first, in one line."""
+    """Return the most important metrics in one line."""
     parts = []
     if evaluation.fidelity:
         distance = evaluation.fidelity.metrics["frechet"]
-        over = f" ({distance.value / distance.floor:.0f} x its floor)" if distance.floor else ""
-        parts.append(f"Fréchet distance {distance.value:.3f}{over}")
+        ratio = distance.real_baseline and distance.value / distance.real_baseline
+        relative = f" ({ratio:.0f} x the real-data baseline)" if ratio else ""
+        parts.append(f"Fréchet distance {distance.value:.3f}{relative}")
     if evaluation.modes:
         modes = evaluation.modes
         found, divergence = (modes.metrics[name].value for name in ("modes", "mode_kl"))
         of = f"{modes.of} modes in {modes.count:,} samples"
         parts.append(f"{found:.0f} of {of}, KL {divergence:.3f}")
-    scores = evaluation.representation.get("discriminator")
-    if scores:
-        called = {"knn_1": "1-NN", "linear_probe": "linear probe"}
-        there = scores.scores
-        told = [f"{n} {there[k].accuracy:.2%}" for k, n in called.items() if k in there]
-        parts.append(f"{' and '.join(told)} of {evaluation.learnt_from:,} training images")
+    if "discriminator" in evaluation.representation:
+        scores = evaluation.representation["discriminator"].scores
+        shown = [
+            f"{title} {scores[name].accuracy:.2%}"
+            for name, title in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items()
+            if name in scores
+        ]
+        parts.append(f"{' and '.join(shown)} of {evaluation.probe_images:,} training images")
     parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
     return ", ".join(parts)
 
 
-SMALLER_IS_BETTER = ("frechet", "frechet_over_floor", "kernel", "mode_kl", "reconstruction")
+class FidelityEvaluator:
+    """Measures generated images against real test images, beside the real-data baseline.
+
+    Real features and baselines are computed once, so a second call takes half the time.
+
+    Args:
+        reference: Computes the features that are compared.
+        train: Training images, for the baselines.
+        test: Test images.
+        count: Images of each set, drawn at random; None is as many as the smaller of the two has.
+        seed: Seed of all random draws.
+
+    Raises:
+        UserError: There are fewer images than `count`, or not of the reference's shape.
+    """
+
+    def __init__(
+        self,
+        reference: FeatureExtractor,
+        train: RowBatch,
+        test: RowBatch,
+        count: int | None = None,
+        seed: int = 0,
+    ):
+        available = min(len(train.image), len(test.image))
+        self.reference, self.seed = reference, seed
+        self.train, self.test = train, test
+        self.count = available if count is None else count
+        if not MANIFOLD_NEIGHBOURS < self.count <= available:
+            raise UserError(
+                f"{self.count} images of each kind cannot be compared: there are "
+                f"{len(train.image)} training and {len(test.image)} test images, and it takes more "
+                f"than {MANIFOLD_NEIGHBOURS}."
+            )
+        self.real = reference.features(test.image[self._order(len(test.image))])
+        train = _rows(train, self._order(len(train.image)))
+        self._baseline_samples = {
+            "train": self._samples(train.image, train.label, np.arange(self.count)),
+            "test": self._samples(test.image, test.label, np.arange(len(test.image))),
+        }
+        self._baselines: dict[str, float] = {}
+
+    def measure(
+        self,
+        images: Pixels,
+        labels: Labels | None = None,
+        metrics: Sequence[Metric[Samples, float]] = SAMPLE_METRICS,
+        tell: ReportProgress = lambda _: None,
+    ) -> Fidelity:
+        """Compute metrics of generated images.
+
+        Args:
+            images: uint8 [count, H, W, C], generated.
+            labels: int64 [count], the classes that they were generated as; None if unconditional.
+            metrics: Which metrics.
+            tell: Called with the title of each metric that takes long.
+
+        Raises:
+            UserError: There are not `count` images, or not of the reference's shape.
+        """
+        if len(images) != self.count:
+            raise UserError(
+                f"{len(images)} generated images cannot be compared with {self.count} real ones: "
+                f"generate {self.count}, or compare fewer."
+            )
+        samples = self._samples(images, labels, self._order(len(images)))
+        values = {}
+        for metric in metrics:
+            if metric.thorough:
+                tell(metric.title)
+            if metric.name not in self._baselines:
+                real = self._baseline_samples[metric.baseline]
+                self._baselines[metric.name] = metric.compute(real)
+            value = metric.compute(samples)
+            values[metric.name] = MetricValue(value, self._baselines[metric.name])
+        gives_labels = isinstance(self.reference, ReferenceClassifier | StackedReference)
+        histogram = samples.histogram.tolist() if gives_labels else None
+        return Fidelity(self.reference.name, self.count, values, histogram)
+
+    def _order(self, count: int) -> NDArray[np.int64]:
+        return np.random.default_rng(self.seed).permutation(count)[: self.count]
+
+    def _samples(self, images: Pixels, labels: Labels | None, order: NDArray[np.int64]) -> Samples:
+        return Samples(images, labels, order, self.real, self.test, self.reference, self.seed)
 
 
-def is_larger_better(figure: str) -> bool:
-    """Whether an evaluation's figure grows as the networks get better: shares and accuracies."""
-    return figure not in SMALLER_IS_BETTER
+class ModeEvaluator:
+    """Counts the modes of stacked digits among samples, to detect mode collapse.
+
+    The measure of Unrolled GAN (Metz et al., 2017, section 3.3.1), VEEGAN (Srivastava et al., 2017)
+    and PacGAN (Lin et al., 2018): 26,000 samples, each channel read by a classifier of digits. It
+    depends on the number of samples, and a little on the classifier: compare with the baseline.
+
+    Args:
+        reference: Reads the samples, and the real digits for the baseline.
+        seed: Seed of the draw of real triples.
+    """
+
+    def __init__(self, reference: StackedReference, seed: int = 0):
+        self.reference, self.seed = reference, seed
+        self.expected = expected_mode_fractions()
+        real = load_digits("test").image
+        self._digits = reference.digits.labels(reference.digits.features(real))
+
+    def measure(self, samples: Pixels) -> ModeCoverage:
+        """Compute the mode metrics of samples, and of as many real triples.
+
+        Args:
+            samples: uint8 [N, 28, 28, 3], generated.
+
+        Raises:
+            UserError: They are of another shape or not uint8.
+        """
+        triples = sample_triples("test", len(samples), self.seed)
+        found, real = (
+            ModeSample(mode_histogram(labels), self.expected)
+            for labels in (self.labels(samples), mode_labels(self._digits[triples]))
+        )
+        metrics = {
+            metric.name: MetricValue(metric.compute(found), metric.compute(real))
+            for metric in MODE_METRICS
+        }
+        return ModeCoverage(self.reference.name, len(samples), STACKED_MODES, metrics)
+
+    def labels(self, samples: Pixels) -> Labels:
+        """Return the mode of each sample, int64 [N]."""
+        return self.reference.labels(self.reference.features(samples))
+
+
+def evaluate_representation(
+    data: ProbeData, metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS
+) -> RepresentationScores:
+    """Compute probe scores of features.
+
+    Args:
+        data: Features and labels.
+        metrics: Which scores.
+
+    Returns:
+        The scores, and a note for each that the labels do not allow.
+    """
+    scores: dict[str, ProbeScore] = {}
+    notes: list[str] = []
+    for metric in metrics:
+        start = time.perf_counter()
+        try:
+            score = metric.compute(data)
+        except UserError as error:
+            notes += [str(error)] if str(error) not in notes else []
+            continue
+        scores[metric.name] = replace(score, seconds=time.perf_counter() - start)
+    return RepresentationScores(scores, notes)
 
 
 class Evaluator:
-    """Evaluates networks of one run. What belongs to the data is read and computed once.
+    """Evaluates models on one dataset. What depends on the data only is computed once.
 
     Args:
-        dataset: Whose split `test` the networks are measured on; without one, on training images.
-        config: How much of it.
-        seed: Of what is drawn.
+        dataset: Its split `test` is measured on; without one, part of the training images.
+        config: Reference, and numbers of images.
+        seed: Seed of all random draws.
 
     Raises:
-        UserError: The reference is not there or does not take such images.
+        UserError: The reference does not exist or does not take such images.
     """
 
     def __init__(self, dataset: Dataset, config: EvaluationConfig, seed: int = 0):
         self.dataset, self.config, self.seed = dataset, config, seed
         self.notes: list[str] = []
-        self.reference = load_reference(dataset, config.reference)
+        name = resolve_reference(dataset, config.reference)
+        self.reference: FeatureExtractor | None = load_features(name) if name else None
         if self.reference is None:
             self.notes.append(
                 "Fidelity needs a reference's features: train one of labelled images with "
@@ -166,196 +382,168 @@ class Evaluator:
                 f"{list(self.reference.shape or ())}, {dataset.info.name} has "
                 f"{list(dataset.info.shape)}: give another reference."
             )
-        self._judge: FidelityEvaluator | None = None
+        if "test" not in dataset.info.splits:
+            self.notes.append("There is no split test: measured on training images.")
+        if not dataset.info.labelled:
+            self.notes.append("The images have no labels, so the representation was not measured.")
+        self._fidelity: FidelityEvaluator | None = None
         self._modes: ModeEvaluator | None = None
         self._images: tuple[RowBatch, RowBatch] | None = None
 
     def evaluate(
-        self, run: TrainedModel, thorough: bool = False, tell: ReportProgress | None = None
+        self, model: TrainedModel, thorough: bool = False, tell: ReportProgress = lambda _: None
     ) -> Evaluation:
-        """Measure the networks of `run`.
+        """Compute the metrics of a model that the data allows.
 
         Args:
-            run: Networks for images of the data's shape.
-            thorough: Also measure G's encoder and the bare pixels, the scores of few labels, and
-                a classifier that is trained on the samples, and count modes in as many samples as
-                papers do; else D's representation and the samples.
-            tell: Told what is measured next.
+            model: For images of the data's shape.
+            thorough: Also compute metrics that take long, the scores of G's encoder and of pixels,
+                and count modes in as many samples as papers do.
+            tell: Called with what is measured next.
 
         Raises:
-            UserError: The networks make no finite features, or know other classes than the data.
+            UserError: Features are NaN or Inf, or the model has other classes than the data.
         """
-        begun = time.perf_counter()
-        run.check_classes(self.dataset)
-        tell = tell or (lambda _: None)
-        notes = list(self.notes)
+        start = time.perf_counter()
+        model.check_classes(self.dataset)
         tell("images")
         train, test = self.images()
-        if "test" not in self.dataset.info.splits:
-            notes.append("There is no split test: measured on training images.")
-        fidelity = self._fidelity(run, thorough, tell)
-        modes = self._count_modes(run, thorough, tell)
-        reference = self.reference if train.label is not None else None
-        why = f"{modes.of} classes have too few each" if modes else ""
-        if isinstance(reference, ReferenceClassifier) and not self._tells_these_apart(reference):
-            why = "the reference tells other classes apart than the data has"
-        if thorough and why:
-            notes.append(f"No classifier was trained on the samples: {why}.")
-        scores = self._representation(run, thorough, tell)
-        if train.label is None:
-            notes.append("The images have no labels, so the representation was not measured.")
-        for found in scores.values():
-            notes += [note for note in found.notes if note not in notes]
+        context = MetricContext.of(self.dataset, self.config, model.config.condition)
+        with _limited_threads():
+            fidelity = self._measure_fidelity(model, context, thorough, tell)
+            modes = self._measure_modes(model, thorough, tell)
+            representation = self._probe(model, context, thorough, tell)
         tell("reconstruction")
-        labels = test.label if run.classes else None
-        error = _mean_square(run.reconstruct(test.image, labels), test.image)
+        copies = model.reconstruct(test.image, test.label if model.classes else None)
         mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
+        reconstruction = Reconstruction(
+            RECONSTRUCTION.compute((copies, test.image)), RECONSTRUCTION.compute((mean, test.image))
+        )
+        notes = [*self.notes, *self._skipped(context, thorough)]
+        for found in representation.values():
+            notes += [note for note in found.notes if note not in notes]
         return Evaluation(
-            checkpoint=run.checkpoint,
-            step=run.step,
+            checkpoint=model.checkpoint,
+            step=model.step,
             data=self.dataset.info.name,
-            pairs=run.config.pairs.mode,
-            supervision=run.config.supervision,
-            learnt_from=len(train.image),
+            pairs=model.config.pairs.mode,
+            supervision=model.config.supervision,
+            probe_images=len(train.image),
             fidelity=fidelity,
             modes=modes,
-            representation=scores,
-            reconstruction=Reconstruction(error, _mean_square(mean, test.image)),
+            representation=representation,
+            reconstruction=reconstruction,
             notes=notes,
-            seconds=round(time.perf_counter() - begun, 1),
+            seconds=round(time.perf_counter() - start, 1),
         )
 
-    def _tells_these_apart(self, reference: ReferenceClassifier) -> bool:
-        """Whether the reference's classes are those of the data, which has labels."""
-        return self.dataset.class_names() == list(reference.about.classes)
-
     def images(self) -> tuple[RowBatch, RowBatch]:
-        """Training images that are learnt from, and the ones that the networks are measured on."""
+        """Return the training images that probes are fitted to, and the test images."""
         if self._images is None:
-            wanted = self.config.images, self.config.samples
+            sizes = self.config.images, self.config.samples
             if "test" in self.dataset.info.splits:
-                train = sample_rows(self.dataset, "train", wanted[0], self.seed)
-                test = sample_rows(self.dataset, "test", wanted[1], self.seed)
-            else:  # no image is on both sides
-                rows = sample_rows(self.dataset, "train", sum(wanted), self.seed)
-                cut = max(len(rows.id) - wanted[1], len(rows.id) // 2)
-                train, test = _part(rows, slice(0, cut)), _part(rows, slice(cut, None))
+                train = sample_rows(self.dataset, "train", sizes[0], self.seed)
+                test = sample_rows(self.dataset, "test", sizes[1], self.seed)
+            else:  # disjoint
+                rows = sample_rows(self.dataset, "train", sum(sizes), self.seed)
+                cut = max(len(rows.id) - sizes[1], len(rows.id) // 2)
+                train, test = _rows(rows, slice(0, cut)), _rows(rows, slice(cut, None))
             self._images = train, test
         return self._images
 
-    def _fidelity(self, run: TrainedModel, thorough: bool, tell: ReportProgress) -> Fidelity | None:
+    def _measure_fidelity(
+        self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
+    ) -> Fidelity | None:
         if self.reference is None:
             return None
-        train, test = self.images()
-        if self._judge is None:
-            tell("floors of the real images")
+        if self._fidelity is None:
+            tell("real images")
+            train, test = self.images()
             count = min(self.config.samples, len(train.image), len(test.image))
-            if count <= NEIGHBOURS:
+            if count <= MANIFOLD_NEIGHBOURS:
                 raise UserError(
-                    f"{self.dataset.location} has too few images to be evaluated by: it takes "
-                    f"more than {NEIGHBOURS} training and test images."
+                    f"{self.dataset.location} has too few images to be evaluated on: it takes "
+                    f"more than {MANIFOLD_NEIGHBOURS} training and test images."
                 )
-            self._judge = FidelityEvaluator(
-                self.reference, train.image, test.image, count, self.seed
-            )
+            self._fidelity = FidelityEvaluator(self.reference, train, test, count, self.seed)
         tell("samples")
-        samples, asked = self._samples(run, self._judge.count)
+        images, labels = self._generate(model, self._fidelity.count)
         tell("distances")
-        found = self._judge.measure(samples)
-        if (
-            not isinstance(self.reference, ReferenceClassifier)
-            or test.label is None
-            or train.label is None
-        ):
-            return found
-        if not self._tells_these_apart(self.reference):
-            return found
-        if asked is not None:
-            agrees = [
-                float((self.reference.predict(images).argmax(1) == labels).mean())
-                for images, labels in ((samples, asked), (test.image, test.label))
-            ]
-            found.metrics["class_accuracy"] = MetricValue(*agrees)
-        if thorough:
-            tell("a classifier trained on the samples")
-            labels = self.reference.predict(samples).argmax(1) if asked is None else asked
-            real = (train.image, train.label), (test.image, test.label)
-            accuracy = classification_accuracy_score(
-                (samples, labels), *real, self.reference.classes, self.seed
-            )
-            found.metrics["classification_accuracy"] = accuracy
-        return found
+        metrics = _selected(SAMPLE_METRICS, context, thorough)
+        return self._fidelity.measure(images, labels, metrics, tell)
 
-    def _samples(
-        self, run: TrainedModel, count: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-        """Images of noise and, if the run knows classes, the classes asked for.
+    def _generate(self, model: TrainedModel, count: int) -> tuple[Pixels, Labels | None]:
+        """Generate images; with classes, as often as among the real images they are compared with.
 
-        Those come as often as among the real images that they are compared with.
+        Returns:
+            The images and, of a model with classes, the class that each was generated as.
         """
         label = self.images()[1].label
-        if not run.classes or label is None:
-            return run.generate(count, self.seed), None
-        asked = np.resize(np.random.default_rng(self.seed).permutation(label), count)
-        return run.decode(run.latents(count, self.seed, kinds=asked), labels=asked), asked
+        if not model.classes or label is None:
+            return model.generate(count, self.seed), None
+        labels = np.resize(np.random.default_rng(self.seed).permutation(label), count)
+        return model.decode(model.latents(count, self.seed, labels=labels), labels=labels), labels
 
-    def _count_modes(
-        self, run: TrainedModel, thorough: bool, tell: ReportProgress
+    def _measure_modes(
+        self, model: TrainedModel, thorough: bool, tell: ReportProgress
     ) -> ModeCoverage | None:
         if not isinstance(self.reference, StackedReference):
             return None
         tell("modes")
         self._modes = self._modes or ModeEvaluator(self.reference, self.seed)
-        count = SAMPLES if thorough else self.config.samples
-        return self._modes.measure(self._samples(run, count)[0])
+        count = MODE_SAMPLES if thorough else self.config.samples
+        return self._modes.measure(self._generate(model, count)[0])
 
-    def _representation(
-        self, run: TrainedModel, thorough: bool, tell: ReportProgress
+    def _probe(
+        self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
     ) -> dict[str, RepresentationScores]:
         train, test = self.images()
         if train.label is None or test.label is None:
             return {}
-        ways: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
-            "discriminator": run.embed
-        }
+        features: dict[str, Callable[[Pixels], Floats]] = {"discriminator": model.embed}
         if thorough:
-            ways["encoder"] = lambda images: run.encode(images).numpy()
-            ways["pixels"] = lambda images: np.divide(
+            features["encoder"] = lambda images: model.encode(images).numpy()
+            features["pixels"] = lambda images: np.divide(
                 images.reshape(len(images), -1), 255, dtype=np.float32
             )
+        metrics = _selected(PROBE_METRICS, context, thorough)
         found = {}
-        for who, features in ways.items():
-            tell(f"representation: {who}")
-            x, q = features(train.image), features(test.image)
-            found[who] = evaluate_representation(
-                x, train.label, q, test.label, self.seed, few=thorough
+        for owner, compute in features.items():
+            tell(f"representation: {owner}")
+            data = ProbeData(
+                compute(train.image), train.label, compute(test.image), test.label, self.seed
             )
+            found[owner] = evaluate_representation(data, metrics)
         return found
 
-
-def load_reference(dataset: Dataset, name: str) -> FeatureExtractor | None:
-    """The reference that a config names for a data set; None for none."""
-    chosen = resolve_reference(dataset, name)
-    return load_features(chosen) if chosen else None
-
-
-def resolve_reference(dataset: Dataset, name: str) -> str | None:
-    """The name of a data set's reference, `auto` resolved; None for none."""
-    if name == "auto" and is_stacked_mnist(dataset.info):
-        return STACKED
-    if name == "auto":
-        packaged = dataset.info.name == "mnist" and dataset.info.shape == DIGITS
-        return "mnist" if packaged else None
-    return None if name == "none" else name
+    def _skipped(self, context: MetricContext, thorough: bool) -> list[str]:
+        """Return a sentence for each reason why scores of labelled data are not measured."""
+        metrics: list[Metric[Any, Any]] = [m for m in PROBE_METRICS if thorough or not m.thorough]
+        if thorough and self.reference:
+            metrics += [m for m in SAMPLE_METRICS if m.thorough]
+        titles: dict[str, list[str]] = {}
+        for metric in metrics if self.dataset.info.labelled else ():
+            reason = metric.unavailable(context)
+            if reason:
+                titles.setdefault(reason, []).append(metric.title)
+        return [f"Not measured of {reason}: {', '.join(t)}." for reason, t in titles.items()]
 
 
-def _part(rows: RowBatch, which: slice) -> RowBatch:
+def _selected(
+    metrics: Sequence[Metric[Any, Any]], context: MetricContext, thorough: bool
+) -> list[Metric[Any, Any]]:
+    """Select the available metrics; the thorough ones only if asked for."""
+    return [m for m in metrics if (thorough or not m.thorough) and not m.unavailable(context)]
+
+
+def _limited_threads() -> threadpool_limits:
+    """Give numpy and scikit-learn as many threads as torch has."""
+    import sklearn.linear_model
+    import sklearn.neighbors  # noqa: F401 (only the pools of loaded libraries are limited)
+
+    return threadpool_limits(torch.get_num_threads())
+
+
+def _rows(rows: RowBatch, which: slice | NDArray[np.int64]) -> RowBatch:
     label = None if rows.label is None else rows.label[which]
     return RowBatch(rows.id[which], rows.image[which], label)
-
-
-def _mean_square(images: NDArray[Any], others: NDArray[np.uint8]) -> float:
-    """Mean squared difference of [n, H, W, C], pixels in [0, 1], a few images at a time."""
-    parts = zip(np.array_split(images, PARTS), np.array_split(others, PARTS), strict=True)
-    total = sum(float(np.square(np.subtract(x, y, dtype=np.float64)).sum()) for x, y in parts)
-    return total / others.size / 255**2

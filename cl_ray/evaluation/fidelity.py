@@ -1,13 +1,12 @@
-"""How near generated images come to real ones: distances, manifolds and labels, over features.
+"""Metrics of generated images: distances, manifolds, labels and modes.
 
-All are functions of features, whoever computed them (`reference.py`). A `Judge` puts each
-figure beside its floor: the same figure of real training images in the place of generated ones.
-torchmetrics is imported where it is used: it takes seconds.
+Distances and manifolds are functions of two sets of features (see `reference.py`). torchmetrics is
+imported where it is used: it takes seconds.
 """
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cl_ray.data.config import ViewConfig
+from cl_ray.data.dataset import RowBatch
+from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import (
     ClassifierConfig,
@@ -25,46 +26,83 @@ from cl_ray.evaluation.classifier import (
     classifier_outputs,
     train_classifier,
 )
-from cl_ray.evaluation.reference import FeatureExtractor, ReferenceClassifier, StackedReference
+from cl_ray.evaluation.reference import (
+    FeatureExtractor,
+    ReferenceClassifier,
+    StackedReference,
+    check_finite,
+)
 
-NEIGHBOURS = 5
+MANIFOLD_NEIGHBOURS = 5
 """k of precision, recall, density and coverage: Naeem et al. recommend 5 (section 4.3)."""
-SUBSETS, SUBSET = 100, 1000
+
+_SUBSETS, _SUBSET_SIZE = 100, 1000
 """The kernel distance is the mean over so many subsets of at most so many rows."""
-BLOCK = 1000
+_BLOCK_ROWS = 1000
 """Rows whose distances to all others are in memory at once: 80 MB of float64 for 10,000."""
-ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""Rank 0 measures by itself; torchmetrics would wait for the other ranks, which are not there."""
+_DIGITS = 10
+_SINGLE_PROCESS: dict[str, Any] = {"sync_on_compute": False}
+"""Only rank 0 evaluates: torchmetrics must not wait for the other ranks."""
+_NO_VIEWS = ViewConfig(rotate=0, shift=0, scale=0, shear=0, warp=0, erase=0)
+"""Augmentation would make up for variety that the images lack."""
 
 
-def compute_fidelity(
-    real: Floats, fake: Floats, k: int = NEIGHBOURS, seed: int = 0
-) -> dict[str, float]:
-    """Every measure of two sets of features.
+class Samples:
+    """Images to be measured, with what several metrics share, each computed once.
 
     Args:
-        real: [N, d], of real images, N > k.
-        fake: [M, d], of generated ones, M > k. Metrics depend on N and M: compare like with like.
-        k: Which nearest neighbour bounds a sample's neighbourhood.
-        seed: Of the kernel distance's subsets.
-
-    Returns:
-        `frechet` and `kernel`, 0 if alike; `precision`, `recall` and `coverage`, 0 to 1, and
-        `density`, 0 and up: 1 (density: about 1) if alike.
-
-    Raises:
-        UserError: The features do not go together, are too few, or are not finite.
+        images: uint8 [N, H, W, C]: generated images, or real ones for the baseline.
+        labels: int64 [N], the classes that the images were generated as, or their labels; None if
+            there are none.
+        order: Rows of `images` in random order, for metrics over random subsets.
+        real: float32 [M, d], reference features of real test images.
+        test: The labelled test images that a classifier is scored on.
+        reference: Computes features, and labels if it is a classifier.
+        seed: Seed of random subsets.
     """
-    _check_features(real, fake, k)
-    return {
-        "frechet": frechet_distance(real, fake),
-        "kernel": kernel_distance(real, fake, seed),
-        **manifold_metrics(real, fake, k),
-    }
+
+    def __init__(
+        self,
+        images: Pixels,
+        labels: Labels | None,
+        order: NDArray[np.int64],
+        real: Floats,
+        test: RowBatch,
+        reference: FeatureExtractor,
+        seed: int,
+    ):
+        self.images, self.labels, self.order = images, labels, order
+        self.real, self.test, self.reference, self.seed = real, test, reference, seed
+
+    @cached_property
+    def features(self) -> Floats:
+        """Reference features, float32 [N, d], in random order."""
+        features = self.reference.features(self.images[self.order])
+        check_features(self.real, features)
+        return features
+
+    @cached_property
+    def manifolds(self) -> dict[str, float]:
+        """See `manifold_metrics`."""
+        return manifold_metrics(self.real, self.features)
+
+    @cached_property
+    def predicted(self) -> Labels:
+        """The reference's labels, int64 [N], in the order of `images`."""
+        assert isinstance(self.reference, ReferenceClassifier | StackedReference)
+        predicted = np.empty(len(self.images), np.int64)
+        predicted[self.order] = self.reference.labels(self.features)
+        return predicted
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """How often the reference predicts each class, int64 [classes]."""
+        assert isinstance(self.reference, ReferenceClassifier | StackedReference)
+        return np.bincount(self.predicted, minlength=self.reference.classes)
 
 
-class _Given(nn.Module):
-    """Stands where torchmetrics expects a network: what it is given are features already."""
+class _Identity(nn.Module):
+    """Stands where torchmetrics expects a network: its inputs are features already."""
 
     def __init__(self, dimensions: int):
         super().__init__()
@@ -75,33 +113,43 @@ class _Given(nn.Module):
 
 
 def frechet_distance(real: Floats, fake: Floats) -> float:
-    """Fréchet distance of two Gaussians (Dowson and Landau, 1982; Heusel et al., 2017, eq. 6).
+    """Compute the Fréchet distance of two Gaussians (Heusel et al., 2017, eq. 6).
 
-    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)), the square of the distance, as is the custom.
+    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)), as usual the square of the distance, 0 if equal.
     Over Inception's features it is known as FID, and over no others.
+
+    Args:
+        real: [N, d].
+        fake: [M, d]. The distance depends on N and M: compare like with like.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(_Given(real.shape[1]), **ALONE)
+    metric = FrechetInceptionDistance(_Identity(real.shape[1]), **_SINGLE_PROCESS)
     metric.update(_double(real), real=True)
     metric.update(_double(fake), real=False)
-    return max(float(metric.compute()), 0.0)  # rounding may leave less than nothing
+    return max(float(metric.compute()), 0.0)  # rounding may leave less than 0
 
 
 def kernel_distance(real: Floats, fake: Floats, seed: int = 0) -> float:
-    """Kernel distance (Binkowski et al., 2018, section 3), unbiased: its expectation, alike, is 0.
+    """Compute the kernel distance (KID: Binkowski et al., 2018, section 3), unbiased.
 
     The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, the mean over random
-    subsets. It may be a little below 0; its floor is noise around 0, so take no ratio to it.
+    subsets. Its expectation is 0 for equal distributions, so it may be a little below 0, and its
+    baseline is noise around 0: take no ratio to it.
+
+    Args:
+        real: [N, d].
+        fake: [M, d].
+        seed: Seed of the subsets.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(SUBSET, len(real), len(fake))
-    subsets = 1 if size == len(real) == len(fake) else SUBSETS  # each would be the whole set
+    size = min(_SUBSET_SIZE, len(real), len(fake))
+    subsets = 1 if size == len(real) == len(fake) else _SUBSETS  # each would be the whole set
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, as is meant
         metric = KernelInceptionDistance(
-            _Given(real.shape[1]), subsets=subsets, subset_size=size, **ALONE
+            _Identity(real.shape[1]), subsets=subsets, subset_size=size, **_SINGLE_PROCESS
         )
         metric.update(_double(real), real=True)
         metric.update(_double(fake), real=False)
@@ -110,27 +158,33 @@ def kernel_distance(real: Floats, fake: Floats, seed: int = 0) -> float:
     return float(mean)
 
 
-def manifold_metrics(real: Floats, fake: Floats, k: int = NEIGHBOURS) -> dict[str, float]:
-    """Precision, recall, density and coverage.
+def manifold_metrics(real: Floats, fake: Floats, k: int = MANIFOLD_NEIGHBOURS) -> dict[str, float]:
+    """Compute precision, recall, density and coverage.
 
     A set's manifold is the union of balls around its samples, each as wide as the distance to the
-    sample's k-th nearest neighbour in the set.
+    sample's k-th nearest neighbour in the set. Not by `prdc`, which is this in float64 with whole
+    matrices of distances: at 10,000 images each 2.4 GB, here 80 MB.
+
+    Args:
+        real: [N, d], N > k.
+        fake: [M, d], M > k.
+        k: Which nearest neighbour bounds a ball.
 
     Returns:
-        `precision`: share of fakes in the manifold of the real (Kynkäänniemi et al., 2019, eq. 2);
-        `recall`: share of real samples in the manifold of the fakes (the same);
+        `precision`: fraction of fakes in the manifold of the real (Kynkäänniemi et al., 2019,
+        eq. 2); `recall`: fraction of real samples in the manifold of the fakes (the same);
         `density`: mean number of real balls that a fake lies in, over k (Naeem et al., 2020);
-        `coverage`: share of real balls with a fake in them (the same, section 3).
+        `coverage`: fraction of real balls with a fake in them (the same, section 3).
     """
     reals, fakes = _double(real), _double(fake)
     radii_real, radii_fake = _radii(reals, k), _radii(fakes, k)
     balls = torch.zeros(len(fakes), dtype=torch.long)  # real balls that each fake lies in
     recalled = covered = 0
-    for rows, distance in _blocks(reals, fakes):
-        inside = distance <= radii_real[rows, None]
+    for rows, distances in _distance_blocks(reals, fakes):
+        inside = distances <= radii_real[rows, None]
         balls += inside.sum(0)
         covered += int(inside.any(1).sum())
-        recalled += int((distance <= radii_fake).any(1).sum())
+        recalled += int((distances <= radii_fake).any(1).sum())
     return {
         "precision": float((balls > 0).double().mean()),
         "recall": recalled / len(reals),
@@ -140,48 +194,46 @@ def manifold_metrics(real: Floats, fake: Floats, k: int = NEIGHBOURS) -> dict[st
 
 
 def _radii(samples: Tensor, k: int) -> Tensor:
-    """Distance [N] of each sample to its k-th nearest neighbour, itself not counted."""
-    return torch.cat(
-        [
-            distance.topk(k + 1, dim=1, largest=False).values[:, k]
-            for _, distance in _blocks(samples, samples)
-        ]
-    )
+    """Return the distance [N] of each sample to its k-th nearest neighbour."""
+    blocks = _distance_blocks(samples, samples)
+    return torch.cat([block.topk(k + 1, dim=1, largest=False).values[:, k] for _, block in blocks])
 
 
-def _blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Euclidean distances, a block of rows at a time."""
-    for start in range(0, len(rows), BLOCK):
-        part = slice(start, start + BLOCK)
-        yield part, torch.cdist(rows[part], columns)
+def _distance_blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield Euclidean distances, a block of rows at a time."""
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        yield block, torch.cdist(rows[block], columns)
 
 
-def label_metrics(labels: Labels, classes: int) -> dict[str, float]:
-    """How evenly a classifier's labels of the samples are spread over the classes.
+def label_entropy(histogram: NDArray[np.int64]) -> float:
+    """Compute the entropy of a histogram over classes [K] in nats, 0 to log K."""
+    fractions = histogram[histogram > 0] / histogram.sum()
+    return float(-(fractions * np.log(fractions)).sum()) + 0.0  # no -0.0
 
-    Args:
-        labels: [N], in [0, classes).
-        classes: How many there are.
 
-    Returns:
-        `label_entropy` in nats, at most log(classes); `label_balance`, how often the rarest class
-        occurs for one occurrence of the commonest, 0 to 1.
+def label_balance(histogram: NDArray[np.int64]) -> float:
+    """Compute the count of the rarest class over that of the commonest, 0 to 1."""
+    return float(histogram.min() / histogram.max())
+
+
+def class_accuracy(samples: Samples) -> float:
+    """Compute the fraction of images that the reference gives the class they were generated as."""
+    assert samples.labels is not None
+    return float((samples.predicted == samples.labels).mean())
+
+
+def classification_accuracy_score(samples: Samples) -> float:
+    """Train a classifier on samples and score it on real images (CAS: Ravuri and Vinyals, 2019).
+
+    The samples' labels are the classes that they were generated as, or else the reference's.
     """
-    counts = label_histogram(labels, classes)
-    shares = counts[counts > 0] / counts.sum()
-    return {
-        "label_entropy": float(-(shares * np.log(shares)).sum()) + 0.0,  # no -0.0
-        "label_balance": float(counts.min() / counts.max()),
-    }
-
-
-def label_histogram(labels: Labels, classes: int) -> NDArray[np.int64]:
-    """How often each class occurs, [classes]."""
-    return np.bincount(labels, minlength=classes)
-
-
-STILL = ViewConfig(rotate=0, shift=0, scale=0, shear=0, warp=0, erase=0)
-"""No views: what the images lack is not to be made up for."""
+    assert isinstance(samples.reference, ReferenceClassifier)
+    assert samples.test.label is not None
+    labels = samples.predicted if samples.labels is None else samples.labels
+    return train_and_score_classifier(
+        samples.images, labels, samples.test.image, samples.test.label, samples.reference.classes
+    )
 
 
 def train_and_score_classifier(
@@ -192,142 +244,78 @@ def train_and_score_classifier(
     classes: int,
     config: ClassifierConfig | None = None,
 ) -> float:
-    """Accuracy on real images of a classifier trained on these (Ravuri and Vinyals, 2019, CAS).
+    """Return the test accuracy, 0 to 1, of a small classifier trained on images.
 
     Args:
-        images: uint8 [N, H, W, C], generated or, for the floor, real.
-        labels: [N], of the conditions they were generated under, or a reference's.
-        test_images: [M, H, W, C], real.
-        test_labels: [M].
-        classes: How many there are.
-        config: How the classifier is built and trained; the default takes twenty seconds of
-            one core for 10,000 digits.
-
-    Returns:
-        A share, 0 to 1.
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+        test_images: uint8 [M, H, W, C].
+        test_labels: int64 [M].
+        classes: Number of classes.
+        config: How the classifier is built and trained; the default takes twenty seconds of one
+            core for 10,000 digits.
     """
-    config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=STILL)
+    config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=_NO_VIEWS)
     network = train_classifier(images, labels, classes, config)
     return float((classifier_outputs(network, test_images).argmax(1) == test_labels).mean())
 
 
-@dataclass(frozen=True)
-class MetricValue:
-    """A measure of generated images, and of as many real training images: its floor."""
-
-    value: float
-    floor: float
-
-
-def classification_accuracy_score(
-    samples: tuple[Pixels, Labels],
-    train: tuple[Pixels, Labels],
-    test: tuple[Pixels, Labels],
-    classes: int,
-    seed: int = 0,
-) -> MetricValue:
-    """`classification_accuracy` of generated images, and of as many real ones, drawn at random."""
-    images, labels = train
-    drawn = np.random.default_rng(seed).permutation(len(images))[: len(samples[0])]
-    return MetricValue(
-        train_and_score_classifier(*samples, *test, classes),
-        train_and_score_classifier(images[drawn], labels[drawn], *test, classes),
-    )
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """What the samples are worth.
-
-    Args:
-        features: Which features the distances are over, such as `mnist-classifier`.
-        count: Images in each set.
-        metrics: By the names of `fidelity`, `label_figures` and `classification_accuracy`.
-        histogram: How often each class occurs among the samples, by the reference; None where it
-            gives no labels.
-    """
-
-    features: str
-    count: int
-    metrics: dict[str, MetricValue]
-    histogram: list[int] | None
-
-
-class FidelityEvaluator:
-    """Measures generated images against real test images, and real training images likewise.
-
-    The latter are the floors. They and the real features are computed once, so that a judge that is
-    kept measures many times at half the price.
-
-    Args:
-        reference: Its features are compared.
-        train: uint8 [N, H, W, C].
-        test: [M, H, W, C].
-        count: Images of each set, drawn at random; None is as many as the smaller of the two has.
-        seed: Of what is drawn.
+def mode_histogram(labels: Labels, modes: int = STACKED_MODES) -> NDArray[np.int64]:
+    """Count how often each mode occurs, int64 [modes].
 
     Raises:
-        UserError: There are fewer images than `count`, or they are of the wrong kind.
+        UserError: There are no labels, or one is out of range.
     """
-
-    def __init__(
-        self,
-        reference: FeatureExtractor,
-        train: Pixels,
-        test: Pixels,
-        count: int | None = None,
-        seed: int = 0,
-    ):
-        fewest = min(len(train), len(test))
-        self.reference, self.seed = reference, seed
-        self.count = fewest if count is None else count
-        if not NEIGHBOURS < self.count <= fewest:
-            raise UserError(
-                f"{self.count} images of each kind cannot be compared: there are {len(train)} "
-                f"training and {len(test)} test images, and it takes more than {NEIGHBOURS}."
-            )
-        self.real = reference.features(self._draw(test))
-        self.floors, _ = self._figures(self._draw(train))
-
-    def measure(self, samples: Pixels) -> Fidelity:
-        """Every figure but the classifier's accuracy, which takes longer: see `classification`.
-
-        Args:
-            samples: uint8 [at least count, H, W, C], generated; `count` are drawn at random.
-
-        Raises:
-            UserError: They are fewer, or not like the real ones.
-        """
-        if len(samples) < self.count:
-            raise UserError(
-                f"{len(samples)} generated images cannot be compared with {self.count} real ones: "
-                f"generate {self.count}, or compare fewer."
-            )
-        values, histogram = self._figures(self._draw(samples))
-        metrics = {name: MetricValue(value, self.floors[name]) for name, value in values.items()}
-        return Fidelity(self.reference.name, self.count, metrics, histogram)
-
-    def _figures(self, images: Pixels) -> tuple[dict[str, float], list[int] | None]:
-        features = self.reference.features(images)
-        metrics = compute_fidelity(self.real, features, seed=self.seed)
-        if not isinstance(self.reference, ReferenceClassifier | StackedReference):
-            return metrics, None
-        classes = self.reference.classes
-        labels = self.reference.labels(features)
-        histogram = label_histogram(labels, classes).tolist()
-        return metrics | label_metrics(labels, classes), histogram
-
-    def _draw(self, images: Pixels) -> Pixels:
-        return images[np.random.default_rng(self.seed).permutation(len(images))[: self.count]]
+    if not len(labels) or labels.min() < 0 or labels.max() >= modes:
+        raise UserError(
+            f"Modes are counted of one label or more in 0 to {modes - 1}, not of "
+            f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}."
+        )
+    return np.bincount(labels, minlength=modes)
 
 
-def _double(features: Floats) -> Tensor:
-    return torch.from_numpy(np.asarray(features, np.float64))
+def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> float:
+    """Compute KL(p || q) of the samples' distribution p over modes from the data's q, in nats.
+
+    0 if equal, log K if all samples are of one of K equally frequent modes. Of N samples of q
+    itself it is about (K - 1) / 2N, for N well above K.
+
+    Args:
+        histogram: int64 [K], samples of each mode.
+        expected: float64 [K], q.
+
+    Raises:
+        UserError: `expected` is not positive with sum 1.
+    """
+    if not (expected > 0).all() or abs(expected.sum() - 1) > 1e-9:
+        raise UserError(
+            "The expected fractions of the modes must be positive and add up to 1: their sum is "
+            f"{expected.sum():g}, the smallest {expected.min():g}."
+        )
+    found = histogram > 0
+    fractions = histogram[found] / histogram.sum()
+    return max(float((fractions * np.log(fractions / expected[found])).sum()), 0.0)
 
 
-def _check_features(real: Floats, fake: Floats, k: int) -> None:
-    sets = {"real": real, "generated": fake}
-    for kind, features in sets.items():
+def expected_mode_fractions() -> NDArray[np.float64]:
+    """Return the probability of each mode of stacked training digits, float64 [1000].
+
+    The product of its digits' frequencies, which are not quite a tenth. The counts of a finite data
+    set would add their own noise, and may be 0.
+    """
+    labels = load_digits("train").label
+    assert labels is not None
+    fractions = np.bincount(labels, minlength=_DIGITS) / len(labels)
+    return np.einsum("a,b,c->abc", fractions, fractions, fractions).reshape(STACKED_MODES)
+
+
+def check_features(real: Floats, fake: Floats, k: int = MANIFOLD_NEIGHBOURS) -> None:
+    """Check that two sets of features can be compared.
+
+    Raises:
+        UserError: The shapes do not match, there are too few rows, or a feature is NaN or Inf.
+    """
+    for kind, features in {"real": real, "generated": fake}.items():
         if features.ndim != 2 or features.shape[1] != real.shape[-1]:
             raise UserError(
                 f"The {kind} features are of shape {list(features.shape)}, the real ones "
@@ -335,9 +323,8 @@ def _check_features(real: Floats, fake: Floats, k: int) -> None:
             )
         if len(features) <= k:
             raise UserError(f"{len(features)} {kind} images are too few: it takes more than {k}.")
-        if not np.isfinite(features).all():
-            row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
-            raise UserError(
-                f"The features of the {kind} image {row} are not finite: the network that made "
-                "the image or the features has broken weights."
-            )
+        check_finite(features, f"the {kind} image")
+
+
+def _double(features: Floats) -> Tensor:
+    return torch.from_numpy(np.asarray(features, np.float64))

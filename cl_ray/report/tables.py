@@ -1,151 +1,131 @@
-"""What evaluation.json says, as rows to look at: each figure beside its floor."""
+"""Rows of the page's tables of metrics: each metric of evaluation.json beside its baseline."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cl_ray.report.chart import number, share_of
+from cl_ray.evaluation.metrics import metric_title
+from cl_ray.report.charts import format_number, format_percent
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One figure.
+    """One metric.
 
     Args:
-        name: What is measured.
-        about: What that is, in a few words.
-        value: Of the samples, with its unit.
-        floor: Of real images in their place, with its unit; empty if not known.
-        against: The one compared with the other; empty if not compared.
+        name: Its name.
+        about: What it is, in a few words.
+        value: Its value for the samples, with its unit.
+        baseline: Its value for real images in their place; empty if unknown.
+        ratio: The value over the baseline; empty if they are not divided.
         bar: The value on a scale from 0 to 100 that ends at the best; None if it has no end.
-        mark: The floor on that scale.
+        mark: The baseline on that scale.
     """
 
     name: str
     about: str
     value: str
-    floor: str
-    against: str
+    baseline: str
+    ratio: str
     bar: float | None
     mark: float | None
 
 
 @dataclass(frozen=True)
-class MetricFormat:
-    """How a figure is shown: its name, what it is, how it is written, where its scale ends."""
+class _Display:
+    """How a metric is shown: what it is, its format, the end of its scale, whether divided."""
 
-    name: str
-    about: str
-    form: Callable[[float], str]
+    about: str = ""
+    form: Callable[[float], str] = format_number
     end: float | None = None
-    ratio: bool = False
+    relative: bool = False
 
 
-def percent_of_whole(value: float) -> str:
-    """0.7634 as 76.3%."""
+def _one_decimal(value: float) -> str:
     return f"{value:.1%}"
 
 
-def one_to(value: float) -> str:
-    """0.4 as 1 : 2.5."""
+def _one_to(value: float) -> str:
     return f"1 : {1 / value:.1f}" if value > 0 else "0 : 1"
 
 
-def metric_formats(classes: int | None) -> dict[str, MetricFormat]:
-    """What is known of the metrics of fidelity, by their names in evaluation.json."""
-    nats = math.log(classes) if classes else None
-    most = f" (at most {nats:.2f})" if nats else ""
-    return {
-        "frechet": MetricFormat("Fréchet distance", "0 if alike", number, ratio=True),
-        "kernel": MetricFormat("Kernel distance", "0 if alike, give or take noise", number),
-        "precision": MetricFormat(
-            "Precision", "samples that lie among real images", percent_of_whole, 1
-        ),
-        "recall": MetricFormat(
-            "Recall", "real images that lie among the samples", percent_of_whole, 1
-        ),
-        "density": MetricFormat("Density", "how densely real images surround a sample", number, 1),
-        "coverage": MetricFormat(
-            "Coverage", "real images with a sample beside them", percent_of_whole, 1
-        ),
-        "label_entropy": MetricFormat(
-            "Entropy of labels", f"nats{most}, as the reference labels the samples", number, nats
-        ),
-        "label_balance": MetricFormat("Rarest to commonest label", "1 : 1 is even", one_to, 1),
-        "class_accuracy": MetricFormat(
-            "Of the class asked for", "samples that the reference gives their class", share_of, 1
-        ),
-        "classification_accuracy": MetricFormat(
-            "Classifier trained on samples", "real test images that it labels rightly", share_of, 1
-        ),
-        "modes": MetricFormat("Modes found", "with at least one sample", "{:.0f}".format),
-        "mode_kl": MetricFormat(
-            "Divergence over modes", "KL(samples || data), nats", number, ratio=True
-        ),
-    }
+_DISPLAYS = {
+    "frechet": _Display("0 for identical distributions", relative=True),
+    "kernel": _Display("about 0 for identical distributions"),
+    "precision": _Display("samples that lie among real images", _one_decimal, 1),
+    "recall": _Display("real images that lie among the samples", _one_decimal, 1),
+    "density": _Display("how densely real images surround a sample", end=1),
+    "coverage": _Display("real images with a sample beside them", _one_decimal, 1),
+    "label_entropy": _Display("of the labels that the reference predicts"),
+    "label_balance": _Display("1 : 1 is even", _one_to, 1),
+    "class_accuracy": _Display("samples for which the reference predicts it", format_percent, 1),
+    "classification_accuracy": _Display("on real test images", format_percent, 1),
+    "modes": _Display("", "{:.0f}".format),
+    "mode_kl": _Display(relative=True),
+}
+"""Of metrics that are shown otherwise than by their title and three digits."""
 
 
 def fidelity_rows(fidelity: dict[str, Any]) -> list[MetricRow]:
-    """A row for each figure that has a value, in their order."""
-    histogram = fidelity.get("histogram")
-    known = metric_formats(len(histogram) if histogram else None)
+    """Return a row for each metric with a value, in their order.
+
+    Args:
+        fidelity: The part `fidelity` or `modes` of evaluation.json.
+    """
     rows = []
-    for name, figure in (fidelity.get("metrics") or {}).items():
-        value, floor = (figure or {}).get("value"), (figure or {}).get("floor")
+    for name, metric in (fidelity.get("metrics") or {}).items():
+        value, baseline = (metric or {}).get("value"), (metric or {}).get("real_baseline")
         if value is None:
             continue
-        how = known.get(name) or MetricFormat(name.replace("_", " ").capitalize(), "", number)
-        against = ""
-        if floor is not None and how.ratio and floor > 0:
-            against = f"{number(value / floor)} × the floor"
+        display = _DISPLAYS.get(name, _Display())
+        end = display.end
+        if name == "label_entropy" and fidelity.get("histogram"):
+            end = math.log(len(fidelity["histogram"]))
+        ratio = ""
+        if baseline and display.relative:
+            ratio = f"{format_number(value / baseline)} × the baseline"
         rows.append(
             MetricRow(
-                name=how.name,
-                about=how.about,
-                value=how.form(value),
-                floor="" if floor is None else how.form(floor),
-                against=against,
-                bar=_on_scale(value, how.end),
-                mark=None if floor is None else _on_scale(floor, how.end),
+                name=_capitalize(metric_title(name)),
+                about=display.about,
+                value=display.form(value),
+                baseline="" if baseline is None else display.form(baseline),
+                ratio=ratio,
+                bar=_on_scale(value, end),
+                mark=None if baseline is None else _on_scale(baseline, end),
             )
         )
     return rows
 
 
-SCORES = {
-    "knn_1": "1 nearest neighbour",
-    "knn_20": "20 nearest neighbours",
-    "linear_probe": "Linear probe, all labels",
-}
-"""Those of few labels carry their number in their name."""
-OWNERS = {"discriminator": "D’s representation", "encoder": "G’s encoder", "pixels": "bare pixels"}
+_OWNERS = {"discriminator": "D’s representation", "encoder": "G’s encoder", "pixels": "raw pixels"}
 
 
 def representation_table(
     representation: dict[str, Any],
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Column names, and for each score its name and a cell a column: accuracy, spread."""
-    there = {k: v for k, v in representation.items() if isinstance(v, dict) and v}
-    names = dict.fromkeys(name for scores in there.values() for name in scores)
-    rows = [(_called(n), [_cell(scores.get(n)) for scores in there.values()]) for n in names]
-    return [OWNERS.get(owner, owner.capitalize()) for owner in there], rows
-
-
-def _called(name: str) -> str:
-    few = re.fullmatch(r"labels_(\d+)(_spread)?", name)
-    if few is None:
-        return SCORES.get(name, name.replace("_", " ").capitalize())
-    return f"{few[1]} labels, " + ("spread over the other images" if few[2] else "linear probe")
+    """Return column names, and for each probe its name and its cells: accuracy ± spread."""
+    owners = {k: v for k, v in representation.items() if isinstance(v, dict) and v}
+    names = dict.fromkeys(name for scores in owners.values() for name in scores)
+    rows = [
+        (_capitalize(metric_title(name)), [_cell(s.get(name)) for s in owners.values()])
+        for name in names
+    ]
+    return [_OWNERS.get(owner, owner.capitalize()) for owner in owners], rows
 
 
 def _cell(score: dict[str, Any] | None) -> str:
     if not score or score.get("accuracy") is None:
         return "–"
     spread = score.get("spread")
-    return share_of(score["accuracy"]) + (f" ± {spread * 100:.2f}" if spread is not None else "")
+    text = format_percent(score["accuracy"])
+    return text + (f" ± {spread * 100:.2f}" if spread is not None else "")
 
 
 def _on_scale(value: float, end: float | None) -> float | None:
     return None if not end else round(100 * min(max(value / end, 0), 1), 1)
+
+
+def _capitalize(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -22,7 +22,7 @@ TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
 @pytest.fixture(scope="module")
 def digits() -> Any:
     data = Dataset.open("mnist")
-    rows = data.read("train", data.pieces("train")[:1])
+    rows = data.read("train", data.row_groups("train")[:1])
     assert rows.label is not None
     return rows.image, rows.label
 

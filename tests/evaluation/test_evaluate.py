@@ -1,4 +1,4 @@
-"""A run's evaluation: the measures, on the right images, beside their floors."""
+"""The evaluators: each metric is the function of the registry, on the right images."""
 
 import dataclasses
 import json
@@ -8,190 +8,208 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.run_folder import leave, trained_run
+from helpers.datasets import mnist, write_images
+from helpers.run_folder import save_run, trained_run
 from numpy.typing import NDArray
 
 from cl_ray.cli import main
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.sampling import sample_rows
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator, resolve_reference
-from cl_ray.evaluation.fidelity import frechet_distance
-from cl_ray.evaluation.probes import nearest_neighbours
+from cl_ray.evaluation.evaluate import (
+    Evaluator,
+    FidelityEvaluator,
+    MetricValue,
+    evaluate_representation,
+)
+from cl_ray.evaluation.fidelity import Samples, frechet_distance
+from cl_ray.evaluation.metrics import PROBE_METRICS, SAMPLE_METRICS, Metric
+from cl_ray.evaluation.probes import ProbeData, nearest_neighbours
 from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import TrainedModel, load
 
 TRAIN, TEST = 300, 120
-MEASURED = EvaluationConfig(reference="mnist", samples=TEST, images=TRAIN)
+CONFIG = EvaluationConfig(reference="mnist", samples=TEST, images=TRAIN)
+UNCONDITIONAL = [metric for metric in SAMPLE_METRICS if metric.name != "class_accuracy"]
+FAST = [metric for metric in UNCONDITIONAL if not metric.thorough]
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digits with a split test, sorted by class, as a folder of images would be."""
-    folder = tmp_path_factory.mktemp("digits") / "digits"
-    packaged = Dataset.open("mnist")
     splits = {}
     for split, count in {"train": TRAIN, "test": TEST}.items():
-        rows = packaged.read(split, packaged.pieces(split)[:1])
-        assert rows.label is not None
-        order = np.argsort(rows.label[:count], kind="stable")
-        splits[split] = [RawImage(rows.image[i], int(rows.label[i]), f"digit {i}") for i in order]
-    write_splits(splits, str(folder), DatasetMetadata("digits", "MNIST"))
-    return str(folder)
+        images, labels = mnist(split, count)
+        order = np.argsort(labels, kind="stable")
+        splits[split] = images[order], labels[order]
+    return write_images(tmp_path_factory.mktemp("digits") / "digits", **splits)
 
 
 @pytest.fixture(scope="module")
 def folder(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    return leave(trained_run(digits), tmp_path_factory.mktemp("runs"), step=25)
+    return save_run(trained_run(digits), tmp_path_factory.mktemp("runs"), step=25)
 
 
-class Copyist(TrainedModel):
-    """A G that gives the training images back."""
-
-    def generate(self, n: int, seed: int = 0, start: int = 0) -> NDArray[np.uint8]:
-        return sample_rows(Dataset.open(self.config.data), "train", TEST, seed).image[
-            start : start + n
-        ]
-
-
-def test_the_figures_are_the_measures_of_samples_and_features(folder: Path, digits: str) -> None:
-    run, dataset = load(folder), Dataset.open(digits)
-    found = Evaluator(dataset, MEASURED).evaluate(run)
+def test_metrics_are_functions_of_samples_and_features(folder: Path, digits: str) -> None:
+    model, dataset = load(folder), Dataset.open(digits)
+    before = torch.get_rng_state()
+    evaluator = Evaluator(dataset, CONFIG)
+    found = evaluator.evaluate(model)
+    assert evaluator.evaluate(model).metrics() == found.metrics()
+    assert Evaluator(dataset, CONFIG).evaluate(model).metrics() == found.metrics()
+    assert torch.equal(torch.get_rng_state(), before)
     train, test = dataset.read("train"), dataset.read("test")
     assert train.label is not None
-    assert test.label is not None
     reference = ReferenceClassifier.load("mnist")
     real = reference.features(test.image)
     metrics = found.metrics()
-    expected = frechet_distance(real, reference.features(run.generate(TEST)))
+    expected = frechet_distance(real, reference.features(model.generate(TEST)))
     assert metrics["frechet"] == pytest.approx(expected, rel=1e-4)
-    bank, asked = (torch.from_numpy(run.embed(rows.image)) for rows in (train, test))
-    right = (
-        torch.from_numpy(train.label)[nearest_neighbours(bank, asked, 1)[:, 0]].numpy()
-        == test.label
-    )
-    assert metrics["knn_1"] == pytest.approx(right.mean())
-    copies = run.reconstruct(test.image)
-    difference = (copies.astype(float) - test.image.astype(float)) / 255
+    rows = nearest_neighbours(model.embed(train.image), model.embed(test.image), 1)[:, 0]
+    assert metrics["knn_1"] == pytest.approx((train.label[rows] == test.label).mean())
+    difference = (model.reconstruct(test.image) - test.image.astype(float)) / 255
     assert metrics["reconstruction"] == pytest.approx((difference**2).mean())
     mean = (train.image / 255).mean(0)
     assert found.reconstruction.mean_image == pytest.approx(((test.image / 255 - mean) ** 2).mean())
-    assert found.pairs == "views"
-    assert (found.checkpoint, found.step) == (run.checkpoint, 25)
+    assert (found.checkpoint, found.step, found.pairs) == (model.checkpoint, 25, "views")
     assert not found.notes
 
 
-def test_training_images_for_samples_reach_the_floor(folder: Path, digits: str) -> None:
-    """The floor is the same measure, so that a perfect G would stand on it."""
-    loaded = load(folder)
-    fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
-    as_many = MEASURED.model_copy(update={"images": TEST})
-    found = Evaluator(Dataset.open(digits), as_many).evaluate(Copyist(**fields))
+def test_real_images_as_samples_reach_the_baseline(folder: Path, digits: str) -> None:
+    images = Evaluator(Dataset.open(digits), CONFIG.model_copy(update={"images": TEST})).images()
+
+    class Copier(TrainedModel):
+        """A generator that returns the training images."""
+
+        def generate(self, n: int, *_: Any, **__: Any) -> NDArray[np.uint8]:
+            return images[0].image[:n]
+
+    model = load(folder)
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    as_many = CONFIG.model_copy(update={"images": TEST})
+    found = Evaluator(Dataset.open(digits), as_many).evaluate(Copier(**fields))
     assert found.fidelity
-    for name, figure in found.fidelity.metrics.items():
-        assert figure.value == pytest.approx(figure.floor, rel=1e-3, abs=1e-3), name
-    assert found.metrics()["frechet_over_floor"] == pytest.approx(1, rel=1e-3)
-
-
-def test_evaluating_again_finds_the_same_and_moves_no_random_numbers(
-    folder: Path, digits: str
-) -> None:
-    run, dataset = load(folder), Dataset.open(digits)
-    before = torch.get_rng_state()
-    evaluator = Evaluator(dataset, MEASURED)
-    first, second = evaluator.evaluate(run), evaluator.evaluate(run)
-    assert first.metrics() == second.metrics()
-    assert Evaluator(dataset, MEASURED).evaluate(run).metrics() == first.metrics()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_rows_are_drawn_once_each_and_from_every_class(digits: str) -> None:
-    dataset = Dataset.open(digits)
-    few, every = (
-        sample_rows(dataset, "train", 60, seed=2),
-        sample_rows(dataset, "train", 10_000, seed=2),
-    )
-    assert len(set(few.id.tolist())) == 60
-    assert sorted(every.id.tolist()) == sorted(dataset.read("train").id.tolist())
-    assert few.label is not None
-    assert len(set(few.label.tolist())) == 10
-    again = sample_rows(dataset, "train", 60, seed=2)
-    assert few.id.tolist() == again.id.tolist()
-    images = dict(zip(every.id.tolist(), every.image, strict=True))
-    for number, image in zip(few.id.tolist(), few.image, strict=True):
-        assert (images[number] == image).all()
+    for name, metric in found.fidelity.metrics.items():
+        assert metric.value == pytest.approx(metric.real_baseline, rel=1e-3, abs=1e-3), name
+    assert found.metrics()["frechet_over_baseline"] == pytest.approx(1, rel=1e-3)
 
 
 def test_without_a_split_test_no_image_is_on_both_sides(make_digits: Any) -> None:
-    dataset = Dataset.open(make_digits(90))
     config = EvaluationConfig(samples=40, images=70)
-    train, test = Evaluator(dataset, config).images()
+    evaluator = Evaluator(Dataset.open(make_digits(90)), config)
+    train, test = evaluator.images()
     assert (len(train.id), len(test.id)) == (50, 40)
     assert not set(train.id.tolist()) & set(test.id.tolist())
+    assert any("no split test" in note for note in evaluator.notes)
 
 
-def test_what_could_not_be_measured_is_said(folder: Path, tmp_path: Path, make_digits: Any) -> None:
-    rows = Dataset.open(make_digits(90)).read("train")
-    pictures = [RawImage(image, None, "") for image in rows.image]
-    write_splits({"train": pictures}, str(tmp_path / "bare"), DatasetMetadata("bare", "MNIST"))
-    found = Evaluator(Dataset.open(str(tmp_path / "bare")), EvaluationConfig()).evaluate(
-        load(folder), thorough=True
-    )
+def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
+    images, labels = mnist("train", 120)
+    bare = Dataset.open(write_images(tmp_path / "bare", train=(images, [None] * 120)))
+    found = Evaluator(bare, EvaluationConfig()).evaluate(load(folder), thorough=True)
     assert found.fidelity is None
     assert found.representation == {}
     text = " ".join(found.notes)
     assert "needs a reference's features" in text
     assert "no labels" in text
-    assert "no split test" in text
-    with pytest.raises(UserError, match="There is no reference"):
-        Evaluator(Dataset.open("mnist"), EvaluationConfig(reference="absent.safetensors"))
-
-
-def test_a_reference_of_other_classes_judges_no_labels(
-    folder: Path, tmp_path: Path, make_digits: Any
-) -> None:
-    rows = Dataset.open(make_digits(120)).read("train")
-    assert rows.label is not None
-    splits = {
-        split: [RawImage(x, int(y) + 3, "") for x, y in zip(rows.image, rows.label, strict=True)]
-        for split in ("train", "test")
-    }
-    names = [f"letter {number}" for number in range(13)]
-    write_splits(
-        splits, str(tmp_path / "letters"), DatasetMetadata("letters", "MNIST", classes=names)
-    )
+    letters = [f"letter {number}" for number in range(13)]
+    split = images, labels + 3
+    renamed = write_images(tmp_path / "letters", classes=letters, train=split, test=split)
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
-    found = Evaluator(Dataset.open(str(tmp_path / "letters")), config).evaluate(
-        load(folder), thorough=True
-    )
+    found = Evaluator(Dataset.open(renamed), config).evaluate(load(folder), thorough=True)
     assert found.fidelity
     assert "classification_accuracy" not in found.fidelity.metrics
-    assert any("the reference tells other classes apart" in note for note in found.notes)
+    assert found.notes[0] == (
+        "Not measured of this data by evaluation.reference 'mnist', which does not name its "
+        "classes: accuracy of a classifier trained on them."
+    )
 
 
-def test_only_digits_of_its_size_are_given_to_the_packaged_reference(tmp_path: Path) -> None:
-    larger = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8)
-    pictures = [RawImage(image, 0, "") for image in larger]
-    write_splits({"train": pictures}, str(tmp_path / "mnist"), DatasetMetadata("mnist", "noise"))
-    assert resolve_reference(Dataset.open("mnist"), "auto") == "mnist"
-    assert resolve_reference(Dataset.open(str(tmp_path / "mnist")), "auto") is None
+@pytest.fixture(scope="module")
+def batches() -> dict[str, RowBatch]:
+    return {s: RowBatch(np.arange(600), *mnist(s, 600)) for s in ("train", "test")}
 
 
-def test_as_many_rows_as_asked_are_drawn_of_however_small_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def fidelity(batches: dict[str, RowBatch]) -> FidelityEvaluator:
+    return FidelityEvaluator(
+        ReferenceClassifier.load("mnist"), batches["train"], batches["test"], count=500
+    )
+
+
+def test_each_metric_is_beside_its_real_data_baseline(
+    fidelity: FidelityEvaluator, batches: dict[str, RowBatch]
 ) -> None:
-    large = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
-    pictures = [RawImage(image, None, "") for image in large]
-    write_splits({"train": pictures}, str(tmp_path / "large"), DatasetMetadata("large", "noise"))
-    dataset = Dataset.open(str(tmp_path / "large"))
-    assert len(dataset.pieces("train")) >= 5
-    monkeypatch.setattr("cl_ray.data.sampling.GROUPS", 2)
-    assert len(set(sample_rows(dataset, "train", 350, seed=0).id.tolist())) == 350
-    few = sample_rows(dataset, "train", 20, seed=0).id
-    assert len(few) == 20
+    train = batches["train"].image[np.random.default_rng(0).permutation(600)[:500]]
+    real = fidelity.measure(train, metrics=FAST)
+    assert (real.features, real.count) == ("mnist-classifier", 500)
+    assert list(real.metrics) == [metric.name for metric in FAST]
+    for name, metric in real.metrics.items():
+        assert metric.value == pytest.approx(metric.real_baseline, rel=1e-6), name
+    mixed = (train // 2 + np.roll(train, 1, 0) // 2).astype(np.uint8)
+    worse = fidelity.measure(mixed, metrics=FAST).metrics
+    for metric in FAST[:6]:
+        loss = worse[metric.name].value - worse[metric.name].real_baseline
+        assert (loss < 0) == metric.larger_is_better, metric.name
+    assert worse["frechet"].real_baseline == real.metrics["frechet"].real_baseline
+
+
+def test_a_missing_class_is_seen(fidelity: FidelityEvaluator, batches: dict[str, RowBatch]) -> None:
+    images, labels = batches["train"].image, batches["train"].label
+    found = fidelity.measure(np.resize(images[labels != 4], (500, 28, 28, 1)), metrics=FAST)
+    assert found.histogram is not None
+    assert sum(found.histogram) == 500
+    assert found.histogram[4] < 5
+    balance, entropy = found.metrics["label_balance"], found.metrics["label_entropy"]
+    assert balance.value < 0.1 < balance.real_baseline
+    assert entropy.value < entropy.real_baseline
+
+
+def test_too_few_or_many_images_are_refused(
+    fidelity: FidelityEvaluator, batches: dict[str, RowBatch]
+) -> None:
+    train, test = batches["train"], batches["test"]
+    for count in (499, 501):
+        with pytest.raises(
+            UserError, match=f"{count} generated images cannot be compared with 500"
+        ):
+            fidelity.measure(train.image[:count], metrics=FAST)
+    for count in (0, -1, 5, 601):
+        with pytest.raises(UserError, match=f"^{count} images of each kind.*600 training and 600"):
+            FidelityEvaluator(fidelity.reference, train, test, count)
+
+
+def test_baselines_are_of_random_training_images_or_of_all_test_images(
+    batches: dict[str, RowBatch],
+) -> None:
+    """The samples keep their order, and each training image its label."""
+    given: dict[str, list[Samples]] = {"train": [], "test": []}
+
+    def record(split: str) -> Any:
+        return lambda samples: given[split].append(samples) or float(len(given[split]))
+
+    fidelity = FidelityEvaluator(
+        ReferenceClassifier.load("mnist"), batches["train"], batches["test"], count=50
+    )
+    metrics: list[Metric[Samples, float]] = [
+        Metric("a", "A", record("train")),
+        Metric("b", "B", record("test"), baseline="test"),
+    ]
+    images, labels = batches["train"].image[:50], np.full(50, 3)
+    for _ in range(2):
+        found = fidelity.measure(images, labels, metrics)
+    assert found.metrics == {"a": MetricValue(3.0, 1.0), "b": MetricValue(3.0, 1.0)}
+    assert given["train"][1].images is images
+    assert given["train"][1].labels is labels
+    drawn = given["train"][0]
+    assert drawn.labels is not None
+    assert len({image.tobytes() for image in drawn.images}) == 50
+    pairs = zip(batches["train"].image, batches["train"].label, strict=True)
+    label_of = {image.tobytes(): label for image, label in pairs}
+    assert [label_of[image.tobytes()] for image in drawn.images] == drawn.labels.tolist()
+    assert not np.array_equal(drawn.images, images)
+    assert given["test"][0].images is batches["test"].image
 
 
 def test_the_command_writes_the_table_and_the_file(
@@ -201,15 +219,20 @@ def test_the_command_writes_the_table_and_the_file(
     main(["evaluate", str(folder), "--reference=mnist", f"--samples={TEST}"])
     shown = capsys.readouterr().out
     saved = json.loads((folder / "evaluation.json").read_text())
-    metrics = saved["fidelity"]["metrics"]
-    assert {"frechet", "recall", "classification_accuracy", "label_balance"} <= metrics.keys()
-    for figure in metrics.values():
-        assert f"{figure['value']:.4f}" in shown
-        assert f"{figure['floor']:.4f}" in shown
+    assert list(saved["fidelity"]["metrics"]) == [metric.name for metric in UNCONDITIONAL]
+    for metric in UNCONDITIONAL:
+        values = saved["fidelity"]["metrics"][metric.name]
+        row = next(line for line in shown.splitlines() if f" {metric.title} " in line)
+        assert f"{values['value']:.4f}" in row
+        assert f"{values['real_baseline']:.4f}" in row
     assert saved["representation"].keys() == {"discriminator", "encoder", "pixels"}
-    for scores in saved["representation"].values():
-        assert f"{scores['knn_1']['accuracy']:.2%}" in shown
-    assert "learnt from pairs by views" in shown
+    for metric in PROBE_METRICS:
+        row = next(line for line in shown.splitlines() if f" {metric.title} " in line)
+        for scores in saved["representation"].values():
+            assert f"{scores[metric.name]['accuracy']:.2%}" in row
+            assert scores[metric.name]["seconds"] >= 0
+    assert "trained on pairs by views" in shown
+    assert "real-data baseline" in shown
     assert sum(saved["fidelity"]["histogram"]) == TEST
     assert np.isclose(saved["representation"]["pixels"]["knn_1"]["accuracy"], 0.8, atol=0.15)
 
@@ -221,28 +244,33 @@ def test_the_command_writes_the_table_and_the_file(
         (["--checkpoint=step-00000099"], "there are: step-00000025"),
         (["--data=absent"], "absent is not a folder"),
         (["--reference=absent"], "There is no reference absent"),
+        (["--data=COLOUR"], "has images of [32, 32, 3]; the run"),
     ],
 )
 def test_mistakes_are_one_sentence(
-    folder: Path, flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["evaluate", str(folder), *flags])
-    assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
-
-
-def test_images_of_another_shape_are_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    flags: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    write_splits(
-        {"train": [RawImage(image, 0, "") for image in colour]},
-        str(tmp_path / "colour"),
-        DatasetMetadata("colour", "noise"),
-    )
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(folder), f"--data={tmp_path / 'colour'}"])
-    assert "has images of [32, 32, 3]; the run" in capsys.readouterr().err
+    data = write_images(tmp_path / "colour", train=(colour, [0] * 20))
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", str(folder), *(flag.replace("COLOUR", data) for flag in flags)])
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
+
+
+def test_a_rare_class_costs_only_the_few_labels() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    features = (np.eye(4)[labels] * 3 + random.standard_normal((200, 4))).astype(np.float32)
+    kept = (labels != 2) | (np.cumsum(labels == 2) <= 9)
+    data = ProbeData(features[kept], labels[kept], features, labels)
+    found = evaluate_representation(data)
+    assert set(found.scores) == {"knn_1", "knn_20", "linear_probe"}
+    assert found.notes == ["10 labels per class need as many training images: class 2 has 9."]
+    assert min(score.seconds for score in found.scores.values()) > 0

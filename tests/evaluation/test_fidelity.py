@@ -218,7 +218,7 @@ def digits() -> dict[str, tuple[Any, Any]]:
     data = Dataset.open("mnist")
     found = {}
     for split in ("train", "test"):
-        rows = data.read(split, data.pieces(split)[:1])
+        rows = data.read(split, data.row_groups(split)[:1])
         assert rows.label is not None
         found[split] = rows.image[:600], rows.label[:600]
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.run_folder import leave, trained_run
+from helpers.run_folder import save_run, trained_run
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def folder(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    return leave(trained_run(data), tmp_path_factory.mktemp("runs"), step=5)
+    return save_run(trained_run(data), tmp_path_factory.mktemp("runs"), step=5)
 
 
 def stack(split: str, count: int, seed: int) -> tuple[Any, Any]:

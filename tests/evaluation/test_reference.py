@@ -30,7 +30,7 @@ def mnist() -> ReferenceClassifier:
 @pytest.fixture(scope="module")
 def some() -> Any:
     data = Dataset.open("mnist")
-    rows = data.read("test", data.pieces("test")[:1])
+    rows = data.read("test", data.row_groups("test")[:1])
     assert rows.label is not None
     return rows.image[:600], rows.label[:600]
 

@@ -39,18 +39,18 @@ EVALUATION: dict[str, Any] = {
         "features": "mnist-classifier",
         "count": 10000,
         "metrics": {
-            "frechet": {"value": 1.9, "floor": 0.03},
-            "kernel": {"value": 0.004, "floor": 0.00001},
-            "precision": {"value": 0.81, "floor": 0.95},
-            "label_balance": {"value": 0.4, "floor": 0.8},
-            "something_new": {"value": 0.123, "floor": None},
+            "frechet": {"value": 1.9, "real_baseline": 0.03},
+            "kernel": {"value": 0.004, "real_baseline": 0.00001},
+            "precision": {"value": 0.81, "real_baseline": 0.95},
+            "label_balance": {"value": 0.4, "real_baseline": 0.8},
+            "something_new": {"value": 0.123, "real_baseline": None},
         },
         "histogram": [980, 1200, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 820],
     },
     "representation": {
         "discriminator": {
             "knn_1": {"accuracy": 0.9767, "spread": None, "setting": "Euclidean", "seconds": 3.0},
-            "labels_100": {"accuracy": 0.88, "spread": 0.0123, "setting": "", "seconds": 3.0},
+            "few_labels": {"accuracy": 0.88, "spread": 0.0123, "setting": "", "seconds": 3.0},
         },
         "encoder": {"knn_1": {"accuracy": 0.91, "spread": None, "setting": "", "seconds": 3.0}},
     },
@@ -84,10 +84,10 @@ def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
     )  # fmt: skip
     folder.write("config.yaml", config.to_yaml().encode())
     run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
-    journal, checkpoints = RunLogger(folder, run), CheckpointStore(*folder.open())
+    journal, checkpoints = RunLogger(folder, run, run.config), CheckpointStore(*folder.open())
     for _ in range(epochs):
-        metrics = run.train_epoch(journal.record)
-        journal.epoch(metrics)
+        metrics = run.train_epoch(journal.log_steps)
+        journal.log_epoch(metrics)
         checkpoints.save(
             run.state_dict(), epoch=run.epochs, step=run.gan.steps, metric=1 / run.epochs
         )

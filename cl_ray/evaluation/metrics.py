@@ -1,0 +1,338 @@
+"""The registry of metrics: what each is called, how it is computed, and what it needs.
+
+To add a metric, write a function of `Samples` (generated images), of `ProbeData` (features with
+labels) or of a mode histogram, and add an entry to SAMPLE_METRICS, PROBE_METRICS or MODE_METRICS.
+Evaluations, evaluation.json, curves, tables, `checkpoint.metric` and the search then know it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cl_ray.data.dataset import STACKED, Dataset
+from cl_ray.errors import UserError
+from cl_ray.evaluation.classifier import Pixels
+from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.fidelity import (
+    Samples,
+    class_accuracy,
+    classification_accuracy_score,
+    frechet_distance,
+    kernel_distance,
+    label_balance,
+    label_entropy,
+    mode_kl,
+)
+from cl_ray.evaluation.probes import (
+    MAX_PROBED_CLASSES,
+    ProbeData,
+    ProbeScore,
+    few_labels_accuracy,
+    few_labels_spread_accuracy,
+    knn_accuracy,
+    linear_probe_accuracy,
+)
+from cl_ray.evaluation.reference import INCEPTION, ReferenceClassifier, resolve_reference
+
+OVER_BASELINE = "_over_baseline"
+"""Suffix of a metric divided by its real-data baseline."""
+
+Input = TypeVar("Input")
+Value = TypeVar("Value", float, ProbeScore)
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """What decides which metrics an evaluation has.
+
+    Args:
+        dataset: The data.
+        reference: Name of its reference, `auto` resolved; None if there is none.
+        condition: Condition of the networks.
+    """
+
+    dataset: Dataset
+    reference: str | None
+    condition: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: EvaluationConfig, condition: str) -> "MetricContext":
+        """Resolve the reference of an evaluation's config."""
+        return cls(dataset, resolve_reference(dataset, config.reference), condition)
+
+
+Requirement = Callable[[MetricContext], str | None]
+"""Returns None if it is met, else what the metric is not measured of, in words."""
+
+
+@dataclass(frozen=True)
+class Metric(Generic[Input, Value]):
+    """An entry of the registry.
+
+    Args:
+        name: Key in evaluation.json, of curves, of `checkpoint.metric` and of the search.
+        title: Name in tables.
+        compute: The metric as a function of what it measures.
+        larger_is_better: Its direction.
+        requires: What must hold; the first that does not is named in errors.
+        thorough: Whether it takes so long that only `cl-ray evaluate` computes it.
+        relative: Whether NAME_over_baseline is a metric, too: this one over its baseline.
+        baseline: Real images that take the samples' place for its real-data baseline: as many
+            training images, or the test images where a baseline must be of unseen ones.
+    """
+
+    name: str
+    title: str
+    compute: Callable[[Input], Value]
+    larger_is_better: bool = True
+    requires: tuple[Requirement, ...] = ()
+    thorough: bool = False
+    relative: bool = False
+    baseline: Literal["train", "test"] = "train"
+
+    @property
+    def names(self) -> list[str]:
+        """Its name and, if relative, that of its ratio to the baseline."""
+        return [self.name, *([self.name + OVER_BASELINE] if self.relative else [])]
+
+    def unavailable(self, context: MetricContext) -> str | None:
+        """Return what it is not measured of; None if it is measured."""
+        return next(filter(None, (requirement(context) for requirement in self.requires)), None)
+
+
+def _reference(context: MetricContext) -> str | None:
+    return None if context.reference else "this data without a reference (evaluation.reference)"
+
+
+def _reference_labels(context: MetricContext) -> str | None:
+    if not str(context.reference).startswith(f"{INCEPTION}:"):
+        return None
+    return f"this data by evaluation.reference {context.reference!r}, which gives no labels"
+
+
+def _reference_classes(context: MetricContext) -> str | None:
+    """The reference's classes are those of the data."""
+    name = str(context.reference)
+    if name != STACKED and not name.startswith(f"{INCEPTION}:") and context.dataset.info.labelled:
+        classes = ReferenceClassifier.load(name).metadata.classes
+        if classes == context.dataset.class_names():
+            return None
+    return f"this data by evaluation.reference {name!r}, which does not name its classes"
+
+
+def _condition(context: MetricContext) -> str | None:
+    trained = context.condition != "none"
+    return None if trained else "networks that are told no classes (condition none)"
+
+
+def _stacked(context: MetricContext) -> str | None:
+    return None if context.reference == STACKED else f"this data, not being {STACKED}"
+
+
+def _labels(context: MetricContext) -> str | None:
+    return None if context.dataset.info.labelled else "this data without labels"
+
+
+def _few_classes(context: MetricContext) -> str | None:
+    many = len(context.dataset.class_names()) > MAX_PROBED_CLASSES
+    return f"this data of more than {MAX_PROBED_CLASSES} classes" if many else None
+
+
+@dataclass(frozen=True)
+class ModeSample:
+    """Modes among samples of stacked digits.
+
+    Args:
+        histogram: int64 [K], samples of each mode.
+        expected: float64 [K], the data's fraction of each mode.
+    """
+
+    histogram: NDArray[np.int64]
+    expected: NDArray[np.float64]
+
+
+def _manifold(name: str) -> Callable[[Samples], float]:
+    return lambda samples: samples.manifolds[name]
+
+
+SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
+    Metric(
+        "frechet",
+        "Fréchet distance",
+        lambda samples: frechet_distance(samples.real, samples.features),
+        larger_is_better=False,
+        requires=(_reference,),
+        relative=True,
+    ),
+    Metric(
+        "kernel",
+        "kernel distance",
+        lambda samples: kernel_distance(samples.real, samples.features, samples.seed),
+        larger_is_better=False,
+        requires=(_reference,),
+    ),
+    *(
+        Metric(name, name, _manifold(name), requires=(_reference,))
+        for name in ("precision", "recall", "density", "coverage")
+    ),
+    Metric(
+        "label_entropy",
+        "entropy of the labels, nats",
+        lambda samples: label_entropy(samples.histogram),
+        requires=(_reference, _reference_labels),
+    ),
+    Metric(
+        "label_balance",
+        "rarest label : commonest",
+        lambda samples: label_balance(samples.histogram),
+        requires=(_reference, _reference_labels),
+    ),
+    Metric(
+        "class_accuracy",
+        "of the class asked for",
+        class_accuracy,
+        requires=(_condition, _reference, _reference_classes),
+        baseline="test",
+    ),
+    Metric(
+        "classification_accuracy",
+        "accuracy of a classifier trained on them",
+        classification_accuracy_score,
+        requires=(_reference, _labels, _reference_classes),
+        thorough=True,
+    ),
+)
+"""Of generated images, beside the real-data baseline."""
+
+MODE_METRICS: tuple[Metric[ModeSample, float], ...] = (
+    Metric(
+        "modes",
+        "modes with a sample",
+        lambda sample: float((sample.histogram > 0).sum()),
+        requires=(_stacked,),
+    ),
+    Metric(
+        "mode_kl",
+        "KL(samples || data) over modes, nats",
+        lambda sample: mode_kl(sample.histogram, sample.expected),
+        larger_is_better=False,
+        requires=(_stacked,),
+    ),
+)
+"""Of stacked digits, in more samples than the others; the baseline is of real triples."""
+
+PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
+    Metric("linear_probe", "linear probe", linear_probe_accuracy, requires=(_labels, _few_classes)),
+    Metric("knn_1", "1-NN", partial(knn_accuracy, k=1), requires=(_labels,)),
+    Metric("knn_20", "20-NN", partial(knn_accuracy, k=20), requires=(_labels,)),
+    Metric(
+        "few_labels",
+        "10 labels per class",
+        few_labels_accuracy,
+        requires=(_labels, _few_classes),
+        thorough=True,
+    ),
+    Metric(
+        "few_labels_spread",
+        "10 labels per class, spread over all images",
+        few_labels_spread_accuracy,
+        requires=(_labels, _few_classes),
+        thorough=True,
+    ),
+)
+"""Test accuracy of probes of the features; D's go by the name alone."""
+
+RECONSTRUCTION: Metric[tuple[Any, Pixels], float] = Metric(
+    "reconstruction",
+    "mean squared error of reconstructions, pixels in [0, 1]",
+    lambda pair: mean_squared_error(*pair),
+    larger_is_better=False,
+)
+
+METRICS: tuple[Metric[Any, Any], ...] = (
+    *SAMPLE_METRICS,
+    *MODE_METRICS,
+    *PROBE_METRICS,
+    RECONSTRUCTION,
+)
+"""All metrics; the first available one is what a search optimises by default."""
+
+_BY_NAME = {name: metric for metric in METRICS for name in metric.names}
+
+
+def mean_squared_error(images: NDArray[Any], targets: Pixels, parts: int = 20) -> float:
+    """Compute the mean squared difference of images [n, H, W, C], pixels scaled to [0, 1].
+
+    In float64, a part of the images at a time.
+    """
+    pairs = zip(np.array_split(images, parts), np.array_split(targets, parts), strict=True)
+    total = sum(float(np.square(np.subtract(x, y, dtype=np.float64)).sum()) for x, y in pairs)
+    return total / targets.size / 255**2
+
+
+def metric_title(name: str) -> str:
+    """Return the name of a metric in tables; of an unknown one, its name in words."""
+    return _BY_NAME[name].title if name in _BY_NAME else name.replace("_", " ")
+
+
+def is_larger_better(name: str) -> bool:
+    """Return whether a metric grows as the networks get better."""
+    return _BY_NAME[name].larger_is_better
+
+
+def available_metrics(dataset: Dataset, config: EvaluationConfig, condition: str) -> list[str]:
+    """Return the names of the metrics that evaluations have while a run trains.
+
+    The first one is what a search optimises by default.
+
+    Args:
+        dataset: The data.
+        config: How it is evaluated.
+        condition: Condition of the networks.
+
+    Raises:
+        UserError: The reference does not exist, or the labels are no classes.
+    """
+    context = MetricContext.of(dataset, config, condition)
+    return [
+        name
+        for metric in METRICS
+        if not metric.thorough and not metric.unavailable(context)
+        for name in metric.names
+    ]
+
+
+def check_metric_available(
+    name: str,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    condition: str,
+    field: str,
+    prefix: str = "",
+) -> None:
+    """Check that evaluations have a metric while a run trains.
+
+    Args:
+        name: The metric's name.
+        dataset: The data.
+        config: How it is evaluated.
+        condition: Condition of the networks.
+        field: Config field or flag that names the metric.
+        prefix: What precedes the metric's name in it.
+
+    Raises:
+        UserError: They have not; says why, and which they have.
+    """
+    metric = _BY_NAME.get(name)
+    context = MetricContext.of(dataset, config, condition)
+    missing = "networks" if metric is None or metric.thorough else metric.unavailable(context)
+    if missing:
+        names = available_metrics(dataset, config, condition)
+        raise UserError(
+            f"{field} {prefix + name!r} is not among what is measured of {missing}: take "
+            f"{', '.join(prefix + other for other in names)}."
+        )

@@ -1,0 +1,33 @@
+"""Datasets of given images, written as Parquet shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+
+Split = tuple[np.ndarray, Sequence[Any]]
+
+
+def write_images(folder: Path, classes: list[str] | None = None, **splits: Split) -> str:
+    """Write a dataset named like its folder; each split is images and their labels or Nones."""
+    images = {
+        split: [
+            RawImage(image, None if label is None else int(label), "image")
+            for image, label in zip(*pairs, strict=True)
+        ]
+        for split, pairs in splits.items()
+    }
+    write_splits(images, str(folder), DatasetMetadata(folder.name, "a test", classes=classes))
+    return str(folder)
+
+
+def mnist(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first packaged digits of a split and their labels."""
+    data = Dataset.open("mnist")
+    rows = data.read(split, data.row_groups(split)[: 1 + count // data.info.row_group])
+    assert rows.label is not None
+    return rows.image[:count], rows.label[:count]
