@@ -1,84 +1,64 @@
-"""A step as one CUDA graph: recorded once, then replayed on other inputs.
+"""Run a training step as one CUDA graph: captured once, then replayed on new inputs.
 
-A step of small networks is some 900 kernels of 3 microseconds; to launch them one by one takes a
-CPU core ten times as long as the GPU takes to run them (benchmarks/README.md, "On a GPU").
+A step of small networks launches about 900 kernels of 3 microseconds; launching them one by one
+takes a CPU core ten times as long as the GPU takes to run them (benchmarks/README.md, "On a GPU").
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 WARMUP_CALLS = 3
-"""Calls that run as they are: libraries and optimisers allocate what they keep in their first."""
+"""Eager calls before the capture: libraries and optimizers allocate their state in the first."""
 
 
 class GraphedStep:
-    """A function that is recorded on a GPU, one recording for each set of shapes.
+    """Captures a function in one CUDA graph for each set of input shapes.
 
     Args:
-        function: Takes tensors in tuples and lists, None among them; returns scalars by name. All
-            else that it reads must lie where it lay and is changed in place, it must not wait for
-            the GPU nor copy to it, and what it returns must not be differentiated.
+        function: Takes nested tuples and lists of tensors and None, and returns scalars by name.
+            All other state must keep its place in memory and be changed in place. The function
+            must not synchronize with the GPU or copy from the host, and its results must not
+            require gradients.
     """
 
     def __init__(self, function: Callable[..., dict[str, Tensor]]):
         self.function = function
         self.calls: dict[tuple[torch.Size, ...], int] = {}
-        self.recordings: dict[tuple[torch.Size, ...], CapturedGraph] = {}
+        self.graphs: dict[tuple[torch.Size, ...], CapturedGraph] = {}
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        """What the function returns of these inputs."""
+        """Compute the function, eagerly in the first WARMUP_CALLS calls with these shapes."""
         shapes = tuple(tensor.shape for tensor in flatten_tensors(inputs))
-        if shapes not in self.recordings:
+        if shapes not in self.graphs:
             self.calls[shapes] = self.calls.get(shapes, 0) + 1
             if self.calls[shapes] <= WARMUP_CALLS:
                 return self.function(*inputs)
-            self.recordings[shapes] = CapturedGraph(self.function, inputs)
-        return self.recordings[shapes](inputs)
+            self.graphs[shapes] = CapturedGraph(self.function, inputs)
+        return self.graphs[shapes](inputs)
 
 
 class CapturedGraph:
-    """One recording: the inputs' places, the graph and the outputs' places."""
+    """One captured call: static inputs, the graph, and static outputs."""
 
     def __init__(self, function: Callable[..., dict[str, Tensor]], inputs: tuple[Any, ...]):
-        self.inputs = clone_tensors(inputs)
+        self.inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile: only this one's mistakes are errors.
+        # Other threads may use the GPU meanwhile: only errors of this thread end the capture.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            found = function(*self.inputs)
-            self.names, self.values = list(found), torch.stack(list(found.values()))
+            outputs = function(*self.inputs)
+            self.names, self.values = list(outputs), torch.stack(list(outputs.values()))
 
     def __call__(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-        """Replay."""
-        torch._foreach_copy_(list(flatten_tensors(self.inputs)), list(flatten_tensors(inputs)))
+        """Copy the inputs in, replay, and copy the outputs out."""
+        torch._foreach_copy_(flatten_tensors(self.inputs), flatten_tensors(inputs))
         self.graph.replay()
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
 
-def flatten_tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors of nested tuples and lists, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif tree is not None:
-        for part in tree:
-            yield from flatten_tensors(part)
-
-
-def clone_tensors(tree: Any) -> Any:
-    """The same nested tuples and lists of copied tensors."""
-    if isinstance(tree, Tensor):
-        return tree.clone()
-    if tree is None:
-        return None
-    parts = [clone_tensors(part) for part in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-
-
-def set_lr(group: dict[str, Any], rate: float) -> None:
-    """Set the learning rate of an optimiser's group, in place where a recorded step reads it."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
+def flatten_tensors(tree: Any) -> list[Tensor]:
+    """List the tensors of nested tuples and lists, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,11 +1,10 @@
-"""What samples are made of: a density over the latent vectors of images.
+"""The fitted prior: a mixture of Gaussians over latent vectors, which samples are drawn from.
 
-The noise of training lies evenly on a sphere, the codes of images do not: between those of one
-digit and the next are places that no image is at, and G makes no digit there. So after each epoch
-a density is fitted to the codes, and samples are drawn from it (ex-post density estimation, a
-mixture of ten Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders,
-section 4). It halves the Fréchet distance (benchmarks/README.md). Where G is told classes, each
-class has a density of its own: a code that lies among the sevens is no place to ask for a three.
+Training noise is uniform on a sphere, but the latent vectors (codes) of images are not: between
+the codes of two digits there are regions without images, and G decodes noise there to no digit. So
+after each epoch a mixture is fitted to the codes of images (ex-post density estimation with ten
+Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders, section 4). It halves
+the Fréchet distance (benchmarks/README.md). A conditional G has one mixture for each class.
 """
 
 import warnings
@@ -14,75 +13,132 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IMAGES = 5000
-"""Training images whose codes it is fitted to."""
-PER_DIMENSION = 10
-"""Codes that a Gaussian has for each dimension, at least; with fewer codes there are fewer."""
-ITERATIONS = 10
-"""Of expectation and maximisation."""
-LEAST = 1e-4
+from cl_ray.data.dataset import Dataset, sample_rows
+from cl_ray.data.partition import TRAIN_SPLIT
+from cl_ray.networks.generator import Generator
+from cl_ray.networks.normalize import to_unit
+from cl_ray.train_config import GANConfig
+
+PRIOR_IMAGES = 5000
+"""Training images that the prior is fitted to."""
+ENCODING_BATCH = 500
+"""Images encoded at once."""
+CODES_PER_DIMENSION = 10
+"""Minimum of codes per Gaussian and dimension; with fewer codes there are fewer Gaussians."""
+EM_ITERATIONS = 10
+MIN_VARIANCE = 1e-4
 """Added to every variance; codes have mean square 1."""
-SHARE = 0.5
-"""Of the latent_noise_std: with 0, 0.5 and 0.7 of it recall was 0.72, 0.79 and 0.82, precision 0.97, 0.96
-and 0.93, the Fréchet distance 7.8, 7.9 and 8.4 times its floor (14.1 without a prior)."""
+NOISE_FRACTION = 0.5
+"""Fraction of the latent noise std by which the prior is widened. With 0, 0.5 and 0.7, recall was
+0.72, 0.79 and 0.82, precision 0.97, 0.96 and 0.93, and the Fréchet distance 7.8, 7.9 and 8.4 times
+that of real images (14.1 without a prior)."""
 
 
 class Prior(NamedTuple):
     """A mixture of K Gaussians over latent vectors, float32 on the CPU.
 
     Args:
-        weights: Shares of the Gaussians, [K], or for each class, [classes, K].
+        weights: Probabilities of the Gaussians, [K], or for each class, [classes, K].
         means: [K, latent].
-        roots: Lower triangular; root times its transpose is the covariance, [K, latent, latent].
+        scale_tril: Lower Cholesky factors of the covariances, [K, latent, latent].
     """
 
     weights: Tensor
     means: Tensor
-    roots: Tensor
+    scale_tril: Tensor
 
-    def place(self, noise: Tensor, chance: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """Latent vectors [n, latent] of unit noise [n, latent] and numbers [n] in [0, 1).
+    def transform_noise(
+        self, noise: Tensor, uniform: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Turn noise into samples of the mixture.
 
-        They are of the classes `kinds` [n], if there are classes; without `kinds`, of all alike.
+        Args:
+            noise: Unit normal, [n, latent].
+            uniform: Selects the Gaussians, [n] in [0, 1).
+            labels: Classes [n], if the prior has any; None: all classes are equally likely.
+
+        Returns:
+            Latent vectors [n, latent].
         """
-        shares = self.weights
-        if shares.ndim == 2:
-            shares = shares.mean(0) if kinds is None else shares[kinds]
-        edges = shares.cumsum(-1)
-        edges = edges / edges[..., -1:]  # or rounding would leave a gap below 1
-        which = (chance[:, None] >= edges).sum(1)  # ONNX knows no searchsorted
-        return self.means[which] + (self.roots[which] @ noise[:, :, None]).squeeze(2)
+        weights = self.weights
+        if weights.ndim == 2:
+            weights = weights.mean(0) if labels is None else weights[labels]
+        edges = weights.cumsum(-1)
+        edges = edges / edges[..., -1:]  # rounding would leave a gap below 1
+        index = (uniform[:, None] >= edges).sum(1)  # ONNX has no searchsorted
+        return self.means[index] + (self.scale_tril[index] @ noise[:, :, None]).squeeze(2)
+
+
+class PriorFitter:
+    """Fits the prior to the codes of training images, which it reads at its first use.
+
+    Args:
+        dataset: The images.
+        classes: Number of classes of a conditional G; else 0.
+        config: Number of Gaussians (0 fits nothing), latent noise and seed.
+    """
+
+    def __init__(self, dataset: Dataset, classes: int, config: GANConfig):
+        self.dataset, self.classes, self.seed = dataset, classes, config.seed
+        self.components = config.generator.prior
+        self.latent_noise_std = config.generator.latent_noise_std
+        self.images: Tensor | None = None
+        self.labels: Tensor | None = None
+
+    def fit(self, generator: Generator) -> Prior | None:
+        """Fit the prior of a generator; None without components or if a code is NaN or Inf."""
+        if not self.components:
+            return None
+        weight = next(generator.parameters())
+        if self.images is None:
+            rows = sample_rows(self.dataset, TRAIN_SPLIT, PRIOR_IMAGES, self.seed)
+            self.images = torch.from_numpy(rows.image).to(weight.device)
+            if self.classes and rows.label is not None:
+                self.labels = torch.from_numpy(rows.label).to(weight.device)
+        with torch.no_grad():
+            codes = torch.cat(
+                [
+                    generator.encode(to_unit(images, weight.dtype))
+                    for images in self.images.split(ENCODING_BATCH)
+                ]
+            )
+        if not codes.isfinite().all():
+            return None
+        if self.labels is None:
+            return fit_prior(codes, self.components, self.seed, self.latent_noise_std)
+        return fit_class_priors(
+            codes, self.labels, self.classes, self.components, self.seed, self.latent_noise_std
+        )
 
 
 def fit_prior(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
-    """The density of latent vectors, a pure function of the arguments.
+    """Fit a mixture of Gaussians: a pure function of its arguments.
 
     Args:
-        codes: G's codes of images, [n, latent].
-        components: Gaussians at most.
-        seed: Decides where they begin.
-        latent_noise_std: Spread of what codes were moved by in training. The density is widened by SHARE of
-            it, within which a moved code is still that image's: samples vary more.
+        codes: Latent vectors of images, [n, latent].
+        components: Number of Gaussians, at most.
+        seed: Selects the initial Gaussians.
+        latent_noise_std: Standard deviation of the noise added to codes in training. The mixture
+            is widened by NOISE_FRACTION of it: samples vary more, and stay near codes.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
     count, latent = codes.shape
-    number = max(1, min(components, count // (PER_DIMENSION * latent)))
     mixture = GaussianMixture(
-        number,
-        max_iter=ITERATIONS,
+        max(1, min(components, count // (CODES_PER_DIMENSION * latent))),
+        max_iter=EM_ITERATIONS,
         init_params="k-means++",
-        reg_covar=LEAST,
+        reg_covar=MIN_VARIANCE,
         random_state=seed % 2**32,
     )
-    # One thread: so small a problem is no faster with more, and its sums have one order.
+    # One thread: more are no faster on so small a problem, and would change the order of sums.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes.cpu().double().numpy())
-    widened = (SHARE * latent_noise_std) ** 2 * torch.eye(latent, dtype=torch.float64)
-    covariances = torch.from_numpy(mixture.covariances_) + widened
+    variance = (NOISE_FRACTION * latent_noise_std) ** 2 * torch.eye(latent, dtype=torch.float64)
+    covariances = torch.from_numpy(mixture.covariances_) + variance
     return Prior(
         torch.from_numpy(mixture.weights_).float(),
         torch.from_numpy(mixture.means_).float(),
@@ -98,29 +154,31 @@ def fit_class_priors(
     seed: int,
     latent_noise_std: float = 0.0,
 ) -> Prior:
-    """The density of each class's latent vectors; otherwise as `fit`.
+    """Fit one mixture for each class; the arguments are those of `fit_prior`.
 
-    A class with fewer codes than a Gaussian takes has the density of all.
+    A class with too few codes for one Gaussian has the mixture of all codes.
 
     Args:
-        codes: G's codes of images, [n, latent].
+        codes: Latent vectors of images, [n, latent].
         labels: Their classes, [n].
-        classes: How many there are.
-        components: Gaussians at most, over all classes.
-        seed: Decides where they begin.
-        latent_noise_std: Spread of what codes were moved by in training.
+        classes: Number of classes.
+        components: Number of Gaussians over all classes, at most.
+        seed: Selects the initial Gaussians.
+        latent_noise_std: As in `fit_prior`.
     """
-    own = [codes[labels == number] for number in range(classes)]
-    enough = [len(of_class) >= PER_DIMENSION * codes.shape[1] for of_class in own]
-    each = max(1, components // classes)
-    parts = [fit_prior(own[k], each, seed, latent_noise_std) for k in range(classes) if enough[k]]
-    if not all(enough):
+    by_class = [codes[labels == number] for number in range(classes)]
+    enough = torch.tensor([len(c) >= CODES_PER_DIMENSION * codes.shape[1] for c in by_class])
+    parts = [
+        fit_prior(by_class[number], max(1, components // classes), seed, latent_noise_std)
+        for number in enough.nonzero().flatten()
+    ]
+    if not enough.all():
         parts.append(fit_prior(codes, components, seed, latent_noise_std))
+    part_of_class = enough.cumsum(0) - 1
+    part_of_class[~enough] = len(parts) - 1
     weights = torch.block_diag(*(part.weights[None] for part in parts))
-    whose = torch.tensor(enough).cumsum(0) - 1
-    whose[~torch.tensor(enough)] = len(parts) - 1
     return Prior(
-        weights[whose],
+        weights[part_of_class],
         torch.cat([part.means for part in parts]),
-        torch.cat([part.roots for part in parts]),
+        torch.cat([part.scale_tril for part in parts]),
     )

@@ -51,6 +51,30 @@ class GANConfig(BaseConfig):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
+    @property
+    def loss_names(self) -> list[str]:
+        """Names of the losses and scores among an epoch's metrics, in their order."""
+        weights, classifies = self.losses, self.condition == "classifier"
+        is_used = {
+            "d/adversarial": True,
+            "d/contrastive": weights.contrastive,
+            "d/fake_supcon": weights.form == "contrad" and weights.fake_supcon,
+            "d/pair": weights.pair,
+            "d/classification": classifies,
+            "d/approximate_r1": weights.approximate_r1,
+            "d/r1": weights.r1,
+            "d/r2": weights.r2,
+            "d/gradient_penalty": weights.gradient_penalty,
+            "score/real": True,
+            "score/fake": True,
+            "g/adversarial": True,
+            "g/reconstruction": True,
+            "g/uniformity": weights.uniformity,
+            "g/pair_confusion": weights.pair_confusion,
+            "g/classification": classifies,
+        }
+        return [name for name, used in is_used.items() if used]
+
 
 class CheckpointConfig(BaseConfig):
     """Which checkpoints of a run are written and kept."""

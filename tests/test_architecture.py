@@ -9,14 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cl_ray"
 LAYERS = [
-    "errors base_config environment rng device distributed storage batch",
+    "errors base_config environment rng device distributed storage batch step_log",
     "data.config networks.config losses.config evaluation.config",
     "train_config",
     "config",
     "cli",
     "data",
     "networks losses",
-    "step_noise cuda_graph prior",
+    "step_noise cuda_graph prior optimizer forward",
     "gan",
     "trainer checkpoint",
     "model",
@@ -39,6 +39,9 @@ SUB_CONFIG_ONLY = [
     "step_noise",
     "cuda_graph",
     "prior",
+    "optimizer",
+    "forward",
+    "step_log",
     "gan",
     "trainer",
     "checkpoint",
@@ -55,7 +58,10 @@ WITHOUT_RAY = [
     "batch",
     "rng",
     "step_noise",
+    "step_log",
     "prior",
+    "optimizer",
+    "forward",
     "model",
 ]
 """These work in a notebook that has no Ray."""

@@ -1,1 +1,1 @@
-"""What is minimised: pure functions of scores and embeddings, each citing its equation."""
+"""Losses: pure functions of scores, embeddings and images, each citing its equation."""

@@ -1,4 +1,4 @@
-"""The weight of each term; a weight of 0 leaves the term out."""
+"""Weights of the losses; a weight of 0 leaves the loss out."""
 
 from typing import Literal
 
@@ -18,75 +18,75 @@ Objective = Literal[
 
 
 class LossConfig(BaseConfig):
-    """What D and G are asked for, and how much."""
+    """The adversarial objective, and the weight of each loss of D and G."""
 
     objective: Objective = Field("non-saturating", description="The adversarial objective.")
     adversarial: float = Field(
-        1.0, ge=0, description="Weight of the adversarial term, for D and G."
+        1.0, ge=0, description="Weight of the adversarial loss, for D and G."
     )
     approximate_r1: float = Field(
-        0.05, ge=0, description="Weight of the squared slope of D's score at real images."
+        0.05,
+        ge=0,
+        description="Weight of D's squared gradient at real images, by a finite difference.",
     )
-    r1_spread: float = Field(
-        0.1, gt=0, le=1, description="Step in each pixel by which that slope is taken."
+    r1_step: float = Field(
+        0.1, gt=0, le=1, description="Step of that finite difference in each pixel."
     )
     r1: float = Field(
-        0.0, ge=0, description="Weight of the exact squared slope of D's score at real images."
+        0.0, ge=0, description="Weight of D's squared gradient at real images, exact."
     )
     r2: float = Field(0.0, ge=0, description="Weight of the same at fakes of noise.")
     gradient_penalty: float = Field(
         0.0,
         ge=0,
-        description="Weight of (|slope| - 1)^2 between real images and fakes of noise.",
+        description="Weight of (|gradient of D| - 1)^2 between real images and fakes of noise.",
     )
     form: Literal["info-nce", "contrad"] = Field(
         "info-nce",
-        description="How D learns from views. info-nce: against the rest of the batch and the "
-        "fakes. contrad: against the rest alone, the fakes drawn together as one class, and its "
-        "score read off features that learn from these alone.",
+        description="How D learns from views. info-nce: x-, the rest of the batch and the fakes "
+        "are negatives. contrad: the rest of the batch is; the fakes form one class, and the "
+        "features get no gradient from the score.",
     )
     contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE in D's loss.")
-    fakes: float = Field(
-        1.0, ge=0, description="Weight of drawing fakes together; only in the form contrad."
+    fake_supcon: float = Field(
+        1.0, ge=0, description="Weight of the loss of fakes as one class; only in form contrad."
     )
     temperature: float = Field(
-        0.2,
-        gt=0,
-        le=10,
-        description="Temperature of InfoNCE, of the fakes as one class and of the pair score.",
+        0.2, gt=0, le=10, description="Temperature of the contrastive losses and the pair score."
     )
-    pair: float = Field(0.1, ge=0, description="Weight of the pair score in D's loss.")
+    pair: float = Field(
+        0.1, ge=0, description="Weight in D's loss of telling which fake was made from x+."
+    )
     reconstruction: float = Field(60.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
     pair_confusion: float = Field(
-        0.1, ge=0, description="Weight in G's loss of D's advantage in telling f+ from f-."
+        0.1, ge=0, description="Weight in G's loss of D's advantage in telling G(x+) from G(x-)."
     )
     classification: float = Field(
         1.0,
         ge=0,
-        description="Weight, for D and G, of naming the class; only with condition classifier.",
+        description="Weight of the class loss, for D and G; only with condition classifier.",
     )
     uniformity: float = Field(
         1.0,
         ge=0,
-        description="Weight in G's loss of how unevenly its encoder spreads images over the sphere "
-        "that noise is drawn from.",
+        description="Weight in G's loss of the uniformity of latent vectors on their sphere.",
     )
 
     @property
-    def of_views(self) -> bool:
+    def uses_views(self) -> bool:
         """Whether D learns from views of x+."""
-        return bool(self.contrastive or (self.form == "contrad" and self.fakes))
+        return bool(self.contrastive or (self.form == "contrad" and self.fake_supcon))
 
     @model_validator(mode="after")
     def _bounded(self) -> "LossConfig":
         if self.objective == "wasserstein" and not self.gradient_penalty:
             raise ValueError(
-                "objective 'wasserstein' has no bound of its own: set losses.gradient_penalty, "
+                "objective 'wasserstein' does not bound D by itself: set losses.gradient_penalty, "
                 "10 as in its paper"
             )
-        if self.form == "contrad" and not (self.contrastive or self.fakes or self.pair):
+        if self.form == "contrad" and not (self.contrastive or self.fake_supcon or self.pair):
             raise ValueError(
-                "form 'contrad' lets D's features learn from losses.contrastive, losses.fakes and "
-                "losses.pair alone, and all are 0: raise one"
+                "form 'contrad' trains D's features by losses.contrastive, losses.fake_supcon and "
+                "losses.pair only, and all are 0: raise one"
             )
         return self

@@ -1,40 +1,86 @@
-"""InfoNCE over the global batch."""
+"""Contrastive losses over the global batch: InfoNCE, and ContraD's loss of fakes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cl_ray.losses.gather import gather_negatives
+from cl_ray import distributed
+from cl_ray.batch import DiscriminatorPass, Losses
+from cl_ray.losses.config import LossConfig
+
+
+class GatheredKeys(NamedTuple):
+    """The vectors of the global batch, seen from one rank of N.
+
+    Args:
+        vectors: Of all ranks, [k N b, d], part by part, differentiable.
+        present: Bool [k N b]; false for padding.
+        own_index: Positions of this rank's vectors among them, part by part, [k b].
+    """
+
+    vectors: Tensor
+    present: Tensor
+    own_index: Tensor
+
+
+def gather_keys(parts: Tensor, present: Tensor) -> GatheredKeys:
+    """Gather vectors [k, b, d] of this rank's b pairs from all ranks; `present` is bool [b]."""
+    rank, workers = distributed.world()
+    count, local = parts.shape[:2]
+    vectors = distributed.gather(parts.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
+    all_present = distributed.gather(present.to(parts.dtype)).bool().repeat(count)
+    index = torch.arange(count * local, device=parts.device)
+    own_index = (index // local) * workers * local + rank * local + index % local
+    return GatheredKeys(vectors, all_present, own_index)
+
+
+def view_losses(d: DiscriminatorPass, present: Tensor, config: LossConfig) -> Losses:
+    """Compute D's losses on two views of x+: `contrastive` and `fake_supcon`.
+
+    In the form `info-nce`, x- and the fakes are further negatives. In the form `contrad` they are
+    not (Jeong and Shin, 2021, section 3): the fakes form a class of their own instead.
+    """
+    losses: Losses = {}
+    if config.contrastive:
+        view1, view2 = (view.embedding for view in d.views)
+        outputs = [] if config.form == "contrad" else [d.real.negative, *d.fake]
+        negatives = [output.embedding for output in outputs]
+        losses["contrastive"] = info_nce(view1, view2, negatives, present, config.temperature)
+    if config.form == "contrad" and config.fake_supcon:
+        embeddings = [output.fake_embedding for output in (*d.views, *d.fake)]
+        view1, view2, *fakes = [e for e in embeddings if e is not None]
+        losses["fake_supcon"] = fake_supcon(fakes, view1, view2, present, config.temperature)
+    return losses
 
 
 def info_nce(
-    first: Tensor, second: Tensor, others: Tensor, present: Tensor, temperature: float
+    view1: Tensor, view2: Tensor, negatives: Sequence[Tensor], present: Tensor, temperature: float
 ) -> Tensor:
-    """Pull the two views of each image together, push everything else away.
+    """Compute InfoNCE: attract the two views of an image, repel everything else.
 
     InfoNCE (van den Oord et al., 2018, equation 4) in the two-view form of SimCLR (Chen et al.,
-    2020, equation 1), with further negatives. The keys of a query are all views of all ranks but
-    the query itself, and all `others` of all ranks; its positive is its other view.
+    2020, equation 1), with further negatives. The keys of a query are the views of all ranks
+    except the query, and the `negatives` of all ranks; its positive is its other view.
 
     Args:
-        first: Unit embeddings [b, e] of one view of this rank's images.
-        second: Unit embeddings [b, e] of another view.
-        others: Unit embeddings [k, b, e] that are nobody's positive: negatives, fakes.
-        present: Bool [b], false where a row only fills the last batch up; such a row is no key.
+        view1: Unit embeddings [b, e] of one view of this rank's images.
+        view2: Unit embeddings [b, e] of another view.
+        negatives: Unit embeddings [b, e] each of images that match no query.
+        present: Bool [b], false for padding; a padded row is no key.
         temperature: Divides the cosine similarities.
 
     Returns:
-        Losses [b], the mean of each image's two queries; those of absent rows mean nothing.
+        [b], the mean over each image's two queries; undefined for padding.
     """
     local = len(present)
-    keys, here, itself = gather_negatives(
-        torch.cat([torch.stack([first, second]), others]), present
-    )
-    similarity = torch.stack([first, second]).flatten(0, 1) @ keys.T / temperature
-    itself = itself[: 2 * local]
-    positive = itself.roll(local)  # the other view's place
-    similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    blocked = (~here).expand(len(itself), -1).scatter(1, itself[:, None], True)
-    # An absent row keeps its own positive: finite, then masked.
+    keys = gather_keys(torch.stack([view1, view2, *negatives]), present)
+    similarity = _float32(torch.cat([view1, view2]) @ keys.vectors.T / temperature)
+    own = keys.own_index[: 2 * local]
+    positive = own.roll(local)  # position of the other view
+    blocked = (~keys.present).expand(len(own), -1).scatter(1, own[:, None], True)
+    # A padded row keeps its own positive: its loss is finite, and its weight is 0.
     blocked = blocked.scatter(1, positive[:, None], False)
     loss = torch.nn.functional.cross_entropy(
         similarity.masked_fill(blocked, float("-inf")), positive, reduction="none"
@@ -43,35 +89,37 @@ def info_nce(
 
 
 def fake_supcon(
-    fakes: Tensor, first: Tensor, second: Tensor, present: Tensor, temperature: float
+    fakes: Sequence[Tensor], view1: Tensor, view2: Tensor, present: Tensor, temperature: float
 ) -> Tensor:
-    """Pull all fakes together, push them away from the views of real images.
+    """Compute ContraD's loss of fakes: attract all fakes, repel views of real images.
 
-    ContraD (Jeong and Shin, 2021, section 3): supervised contrastion (Khosla et al., 2020,
-    equation 2) in which the fakes are one class, and queries, and every other image is only a key.
+    ContraD (Jeong and Shin, 2021, section 3): supervised contrastive loss (Khosla et al., 2020,
+    equation 2) in which the fakes are one class. Only fakes are queries.
 
     Args:
-        fakes: Unit embeddings [k, b, e], k fakes of each of this rank's pairs.
-        first: Of one view of its real images, [b, e].
-        second: Of another view.
-        present: Bool [b], false where a row only fills the last batch up; such a row is no key.
+        fakes: k unit embeddings [b, e], of k fakes of each of this rank's pairs.
+        view1: Unit embeddings [b, e] of one view of the real images.
+        view2: Unit embeddings [b, e] of another view.
+        present: Bool [b], false for padding; a padded row is no key.
         temperature: Divides the cosine similarities.
 
     Returns:
-        Losses [b], the mean of each pair's k fakes; 0 where there is no other fake, and those of
-        absent rows mean nothing.
+        [b], the mean over each pair's k fakes; 0 without another fake; undefined for padding.
     """
-    count, local = fakes.shape[:2]
-    keys, here, itself = gather_negatives(torch.cat([fakes, torch.stack([first, second])]), present)
-    itself = itself[: count * local]
-    similarity = fakes.flatten(0, 1) @ keys.T / temperature
-    similarity = similarity.float() if similarity.dtype == torch.bfloat16 else similarity
-    allowed = here.expand(len(itself), -1).scatter(1, itself[:, None], False)
-    fake = torch.arange(len(keys), device=keys.device) < len(keys) // (count + 2) * count
-    alike = allowed & fake
-    likelihood = similarity - similarity.masked_fill(~allowed, float("-inf")).logsumexp(
-        1, keepdim=True
-    )
-    number = alike.sum(1)
-    loss = -likelihood.masked_fill(~alike, 0).sum(1) / number.clamp(min=1)
-    return loss.masked_fill(number == 0, 0).view(count, local).mean(0)
+    count, local = len(fakes), len(present)
+    keys = gather_keys(torch.stack([*fakes, view1, view2]), present)
+    similarity = _float32(torch.cat(list(fakes)) @ keys.vectors.T / temperature)
+    own = keys.own_index[: count * local]
+    allowed = keys.present.expand(len(own), -1).scatter(1, own[:, None], False)
+    index = torch.arange(len(keys.vectors), device=own.device)
+    positive = allowed & (index < len(index) // (count + 2) * count)
+    log_partition = similarity.masked_fill(~allowed, float("-inf")).logsumexp(1, keepdim=True)
+    log_likelihood = similarity - log_partition
+    positives = positive.sum(1)
+    loss = -log_likelihood.masked_fill(~positive, 0).sum(1) / positives.clamp(min=1)
+    return loss.masked_fill(positives == 0, 0).view(count, local).mean(0)
+
+
+def _float32(similarity: Tensor) -> Tensor:
+    """Widen the bfloat16 product of an autocast region."""
+    return similarity.float() if similarity.dtype == torch.bfloat16 else similarity

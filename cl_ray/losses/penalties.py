@@ -1,4 +1,4 @@
-"""What keeps D's score smooth."""
+"""Gradient penalties that keep D's score smooth."""
 
 import math
 from collections.abc import Callable
@@ -6,50 +6,105 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WORD = 64
-"""Random signs that one whole number carries."""
+from cl_ray.batch import Losses
+from cl_ray.losses.config import LossConfig
+from cl_ray.networks.discriminator import Discriminator
+
+BITS_PER_WORD = 64
 
 
-def approximate_r1(scores: Tensor, disturbed: Tensor, spread: float) -> Tensor:
-    """Half the squared slope of D's score at real images, by a finite difference.
-
-    R1 is |grad s(x)|^2 / 2 (Mescheder et al., 2018, equation 9). A random direction n with
-    independent entries of unit variance has E[(n . grad s)^2] = |grad s|^2, so the difference of
-    two scores is enough, at no second backward pass (Lin et al., 2025, Diffusion Adversarial
-    Post-Training, section 3.4, who leave out the division).
+def discriminator_penalties(
+    discriminator: Discriminator,
+    config: LossConfig,
+    real: Tensor,
+    fake: Tensor,
+    rademacher_bits: Tensor,
+    interpolation_alpha: Tensor,
+    labels: Tensor | None = None,
+) -> Losses:
+    """Compute the penalties whose weight is not 0, outside of autocast.
 
     Args:
-        scores: s(x) of b real images, [b].
-        disturbed: s(x + spread n) of the same, [b].
-        spread: Length of a step in every pixel; images are in [-1, 1].
+        discriminator: D.
+        config: The weights, and the step of the finite difference.
+        real: x+ as D sees it, [b, C, H, W].
+        fake: G(z) as D sees it, detached from G, [b, C, H, W].
+        rademacher_bits: Directions of the approximate R1 penalty, by `sample_rademacher`.
+        interpolation_alpha: Positions of the gradient penalty, [b] in [0, 1].
+        labels: Classes of x+ and G(z), [b], if D is a projection discriminator.
+    """
+
+    def gradient(images: Tensor) -> Tensor:
+        return input_gradient(
+            lambda x: discriminator.scores(discriminator.features(x), labels), images
+        )
+
+    losses: Losses = {}
+    with torch.autocast(real.device.type, enabled=False):
+        if config.approximate_r1:
+            direction = rademacher(rademacher_bits, real.shape[1:]).to(real.dtype)
+            # One pass for both: spectral norm updates its estimate in every pass.
+            both = torch.cat([real, real + config.r1_step * direction])
+            features = discriminator.features(both)
+            if config.form == "contrad":
+                features = features.detach()
+            both_labels = None if labels is None else labels.repeat(2)
+            score, perturbed = discriminator.scores(features, both_labels).chunk(2)
+            losses["approximate_r1"] = approximate_r1(score, perturbed, config.r1_step)
+        if config.r1:
+            losses["r1"] = zero_centered_penalty(gradient(real))
+        if config.r2:
+            losses["r2"] = zero_centered_penalty(gradient(fake))
+        if config.gradient_penalty:
+            points = interpolate(real, fake, interpolation_alpha)
+            losses["gradient_penalty"] = gradient_penalty(gradient(points))
+    return losses
+
+
+def approximate_r1(score: Tensor, perturbed: Tensor, step: float) -> Tensor:
+    """Compute R1, half the squared gradient of the score at real images, by a finite difference.
+
+    R1 is |grad s(x)|^2 / 2 (Mescheder et al., 2018, equation 9). A random direction n of
+    independent entries with unit variance has E[(n . grad s)^2] = |grad s|^2. So the difference of
+    two scores estimates it without a second backward pass (Lin et al., 2025, Diffusion Adversarial
+    Post-Training, section 3.4, there without the division).
+
+    Args:
+        score: s(x) of real images, [b].
+        perturbed: s(x + step n), [b].
+        step: Size of the step in each pixel; images are in [-1, 1].
 
     Returns:
         [b], 0 or more.
     """
-    return ((disturbed - scores) / spread).square() / 2
+    return ((perturbed - score) / step).square() / 2
 
 
-def sample_rademacher(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random signs for `count` images, 64 to a number: drawing one by one would take a GPU's time.
+def zero_centered_penalty(gradient: Tensor) -> Tensor:
+    """Compute |grad s|^2 / 2, [b]: R1 on real images and R2 on fakes.
 
-    Returns:
-        Int64 [count, words], to be read by `signs`.
+    Mescheder et al. (2018), equation 9 and the paragraph after it; the weight is their gamma.
+
+    Args:
+        gradient: [b, C H W], by `input_gradient`.
     """
-    words = torch.empty(count, math.ceil(math.prod(shape) / WORD), dtype=torch.int64)
-    return words.random_(-(2**63), None, generator=generator)
+    return gradient.square().sum(1) / 2
 
 
-def rademacher(drawn: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The drawn [b, words] as an int64 tensor of -1 and 1, [b, *shape]."""
-    bits = (drawn[:, :, None] >> torch.arange(WORD, device=drawn.device)) & 1
-    return (bits * 2 - 1).flatten(1)[:, : math.prod(shape)].view(len(drawn), *shape)
+def gradient_penalty(gradient: Tensor) -> Tensor:
+    """Compute (|grad s| - 1)^2, [b]: Gulrajani et al. (2017), equation 3, without lambda.
+
+    Args:
+        gradient: [b, C H W], by `input_gradient`.
+    """
+    return (torch.linalg.vector_norm(gradient, dim=1) - 1).square()
 
 
 def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The gradient of each image's score towards that image, to be differentiated once more.
+    """Compute the gradient of each image's score with respect to the image, differentiable.
 
     Args:
-        score: Gives the scores [b] of images; an image's score depends on that image alone.
+        score: Returns scores [b] of images; each depends on its own image only.
         images: [b, C, H, W].
 
     Returns:
@@ -60,25 +115,28 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return gradient.flatten(1)
 
 
-def zero_centered_penalty(slopes: Tensor) -> Tensor:
-    """|grad s|^2 / 2, [b]: R1 of real images and R2 of fakes.
-
-    Mescheder et al. (2018), equation 9 and the paragraph after it; the weight is their gamma.
-    """
-    return slopes.square().sum(1) / 2
-
-
-def gradient_penalty(slopes: Tensor) -> Tensor:
-    """(|grad s| - 1)^2, [b]: Gulrajani et al. (2017), equation 3, its penalty without lambda."""
-    return (torch.linalg.vector_norm(slopes, dim=1) - 1).square()
-
-
-def interpolate(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
-    """Points on the lines from fakes to real images, where Gulrajani et al. take the slope.
+def interpolate(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    """Compute points between fakes and real images (Gulrajani et al., 2017, algorithm 1).
 
     Args:
         real: [b, C, H, W].
         fake: [b, C, H, W].
-        share: How much of the real image, [b] in [0, 1].
+        alpha: Fraction of the real image, [b] in [0, 1].
     """
-    return torch.lerp(fake, real, share[:, None, None, None])
+    return torch.lerp(fake, real, alpha[:, None, None, None])
+
+
+def sample_rademacher(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Sample random signs for `count` images, packed 64 to a word to keep the CPU's part short.
+
+    Returns:
+        Int64 [count, words], to be unpacked by `rademacher`.
+    """
+    words = torch.empty(count, math.ceil(math.prod(shape) / BITS_PER_WORD), dtype=torch.int64)
+    return words.random_(-(2**63), None, generator=generator)
+
+
+def rademacher(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unpack bits [b, words] to an int64 tensor of -1 and 1, [b, *shape]."""
+    bits = (packed[:, :, None] >> torch.arange(BITS_PER_WORD, device=packed.device)) & 1
+    return (bits * 2 - 1).flatten(1)[:, : math.prod(shape)].view(len(packed), *shape)

@@ -1,38 +1,39 @@
-"""How evenly G's encoder spreads images over the sphere that noise is drawn from."""
+"""Uniformity of the encoder's latent vectors on the sphere that noise is drawn from."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.gather import gather_negatives
+from cl_ray.losses.contrastive import gather_keys
 
 SHARPNESS = 2.0
-"""Wang and Isola's t, the value of all their experiments."""
+"""Wang and Isola's t; the value of all their experiments."""
 
 
 def uniformity(latents: Tensor, present: Tensor) -> Tensor:
-    """The logarithm of the mean Gaussian potential between latent vectors' directions.
+    """Compute the log of the mean Gaussian potential between directions of latent vectors.
 
-    Wang and Isola (2020), equation 5, taken for each vector against all others of the global
-    batch, so that it is a mean over pairs like every other loss. Least where they are uniform.
+    Wang and Isola (2020), equation 5, for each vector against all others of the global batch, so
+    that it is a mean over pairs like every other loss. It is least for a uniform distribution.
 
     Args:
         latents: [k, b, d], k vectors of each of this rank's b pairs.
-        present: Bool [b], false where a row only fills the last batch up; it is nobody's other.
+        present: Bool [b], false for padding; padding does not count as another vector.
 
     Returns:
-        [b], from -4 t to 0, the mean of each pair's k; 0 where there is no other.
+        [b], in [-4 t, 0], the mean over each pair's k vectors; 0 without another vector.
     """
     parts, local = latents.shape[:2]
-    own = normalize(latents, dim=2)
-    others, here, itself = gather_negatives(own, present)
-    cosine = own.flatten(0, 1) @ others.T
+    directions = normalize(latents, dim=2)
+    keys = gather_keys(directions, present)
+    cosine = directions.flatten(0, 1) @ keys.vectors.T
     potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
     if potential.dtype == torch.bfloat16:
         potential = potential.float()
-    counted = here.expand(len(itself), -1).scatter(1, itself[:, None], False)
+    own = keys.own_index
+    counted = keys.present.expand(len(own), -1).scatter(1, own[:, None], False)
     number = counted.sum(1)
     potential = potential.masked_fill(~counted, float("-inf"))
-    potential = potential.masked_fill((number == 0)[:, None], 0)  # finite, then masked
-    mean = potential.logsumexp(1) - number.clamp(min=1).to(potential.dtype).log()
-    return mean.masked_fill(number == 0, 0).view(parts, local).mean(0)
+    potential = potential.masked_fill((number == 0)[:, None], 0)  # finite; masked at the end
+    log_mean = potential.logsumexp(1) - number.clamp(min=1).to(potential.dtype).log()
+    return log_mean.masked_fill(number == 0, 0).view(parts, local).mean(0)

@@ -1,24 +1,23 @@
-"""The last layer of every generator."""
+"""The output activation of every generator."""
 
 import torch
 from torch import Tensor, nn
 
 STRETCH = 1.1
-"""The slope where a pixel reaches black or white is then 0.19."""
+"""Scale of tanh; its gradient where the output reaches -1 or 1 is 0.19."""
 
 
 class StretchedTanh(nn.Module):
-    """Numbers of any size to pixels in [-1, 1]: tanh, stretched by STRETCH and cut.
+    """STRETCH * tanh(x), clamped to [-1, 1], with a straight-through gradient.
 
-    A plain tanh reaches -1 nowhere. Black is where |G(x) - x| is least for a G that knows nothing
-    yet, so a black background would draw its inputs towards minus infinity, and with no slope left
-    there a G that paints all black never leaves it (benchmarks/README.md). Stretched, -1 is
-    reached where there is a slope; cut, no fake is known by pixels that no image has. The gradient
-    is that of the stretched tanh, also where it is cut (straight-through estimator: Bengio et al.,
-    2013).
+    A plain tanh reaches -1 only at minus infinity. On images with a black background the
+    reconstruction loss of an untrained G is least at black, which drives the inputs there; with a
+    vanished gradient G never recovers from all-black images (benchmarks/README.md). The stretched
+    tanh reaches -1 with a gradient left. The clamp keeps fakes in the range of real images; its
+    backward pass is that of the stretched tanh (straight-through estimator: Bengio et al., 2013).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels of the shape of x."""
-        wide = STRETCH * torch.tanh(x)
-        return wide.clamp(-1, 1).detach() + (wide - wide.detach())  # the latter is 0, exactly
+        """Compute pixels of the shape of x."""
+        stretched = STRETCH * torch.tanh(x)
+        return stretched.clamp(-1, 1).detach() + (stretched - stretched.detach())

@@ -1,7 +1,7 @@
-"""The families of networks: what G and D of a config are built of."""
+"""Build G and D from the config. A network family is one entry of FAMILIES."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,14 +15,13 @@ from cl_ray.networks.layout import ResolutionLayout
 from cl_ray.train_config import GANConfig
 
 
-@dataclass(frozen=True)
-class NetworkFamily:
-    """A kind of network.
+class NetworkFamily(NamedTuple):
+    """Builders of one kind of network.
 
     Args:
-        trunk: Builds what takes images [B, C, S, S] to flat maps [B, plan.flat], for D and for
-            G's encoder.
-        decoder: Builds what takes vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
+        trunk: Builds the module from images [B, C, S, S] to features [B, layout.flat], for D and
+            for G's encoder.
+        decoder: Builds the module from vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
     """
 
     trunk: Callable[[ResolutionLayout], nn.Module]
@@ -31,7 +30,7 @@ class NetworkFamily:
 
 FAMILIES = {
     "convolutional": NetworkFamily(
-        convolutional.convolutional_trunk_layer, convolutional.convolutional_decoder
+        convolutional.convolutional_trunk, convolutional.convolutional_decoder
     ),
     "residual": NetworkFamily(residual.residual_trunk, residual.residual_decoder),
     "style": NetworkFamily(residual.residual_trunk, style.StyleDecoder),
@@ -41,31 +40,30 @@ FAMILIES = {
 def build_networks(
     config: GANConfig, shape: tuple[int, int, int], classes: int = 0
 ) -> tuple[Generator, Discriminator]:
-    """G and D of a config for images of that height, width and channels, their weights drawn.
+    """Build G and D with random weights.
 
     Args:
-        config: The config tree.
-        shape: Height, width and channels.
-        classes: How many there are; 0 unless `config.condition` uses labels.
+        config: Networks, condition and form of the contrastive loss.
+        shape: Height, width and channels of an image.
+        classes: Number of classes; 0 unless `config.condition` uses labels.
     """
-    projects, contrad = config.condition == "projection", config.losses.form == "contrad"
+    is_projection, contrad = config.condition == "projection", config.losses.form == "contrad"
     return (
         build_generator(shape, config.generator, classes),
-        build_discriminator(shape, config.discriminator, classes, projects, contrad),
+        build_discriminator(shape, config.discriminator, classes, is_projection, contrad),
     )
 
 
 def build_generator(
     shape: tuple[int, int, int], config: GeneratorConfig, classes: int = 0
 ) -> Generator:
-    """G for images of that height, width and channels, of so many classes, its weights drawn."""
-    plan = ResolutionLayout(shape[0], shape[2], config.depth, config.width)
+    """Build G with random weights for images of this height, width and channels."""
+    layout = ResolutionLayout(shape[0], shape[2], config.depth, config.width)
     family = FAMILIES[config.family]
-    encoder = nn.Sequential(family.trunk(plan), nn.Linear(plan.flat, config.latent))
-    table = nn.Embedding(classes, config.latent) if classes else None
-    network = Generator(
-        encoder, family.decoder(config.latent, plan), config.latent_noise_std, table
-    )
+    encoder = nn.Sequential(family.trunk(layout), nn.Linear(layout.flat, config.latent))
+    class_embedding = nn.Embedding(classes, config.latent) if classes else None
+    decoder = family.decoder(config.latent, layout)
+    network = Generator(encoder, decoder, config.latent_noise_std, class_embedding)
     return network.apply(initialize)
 
 
@@ -73,17 +71,17 @@ def build_discriminator(
     shape: tuple[int, int, int],
     config: DiscriminatorConfig,
     classes: int = 0,
-    projects: bool = False,
+    is_projection: bool = False,
     contrad: bool = False,
 ) -> Discriminator:
-    """D for images of that height, width and channels, of so many classes, its weights drawn."""
-    plan = ResolutionLayout(shape[0], shape[2], config.depth, config.width)
-    trunk = FAMILIES[config.family].trunk(plan)
-    sizes = plan.flat, config.hidden, config.embedding
-    network = Discriminator(trunk, *sizes, classes, projects, contrad).apply(initialize)
-    if config.spectral_norm:
-        heads = [*network.judge.modules(), network.score]
-        heads += [network.classes] if network.projects and network.classes else []
+    """Build D with random weights for images of this height, width and channels."""
+    layout = ResolutionLayout(shape[0], shape[2], config.depth, config.width)
+    trunk = FAMILIES[config.family].trunk(layout)
+    sizes = layout.flat, config.hidden, config.embedding
+    network = Discriminator(trunk, *sizes, classes, is_projection, contrad).apply(initialize)
+    if config.spectral_norm:  # of every layer that a score depends on
+        heads = [*network.score_hidden.modules(), network.score]
+        heads += [network.class_head] if network.is_projection and network.class_head else []
         for module in (*network.trunk.modules(), *heads):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 parametrizations.spectral_norm(module)
@@ -91,9 +89,9 @@ def build_discriminator(
 
 
 def initialize(module: nn.Module) -> None:
-    """He initialisation for leaky rectifiers (He et al., 2015, equation 15), biases zero.
+    """Initialize a layer for leaky ReLU (He et al., 2015, equation 15), with zero biases.
 
-    Modules with starting weights of their own are left to them.
+    Modules that initialize their own weights are left alone.
     """
     if isinstance(module, residual.ZeroConv):
         nn.init.zeros_(module.weight)

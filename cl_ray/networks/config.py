@@ -1,4 +1,4 @@
-"""How the two networks are built."""
+"""Configs of the two networks."""
 
 from typing import Literal
 
@@ -10,47 +10,51 @@ Family = Literal["convolutional", "residual", "style"]
 
 
 class GeneratorConfig(BaseConfig):
-    """G: an encoder to the latent space and a decoder back."""
+    """G: an encoder to the latent space and a decoder from it."""
 
-    family: Family = Field("convolutional", description="Kind of network.")
+    family: Family = Field("convolutional", description="Network family.")
     depth: int = Field(3, ge=1, le=12, description="Levels of the encoder and of the decoder.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
     latent: int = Field(10, ge=2, le=4096, description="Dimensions of the latent space.")
     latent_noise_std: float = Field(
         0.2,
         ge=0,
-        description="Spread of the noise that moves an image's latent vector in training, so that "
-        "what lies near it is an image too. With prior 0 some 0.7 is best: noise falls far off.",
+        description="Standard deviation of the noise added to the latent vectors of images in "
+        "training, so that G also decodes their neighbours to images. With prior 0, about 0.7 is "
+        "best.",
     )
     prior: int = Field(
         50,
         ge=0,
         le=1000,
-        description="Gaussians that are fitted after each epoch to the latent vectors of images; "
-        "samples are drawn from them. 0: samples are drawn from the noise of training.",
+        description="Gaussians of the mixture that is fitted to the latent vectors of images after "
+        "each epoch, and that samples are drawn from. 0: samples are drawn from the training "
+        "prior.",
     )
 
 
 class DiscriminatorConfig(BaseConfig):
     """D: a trunk with a score head and a projection head."""
 
-    family: Family = Field("convolutional", description="Kind of network.")
+    family: Family = Field("convolutional", description="Network family.")
     depth: int = Field(3, ge=1, le=12, description="Levels of the trunk.")
     width: int = Field(32, ge=4, le=1024, description="Channels at full size; doubled per halving.")
-    hidden: int = Field(256, ge=8, le=8192, description="Dimensions inside the projection head.")
-    embedding: int = Field(64, ge=2, le=4096, description="Dimensions of the projection e.")
+    hidden: int = Field(
+        256, ge=8, le=8192, description="Dimensions of the projection head's hidden layer."
+    )
+    embedding: int = Field(64, ge=2, le=4096, description="Dimensions of an embedding.")
     spectral_norm: bool = Field(
         False,
-        description="Divide each weight on the score's way by its largest singular value "
-        "(convolutional family).",
+        description="Divide each weight that the score depends on by its largest singular value "
+        "(convolutional family only).",
     )
 
     @model_validator(mode="after")
     def _normalisable(self) -> "DiscriminatorConfig":
         if self.spectral_norm and self.family != "convolutional":
             raise ValueError(
-                f"spectral_norm does not go with family {self.family!r}, whose blocks start at "
-                "zero and so have no singular value to divide by: take 'convolutional', or "
-                "losses.r1 to bound D"
+                f"spectral_norm does not work with family {self.family!r}, whose blocks start at "
+                "zero and so have no singular value to divide by: use family 'convolutional', or "
+                "bound D by losses.r1"
             )
         return self

@@ -1,8 +1,8 @@
 """The convolutional family: strided convolutions down, transposed convolutions up.
 
-After DCGAN (Radford et al., 2015, section 3), without its BatchNorm, which would couple the
-samples of a batch, and those of one worker to each other but not to another's. G's decoder
-normalises the channels of each pixel instead (pixel norm: Karras et al., 2018, section 4.2).
+After DCGAN (Radford et al., 2015, section 3), without BatchNorm, which would couple the samples of
+a batch and make the result depend on the number of workers. G's decoder normalizes the channels of
+each pixel instead (pixel norm: Karras et al., 2018, section 4.2).
 """
 
 import torch
@@ -14,28 +14,28 @@ from cl_ray.networks.layout import ResolutionLayout
 
 
 class PixelNorm(nn.Module):
-    """Scale each pixel's channels to unit mean square: [B, C, H, W] to the same."""
+    """Scale the channels of each pixel of [B, C, H, W] to unit mean square."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalize."""
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
 
 
 class ImageConv(nn.Conv2d):
     """A 4x4 convolution of stride 2 and padding 1, computed as a 2x2 one over 2x2 cells.
 
-    The same numbers as `Conv2d`'s, from the same weights [out, in, 4, 4]. With the one or three
-    channels of an image, the gradient towards the image, which every step of G needs, takes
-    oneDNN many times as long in the plain form.
+    Weights [out, in, 4, 4] and result are those of `Conv2d`. On one or three channels, the gradient
+    with respect to the image, which every step of G needs, takes oneDNN many times as long in the
+    plain form.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, S, S] to [B, out, S // 2, S // 2]."""
-        beyond = 1 - images.shape[-1] % 2  # an odd side ends with the last whole cell
-        padded = functional.pad(images, (1, beyond, 1, beyond))
+        """Convolve [B, C, S, S] to [B, out, S // 2, S // 2]."""
+        end = 1 - images.shape[-1] % 2  # an odd side ends with the last whole cell
+        padded = functional.pad(images, (1, end, 1, end))
         cells = functional.pixel_unshuffle(padded, 2)
         kernel = functional.pixel_unshuffle(self.weight, 2)
         return functional.conv2d(
@@ -43,41 +43,34 @@ class ImageConv(nn.Conv2d):
         )
 
 
-def convolutional_trunk_layer(plan: ResolutionLayout) -> nn.Sequential:
-    """Images [B, C, S, S] to flat maps [B, plan.flat]."""
+def convolutional_trunk(layout: ResolutionLayout) -> nn.Sequential:
+    """Build the trunk from images [B, C, S, S] to features [B, layout.flat]."""
     layers: list[nn.Module] = []
-    for level in range(plan.depth):
-        channels = plan.channels[level], plan.channels[level + 1]
-        if plan.sides[level + 1] < plan.sides[level]:
-            layers.append(
-                nn.Conv2d(*channels, kernel_size=4, stride=2, padding=1)
-                if level
-                else ImageConv(*channels)
-            )
-        else:
+    for level in range(layout.depth):
+        channels = layout.channels[level], layout.channels[level + 1]
+        if layout.sides[level + 1] == layout.sides[level]:
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
+        elif level == 0:
+            layers.append(ImageConv(*channels))
+        else:
+            layers.append(nn.Conv2d(*channels, kernel_size=4, stride=2, padding=1))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def up(plan: ResolutionLayout) -> nn.Sequential:
-    """Flat maps [B, plan.flat] to images [B, C, S, S] in [-1, 1]: `down`, backwards."""
+def convolutional_decoder(inputs: int, layout: ResolutionLayout) -> nn.Sequential:
+    """Build the decoder from vectors [B, inputs] to images [B, C, S, S]: the trunk reversed."""
     layers: list[nn.Module] = [
-        nn.Unflatten(1, plan.deepest),
+        nn.Unflatten(1, layout.deepest),
         PixelNorm(),
         nn.LeakyReLU(0.2, inplace=True),
     ]
-    for level in reversed(range(plan.depth)):
-        channels = plan.channels[level + 1], plan.channels[level]
-        if plan.sides[level + 1] < plan.sides[level]:
-            odd = plan.sides[level] % 2  # 4x4, stride 2 makes 2s; one row more makes 2s + 1
-            layers.append(nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, output_padding=odd))
-        else:
+    for level in reversed(range(layout.depth)):
+        channels = layout.channels[level + 1], layout.channels[level]
+        if layout.sides[level + 1] == layout.sides[level]:
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
+        else:
+            odd = layout.sides[level] % 2  # side s becomes 2 s, or 2 s + 1 with one row more
+            layers.append(nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, output_padding=odd))
         layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [StretchedTanh()]
-    return nn.Sequential(*layers)
-
-
-def convolutional_decoder(inputs: int, plan: ResolutionLayout) -> nn.Sequential:
-    """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1]."""
-    return nn.Sequential(nn.Linear(inputs, plan.flat), up(plan))
+    return nn.Sequential(nn.Linear(inputs, layout.flat), nn.Sequential(*layers))

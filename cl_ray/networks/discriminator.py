@@ -1,22 +1,25 @@
-"""D, whatever its family: a trunk of features, a score head, a projection head, and classes."""
+"""The discriminator D: a trunk of features, and heads for score, embedding and class."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ray.batch import DiscriminatorOutput
+
 
 class Discriminator(nn.Module):
-    """D.
+    """D, whatever the family of its trunk.
 
     Args:
-        trunk: Images [B, C, H, W] to features [B, flat].
-        flat: Numbers of an image's features.
-        hidden: Dimensions inside the projection head.
-        embedding: Dimensions of the projection.
-        classes: How many there are; 0 where labels are not used.
-        projects: Whether an image's class is part of its score, instead of being named.
-        contrad: Whether it has what ContraD's form needs: a hidden layer before the score, and a
-            second projection, in which fakes are one class (Jeong and Shin, 2021, section 3).
+        trunk: Maps images [B, C, H, W] to features [B, flat].
+        flat: Dimensions of the features.
+        hidden: Dimensions of the hidden layer of each projection head.
+        embedding: Dimensions of an embedding.
+        classes: Number of classes; 0 if labels are not used.
+        is_projection: Whether the class is part of the score (projection discriminator); otherwise
+            D classifies (auxiliary classifier).
+        contrad: Whether to add what ContraD needs: a hidden layer before the score, and a second
+            projection head for fakes (Jeong and Shin, 2021, section 3).
     """
 
     def __init__(
@@ -26,88 +29,101 @@ class Discriminator(nn.Module):
         hidden: int,
         embedding: int,
         classes: int = 0,
-        projects: bool = False,
+        is_projection: bool = False,
         contrad: bool = False,
     ):
         super().__init__()
-        self.represented = flat + hidden + embedding
-        """Dimensions of the representation."""
+        self.representation_dim = flat + hidden + embedding
+        self.is_projection = is_projection and classes > 0
         self.trunk = trunk
-        self.judge: nn.Module = nn.Identity()
-        judged = flat
+        self.score_hidden: nn.Module = nn.Identity()
+        score_dim = flat
         if contrad:
-            self.judge = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU(0.2))
-            judged = hidden
-        self.score = nn.Linear(judged, 1)
-        self.projection = head(flat, hidden, embedding)
-        self.second = head(flat, hidden, embedding) if contrad else None
-        self.projects = projects and classes > 0
-        seen = judged if projects else flat
-        self.classes = nn.Linear(seen, classes, bias=not projects) if classes else None
+            self.score_hidden = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU(0.2))
+            score_dim = hidden
+        self.score = nn.Linear(score_dim, 1)
+        self.projection = projection_head(flat, hidden, embedding)
+        self.fake_projection = projection_head(flat, hidden, embedding) if contrad else None
+        class_dim = score_dim if is_projection else flat
+        self.class_head = nn.Linear(class_dim, classes, bias=not is_projection) if classes else None
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, detach_scores: bool = False
+    ) -> DiscriminatorOutput:
+        """Compute all heads of images [B, C, H, W] in [-1, 1].
+
+        Args:
+            images: The images.
+            labels: Their classes [B], for a projection discriminator.
+            detach_scores: Whether to stop the gradient of the scores before the features, and to
+                compute the embedding of fakes (ContraD's step of D).
+        """
+        dtype, features = self.score.weight.dtype, self.features(images)
+        score = self.scores(features.detach() if detach_scores else features, labels)
+        embedding = self.embed(features).to(dtype)
+        classifies = self.class_head is not None and not self.is_projection
+        logits = self.classify(features) if classifies else None
+        fake_embedding = self.embed_fakes(features).to(dtype) if detach_scores else None
+        return DiscriminatorOutput(score, embedding, logits, fake_embedding)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to the deepest map, which the heads read, [B, flat]."""
+        """Compute the trunk's features [B, flat] of images [B, C, H, W] in [-1, 1]."""
         return self.trunk(images)
 
-    def representation(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to the representation [B, flat + hidden + embedding].
-
-        The features, the projection head's hidden layer and its projection, each of unit length.
-        The deeper a layer, the more of what views have in common it has drawn together, and the
-        less else it knows: labels that are few are best read off the middle of the head (Chen et
-        al., 2020, "Big self-supervised models", section 3), neighbours off the features.
-        """
-        features = self.features(images)
-        *hidden, last = self.projection
-        middle = features
-        for layer in hidden:
-            middle = layer(middle)
-        parts = (features, middle, last(middle))
-        return torch.cat([functional.normalize(part, dim=1) for part in parts], 1)
-
     def scores(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B], high is real, of features [B, flat].
+        """Compute scores [B], high for real, from features [B, flat].
 
-        With `projects`, the score of an image as one of class y of `labels` [B] is that of the
-        image plus the inner product of the features with the class's own vector (Miyato and
-        Koyama, 2018, equation 4).
+        A projection discriminator adds the inner product of the features with the vector of each
+        image's class in `labels` [B] (Miyato and Koyama, 2018, equation 4).
         """
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 rounds by 1 in 256
-            features = self.judge(features.to(self.score.weight.dtype))
+            features = self.score_hidden(features.to(self.score.weight.dtype))
             scores = self.score(features).squeeze(1)
-            if not self.projects:
+            if not self.is_projection:
                 return scores
-            assert self.classes is not None, "D knows classes only where labels are used"
-            assert labels is not None, "the score is of an image and its class"
-            return scores + (self.classes.weight[labels] * features).sum(1)
+            assert self.class_head is not None
+            assert labels is not None, "a projection discriminator needs labels"
+            return scores + (self.class_head.weight[labels] * features).sum(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of the classes [B, classes] of features [B, flat]; of a D that names classes.
+        """Compute class logits [B, classes] from features [B, flat], as an auxiliary classifier.
 
-        One that `projects` does not: its inner products tell a class's real images from its fakes.
+        A projection discriminator cannot: its inner products separate the real images of a class
+        from the fakes of that class.
         """
-        assert self.classes is not None, "D knows classes only where labels are used"
-        assert not self.projects, "D names classes only by the condition classifier"
+        assert self.class_head is not None
+        assert not self.is_projection
         with torch.autocast(features.device.type, enabled=False):
-            return self.classes(features.to(self.score.weight.dtype))
+            return self.class_head(features.to(self.score.weight.dtype))
 
     def embed(self, features: Tensor) -> Tensor:
-        """Unit embeddings [B, embedding] of features [B, flat]."""
+        """Compute unit embeddings [B, embedding] from features [B, flat]."""
         return functional.normalize(self.projection(features), dim=1)
 
     def embed_fakes(self, features: Tensor) -> Tensor:
-        """Unit embeddings [B, embedding] by the second projection, of features [B, flat]."""
-        assert self.second is not None, "only in the form contrad"
-        return functional.normalize(self.second(features), dim=1)
+        """Compute unit embeddings [B, embedding] by the second projection head of ContraD."""
+        assert self.fake_projection is not None, "only in the form contrad"
+        return functional.normalize(self.fake_projection(features), dim=1)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores [B] (high is real) and unit embeddings [B, embedding] of images [B, C, H, W]."""
+    def representation(self, images: Tensor) -> Tensor:
+        """Compute the representation [B, flat + hidden + embedding] of images [B, C, H, W].
+
+        It concatenates the features, the projection head's hidden layer and its output, each
+        scaled to unit length. Deeper layers keep only what views of an image have in common: few
+        labels are best predicted from the middle of the head (Chen et al., 2020, "Big
+        self-supervised models", section 3), neighbours from the features.
+        """
         features = self.features(images)
-        return self.scores(features, labels), self.embed(features)
+        *hidden_layers, last = self.projection
+        hidden = features
+        for layer in hidden_layers:
+            hidden = layer(hidden)
+        parts = (features, hidden, last(hidden))
+        return torch.cat([functional.normalize(part, dim=1) for part in parts], 1)
 
 
-def head(flat: int, hidden: int, embedding: int) -> nn.Sequential:
-    """Features [B, flat] to projections [B, embedding], by one hidden layer (SimCLR)."""
+def projection_head(flat: int, hidden: int, embedding: int) -> nn.Sequential:
+    """Build SimCLR's head (Chen et al., 2020, section 2) from [B, flat] to [B, embedding]."""
     return nn.Sequential(
         nn.Linear(flat, hidden), nn.LeakyReLU(0.2, inplace=True), nn.Linear(hidden, embedding)
     )

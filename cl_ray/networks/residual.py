@@ -1,8 +1,8 @@
-"""The residual family: R3GAN's modern bottleneck blocks.
+"""The residual family: R3GAN's bottleneck blocks.
 
-After R3GAN (Huang et al., 2024, section 3): no normalisation, leaky rectifiers, resampling by a
-filter apart from the blocks, grouped convolutions in inverted bottlenecks, and a last convolution
-that starts at zero in place of normalisation's help (Fixup: Zhang et al., 2019).
+After R3GAN (Huang et al., 2024, section 3): no normalization, leaky ReLU, resampling by a filter
+outside the blocks, grouped convolutions in inverted bottlenecks, and a last convolution that starts
+at zero instead of normalization (Fixup: Zhang et al., 2019).
 """
 
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from cl_ray.networks.activation import StretchedTanh
 from cl_ray.networks.layout import ResolutionLayout
-from cl_ray.networks.resample import enlarge, halve
+from cl_ray.networks.resample import downsample, upsample
 
-GROUP = 16
-"""Channels of a group of the 3x3 convolution; R3GAN's."""
+GROUP_WIDTH = 16
+"""Channels per group of the 3x3 convolution, as in R3GAN."""
 EXPANSION = 2
-"""Channels inside a block for each outside."""
+"""Channels inside a block per channel outside."""
 
 
 class ZeroConv(nn.Conv2d):
@@ -26,7 +26,7 @@ class ZeroConv(nn.Conv2d):
 
 
 class FixupConv(nn.Conv2d):
-    """A convolution whose weights start at He's spread times `gain`."""
+    """A convolution whose initial weights are He's times `gain`."""
 
     def __init__(self, channels: tuple[int, int], size: int, gain: float, groups: int = 1):
         super().__init__(*channels, kernel_size=size, padding=size // 2, groups=groups)
@@ -34,62 +34,64 @@ class FixupConv(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), [B, C, S, S] to the same; f is zero at first.
+    """x + f(x) of [B, C, S, S]; f is zero at first.
 
     Args:
         channels: C.
-        blocks: How many the network has: f's inner weights start smaller by the fourth root of
-            that (Fixup, for branches of three convolutions).
+        blocks: Number of blocks of the network; the initial weights inside f are scaled by its
+            inverse fourth root (Fixup, for branches of three convolutions).
     """
 
     def __init__(self, channels: int, blocks: int):
         super().__init__()
         inner, gain = EXPANSION * channels, blocks**-0.25
-        groups = inner // GROUP if inner % GROUP == 0 else 1
+        groups = inner // GROUP_WIDTH if inner % GROUP_WIDTH == 0 else 1
         self.expand = FixupConv((channels, inner), 1, gain)
         self.mix = FixupConv((inner, inner), 3, gain, groups)
         self.project = ZeroConv(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the branch."""
+        """Add the residual branch."""
         y = functional.leaky_relu(self.expand(x), 0.2)
         y = functional.leaky_relu(self.mix(y), 0.2)
         return x + self.project(y)
 
 
-def residual_trunk(plan: ResolutionLayout) -> nn.Sequential:
-    """Images [B, C, S, S] to flat maps [B, plan.flat]: at each level, resample, then a block."""
-    first = plan.channels[1]
+def residual_trunk(layout: ResolutionLayout) -> nn.Sequential:
+    """Build the trunk from images [B, C, S, S] to features [B, layout.flat].
+
+    Each level resamples, then applies a block.
+    """
+    channels = layout.channels[1]
     layers: list[nn.Module] = [
-        nn.Conv2d(plan.channels[0], first, kernel_size=3, padding=1),
+        nn.Conv2d(layout.channels[0], channels, kernel_size=3, padding=1),
         nn.LeakyReLU(0.2),
     ]
-    channels = first
-    for level in range(1, plan.depth + 1):
-        if plan.sides[level] < plan.sides[level - 1]:
-            layers.append(halve(plan.sides[level - 1]))
-        if plan.channels[level] != channels:
-            layers.append(nn.Conv2d(channels, plan.channels[level], 1, bias=False))
-            channels = plan.channels[level]
-        layers.append(ResidualBlock(channels, plan.depth))
+    for level in range(1, layout.depth + 1):
+        if layout.sides[level] < layout.sides[level - 1]:
+            layers.append(downsample(layout.sides[level - 1]))
+        if layout.channels[level] != channels:
+            layers.append(nn.Conv2d(channels, layout.channels[level], 1, bias=False))
+            channels = layout.channels[level]
+        layers.append(ResidualBlock(channels, layout.depth))
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def residual_decoder(inputs: int, plan: ResolutionLayout) -> nn.Sequential:
-    """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1]: `trunk`, backwards."""
-    channels = plan.channels[-1]
-    layers: list[nn.Module] = [nn.Linear(inputs, plan.flat), nn.Unflatten(1, plan.deepest)]
-    for level in reversed(range(1, plan.depth + 1)):
-        layers.append(ResidualBlock(channels, plan.depth))
-        after = plan.channels[max(level - 1, 1)]
-        if after != channels:
-            layers.append(nn.Conv2d(channels, after, 1, bias=False))
-            channels = after
-        if plan.sides[level] < plan.sides[level - 1]:
-            layers.append(enlarge(plan.sides[level], plan.sides[level - 1]))
-    layers += [
+def residual_decoder(inputs: int, layout: ResolutionLayout) -> nn.Sequential:
+    """Build the decoder from vectors [B, inputs] to images [B, C, S, S]: the trunk reversed."""
+    channels = layout.channels[-1]
+    layers: list[nn.Module] = [nn.Linear(inputs, layout.flat), nn.Unflatten(1, layout.deepest)]
+    for level in reversed(range(1, layout.depth + 1)):
+        layers.append(ResidualBlock(channels, layout.depth))
+        outer = layout.channels[max(level - 1, 1)]
+        if outer != channels:
+            layers.append(nn.Conv2d(channels, outer, 1, bias=False))
+            channels = outer
+        if layout.sides[level] < layout.sides[level - 1]:
+            layers.append(upsample(layout.sides[level], layout.sides[level - 1]))
+    return nn.Sequential(
+        *layers,
         nn.LeakyReLU(0.2),
-        nn.Conv2d(channels, plan.channels[0], 3, padding=1),
+        nn.Conv2d(channels, layout.channels[0], 3, padding=1),
         StretchedTanh(),
-    ]
-    return nn.Sequential(*layers)
+    )

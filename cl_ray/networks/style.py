@@ -1,4 +1,4 @@
-"""The style-based family: G paints by styles, each layer's at its own scale.
+"""The style-based family: a style vector modulates each layer of G's decoder.
 
 After StyleGAN (Karras et al., 2018, section 2: mapping network, per-layer noise, style mixing,
 truncation) in the form of StyleGAN2 (Karras et al., 2020, section 2: modulated and demodulated
@@ -16,43 +16,44 @@ from torch.nn import functional
 from cl_ray.networks.activation import StretchedTanh
 from cl_ray.networks.generator import to_sphere
 from cl_ray.networks.layout import ResolutionLayout
-from cl_ray.networks.resample import enlarge
+from cl_ray.networks.resample import upsample
 
-MAPPING = 4
+MAPPING_LAYERS = 4
 """Layers of the mapping network; StyleGAN's 8 are for 512 dimensions."""
-STYLE = 128
+STYLE_DIM = 128
 """Dimensions of a style w."""
-MAPPING_RATE = 0.01
-"""The mapping network's learning rate over the others'; StyleGAN's (appendix C)."""
-MIXING = 0.9
-"""Share of samples of noise whose style changes at some layer in training; StyleGAN's."""
-AVERAGED = 4096
-"""Styles of noise whose mean is where truncation pulls to."""
+MAPPING_LR_SCALE = 0.01
+"""Learning rate of the mapping network relative to the other layers; StyleGAN's (appendix C)."""
+MIXING_PROBABILITY = 0.9
+"""Probability that a training sample of noise mixes two styles; StyleGAN's."""
+MEAN_STYLE_SAMPLES = 4096
+"""Number of noise vectors whose mean style is the center of truncation."""
 
 
 class EqualizedLinear(nn.Module):
-    """A linear layer whose weights are drawn with unit variance and scaled when used.
+    """A linear layer whose weights are drawn with unit variance and scaled at run time.
 
-    Equalised learning rate (Karras et al., 2018, progressive growing, section 4.1): Adam's steps
-    are as long whatever the scale. So the layer learns at `rate` times its optimiser's rate.
+    Equalized learning rate (Karras et al., 2018, progressive growing, section 4.1): the size of
+    Adam's steps does not depend on the scale. The layer learns at `lr_scale` times the optimizer's
+    learning rate.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0):
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_scale: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
-        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
-        self.scale, self.rate = rate / math.sqrt(inputs), rate
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_scale)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / lr_scale))
+        self.scale, self.lr_scale = lr_scale / math.sqrt(inputs), lr_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] to [B, outputs]."""
-        return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
+        """Map [B, inputs] to [B, outputs]."""
+        return functional.linear(x, self.weight * self.scale, self.bias * self.lr_scale)
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose input channels a style scales, [B, in, S, S] to [B, out, S, S].
+    """A convolution [B, in, S, S] to [B, out, S, S] whose input channels are scaled by a style.
 
-    StyleGAN2, equations 1 and 3. The scales go onto the input, and what undoes their spread onto
-    the output: the same numbers as weights made for each sample, at the price of one convolution.
+    StyleGAN2, equations 1 and 3. Scaling the input, and demodulating the output, gives the same
+    result as separate weights for each sample, with one convolution for all.
     """
 
     def __init__(self, channels: tuple[int, int], size: int, demodulate: bool = True):
@@ -60,11 +61,11 @@ class ModulatedConv(nn.Module):
         inputs, outputs = channels
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.scale = 1 / math.sqrt(inputs * size**2)
-        self.style = EqualizedLinear(STYLE, inputs, bias=1.0)
+        self.style = EqualizedLinear(STYLE_DIM, inputs, bias=1.0)
         self.demodulate = demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Convolve x by the style w [B, STYLE]."""
+        """Convolve x with the style w [B, STYLE_DIM]."""
         scales = self.style(w).to(x.dtype)
         weight = self.weight * self.scale
         x = x * scales[:, :, None, None]
@@ -76,7 +77,7 @@ class ModulatedConv(nn.Module):
 
 
 class StyleLayer(nn.Module):
-    """Convolve by a style, add noise, bias and bend."""
+    """A modulated convolution, then noise, bias and leaky ReLU."""
 
     noise: Tensor
 
@@ -89,104 +90,115 @@ class StyleLayer(nn.Module):
         self.register_buffer("noise", torch.randn(side * side))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """[B, in, side, side] to [B, out, side, side]; `noise` [B, side^2], or one for all."""
+        """Map [B, in, side, side] to [B, out, side, side].
+
+        `noise` is [B, side^2]; None uses the layer's fixed noise for all samples.
+        """
         x = self.convolution(x, w)
-        drawn = self.noise if noise is None else noise
-        x = x + self.strength * drawn.to(x.dtype).view(-1, 1, self.side, self.side)
+        noise = self.noise if noise is None else noise
+        x = x + self.strength * noise.to(x.dtype).view(-1, 1, self.side, self.side)
         x = x + self.bias[None, :, None, None]
         return functional.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
 class StyleDecoder(nn.Module):
-    """Vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
+    """Maps vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
 
-    In training a sample also takes `extras` normal numbers: every layer's noise, a second vector
-    and two numbers that decide from which layer on, and whether, that one's style takes over.
-    Without them the noise is the same for all samples and there is no mixing.
+    In training a sample also takes `noise_dim` normal numbers: the noise of every layer, a second
+    latent vector, and two numbers that decide from which layer on, and whether, the second style
+    replaces the first. Without them the noise is fixed and styles are not mixed.
 
     Args:
-        inputs: Numbers of a latent vector.
-        plan: Sides and channels.
+        inputs: Dimensions of a latent vector.
+        layout: Side lengths and channels.
     """
 
-    def __init__(self, inputs: int, plan: ResolutionLayout):
+    def __init__(self, inputs: int, layout: ResolutionLayout):
         super().__init__()
-        sizes = [inputs, *[STYLE] * MAPPING]
+        sizes = [inputs, *[STYLE_DIM] * MAPPING_LAYERS]
         self.inputs = inputs
         self.mapping = nn.ModuleList(
-            EqualizedLinear(a, b, rate=MAPPING_RATE) for a, b in pairwise(sizes)
+            EqualizedLinear(a, b, lr_scale=MAPPING_LR_SCALE) for a, b in pairwise(sizes)
         )
-        self.start = nn.Parameter(torch.randn(plan.deepest))
-        levels = list(reversed(range(1, plan.depth + 1)))  # of what comes out; level 0 joins 1
-        sides = [plan.sides[-1], *(plan.sides[level - 1] for level in levels)]
-        channels = [plan.channels[-1], *(plan.channels[max(level - 1, 1)] for level in levels)]
-        inward = [channels[0], *channels[:-1]]
+        self.start = nn.Parameter(torch.randn(layout.deepest))
+        levels = list(reversed(range(1, layout.depth + 1)))  # of a layer's output; 0 joins 1
+        sides = [layout.sides[-1], *(layout.sides[level - 1] for level in levels)]
+        channels = [layout.channels[-1], *(layout.channels[max(n - 1, 1)] for n in levels)]
+        input_channels = [channels[0], *channels[:-1]]
         self.layers = nn.ModuleList(
-            StyleLayer((a, b), side) for a, b, side in zip(inward, channels, sides, strict=True)
+            StyleLayer((a, b), side)
+            for a, b, side in zip(input_channels, channels, sides, strict=True)
         )
-        self.enlarge = nn.ModuleList(enlarge(a, b) for a, b in pairwise([sides[0], *sides]))
-        self.images = nn.ModuleList(
-            ModulatedConv((width, plan.channels[0]), 1, demodulate=False) for width in channels
+        self.upsample = nn.ModuleList(upsample(a, b) for a, b in pairwise([sides[0], *sides]))
+        self.to_image = nn.ModuleList(
+            ModulatedConv((width, layout.channels[0]), 1, demodulate=False) for width in channels
         )
-        self.bias = nn.Parameter(torch.zeros(plan.channels[0]))
-        self.pixels = StretchedTanh()
-        self.ends = list(accumulate(side * side for side in sides))
-        self.extras = self.ends[-1] + inputs + 2
+        self.bias = nn.Parameter(torch.zeros(layout.channels[0]))
+        self.activation = StretchedTanh()
+        self.noise_ends = list(accumulate(side * side for side in sides))
+        self.noise_dim = self.noise_ends[-1] + inputs + 2
 
     def styles(self, latents: Tensor) -> Tensor:
-        """Vectors [B, inputs] to styles w [B, STYLE]."""
+        """Map vectors [B, inputs] to styles w [B, STYLE_DIM]."""
         w = latents
         for layer in self.mapping:
             w = functional.leaky_relu(layer(w), 0.2) * math.sqrt(2)
         return w
 
-    def average(self, kind: Tensor | None = None) -> Tensor:
-        """The mean style of noise, [STYLE], from a fixed seed; with kinds [B, inputs], each's."""
+    def mean_style(self, class_vectors: Tensor | None = None) -> Tensor:
+        """Compute the mean style of noise from a fixed seed, [STYLE_DIM].
+
+        With `class_vectors` [B, inputs], the mean style of each one's class, [B, STYLE_DIM].
+        """
         random = torch.Generator().manual_seed(0)
-        drawn = torch.randn(AVERAGED, self.inputs, generator=random)
-        drawn = to_sphere(drawn).to(self.start.device, self.start.dtype)
-        if kind is None:
-            return self.styles(drawn).mean(0)
-        kinds, which = kind.unique(dim=0, return_inverse=True)
-        return torch.stack([self.styles(drawn + one).mean(0) for one in kinds])[which]
+        noise = torch.randn(MEAN_STYLE_SAMPLES, self.inputs, generator=random)
+        noise = to_sphere(noise).to(self.start.device, self.start.dtype)
+        if class_vectors is None:
+            return self.styles(noise).mean(0)
+        distinct, index = class_vectors.unique(dim=0, return_inverse=True)
+        return torch.stack([self.styles(noise + one).mean(0) for one in distinct])[index]
 
     def forward(
         self,
         latents: Tensor,
-        extras: Tensor | None = None,
+        noise: Tensor | None = None,
         truncation: float = 1.0,
-        kind: Tensor | None = None,
+        class_vectors: Tensor | None = None,
     ) -> Tensor:
-        """Paint, with styles at `truncation` of their distance to the mean style.
+        """Decode.
 
-        `kind` [B, inputs], a class's vector, is added to all vectors that styles are made of.
+        Args:
+            latents: [B, inputs].
+            noise: Normal numbers [B, noise_dim].
+            truncation: In [0, 1]; factor of the distance of styles from the mean style.
+            class_vectors: [B, inputs], added to every latent vector that styles are mapped from.
         """
-        w = self.styles(latents if kind is None else latents + kind)
+        w = self.styles(latents if class_vectors is None else latents + class_vectors)
         if truncation < 1:
-            mean = self.average(kind)
+            mean = self.mean_style(class_vectors)
             w = mean + truncation * (w - mean)
-        several = [w] * len(self.layers)
-        if extras is not None:
-            second = to_sphere(extras[:, self.ends[-1] : -2])
-            other = self.styles(second if kind is None else second + kind)
-            several = self._mixed(w, other, extras)
+        styles = [w] * len(self.layers)
+        if noise is not None:
+            second = to_sphere(noise[:, self.noise_ends[-1] : -2])
+            second = second if class_vectors is None else second + class_vectors
+            styles = self.mix_styles(w, self.styles(second), noise)
         x = self.start.to(w.dtype).expand(w.shape[0], -1, -1, -1)  # len() would be traced as fixed
         image: Tensor | None = None
         begin = 0
         for larger, layer, to_image, w, end in zip(
-            self.enlarge, self.layers, self.images, several, self.ends, strict=True
+            self.upsample, self.layers, self.to_image, styles, self.noise_ends, strict=True
         ):
-            x = layer(larger(x), w, None if extras is None else extras[:, begin:end])
-            drawn = to_image(x, w)
-            image = drawn if image is None else larger(image) + drawn
+            x = layer(larger(x), w, None if noise is None else noise[:, begin:end])
+            output = to_image(x, w)
+            image = output if image is None else larger(image) + output
             begin = end
-        assert image is not None, "a plan has a level or more"
-        return self.pixels(image + self.bias[None, :, None, None])
+        assert image is not None, "a layout has one level or more"
+        return self.activation(image + self.bias[None, :, None, None])
 
-    def _mixed(self, w: Tensor, other: Tensor, extras: Tensor) -> list[Tensor]:
-        """Each layer's style: w, and from some layer on the other in a share MIXING of samples."""
-        mixes = torch.special.ndtr(extras[:, -1]) < MIXING
+    def mix_styles(self, w: Tensor, second: Tensor, noise: Tensor) -> list[Tensor]:
+        """Return each layer's styles [B, STYLE_DIM]: w, or from a random layer on `second`."""
+        mixes = torch.special.ndtr(noise[:, -1]) < MIXING_PROBABILITY
         layers = len(self.layers)
-        begins = 1 + (torch.special.ndtr(extras[:, -2]) * (layers - 1)).long()
-        begins = torch.where(mixes, begins, layers)
-        return [torch.where((begins <= n)[:, None], other, w) for n in range(layers)]
+        start = 1 + (torch.special.ndtr(noise[:, -2]) * (layers - 1)).long()
+        start = torch.where(mixes, start, layers)
+        return [torch.where((start <= n)[:, None], second, w) for n in range(layers)]

@@ -1,0 +1,93 @@
+"""Adam for one network: minimizes weighted losses that are means over the global batch."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_ray import distributed
+from cl_ray.batch import Losses
+from cl_ray.train_config import GANConfig
+
+
+class NetworkOptimizer(torch.optim.Adam):
+    """Adam (Kingma and Ba, 2015) on the parameters of one network.
+
+    Args:
+        network: The network; losses may depend on others, which then get no gradient.
+        player: `g` or `d`: selects the learning rate, and prefixes the names of losses in metrics.
+        config: Options of Adam, and the weight of each loss.
+        use_cuda_graph: Whether `minimize` is captured in a CUDA graph.
+    """
+
+    def __init__(
+        self, network: nn.Module, player: Literal["g", "d"], config: GANConfig, use_cuda_graph: bool
+    ):
+        self.network_params = list(network.parameters())
+        self.player, self.weights = player, config.losses.model_dump()
+        adam, device = config.optimizer, self.network_params[0].device
+        self.configured_lr = adam.lr_g if player == "g" else adam.lr_d
+        lr = self.configured_lr
+        super().__init__(
+            self.network_params,
+            torch.tensor(lr, device=device) if use_cuda_graph else lr,  # a graph reads it in place
+            (adam.beta1, adam.beta2),
+            fused=device.type in ("cpu", "cuda"),
+            capturable=use_cuda_graph,
+        )
+
+    def minimize(self, losses: Losses, row_weights: Tensor) -> Losses:
+        """Take one step down the weighted sum of the losses.
+
+        Args:
+            losses: Loss of each pair, [b], by name.
+            row_weights: Weight of each pair in a mean over the global batch, [b].
+
+        Returns:
+            This rank's part of each loss's global mean, detached scalars by prefixed name.
+        """
+        means = weighted_means(losses, row_weights)
+        total = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        gradients = torch.autograd.grad(total, self.network_params, materialize_grads=True)
+        summed = distributed.sum_gradients(gradients)
+        for parameter, gradient in zip(self.network_params, summed, strict=True):
+            # Fused Adam requires a gradient with the memory layout of its parameter.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        self.step()
+        return {f"{self.player}/{name}": mean.detach() for name, mean in means.items()}
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Set the learning rate to this fraction of the configured one."""
+        self._set_lr(scale * self.configured_lr)
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):  # a CUDA graph reads it in place
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load moments and learning rate; the other options stay those of this device."""
+        own = self.state_dict()["param_groups"]
+        super().load_state_dict({**state_dict, "param_groups": own})
+        self._set_lr(float(state_dict["param_groups"][0]["lr"]))
+
+
+def weighted_means(losses: Losses, row_weights: Tensor) -> Losses:
+    """Return this rank's part of the mean over the global batch of each [b] value."""
+    return {name: (loss * row_weights).sum() for name, loss in losses.items()}
+
+
+def global_row_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight of each of this rank's rows in a mean over the global batch.
+
+    Args:
+        present: Bool [b]; false rows are padding.
+        dtype: Type of the result.
+
+    Returns:
+        [b]: 1 / (number of present rows over all ranks), and 0 for padding.
+    """
+    weights = present.to(dtype)
+    return weights / distributed.sum_over_ranks(weights.sum())
