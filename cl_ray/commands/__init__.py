@@ -1,1 +1,1 @@
-"""The verbs of `cl-ray`, a module each, with a function `command` that takes the flags."""
+"""The commands of `cl-ray`: a module each, whose function `command` takes the flags."""
