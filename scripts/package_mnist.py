@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     raw = args.root / "MNIST" / "raw"
-    (args.out / "LICENCE.md").unlink(missing_ok=True)  # no part of a data set, so in the way
+    (args.out / "LICENCE.md").unlink(missing_ok=True)  # no part of a dataset, so in the way
     splits = {"train": pictures(raw, "train"), "test": pictures(raw, "t10k")}
     info = write_splits(splits, str(args.out), ABOUT, overwrite=True, level=22)
     (args.out / "LICENCE.md").write_text(LICENCE)

@@ -1,25 +1,105 @@
-"""`cl-ray data`: a torchvision data set, a folder of images or Parquet becomes a data set."""
+"""`cl-ray data`: turn a torchvision dataset, a folder of images or Parquet into a dataset."""
 
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 
-from cl_ray.cli import INTERRUPTED, parse
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
+from cl_ray.data.dataset import DatasetInfo
+from cl_ray.errors import redact_credentials
+from cl_ray.storage import absolute_location, redact_uri
+
+_LOG_INTERVAL = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+_LISTED_CLASSES = 10
+"""Classes that the summary lists by name."""
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
+    """Run the command with its arguments."""
     from cl_ray.data.sources import SourceConfig, write_dataset
 
-    source = parse(SourceConfig, arguments, prog="cl-ray data")
-    from rich.console import Console
-
-    from cl_ray.data.progress import DatasetProgress, print_dataset_summary
-
+    source = parse_flags(SourceConfig, arguments, prog="cl-ray data")
     console = Console()
     try:
-        with DatasetProgress(console) as stages:
-            info = write_dataset(source, stages.report)
+        with DatasetProgress(console) as progress:
+            info = write_dataset(source, progress.report)
     except KeyboardInterrupt:
-        print("cl-ray: stopped; no data set was written.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print("cl-ray: stopped; no dataset was written.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     print_dataset_summary(info, source.out, console)
+
+
+class DatasetProgress:
+    """The progress of each stage: a bar in a terminal, else a line at its end and now and then.
+
+    Args:
+        console: Where to print.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} images"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "DatasetProgress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def report(self, stage: str, done: int, total: int | None) -> None:
+        """Show that `done` images of `total` (None: unknown) went through `stage`."""
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total)
+        self.bars.update(self.tasks[stage], completed=done, total=total)
+        now, finished = time.monotonic(), done == total
+        if not self.console.is_terminal and (finished or now - self.last_line > _LOG_INTERVAL):
+            self.last_line = now
+            of = "" if finished or total is None else f" of {total:,}"
+            self.console.print(f"{stage}: {done:,}{of} images", highlight=False, soft_wrap=True)
+
+
+def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None:
+    """Print what was written to `out`, and the command that trains on it."""
+    height, width, channels = info.shape
+    lines = {
+        "dataset": info.name,
+        "source": info.source,
+        "licence": info.licence or "not stated",
+        "images": f"{width} × {height}, {'grey' if channels == 1 else 'colour'}",
+        "classes": _format_classes(info),
+    }
+    for name, split in info.splits.items():
+        files = f"{len(split.shards)} file{'s' if len(split.shards) > 1 else ''}"
+        size = decimal(sum(shard.bytes for shard in split.shards))
+        lines[name] = f"{split.rows:,} images in {files}, {size}"
+    lines["where"] = redact_uri(absolute_location(out))
+    lines["next"] = f"cl-ray train --data {shlex.quote(redact_credentials(out))}"
+    for name, value in lines.items():
+        line = Text.assemble((f"{name:<10}", "bold"), value)
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _format_classes(info: DatasetInfo) -> str:
+    if not info.labelled:
+        return "none"
+    if info.classes is None:
+        return "by number, without names"
+    more = ", …" if len(info.classes) > _LISTED_CLASSES else ""
+    return f"{len(info.classes)}: {', '.join(info.classes[:_LISTED_CLASSES])}{more}"

@@ -1,1 +1,1 @@
-"""Data at rest and on its way: sources, data sets, pairs and shards."""
+"""Data at rest and in training: sources, datasets, pairs and loaders."""

@@ -1,4 +1,4 @@
-"""How pairs are chosen, how views are made, and where a shard is kept."""
+"""Config of pairs, of views, and of where the training images are kept."""
 
 from typing import Literal
 
@@ -10,21 +10,20 @@ Condition = Literal["none", "classifier", "projection"]
 
 
 class PairConfig(BaseConfig):
-    """Who is the negative of whom."""
+    """How the partner and the negative of a positive image are chosen."""
 
     mode: Literal["views", "labels"] = Field(
         "views",
         description="views: no labels; the positive's partner is another view of it. "
-        "labels: supervised; another image of its class, and a negative of another class.",
+        "labels: supervised; the partner is another image of its class, the negative one of "
+        "another class.",
     )
-    candidates: int = Field(
-        2, ge=1, le=1024, description="Negatives drawn for each positive, of which one is taken."
-    )
+    candidates: int = Field(2, ge=1, le=1024, description="Candidates drawn for each negative.")
     negatives: Literal["far", "hard"] = Field(
         "far",
-        description="Which one. far: the farthest in pixels. hard: of those that are far enough in "
-        "pixels, the one that D's embedding takes to be the most alike (costs D's pass over all "
-        "candidates; the shard must stay on the device).",
+        description="Which candidate is the negative. far: the farthest in pixels. hard: of those "
+        "that are far enough in pixels, the one whose embedding by D is most similar (costs a pass "
+        "of D over all candidates; all images of a worker must fit in `shards.memory`).",
     )
     quantile: float = Field(
         0.1,
@@ -34,7 +33,7 @@ class PairConfig(BaseConfig):
     )
 
     @model_validator(mode="after")
-    def _chooses(self) -> "PairConfig":
+    def _check_candidates(self) -> "PairConfig":
         if self.negatives == "hard" and self.candidates < 2:
             raise ValueError(
                 "pairs.negatives 'hard' chooses among candidates, and pairs.candidates is "
@@ -47,72 +46,75 @@ class ViewConfig(BaseConfig):
     """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
 
     rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
-    shift: float = Field(0.12, ge=0, le=0.5, description="Largest shift, as a share of the side.")
+    shift: float = Field(
+        0.12, ge=0, le=0.5, description="Largest shift, as a fraction of the side."
+    )
     scale: float = Field(
         0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25."
     )
     shear: float = Field(15.0, ge=0, lt=80, description="Largest shear, degrees.")
     warp: float = Field(
-        0.1, ge=0, le=1, description="Spread of a smooth random displacement, in half sides."
+        0.1,
+        ge=0,
+        le=1,
+        description="Standard deviation of a smooth random displacement, in half sides.",
     )
     erase: float = Field(
-        0.15, ge=0, lt=1, description="Share of a 4 x 4 grid's cells that are blanked out."
+        0.15, ge=0, lt=1, description="Fraction of the cells of a 4 x 4 grid that are erased."
     )
 
 
 class AugmentConfig(ViewConfig):
-    """Views through which D sees every real image and every fake; all 0 is none."""
+    """Random augmentation of every image that D sees, real and fake; all 0 is none."""
 
-    rotate: float = Field(
-        0.0, ge=0, le=180, description="Largest rotation of what D sees, degrees."
-    )
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation before D, degrees.")
     shift: float = Field(
-        0.0, ge=0, le=0.5, description="Largest shift of what D sees, as a share of the side."
+        0.0, ge=0, le=0.5, description="Largest shift before D, as a fraction of the side."
     )
-    scale: float = Field(0.0, ge=0, lt=1, description="Largest change of scale of what D sees.")
-    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear of what D sees, degrees.")
+    scale: float = Field(0.0, ge=0, lt=1, description="Largest change of scale before D.")
+    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear before D, degrees.")
     warp: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Spread of a smooth random displacement of what D sees, in half sides.",
+        description="Standard deviation of a smooth random displacement before D, in half sides.",
     )
     erase: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of a 4 x 4 grid's cells of what D sees that are blanked out.",
+        description="Fraction of the cells of a 4 x 4 grid that are erased before D.",
     )
 
     @property
     def used(self) -> bool:
-        """Whether it changes an image."""
+        """Whether any augmentation is on."""
         return any(self.model_dump().values())
 
 
 class ShardConfig(BaseConfig):
-    """Where a worker keeps its share of the images."""
+    """Where a worker keeps its partition of the training images."""
 
     memory: float = Field(
         2.0,
         gt=0,
-        description="Shards of up to this many GB stay on the device; larger ones stream.",
+        description="Partitions of up to this many GB are kept on the device; larger ones stream.",
     )
     window: int = Field(
-        4096, ge=2, description="Rows that are shuffled and paired together when a shard streams."
+        4096, ge=2, description="Rows that are shuffled and paired together when images stream."
     )
 
 
 class PairDataConfig(BaseConfig):
-    """What decides a worker's batches of pairs."""
+    """What determines the batches of pairs of every worker."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
-    batch_size: int = Field(64, ge=2, description="Pairs a step, over all workers together.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The random seed of everything.")
+    batch_size: int = Field(64, ge=2, description="Pairs per step, over all workers together.")
     condition: Condition = Field(
         "none",
-        description="Whether G and D are told the labels, so that G makes images of a class asked "
-        "for. classifier: D also names the class of what it sees (AC-GAN). projection: D's score "
-        "is of an image and its class.",
+        description="Whether G and D are conditioned on labels, so that G makes images of a given "
+        "class. classifier: D also classifies its input (AC-GAN). projection: D scores an image "
+        "together with its class.",
     )
     pairs: PairConfig = PairConfig()
     shards: ShardConfig = ShardConfig()

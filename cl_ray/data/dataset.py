@@ -1,13 +1,13 @@
-"""A data set at rest: a folder of Parquet shards and `dataset.json`, read by row group.
+"""A dataset at rest: a folder of Parquet shards and `dataset.json`, read by row group.
 
-Free of torch and ray: pyarrow and numpy only, so that any process reads it at once.
+It has a reader of its own, and not `pyarrow.dataset` or `ray.data.read_parquet`, because those
+neither check page checksums, nor address rows by row group, nor find the packaged digits, whose
+path differs from node to node. Imports neither torch nor ray, so that reading processes start fast.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
 from typing import Literal
 
@@ -19,16 +19,21 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import absolute_location, open_filesystem
 
 INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
 STACKED = "stacked-mnist"
-"""A source that is made of the packaged digits, see `stacked.py`."""
-SMALLEST, LARGEST = 28, 64
+"""A source that is made of the packaged digits, see `stacked_mnist.py`."""
+MIN_SIDE, MAX_SIDE = 28, 64
+"""Sides of images in pixels."""
 QUANTILES = np.linspace(0, 1, 101)
-MOST_CLASSES = 10_000
-"""Labels beyond this are taken for numbers of something else."""
+
+_MAX_CLASSES = 10_000
+"""Unnamed labels beyond this are not class indices."""
+_SAMPLED_GROUPS = 256
+"""`sample_rows` draws from at least this many random row groups, where there are more."""
 
 
 class ShardInfo(BaseConfig):
@@ -41,7 +46,7 @@ class ShardInfo(BaseConfig):
 
 
 class SplitInfo(BaseConfig):
-    """One split: its files, in order, and how far apart its images are.
+    """One split: its files, in order, and the distances between its images.
 
     `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
     rows, pixels scaled to [0, 1], estimated from a uniform sample; empty if there is one row.
@@ -52,7 +57,7 @@ class SplitInfo(BaseConfig):
     distances: list[float]
 
     @model_validator(mode="after")
-    def _adds_up(self) -> "SplitInfo":
+    def _check_totals(self) -> "SplitInfo":
         if sum(shard.rows for shard in self.shards) != self.rows:
             raise ValueError("the rows of its shards do not add up to its rows")
         if len(self.distances) not in (0, len(QUANTILES)):
@@ -61,7 +66,7 @@ class SplitInfo(BaseConfig):
 
 
 class DatasetInfo(BaseConfig):
-    """What `dataset.json` says."""
+    """The content of `dataset.json`."""
 
     format_version: Literal[1] = 1
     name: str
@@ -75,10 +80,10 @@ class DatasetInfo(BaseConfig):
 
     @field_validator("shape")
     @classmethod
-    def _is_square(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def _check_shape(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         height, width, channels = shape
-        if height != width or not SMALLEST <= height <= LARGEST or channels not in (1, 3):
-            raise ValueError(f"{shape} is not a square of {SMALLEST} to {LARGEST}, grey or RGB")
+        if height != width or not MIN_SIDE <= height <= MAX_SIDE or channels not in (1, 3):
+            raise ValueError(f"{shape} is not a square of {MIN_SIDE} to {MAX_SIDE}, grey or RGB")
         return shape
 
 
@@ -91,13 +96,18 @@ class RowRange:
     start: int
     stop: int
 
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows of a data set, as numpy arrays.
+    """Rows of a dataset, as numpy arrays.
 
-    Attributes:
-        id: [n] int64, each row's number in the source's order, unique within the split.
+    Args:
+        id: [n] int64, each row's index in the source's order, unique within the split.
         image: [n, H, W, C] uint8.
         label: [n] int64, or None where the data has no labels.
     """
@@ -106,58 +116,34 @@ class RowBatch:
     image: NDArray[np.uint8]
     label: NDArray[np.int64] | None
 
+    def sorted_by_id(self) -> "RowBatch":
+        """Return the rows in the source's order."""
+        order = np.argsort(self.id, kind="stable")
+        label = None if self.label is None else self.label[order]
+        return RowBatch(self.id[order], self.image[order], label)
 
-def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the filesystem that holds `location` and the path inside it.
+
+def open_dataset_location(location: str) -> tuple[pafs.FileSystem, str]:
+    """Return the filesystem that holds a dataset and the path on it.
 
     Args:
         location: `mnist` (the packaged set), a local path, or a URI such as `s3://bucket/key`.
 
     Raises:
-        UserError: if the URI's filesystem is unknown or cannot be reached.
+        UserError: The URI's filesystem is unknown or cannot be reached.
     """
-    return _connect(absolute_location(location))
-
-
-def absolute_location(location: str) -> str:
-    """Returns `location` so that it means the same in any working folder."""
-    if "://" in location or location == PACKAGED:
-        return location
-    return os.path.abspath(os.path.expanduser(location))
-
-
-def without_secrets(location: str) -> str:
-    """Returns `location` without the keys and options that a URI may carry."""
-    scheme, mark, _ = location.partition("://")
-    return f"{scheme}{mark}{open_filesystem(location)[1]}" if mark else location
-
-
-@lru_cache(maxsize=32)
-def _connect(location: str) -> tuple[pafs.FileSystem, str]:
     if location == PACKAGED:
         return pafs.LocalFileSystem(), str(files("cl_ray.data").joinpath(PACKAGED))
-    if "://" not in location:
-        return pafs.LocalFileSystem(), location
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(location)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{location} cannot be opened: {first_error_line(error)}.") from error
-    return filesystem, path.rstrip("/")
-
-
-def first_error_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+    return open_filesystem(location)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was found and checked. Small and picklable: it holds no open file.
+    """A dataset that was found and checked. Small and picklable: it holds no open file.
 
-    Attributes:
+    Args:
         location: `mnist`, an absolute local path, or a URI.
-        info: what its `dataset.json` says.
+        info: The content of its `dataset.json`.
     """
 
     location: str
@@ -165,19 +151,18 @@ class Dataset:
 
     @classmethod
     def open(cls, location: str) -> "Dataset":
-        """Finds a data set and checks that it is whole: each file there, with the recorded size.
+        """Open a dataset, and check that each file is there with the recorded size.
 
         Args:
             location: `mnist` (the packaged one; `./mnist` is a folder of that name), a folder, or
                 the URI of one on any filesystem that pyarrow knows (`s3://`, `gs://`, `file://`).
 
         Raises:
-            UserError: if there is no data set, or not a whole one.
+            UserError: There is no dataset, or an incomplete one.
         """
-        filesystem, path = open_filesystem(location)
-        make = f"`cl-ray data --source {location} --out data/NAME`"
+        filesystem, path = open_dataset_location(location)
         try:
-            sizes = _sizes(filesystem, path)
+            sizes = _file_sizes(filesystem, path)
             if sizes is None and location == STACKED:
                 raise UserError(
                     f"{STACKED} has to be made first: `cl-ray data --source {STACKED} --out "
@@ -190,7 +175,8 @@ class Dataset:
                 )
             if INFO_FILE not in sizes:
                 raise UserError(
-                    f"{location} has no {INFO_FILE}: make a data set of it with {make}."
+                    f"{location} has no {INFO_FILE}: make a dataset of it with "
+                    f"`cl-ray data --source {location} --out data/NAME`."
                 )
             with filesystem.open_input_stream(f"{path}/{INFO_FILE}") as stream:
                 text = stream.read()
@@ -202,31 +188,27 @@ class Dataset:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{location}/{INFO_FILE} is not the record of a data set "
+                f"{location}/{INFO_FILE} is not the record of a dataset "
                 f"({field + ': ' if field else ''}{first['msg']}): write it again with "
                 "`cl-ray data --overwrite`."
             ) from error
-        for split in info.splits.values():
-            for shard in split.shards:
-                if shard.file not in sizes:
-                    raise UserError(
-                        f"{location}/{shard.file} is missing: copy it again or write the data "
-                        "set again with `cl-ray data --overwrite`."
-                    )
-                if sizes[shard.file] != shard.bytes:
-                    raise UserError(
-                        f"{location}/{shard.file} has {sizes[shard.file]:,} bytes and not the "
-                        f"{shard.bytes:,} recorded: copy it again or write the data set again "
-                        "with `cl-ray data --overwrite`."
-                    )
-        return cls(absolute_location(location), info)
+        again = "copy it again or write the dataset again with `cl-ray data --overwrite`"
+        for shard in (shard for split in info.splits.values() for shard in split.shards):
+            if shard.file not in sizes:
+                raise UserError(f"{location}/{shard.file} is missing: {again}.")
+            if sizes[shard.file] != shard.bytes:
+                raise UserError(
+                    f"{location}/{shard.file} has {sizes[shard.file]:,} bytes and not the "
+                    f"{shard.bytes:,} recorded: {again}."
+                )
+        return cls(location if location == PACKAGED else absolute_location(location), info)
 
-    def groups(self, split: str) -> list[int]:
-        """Returns the number of rows of each row group of a split, in the order of `pieces`."""
-        return [piece.stop for piece in self.pieces(split)]
+    def row_groups(self, split: str) -> list[RowRange]:
+        """Return all row groups of a split, whole, in order.
 
-    def pieces(self, split: str) -> list[RowRange]:
-        """Returns all row groups of a split, whole, in order."""
+        Raises:
+            UserError: There is no such split.
+        """
         size = self.info.row_group
         return [
             RowRange(number, group, 0, min(size, shard.rows - group * size))
@@ -234,49 +216,50 @@ class Dataset:
             for group in range(-(-shard.rows // size))
         ]
 
-    def read(self, split: str, pieces: Sequence[RowRange] | None = None) -> RowBatch:
-        """Reads rows, in the order of `pieces`; only the row groups that they touch are read.
+    def read(self, split: str, ranges: Sequence[RowRange] | None = None) -> RowBatch:
+        """Read rows; only the row groups that hold them are read.
 
         Args:
-            split: a name in `info.splits`.
-            pieces: what to read; None is the whole split. A piece may be named more than once.
+            split: A name in `info.splits`.
+            ranges: The rows, returned in this order; None is the whole split. Ranges may overlap.
 
         Raises:
-            UserError: if the split is unknown, or a file is damaged or cannot be read.
+            UserError: The split is unknown, or a file is damaged or cannot be read.
         """
         shards = self._split(split).shards
-        if pieces is None:
-            pieces = self.pieces(split)
-        offsets = np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])
+        if ranges is None:
+            ranges = self.row_groups(split)
+        offsets = np.cumsum([0, *(part.rows for part in ranges)])
         ids = np.empty(offsets[-1], np.int64)
         images = np.empty((offsets[-1], *self.info.shape), np.uint8)
         labels = np.empty(offsets[-1], np.int64) if self.info.labelled else None
-        wanted: dict[int, dict[int, list[int]]] = {}
-        for number, piece in enumerate(pieces):
-            wanted.setdefault(piece.shard, {}).setdefault(piece.group, []).append(number)
-        for shard, of_group in wanted.items():
-            for group, rows in self._groups(shards[shard], sorted(of_group)):
-                for number in of_group[group]:
-                    piece = pieces[number]
-                    place = slice(offsets[number], offsets[number + 1])
-                    ids[place] = rows.id[piece.start : piece.stop]
-                    images[place] = rows.image[piece.start : piece.stop]
+        wanted: dict[int, dict[int, list[int]]] = {}  # by shard and row group, indices of ranges
+        for index, part in enumerate(ranges):
+            wanted.setdefault(part.shard, {}).setdefault(part.group, []).append(index)
+        for shard, by_group in wanted.items():
+            for group, rows in self._read_row_groups(shards[shard], sorted(by_group)):
+                for index in by_group[group]:
+                    source = slice(ranges[index].start, ranges[index].stop)
+                    target = slice(offsets[index], offsets[index + 1])
+                    ids[target] = rows.id[source]
+                    images[target] = rows.image[source]
                     if labels is not None and rows.label is not None:
-                        labels[place] = rows.label[piece.start : piece.stop]
+                        labels[target] = rows.label[source]
         return RowBatch(ids, images, labels)
 
     def distance_quantile(self, split: str, q: float) -> float:
-        """Returns a quantile of the distances between two images of a split.
+        """Return a quantile of the distances between two images of a split.
 
         Args:
-            split: a name in `info.splits`.
-            q: in [0, 1].
+            split: A name in `info.splits`.
+            q: In [0, 1].
 
         Returns:
             A Euclidean distance, pixels scaled to [0, 1]; interpolated between the recorded ones.
 
         Raises:
-            UserError: if the split is unknown or has one row only.
+            UserError: The split is unknown or has one row only.
+            ValueError: `q` is not in [0, 1].
         """
         if not 0 <= q <= 1:
             raise ValueError(f"{q} is not in [0, 1]")
@@ -289,29 +272,29 @@ class Dataset:
         return float(np.interp(q, QUANTILES, distances))
 
     def class_names(self) -> list[str]:
-        """Returns what the labels 0, 1, ... are called: by their numbers if they have no names.
+        """Return the names of the labels 0, 1, ...: their numbers if they have no names.
 
         Raises:
-            UserError: if there are no labels, or they do not count classes from 0.
+            UserError: There are no labels, or they do not count classes from 0.
         """
         if not self.info.labelled:
             raise UserError(f"{self.location} has no labels.")
         if self.info.classes is not None:
             return list(self.info.classes)
-        ranges = [self._label_range(s) for split in self.info.splits.values() for s in split.shards]
-        least, most = min(low for low, _ in ranges), max(high for _, high in ranges)
-        if least < 0 or most >= MOST_CLASSES:
+        ranges = [self._label_range(split) for split in self.info.splits]
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        if low < 0 or high >= _MAX_CLASSES:
             raise UserError(
-                f"The labels of {self.location} are {least} to {most}; numbers of classes are "
-                f"0 to {MOST_CLASSES - 1} at most: write the data set again with such labels."
+                f"The labels of {self.location} are {low} to {high}; numbers of classes are "
+                f"0 to {_MAX_CLASSES - 1} at most: write the dataset again with such labels."
             )
-        return [str(number) for number in range(most + 1)]
+        return [str(number) for number in range(high + 1)]
 
     def class_counts(self, split: str) -> list[int]:
-        """Returns how many rows of a split each class of `class_names` has; reads labels only.
+        """Count the rows of each class of `class_names` in a split; reads labels only.
 
         Raises:
-            UserError: as `class_names` and `read` do.
+            UserError: As `class_names` and `read` do.
         """
         counts = np.zeros(len(self.class_names()), np.int64)
         for shard in self._split(split).shards:
@@ -321,33 +304,35 @@ class Dataset:
         return counts.tolist()
 
     def only_label(self, split: str) -> int | None:
-        """Returns the label that all rows of a split have; None if there are several.
+        """Return the label that all rows of a split have; None if there are several.
 
         Raises:
-            UserError: if there is no such split.
+            UserError: There is no such split.
         """
-        ranges = [self._label_range(shard) for shard in self._split(split).shards]
-        least, most = min(low for low, _ in ranges), max(high for _, high in ranges)
-        return least if least == most else None
+        low, high = self._label_range(split)
+        return low if low == high else None
 
-    def _label_range(self, shard: ShardInfo) -> tuple[int, int]:
-        """Returns a file's least and largest label, from its footer."""
-        filesystem, path = open_filesystem(self.location)
-        with pq.ParquetFile(f"{path}/{shard.file}", filesystem=filesystem) as file:
-            column = file.schema_arrow.get_field_index("label")
-            groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
-            found = [group.column(column).statistics for group in groups]
+    def _label_range(self, split: str) -> tuple[int, int]:
+        """Return the smallest and the largest label of a split, from the files' footers."""
+        found = []
+        for shard in self._split(split).shards:
+            with self._open(shard) as file:
+                column = file.schema_arrow.get_field_index("label")
+                groups = (file.metadata.row_group(n) for n in range(file.num_row_groups))
+                found += [group.column(column).statistics for group in groups]
         return min(s.min for s in found), max(s.max for s in found)
 
     def _split(self, split: str) -> SplitInfo:
         try:
             return self.info.splits[split]
         except KeyError:
-            there = ", ".join(self.info.splits)
-            raise UserError(f"{self.location} has no split {split}: it has {there}.") from None
+            names = ", ".join(self.info.splits)
+            raise UserError(f"{self.location} has no split {split}: it has {names}.") from None
 
-    def _groups(self, shard: ShardInfo, groups: list[int]) -> Iterator[tuple[int, RowBatch]]:
-        """Yields some row groups of a file, one by one: what is decoded stays small and warm."""
+    def _read_row_groups(
+        self, shard: ShardInfo, groups: list[int]
+    ) -> Iterator[tuple[int, RowBatch]]:
+        """Yield row groups of a file one by one, so that decoded data stays small and in cache."""
         size = self.info.row_group
         with self._open(shard) as file:
             # Every row group but a file's last has `size` rows, so a batch is a row group.
@@ -362,8 +347,8 @@ class Dataset:
 
     @contextmanager
     def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
-        """Opens a file; whatever is wrong with what is read of it is said in one sentence."""
-        filesystem, path = open_filesystem(self.location)
+        """Open a file; report whatever goes wrong in reading it as one UserError."""
+        filesystem, path = open_dataset_location(self.location)
         try:
             with pq.ParquetFile(
                 f"{path}/{shard.file}",
@@ -375,13 +360,29 @@ class Dataset:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.location}/{shard.file} is damaged or cannot be read "
-                f"({first_error_line(error)}): copy it again or write the data set again with "
+                f"({first_error_line(error)}): copy it again or write the dataset again with "
                 "`cl-ray data --overwrite`."
             ) from error
 
 
-def _sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
-    """Returns the size of each file in a folder, from one listing; None if it is no folder."""
+def sample_rows(dataset: Dataset, split: str, count: int, seed: int) -> RowBatch:
+    """Draw rows of a split at random without repetition; all of them if it has no more.
+
+    They come from a few hundred random row groups of a large split, to read less of it.
+    """
+    random = np.random.default_rng([seed, 1])
+    groups = dataset.row_groups(split)
+    needed = -(-count // dataset.info.row_group) + len(dataset.info.splits[split].shards)
+    drawn = random.permutation(len(groups))[: max(_SAMPLED_GROUPS, needed)]
+    rows = [(groups[index], row) for index in drawn for row in range(groups[index].stop)]
+    chosen = (rows[index] for index in random.permutation(len(rows))[:count])
+    return dataset.read(
+        split, [RowRange(group.shard, group.group, row, row + 1) for group, row in chosen]
+    )
+
+
+def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
+    """Return the size of each file in a folder, from one listing; None if it is no folder."""
     try:
         listing = filesystem.get_file_info(pafs.FileSelector(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -390,5 +391,5 @@ def _sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:
 
 
 def _integers(column: pa.Array) -> NDArray[np.int64]:
-    """Returns a column without copying it; `to_numpy` would import pandas for half a second."""
+    """Return a column without copying it; `to_numpy` would import pandas for half a second."""
     return np.from_dlpack(column).astype(np.int64, copy=False)

@@ -1,6 +1,6 @@
-"""Which rows are whose: a pure function of (seed, epoch, workers, rank). Free of Ray and torch.
+"""Which rows each rank trains on: a pure function of (seed, epoch, workers, rank).
 
-Processes that only cut and read, such as Ray Data's tasks, start seconds sooner without torch.
+Imports neither torch nor ray: processes that only read, such as Ray Data's tasks, start faster.
 """
 
 import math
@@ -15,21 +15,21 @@ from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowRange
 
 TRAIN_SPLIT = "train"
-NOT_STREAMED = (
-    "pairs.negatives `hard` needs D beside the images, and a shard that streams is paired "
-    "elsewhere: raise shards.memory, take more workers, or use `far`."
+HARD_NEGATIVES_NEED_MEMORY = (
+    "pairs.negatives `hard` needs all images of a worker on its device, and they exceed "
+    "shards.memory: raise it, take more workers, or use `far`."
 )
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which part of a dataset is whose: all that a rank's rows, order and pairs depend on.
+    """One rank's part of a dataset; determines its rows, their order and their pairs.
 
     Args:
         dataset: The images at rest.
-        config: The config tree; of it seed, batch size, pairs and shards.
-        workers: How many ranks share the dataset.
-        rank: Whose share this is.
+        config: Seed, batch size, pairs and memory budget.
+        workers: The number of ranks that train on the dataset.
+        rank: The rank whose part this is.
     """
 
     dataset: Dataset
@@ -43,63 +43,75 @@ class Partition:
         return self.config.batch_size // self.workers
 
     @property
+    def total_rows(self) -> int:
+        """Rows of all ranks together."""
+        return self.dataset.info.splits[TRAIN_SPLIT].rows
+
+    @property
     def steps(self) -> int:
-        """Batches an epoch, alike on every rank; the last one may be short of rows."""
-        rows = self.dataset.info.splits[TRAIN_SPLIT].rows
-        return math.ceil(math.ceil(rows / self.workers) / self.local_batch_size)
+        """Batches per epoch, the same on every rank; the last one may be incomplete."""
+        return math.ceil(math.ceil(self.total_rows / self.workers) / self.local_batch_size)
 
     @cached_property
     def classes(self) -> list[str]:
-        """The names of the labels where the config uses them, else none."""
+        """The names of the labels if the config uses them, else empty."""
         return self.dataset.class_names() if self.config.condition != "none" else []
 
     @cached_property
     def counts(self) -> list[int]:
-        """How many training images each of the `classes` has."""
+        """The number of training images of each of the `classes`."""
         return self.dataset.class_counts(TRAIN_SPLIT) if self.classes else []
 
     @property
     def gigabytes(self) -> float:
-        """Size of the largest rank's pixels."""
-        rows = math.ceil(self.dataset.info.splits[TRAIN_SPLIT].rows / self.workers)
+        """Size of the pixels of rank 0, which has the most rows, in GB; the same on every rank."""
+        rows = math.ceil(self.total_rows / self.workers)
         return rows * math.prod(self.dataset.info.shape) / 1e9
 
     @property
     def resident(self) -> bool:
-        """Whether the share stays on the device; otherwise it streams."""
+        """Whether the rows are kept on the device; otherwise they are streamed every epoch."""
         return self.gigabytes <= self.config.shards.memory
 
-    def pieces(self, epoch: int) -> list[RowRange]:
-        """This rank's rows: an equal run, to one row, of all row groups in a random order.
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First and end index of this rank's rows in `shuffled_groups`; equal parts to one row."""
+        # Rounded up: rank 0 has the most, so its last batch, from which samples are shown, is
+        # never empty.
+        first, end = (-(-self.total_rows * r // self.workers) for r in (self.rank, self.rank + 1))
+        return first, end
 
-        A resident share is that of epoch 0 for good. The order is alike on every rank, so the
-        shares are disjoint and together the whole.
-        """
-        groups = self.dataset.pieces(TRAIN_SPLIT)
+    def shuffled_groups(self, epoch: int) -> list[RowRange]:
+        """Return all row groups of the dataset in a random order, the same on every rank."""
+        groups = self.dataset.row_groups(TRAIN_SPLIT)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(groups))
-        total = sum(piece.stop - piece.start for piece in groups)
-        # Rounded up: rank 0 has the most, so its last batch, which is looked at, is never empty.
-        first, end = (-(-total * r // self.workers) for r in (self.rank, self.rank + 1))
-        return row_ranges([groups[i] for i in order], first, end)
+        return [groups[i] for i in order]
+
+    def row_ranges(self, epoch: int) -> list[RowRange]:
+        """Return this rank's rows; ranks are disjoint and together cover the dataset.
+
+        A resident partition keeps the rows of epoch 0.
+        """
+        return slice_ranges(self.shuffled_groups(epoch), *self.bounds)
 
     def windows(self, epoch: int) -> list[list[RowRange]]:
-        """This rank's rows of a streamed epoch, in parts that are shuffled and paired together."""
-        pieces = self.pieces(epoch)
-        total = sum(piece.stop - piece.start for piece in pieces)
+        """Return this rank's rows of a streamed epoch, in windows of about `shards.window` rows.
+
+        Rows are shuffled and paired within their window.
+        """
+        ranges = self.row_ranges(epoch)
+        total = sum(part.rows for part in ranges)
         count = max(1, round(total / self.config.shards.window))
         ends = [total * i // count for i in range(count + 1)]
-        return [row_ranges(pieces, a, b) for a, b in pairwise(ends)]
+        return [slice_ranges(ranges, a, b) for a, b in pairwise(ends)]
 
 
-def row_ranges(pieces: Sequence[RowRange], first: int, end: int) -> list[RowRange]:
-    """The rows [first, end) of pieces laid one after another."""
-    chosen, at = [], 0
-    for piece in pieces:
-        rows = piece.stop - piece.start
-        start, stop = max(first - at, 0), min(end - at, rows)
+def slice_ranges(ranges: Sequence[RowRange], first: int, end: int) -> list[RowRange]:
+    """Return rows [first, end) of the concatenation of `ranges`."""
+    chosen, offset = [], 0
+    for part in ranges:
+        start, stop = max(first - offset, 0), min(end - offset, part.rows)
         if start < stop:
-            chosen.append(
-                RowRange(piece.shard, piece.group, piece.start + start, piece.start + stop)
-            )
-        at += rows
+            chosen.append(RowRange(part.shard, part.group, part.start + start, part.start + stop))
+        offset += part.rows
     return chosen

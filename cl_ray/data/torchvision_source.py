@@ -1,4 +1,4 @@
-"""The data sets that torchvision knows by name → pictures."""
+"""Read the images of the datasets that torchvision knows by name."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cl_ray.data.dataset import first_error_line
-from cl_ray.data.image_ops import Convert
+from cl_ray.data.file_sources import Convert
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, first_error_line
 
-TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up."""
+_TIMEOUT = 30.0
+"""Seconds without an answer after which a download fails."""
 
 
 def torchvision_names() -> dict[str, Callable[..., Any]]:
-    """Returns torchvision's sets of single images in splits, by name.
+    """Return the constructors of torchvision's datasets of single images in splits, by name.
 
-    Those are the classes whose constructor needs no more than where the files are and has `train`
-    or `split`. EMNIST, which calls something else `split`, appears once for each of its variants.
+    These are the classes whose constructor requires `root` alone and has `train` or `split`.
+    EMNIST, whose `split` is something else, appears once for each of its variants.
     """
     from torchvision import datasets
 
@@ -50,16 +49,16 @@ def torchvision_names() -> dict[str, Callable[..., Any]]:
 def read_torchvision(
     name: str, kind: Callable[..., Any], root: str, convert: Convert
 ) -> SourceSplits:
-    """Opens one of torchvision's sets, downloading it if it is not there.
+    """Open one of torchvision's datasets; download it if it is not there.
 
     Args:
-        name: what it is called.
-        kind: its value in `torchvision_names`.
-        root: the folder where torchvision keeps its files.
-        convert: makes pixels of an image.
+        name: Its name.
+        kind: Its constructor, of `torchvision_names`.
+        root: The folder of torchvision's files.
+        convert: Makes pixels of an image.
 
     Raises:
-        UserError: if it is not under `root` and cannot be downloaded, or is not of single images.
+        UserError: It is not under `root` and cannot be downloaded, or is not of single images.
     """
     parameters = signature(kind).parameters
     if "train" in parameters or isinstance(kind, partial):
@@ -67,7 +66,7 @@ def read_torchvision(
     else:
         whole = parameters["split"].default
         choices = {"train": {"split": whole}, "test": {"split": "test"}}
-        if whole == "train":  # and not "trainval", which has it inside
+        if whole == "train":  # "trainval" includes it
             choices["val"] = {"split": "val"}
     sets = {}
     for split, choice in choices.items():
@@ -77,9 +76,9 @@ def read_torchvision(
     classes = getattr(sets["train"], "classes", None)
     if classes is not None:  # ImageNet has several names for each
         classes = [c if isinstance(c, str) else ", ".join(map(str, c)) for c in classes]
-    _, label = _item(sets["train"], 0, f"{name} train 0")
+    _, label = _read_item(sets["train"], 0, f"{name} train 0")
     return (
-        {split: _pictures(opened, f"{name} {split}", convert) for split, opened in sets.items()},
+        {split: _images(opened, f"{name} {split}", convert) for split, opened in sets.items()},
         DatasetMetadata(
             name=name,
             source=f"torchvision {name}",
@@ -89,50 +88,50 @@ def read_torchvision(
 
 
 def _open(name: str, kind: Callable[..., Any], root: str, choice: dict[str, Any]) -> Any:
-    """Returns one split, from the disk or else from the network; None if there is no such split."""
+    """Open one split, from the disk or else from the network; None if there is no such split."""
     try:
         return kind(root, **choice)
     except (OSError, RuntimeError):
-        pass  # not there, or not whole: torchvision says no more
+        pass  # missing or incomplete: torchvision does not distinguish
     except ValueError as error:
         if "Unknown value" in str(error) and choice != {"split": "train"}:
             return None
         raise UserError(
-            f"{name} under {root} is damaged ({first_error_line(error)}): remove it, to have it "
+            f"{name} under {root} is damaged ({first_error_line(error)}): remove it, and it is "
             "downloaded again."
         ) from error
     except ModuleNotFoundError as error:
         raise UserError(f"{name} needs {error.name}: `pip install {error.name}`.") from error
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none, and a firewall may never answer
+    socket.setdefaulttimeout(_TIMEOUT)  # torchvision sets none; a firewall may never answer
     try:
         return kind(root, **choice, download=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{name} needs {error.name}: `pip install {error.name}`.") from error
-    except Exception as error:  # every set has a loader and a server of its own
+    except Exception as error:  # every dataset has its own loader and server
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
         raise UserError(
-            f"{name} is not whole under {root} and cannot be downloaded ({reason}): put its files "
-            "there as torchvision lays them out, or name their folder with `--root`."
+            f"{name} is not complete under {root} and cannot be downloaded ({reason}): put its "
+            "files there as torchvision lays them out, or name their folder with `--root`."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _item(opened: Any, index: int, where: str) -> tuple[Image.Image, int | None]:
-    """Returns an image of a set and its label, if that is a class."""
+def _read_item(opened: Any, index: int, name: str) -> tuple[Image.Image, int | None]:
+    """Return an image of a dataset and its label, if that is a class."""
     try:
         item = opened[index]
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{where} cannot be read ({first_error_line(error)}).") from error
+        raise UserError(f"{name} cannot be read ({first_error_line(error)}).") from error
     if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
-        raise UserError(f"{where} is not a single image: give another data set.")
+        raise UserError(f"{name} is not a single image: give another dataset.")
     image, label = item
     return image, int(label) if isinstance(label, int | np.integer) else None
 
 
-def _pictures(opened: Any, where: str, convert: Convert) -> Iterator[RawImage]:
+def _images(opened: Any, split: str, convert: Convert) -> Iterator[RawImage]:
     for index in range(len(opened)):
-        at = f"{where} {index}"
-        image, label = _item(opened, index, at)
-        yield RawImage(convert(image, at), label, at)
+        name = f"{split} {index}"
+        image, label = _read_item(opened, index, name)
+        yield RawImage(convert(image, name), label, name)

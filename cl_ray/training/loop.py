@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import ray
 import ray.actor
-import ray.data
 import ray.train
 import torch
 from ray.exceptions import RayActorError
@@ -28,13 +27,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.ray_shards import DeterministicDataConfig, ShardHandle
+from cl_ray.data.partition import Partition
+from cl_ray.data.ray_shards import build_train_dataset, open_loader
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
 from cl_ray.environment import peak_memory
 from cl_ray.errors import UserError
-from cl_ray.evaluation.evaluate import Evaluation, is_larger_better, resolve_reference, summary_line
+from cl_ray.evaluation.evaluate import Evaluation, summary_line
+from cl_ray.evaluation.metrics import is_larger_better
+from cl_ray.evaluation.reference import resolve_reference
 from cl_ray.storage import RunStorage
-from cl_ray.trainer import Metrics, NonFiniteLossError, StepLog, Trainer
+from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
+from cl_ray.trainer import Trainer
 from cl_ray.training.async_evaluation import (
     AsyncEvaluator,
     EvaluationRequest,
@@ -77,11 +80,13 @@ def build_torch_trainer(
             whether they may continue, and evaluate in between.
     """
     forget_reported_checkpoints(folder)
+    datasets, dataset_config = build_train_dataset(dataset, config, config.worker_range)
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
             "config": config,
             "folder": folder,
+            "dataset": dataset,
             "progress": progress,
             "threads": resources.threads,
             "gpus": resources.gpus,
@@ -101,8 +106,8 @@ def build_torch_trainer(
             callbacks=[WorkerFailureCallback(progress)],
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
-        datasets={"train": ray.data.from_items(list(dataset.info.splits))},
-        dataset_config=DeterministicDataConfig(dataset, config),
+        datasets=datasets,
+        dataset_config=dataset_config,
     )
 
 
@@ -167,8 +172,8 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
             f"Worker {rank} on {socket.gethostname()} does not see {folder}: several machines "
             "need storage that all of them share: --storage s3://..., gs://... or a shared path."
         )
-    handle: ShardHandle = ray.train.get_dataset_shard("train")
-    trainer = Trainer(config, handle.open(device), device, dtype)
+    partition = Partition(setup["dataset"], config, workers, rank)
+    trainer = Trainer(config, open_loader(partition, device), device, dtype)
     checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     newest = checkpoints.newest()
     if newest:
@@ -178,9 +183,9 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
         worker += " (no GPU was asked for: --gpus-per-worker)"
     print(f"cl_ray run {folder.name}, {worker} (process {os.getpid()})")
     if rank == 0:
-        placement = "stays on the device" if handle.partition.resident else "streams"
+        placement = "stays on the device" if partition.resident else "streams"
         start = f"resumes from {newest.name}" if newest else "starts"
-        size = f"{handle.partition.gigabytes:.3g} GB"
+        size = f"{partition.gigabytes:.3g} GB"
         progress.add_message.remote(f"{worker}; its shard ({size}) {placement}; {start}")
     hooks = (
         RankZeroHooks(trainer, config, folder, checkpoints, progress, search) if not rank else None
@@ -252,7 +257,7 @@ class RankZeroHooks:
         self.logger = RunLogger(folder, trainer, config, search)
         self.metrics: Metrics = {}
         self.evaluation: Evaluation | None = None
-        dataset = trainer.shard.partition.dataset
+        dataset = trainer.loader.partition.dataset
         self.checkpoint_metric = resolve_checkpoint_metric(config, dataset)
         self.evaluator = AsyncEvaluator(
             config,
@@ -273,7 +278,7 @@ class RankZeroHooks:
         self.logger.log_steps(log)
         self._collect_evaluations()
         self._update_progress(log.metrics, log.images / log.seconds)
-        if log.position == self.trainer.shard.partition.steps:
+        if log.position == self.trainer.loader.partition.steps:
             return
         every = self.config.checkpoint.every
         stop = bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
@@ -329,7 +334,7 @@ class RankZeroHooks:
             "evaluation_summary": summary_line(self.evaluation) if self.evaluation else None,
             "best": best.name if best else None,
             "device": describe_device(gan.device, torch.bfloat16 if gan.autocast else gan.dtype),
-            "workers": self.trainer.shard.partition.workers,
+            "workers": self.trainer.loader.partition.workers,
             "worker_peak_bytes": peak_memory(),
             "parameters": {
                 "generator": sum(w.numel() for w in gan.g_params),
@@ -385,7 +390,7 @@ class RankZeroHooks:
             {
                 "epoch": trainer.epochs,
                 "position": trainer.position,
-                "steps": trainer.shard.partition.steps,
+                "steps": trainer.loader.partition.steps,
                 "step": trainer.gan.steps,
                 "speed": speed,
                 "metrics": metrics,

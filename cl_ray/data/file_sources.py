@@ -1,0 +1,384 @@
+"""Read the images of a source that lies in files: a folder of image files, or Parquet.
+
+`ray.data.read_images` does not replace these readers: it takes palette indices for pixels and
+ignores EXIF rotation, transparency, further frames and 16-bit channels. Parquet is read through
+pyarrow's `ParquetFile`, in order and with page checksums.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cl_ray.data.dataset import DatasetInfo
+from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import redact_uri
+
+Color = Literal["keep", "grey", "rgb"]
+Convert = Callable[[Image.Image, str], NDArray[np.uint8]]
+"""`to_pixels` with its options bound: an image and its name → [H, W, C]."""
+NO_LABELS = "none"
+"""The value of `--label-column` that leaves the labels out."""
+
+_THREADS = 8
+_CHUNK = 256
+"""Images that are read at once; bounds the memory."""
+_SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?![a-z])")
+_IMAGE_TYPES = "uint8 pixels of one shape (a tensor or fixed-size list) or encoded image files"
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode an image file of any format that Pillow reads, rotated as its EXIF data says.
+
+    Args:
+        data: The file's content.
+        name: What error messages call it.
+
+    Raises:
+        UserError: It cannot be decoded, holds several frames, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(BytesIO(data)) as image:
+            # A phone's MPO is one photograph and a preview.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise UserError(f"{name} holds {frames} frames: save each as an image of its own.")
+            # Pillow silently keeps the high byte of 16-bit RGB; only the tile shows it.
+            # (BGR;16 has 5 or 6 bits a channel, all of which are kept.)
+            deep = any(
+                ";16" in str(tile[3]) and "BGR;16" not in str(tile[3]) for tile in image.tile
+            )
+            if deep or image.mode[0] in "IF":
+                raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits.")
+            return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{name} cannot be read as an image ({first_error_line(error)}): repair or remove it."
+        ) from error
+
+
+def to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> NDArray[np.uint8]:
+    """Convert an image to pixels.
+
+    Args:
+        image: 8 bits a channel.
+        name: What error messages call it.
+        size: Scale the shorter side to this many pixels, antialiased, and crop the center square;
+            None keeps the size.
+        color: `grey` and `rgb` convert, `keep` keeps which of the two it is.
+
+    Returns:
+        [H, W, C] uint8, C 1 (grey) or 3 (RGB).
+
+    Raises:
+        UserError: A pixel is transparent, or `keep` meets neither grey nor RGB.
+    """
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        if opaque.getchannel("A").getextrema()[0] != 255:
+            raise UserError(
+                f"{name} is partly transparent: lay it on a background of your choice first."
+            )
+        image = opaque.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+    elif image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in ("L", "RGB"):
+        if color == "keep":
+            raise UserError(f"{name} is stored as {image.mode}: add `--color rgb` to convert it.")
+        image = image.convert("RGB")
+    if color != "keep":
+        image = image.convert("L" if color == "grey" else "RGB")
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def read_image_folder(
+    location: str, filesystem: pafs.FileSystem, path: str, files: list[str], convert: Convert
+) -> SourceSplits:
+    """Find the splits and classes of a folder of image files from their paths, and read lazily.
+
+    If there is a top folder `train`, the top folders are the splits. The next folder is the class,
+    and deeper ones belong to it; without folders there are no labels.
+
+    Args:
+        location: The folder as the user named it.
+        filesystem: The filesystem that holds it.
+        path: Its path there.
+        files: The image files in it, relative to it and sorted.
+        convert: Makes pixels of an image.
+
+    Raises:
+        UserError: A folder beside `train` is no split, or images lie beside class folders.
+    """
+    has_splits = any(file.startswith("train/") for file in files)
+    splits: dict[str, list[tuple[str, str | None]]] = {}  # files and their classes
+    for file in files:
+        folders = file.split("/")[:-1]
+        split = "train"
+        if has_splits:
+            if not folders or folders[0] not in SPLIT_NAMES:
+                raise UserError(
+                    f"{location} has a folder train, so its folders are splits "
+                    f"({', '.join(SPLIT_NAMES)}), but {file} is in none: move it into one."
+                )
+            split = SPLIT_NAMES[folders.pop(0)]
+        splits.setdefault(split, []).append((file, folders[0] if folders else None))
+    entries = [entry for split in splits.values() for entry in split]
+    classes = sorted({name for _, name in entries if name is not None})
+    outside = next((file for file, name in entries if name is None), None)
+    if classes and outside is not None:
+        raise UserError(
+            f"{location} has class folders ({classes[0]}), but {outside} is in none: move it."
+        )
+    labels_by_name = {name: label for label, name in enumerate(classes)}
+
+    def load(entry: tuple[str, str | None]) -> RawImage:
+        file, class_name = entry
+        name = f"{location}/{file}"
+        try:
+            with filesystem.open_input_stream(f"{path}/{file}") as stream:
+                data = stream.read()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
+        label = None if class_name is None else labels_by_name[class_name]
+        return RawImage(convert(decode_image(data, name), name), label, name)
+
+    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
+        with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
+            for start in range(0, len(entries), _CHUNK):
+                yield from pool.map(load, entries[start : start + _CHUNK])
+
+    return (
+        {split: images(entries) for split, entries in splits.items()},
+        DatasetMetadata(name=location, source=redact_uri(location), classes=classes or None),
+    )
+
+
+def read_parquet_source(
+    location: str,
+    filesystem: pafs.FileSystem,
+    path: str,
+    files: list[str],
+    convert: Convert,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    info: DatasetInfo | None = None,
+) -> SourceSplits:
+    """Find the splits, columns and classes of Parquet files, and read their images lazily.
+
+    Args:
+        location: The folder as the user named it.
+        filesystem: The filesystem that holds it.
+        path: Its path there.
+        files: The Parquet files in it, relative to it and sorted.
+        convert: Makes pixels of an image.
+        image_column: None is the column `image` or `img`, or else the only one that fits.
+        label_column: None is the column `label`, if there is one; `none` is no labels.
+        info: The record of the folder, if it is a dataset of this package's.
+
+    Raises:
+        UserError: The splits or columns are ambiguous, or a column has an unsupported type.
+    """
+    splits = _find_splits(location, files)
+    if info:
+        splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
+
+    @contextmanager
+    def opened(file: str) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(
+                f"{path}/{file}", filesystem=filesystem, page_checksum_verification=True
+            ) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{location}/{file} is damaged or cannot be read ({first_error_line(error)}): "
+                "copy it again."
+            ) from error
+
+    first = splits["train"][0]
+    with opened(first) as parquet:
+        schema = parquet.schema_arrow
+    image, label = _find_columns(schema, f"{location}/{first}", image_column, label_column)
+    classes = info.classes if info else None
+    if label and not pa.types.is_integer(schema.field(label).type):
+        names: set[str | None] = set()
+        for file in (file for split in splits.values() for file in split):
+            with opened(file) as parquet:
+                for batch in parquet.iter_batches(columns=[label]):
+                    names.update(pc.unique(batch[label].cast(pa.string())).to_pylist())
+        classes = sorted(name for name in names if name is not None)
+    elif label and not classes:
+        classes = _hugging_face_names(schema, label)
+    labels_by_name = {name: index for index, name in enumerate(classes or [])}
+    columns = [name for name in (image, label, "id" if info else None) if name]
+
+    def images(files: list[str]) -> Iterator[RawImage]:
+        for file in files:
+            with opened(file) as parquet:
+                _find_columns(parquet.schema_arrow, f"{location}/{file}", image, label or NO_LABELS)
+                row = 0
+                for batch in parquet.iter_batches(_CHUNK, columns=columns):
+                    names = [f"{location}/{file}, row {row + k}," for k in range(len(batch))]
+                    row += len(batch)
+                    labels = batch[label].to_pylist() if label else [None] * len(batch)
+                    indices = batch["id"].to_pylist() if info else [None] * len(batch)
+                    decoded = _decode_column(batch[image], names)
+                    for name, pixels, value, index in zip(
+                        names, decoded, labels, indices, strict=True
+                    ):
+                        class_index = labels_by_name[value] if isinstance(value, str) else value
+                        yield RawImage(convert(pixels, name), class_index, name, index)
+
+    return (
+        {split: images(files) for split, files in splits.items()},
+        DatasetMetadata(
+            name=location,
+            source=info.source if info else redact_uri(location),
+            licence=info.licence if info else None,
+            classes=classes if label else None,
+        ),
+    )
+
+
+def _find_splits(location: str, files: list[str]) -> dict[str, list[str]]:
+    """Group files by the first of their folders, or their own name, that begins with a split's."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        matches = (_SPLIT_NAME.match(part) for part in file.split("/"))
+        split = next((SPLIT_NAMES[match[1]] for match in matches if match), "")
+        splits.setdefault(split, []).append(file)
+    if list(splits) == [""]:
+        return {"train": splits[""]}
+    if "" in splits:
+        raise UserError(
+            f"{location} has files of named splits ({', '.join(s for s in splits if s)}), but "
+            f"{splits[''][0]} names none: rename it to train-*.parquet or move it away."
+        )
+    if "train" not in splits:
+        raise UserError(
+            f"{location} has no split train but only {', '.join(splits)}: rename its files to "
+            "train-*.parquet."
+        )
+    return splits
+
+
+def _find_columns(
+    schema: pa.Schema, file: str, image: str | None, label: str | None
+) -> tuple[str, str | None]:
+    """Return the names of the image and the label column, after checking their types."""
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if image is None:
+        usual = [name for name in ("image", "img") if name in schema.names]
+        fitting = [field.name for field in schema if _is_image(field.type)]
+        if not usual and len(fitting) != 1:
+            raise UserError(
+                f"{file} has {len(fitting) or 'no'} columns that can be images ({_IMAGE_TYPES}): "
+                f"name one with `--image-column`; it has {columns}."
+            )
+        image = (usual or fitting)[0]
+    for name in (image, label):
+        if name not in (None, NO_LABELS) and name not in schema.names:
+            raise UserError(f"{file} has no column {name}: it has {columns}.")
+    kind = schema.field(image).type
+    if not _is_image(kind):
+        raise UserError(
+            f"{file} holds {kind} in its column {image}: convert it to {_IMAGE_TYPES}, square, "
+            "grey or RGB, or name another with `--image-column`."
+        )
+    if label == NO_LABELS or (label is None and "label" not in schema.names):
+        return image, None
+    label = label or "label"
+    kind = schema.field(label).type
+    if not pa.types.is_integer(kind) and not _is_text(kind):
+        raise UserError(
+            f"{file} holds {kind} in its column {label}, and a class is a whole number or a name: "
+            "name another with `--label-column`, or `none`."
+        )
+    return image, label
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether a column holds pixels or image files, bare or in Hugging Face's struct."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    encoded = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return encoded or _pixel_shape(kind) is not None
+
+
+def _pixel_shape(kind: pa.DataType) -> tuple[int, ...] | None:
+    """Return the shape of raw pixels, [H, W], [H, W, C] or [C, H, W]; None for other types."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        if kind.permutation not in (None, list(range(len(kind.shape)))):
+            return None
+        dimensions, kind = list(kind.shape), kind.value_type
+    else:
+        dimensions = []
+        while pa.types.is_fixed_size_list(kind):
+            dimensions.append(kind.list_size)
+            kind = kind.value_type
+    if kind != pa.uint8():
+        return None
+    if len(dimensions) == 1:  # a flat list of the pixels of a square
+        for channels in (1, 3):
+            side = math.isqrt(dimensions[0] // channels)
+            if side * side * channels == dimensions[0]:
+                return (side, side, channels)
+    if len(dimensions) == 2 or (len(dimensions) == 3 and {dimensions[0], dimensions[2]} & {1, 3}):
+        return tuple(dimensions)
+    return None
+
+
+def _decode_column(column: pa.Array, names: list[str]) -> Iterator[Image.Image]:
+    """Yield the images of a column; `names` are what error messages call them."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    if column.null_count:
+        missing = column.is_valid().index(False).as_py()
+        raise UserError(f"{names[missing]} has no image: leave the row out.")
+    shape = _pixel_shape(column.type)
+    if shape is None:
+        for name, cell in zip(names, column, strict=True):
+            yield decode_image(cell.as_py(), name)
+        return
+    values = column.storage if isinstance(column, pa.ExtensionArray) else column
+    while pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()
+    if values.null_count:
+        missing = values.is_valid().index(False).as_py() * len(names) // len(values)
+        raise UserError(f"{names[missing]} has a pixel missing: leave the row out.")
+    pixels = values.to_numpy().reshape(len(column), *shape)
+    if len(shape) == 3 and shape[2] not in (1, 3):
+        pixels = pixels.transpose(0, 2, 3, 1)
+    for image in pixels:
+        yield Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+
+
+def _hugging_face_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Return the class names that Hugging Face's `datasets` stores in a file's metadata."""
+    try:
+        record: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = record["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
