@@ -1,11 +1,11 @@
-"""What cluster/aws.yaml needs of an AWS account: made by `create`, taken back by `delete`.
+"""Create what cluster/aws.yaml needs in an AWS account, and delete it again.
 
-python cluster/aws_account.py create --bucket my-bucket --ssh-from 203.0.113.7/32
-python cluster/aws_account.py delete
+    python cluster/aws_account.py create --bucket my-bucket --ssh-from 203.0.113.7/32
+    python cluster/aws_account.py delete
 
-`create` may run again: what is there stays, rules and policies are set anew, and the values go
-into cluster/aws.yaml. Both verbs act in that file's region unless --region names another. Needs
-boto3, and credentials where boto3 looks for them.
+`create` may run again: existing resources are kept, rules and policies are updated, and the names
+are written into cluster/aws.yaml. Both commands act in that file's region unless --region is
+given. They need boto3, and credentials where boto3 looks for them.
 """
 
 import argparse
@@ -29,75 +29,74 @@ IMAGES = {
     "gpu": "/aws/service/deeplearning/ami/x86_64/"
     "base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
 }
-"""Parameters that AWS and Canonical keep at their newest images, of every region."""
+"""SSM parameters in which AWS and Canonical publish the ids of their newest images."""
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    create_ = verbs.add_parser("create", help="make what is missing and fill in the YAML")
+    commands = parser.add_subparsers(dest="command", required=True)
+    create_ = commands.add_parser("create", help="create what is missing and fill in the YAML")
     create_.add_argument("--bucket", required=True, help="S3 bucket for runs and data")
     create_.add_argument("--ssh-from", required=True, help="your address range, as 203.0.113.7/32")
-    delete_ = verbs.add_parser("delete", help="delete all of it but the bucket")
-    for verb in (create_, delete_):
-        verb.add_argument("--region", help="default: the YAML's")
-        verb.add_argument("--yaml", type=Path, default=HERE / "aws.yaml")
+    delete_ = commands.add_parser("delete", help="delete everything except the bucket")
+    for command in (create_, delete_):
+        command.add_argument("--region", help="default: the YAML's")
+        command.add_argument("--yaml", type=Path, default=HERE / "aws.yaml")
     delete_.add_argument(
-        "--wait", type=float, default=300, help="seconds to wait for what holds the security group"
+        "--wait", type=float, default=300, help="seconds to wait until the security group is unused"
     )
-    asked = parser.parse_args()
-    region = asked.region or region_of(asked.yaml)
-    if asked.verb == "create":
-        create(asked.bucket, asked.ssh_from, region, asked.yaml)
+    options = parser.parse_args()
+    region = options.region or read_region(options.yaml)
+    if options.command == "create":
+        create(options.bucket, options.ssh_from, region, options.yaml)
     else:
-        delete(region, asked.yaml, asked.wait)
+        delete(region, options.yaml, options.wait)
 
 
-def region_of(file: Path) -> str:
-    """The region that the YAML's cluster is in."""
+def read_region(file: Path) -> str:
+    """Return the region of the YAML's cluster."""
     try:
         return str(yaml.safe_load(file.read_text())["provider"]["region"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        sys.exit(f"--yaml {file} says no region ({error!r}): give --region, or another --yaml.")
+        sys.exit(f"--yaml {file} has no region ({error!r}): give --region, or another --yaml.")
 
 
 def create(bucket: str, ssh_from: str, region: str, file: Path) -> None:
-    """Make bucket, security group, roles and profiles, and write their names into the YAML."""
+    """Create bucket, security group, roles and profiles, and write their names into the YAML."""
     try:
         network = ipaddress.ip_network(ssh_from)
     except ValueError as error:
-        sys.exit(f"--ssh-from {ssh_from!r} is no address range as 203.0.113.7/32: {error}.")
+        sys.exit(f"--ssh-from {ssh_from!r} is no address range such as 203.0.113.7/32: {error}.")
     if network.prefixlen == 0:
         sys.exit(f"--ssh-from {ssh_from} is the whole world: give your own range.")
-    make_bucket(bucket, region)
+    create_bucket(bucket, region)
     values = {"BUCKET": bucket, "REGION": region, "CLUSTER": CLUSTER}
-    make_role(WORKER, {"storage": policy("storage", values)})
-    make_role(
-        HEAD,
-        {"storage": policy("storage", values), "autoscaler": policy("autoscaler", values)},
-    )
-    allow_spot()
-    group = make_group(str(network), region)
-    fill_in(file, region, group, {kind: image(kind, region) for kind in IMAGES})
-    print(f"bucket          s3://{bucket} (private, encrypted; `delete` leaves it)")
+    storage = load_policy("storage", values)
+    create_role(WORKER, {"storage": storage})
+    create_role(HEAD, {"storage": storage, "autoscaler": load_policy("autoscaler", values)})
+    create_spot_role()
+    group = create_group(str(network), region)
+    fill_in_yaml(file, region, group, {kind: find_image(kind, region) for kind in IMAGES})
+    print(f"bucket          s3://{bucket} (private, encrypted; `delete` keeps it)")
     print(
-        f"security group  {group}: SSH from {network}, and the cluster's machines among themselves"
+        f"security group  {group}: SSH from {network}, all traffic between the cluster's machines"
     )
     print(f"profiles        {HEAD}, {WORKER}")
     print(f"written into    {file}")
 
 
-def make_bucket(bucket: str, region: str) -> None:
-    """A private bucket; S3 encrypts what is put there by itself."""
+def create_bucket(bucket: str, region: str) -> None:
+    """Create a private bucket; S3 encrypts its objects by default."""
     s3 = boto3.client("s3", region_name=region)
-    place = {} if region == "us-east-1" else {"LocationConstraint": region}
+    location = {} if region == "us-east-1" else {"LocationConstraint": region}
     try:
-        s3.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": place} if place else {}))
+        configuration = {"CreateBucketConfiguration": location} if location else {}
+        s3.create_bucket(Bucket=bucket, **configuration)
     except ClientError as error:
-        if code(error) == "BucketAlreadyExists":
+        if error_code(error) == "BucketAlreadyExists":
             sys.exit(f"--bucket {bucket} belongs to somebody else: take another name.")
-        if code(error) != "BucketAlreadyOwnedByYou":
+        if error_code(error) != "BucketAlreadyOwnedByYou":
             raise
     s3.put_public_access_block(
         Bucket=bucket,
@@ -110,16 +109,16 @@ def make_bucket(bucket: str, region: str) -> None:
     )
 
 
-def policy(name: str, values: dict[str, str]) -> str:
-    """The policy of that file, with its capitals replaced."""
+def load_policy(name: str, values: dict[str, str]) -> str:
+    """Read a policy file and replace its placeholders."""
     text = (HERE / f"aws-{name}-policy.json").read_text()
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)
     return json.dumps(json.loads(text))
 
 
-def make_role(name: str, policies: dict[str, str]) -> None:
-    """A role for machines with these policies and no others, in a profile of the same name."""
+def create_role(name: str, policies: dict[str, str]) -> None:
+    """Create a machines' role with these policies only, and an instance profile of that name."""
     iam = boto3.client("iam")
     trust = {
         "Version": "2012-10-17",
@@ -131,35 +130,35 @@ def make_role(name: str, policies: dict[str, str]) -> None:
             }
         ],
     }
-    if made(iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(trust)):
+    if created(iam.create_role, RoleName=name, AssumeRolePolicyDocument=json.dumps(trust)):
         iam.get_waiter("role_exists").wait(RoleName=name)
     for old in iam.list_role_policies(RoleName=name)["PolicyNames"]:
         if old not in policies:
             iam.delete_role_policy(RoleName=name, PolicyName=old)
     for policy_name, document in policies.items():
         iam.put_role_policy(RoleName=name, PolicyName=policy_name, PolicyDocument=document)
-    if made(iam.create_instance_profile, InstanceProfileName=name):
+    if created(iam.create_instance_profile, InstanceProfileName=name):
         iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=name)
-    # Asked of one that was there as well: an earlier `create` may have ended just before this.
+    # Also checked for an existing profile: an earlier `create` may have ended just before this.
     if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
-def allow_spot() -> None:
-    """The role by which EC2 runs spot machines; an account has it after its first use."""
-    made(
+def create_spot_role() -> None:
+    """Create the role by which EC2 runs spot instances; an account has it after its first use."""
+    created(
         boto3.client("iam").create_service_linked_role,
         AWSServiceName="spot.amazonaws.com",
-        there=("InvalidInput",),  # "has been taken in this account"
+        exists=("InvalidInput",),  # "has been taken in this account"
     )
 
 
-def make_group(ssh_from: str, region: str) -> str:
-    """Our security group in the default network; its rules are exactly two afterwards."""
+def create_group(ssh_from: str, region: str) -> str:
+    """Create our security group in the default VPC, with exactly two rules; returns its id."""
     ec2 = boto3.client("ec2", region_name=region)
     networks = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not networks:
-        sys.exit(f"There is no default VPC in {region}: `aws ec2 create-default-vpc` makes one.")
+        sys.exit(f"There is no default VPC in {region}: `aws ec2 create-default-vpc` creates one.")
     group = find_group(ec2)
     if group is None:
         group = ec2.create_security_group(
@@ -186,25 +185,25 @@ def make_group(ssh_from: str, region: str) -> str:
 
 
 def find_group(ec2: Any) -> str | None:
-    """The id of our security group, if there is one."""
+    """Return the id of our security group, if there is one."""
     found = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [CLUSTER]}])
     return found["SecurityGroups"][0]["GroupId"] if found["SecurityGroups"] else None
 
 
-def image(kind: str, region: str) -> str | None:
-    """The newest image of that kind in the region; None, and a word, where it is not found."""
+def find_image(kind: str, region: str) -> str | None:
+    """Return the newest image of a kind in the region; None, with a message, if it is not found."""
     try:
         found = boto3.client("ssm", region_name=region).get_parameter(Name=IMAGES[kind])
         return str(found["Parameter"]["Value"])
     except ClientError as error:
-        print(f"No image found at {IMAGES[kind]} ({code(error)}): put one in by hand.")
+        print(f"No image found at {IMAGES[kind]} ({error_code(error)}): fill one in by hand.")
         return None
 
 
-def fill_in(file: Path, region: str, group: str, images: dict[str, str | None]) -> None:
-    """Write the values into the lines that are marked for it, and leave all else as it is."""
+def fill_in_yaml(file: Path, region: str, group: str, images: dict[str, str | None]) -> None:
+    """Write the values into the lines that are marked with `# FILLED IN`."""
     lines = file.read_text().splitlines()
-    kinds = iter(images.values())  # the head's image stands first
+    kinds = iter(images.values())  # the head's image comes first
     for number, line in enumerate(lines):
         if not line.endswith("# FILLED IN"):
             continue
@@ -219,27 +218,27 @@ def fill_in(file: Path, region: str, group: str, images: dict[str, str | None]) 
 
 
 def delete(region: str, file: Path, wait: float) -> None:
-    """Take back what `create` made, but the bucket, and the keys that `ray up` made."""
+    """Delete what `create` created, except the bucket, and the keys that `ray up` created."""
     ec2, iam = boto3.client("ec2", region_name=region), boto3.client("iam")
     running = [
-        machine["InstanceId"]
+        instance["InstanceId"]
         for page in ec2.get_paginator("describe_instances").paginate(
             Filters=[{"Name": "tag:ray-cluster-name", "Values": [CLUSTER]}]
         )
         for reservation in page["Reservations"]
-        for machine in reservation["Instances"]
-        if machine["State"]["Name"] not in ("terminated", "shutting-down")
+        for instance in reservation["Instances"]
+        if instance["State"]["Name"] not in ("terminated", "shutting-down")
     ]
     if running:
         sys.exit(f"{', '.join(running)} in {region} still run: `ray down -y {file}` first.")
     deleted = []
     for name in (HEAD, WORKER):
-        gone(iam.remove_role_from_instance_profile, InstanceProfileName=name, RoleName=name)
-        if gone(iam.delete_instance_profile, InstanceProfileName=name):
+        deleted_now(iam.remove_role_from_instance_profile, InstanceProfileName=name, RoleName=name)
+        if deleted_now(iam.delete_instance_profile, InstanceProfileName=name):
             deleted.append(f"profile {name}")
         for policy_name in ("storage", "autoscaler"):
-            gone(iam.delete_role_policy, RoleName=name, PolicyName=policy_name)
-        if gone(iam.delete_role, RoleName=name):
+            deleted_now(iam.delete_role_policy, RoleName=name, PolicyName=policy_name)
+        if deleted_now(iam.delete_role, RoleName=name):
             deleted.append(f"role {name}")
     key = f"ray-autoscaler_{region}"
     if ec2.describe_key_pairs(Filters=[{"Name": "key-name", "Values": [key]}])["KeyPairs"]:
@@ -247,28 +246,28 @@ def delete(region: str, file: Path, wait: float) -> None:
         deleted.append(f"key {key}")
     Path(f"~/.ssh/{key}.pem").expanduser().unlink(missing_ok=True)
     group = find_group(ec2)
-    held = group and delete_group(ec2, group, wait)
-    if group and not held:
+    blocked = group and delete_group(ec2, group, wait)
+    if group and not blocked:
         deleted.append(f"security group {group}")
-    print(f"deleted in {region}: {', '.join(deleted) or 'nothing, for nothing was there'}")
+    print(f"deleted in {region}: {', '.join(deleted) or 'nothing, as nothing existed'}")
     print("left: the bucket. `aws s3 rb --force s3://BUCKET` deletes it with all your runs.")
-    if held:
+    if blocked:
         sys.exit(
-            f"left as well: security group {group}, which is in use ({held}): try again later."
+            f"left as well: security group {group}, which is in use ({blocked}): try again later."
         )
 
 
 def delete_group(ec2: Any, group: str, wait: float) -> str | None:
-    """Delete a security group; what EC2 says if it is still in use after so many seconds.
+    """Delete a security group; returns EC2's message if it is still in use after the wait.
 
-    Machines that are shutting down hold it for a minute or two.
+    Instances that are shutting down use it for a minute or two.
     """
     end = time.monotonic() + wait
     while True:
         try:
             ec2.delete_security_group(GroupId=group)
         except ClientError as error:
-            if code(error) != "DependencyViolation":
+            if error_code(error) != "DependencyViolation":
                 raise
             if time.monotonic() > end:
                 return str(error.response["Error"]["Message"]).rstrip(".")
@@ -277,30 +276,30 @@ def delete_group(ec2: Any, group: str, wait: float) -> str | None:
             return None
 
 
-def made(call: Any, there: tuple[str, ...] = (), **arguments: Any) -> bool:
-    """Whether the call made something; not if it was there."""
+def created(call: Any, exists: tuple[str, ...] = (), **arguments: Any) -> bool:
+    """Call, and return whether that created something; not if it existed already."""
     try:
         call(**arguments)
     except ClientError as error:
-        if code(error) in ("EntityAlreadyExists", *there):
+        if error_code(error) in ("EntityAlreadyExists", *exists):
             return False
         raise
     return True
 
 
-def gone(call: Any, **arguments: Any) -> bool:
-    """Whether the call deleted something; not if there was nothing."""
+def deleted_now(call: Any, **arguments: Any) -> bool:
+    """Call, and return whether that deleted something; not if nothing existed."""
     try:
         call(**arguments)
     except ClientError as error:
-        if code(error) == "NoSuchEntity":
+        if error_code(error) == "NoSuchEntity":
             return False
         raise
     return True
 
 
-def code(error: ClientError) -> str:
-    """What AWS calls the mistake."""
+def error_code(error: ClientError) -> str:
+    """Return AWS's name of the error."""
     return str(error.response["Error"]["Code"])
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from helpers.client import (
     create_token,
     dashboard,
     http_status,
-    job_log,
     leftover_processes,
     read_token,
     read_url,
@@ -36,7 +36,7 @@ from helpers.client import (
 )
 from helpers.cloud import BUCKET, Bucket, Cloud, machine_name, wait_for
 from helpers.ports import listening_ports, probe
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.cluster
@@ -48,7 +48,7 @@ STEPS = 400 // 32 + 1
 NAMES = {"YOUR-BUCKET": BUCKET}
 NO_GPU = {"--gpus-per-worker 1 --cpus-per-worker 3": "--cpus-per-worker 3"}
 """The fake machines have GPUs in EC2's tables only; two workers of 3 CPUs need two machines."""
-SHORT_RUN = f" --data s3://{BUCKET}/digits --threads 1 --evaluation.every 0 " + " ".join(SMALL)
+SHORT_RUN = f" --data s3://{BUCKET}/digits --threads 1 --evaluation.every 0 " + " ".join(SMALL_RUN)
 SMALL_TRIAL = (
     "batch_size=32", "generator.width=4", "generator.latent=8", "discriminator.width=4",
     "discriminator.hidden=16", "log_every=5", "threads=1", "evaluation.reference=mnist",
@@ -180,8 +180,8 @@ def test_training_on_two_machines_survives_the_loss_of_one(
     later = [m["InstanceId"] for m in cloud.instances()]
     record_metrics(epochs_lost=lost, seconds_to_recovery=seconds, machines_after=len(later))
     assert workers[-1]["InstanceId"] not in later
-    # A new machine was started. For a moment Ray counts both the lost and the requested machine, and
-    # may start one more, which ends when it is idle; never more than max_workers.
+    # A new machine was started. For a moment Ray counts the lost and the requested machine, and may
+    # start one more, which ends when it is idle; never more than max_workers.
     assert 3 <= len(later) <= 1 + 4
 
     files = bucket.files()
@@ -209,8 +209,8 @@ def test_no_port_answers_without_the_token(cloud: Cloud) -> None:
     outside = [(address, port) for address, port in found if not port.loopback]
     with ThreadPoolExecutor(8) as pool:
         none, wrong, right = (
-            list(pool.map(lambda at, token=token: probe(*at, token), outside))
-            for token in (None, "0" * len(token), token)
+            list(pool.map(probe, *zip(*outside, strict=True), repeat(shown)))
+            for shown in (None, "0" * len(token), token)
         )
     admitted: dict[str, set[str]] = {}
     for (_, port), *refused, answer in zip(outside, none, wrong, right, strict=True):
@@ -304,7 +304,7 @@ def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> No
 
 
 def test_every_command_was_run(request: pytest.FixtureRequest, cloud: Cloud) -> None:
-    """Of the README's for AWS all but `aws`, which is not here, and doctor, which test_onprem runs."""
+    """All of the README's for AWS but `aws`, which is not here; test_onprem runs the doctor's."""
     chosen = {item.name for item in request.session.items if item.path == request.path}
     if chosen != {name for name in globals() if name.startswith("test_")}:
         pytest.skip("only a part of this file was selected")

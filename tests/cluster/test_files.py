@@ -1,4 +1,4 @@
-"""What lies in cluster/, as far as it can be checked in seconds and without a cloud."""
+"""The files of cluster/, as far as seconds and no cloud allow."""
 
 import json
 import re
@@ -24,20 +24,20 @@ def read(name: str) -> Any:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_ray_takes_it(target: str) -> None:
+def test_ray_accepts_the_yaml(target: str) -> None:
     config = prepare_config(read(f"{target}.yaml"))
-    validate_config(config)  # raises on what it does not know
+    validate_config(config)  # raises on unknown fields
     assert config["head_node_type"] in config["available_node_types"]
 
 
-def test_ray_would_complain() -> None:
+def test_ray_refuses_an_unknown_field() -> None:
     config = read("aws.yaml") | {"idle_timeout": 5}
     with pytest.raises(Exception, match="idle_timeout"):
         validate_config(prepare_config(config))
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_token_and_loopback_everywhere(target: str) -> None:
+def test_token_and_loopback_are_set(target: str) -> None:
     config = read(f"{target}.yaml")
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for place in ("head", "worker"):
@@ -52,8 +52,8 @@ def test_token_and_loopback_everywhere(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_commands_are_shell(target: str) -> None:
-    """A `#` in a plain YAML line cuts it off: what is left is no shell."""
+def test_commands_have_valid_shell_syntax(target: str) -> None:
+    """A `#` in an unquoted YAML line cuts the command off."""
     config = read(f"{target}.yaml")
     keys = [key for key in config if key.endswith("_commands")]
     for command in (c for key in keys for c in config[key]):
@@ -62,7 +62,7 @@ def test_commands_are_shell(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_mounted_is_here_and_what_is_installed_is_pinned(target: str) -> None:
+def test_mounted_files_exist_and_packages_are_pinned(target: str) -> None:
     config = read(f"{target}.yaml")
     for local in config["file_mounts"].values():
         assert local.startswith("~") or (ROOT / local).is_file(), local
@@ -72,7 +72,7 @@ def test_what_is_mounted_is_here_and_what_is_installed_is_pinned(target: str) ->
     assert "ray==2.60.0" in (ROOT / "constraints.txt").read_text()
 
 
-def test_a_search_there_has_what_its_report_needs() -> None:
+def test_search_report_dependencies_are_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = project["optional-dependencies"]["tuning"]
     assert any(package.startswith("plotly") for package in packages)
@@ -82,7 +82,7 @@ def test_a_search_there_has_what_its_report_needs() -> None:
 
 
 @pytest.mark.parametrize("target", CLOUDS)
-def test_bounded_and_cheap(target: str) -> None:
+def test_size_is_bounded_and_spot_is_preferred(target: str) -> None:
     config = read(f"{target}.yaml")
     assert 0 < config["max_workers"] <= 8
     assert 0 < config["idle_timeout_minutes"] <= 10
@@ -98,13 +98,13 @@ def test_bounded_and_cheap(target: str) -> None:
     assert '"spot"' not in demand
 
 
-def test_aws_is_closed_and_clean() -> None:
+def test_aws_nodes_are_closed_and_tagged() -> None:
     config = read("aws.yaml")
     assert config["provider"]["cache_stopped_nodes"] is False
     for kind, node in config["available_node_types"].items():
         node = node["node_config"]
         assert node["ImageId"].startswith("ami-")
-        assert node["SecurityGroupIds"]  # else Ray makes one that the world may knock at
+        assert node["SecurityGroupIds"]  # else Ray creates one that is open to the internet
         assert node["MetadataOptions"]["HttpTokens"] == "required"
         disk = node["BlockDeviceMappings"][0]["Ebs"]
         assert (disk["VolumeType"], disk["Encrypted"]) == ("gp3", True)
@@ -116,12 +116,14 @@ def test_aws_is_closed_and_clean() -> None:
         }
 
 
-def test_google_s_accounts_may_look_for_the_bucket_before_they_write() -> None:
-    """Arrow asks for the bucket (storage.buckets.get), which objectAdmin does not allow."""
+def test_google_accounts_may_get_the_bucket() -> None:
+    """Arrow calls storage.buckets.get before it writes, and objectAdmin does not allow that."""
     readme = (CLUSTER / "README.md").read_text()
-    bound = re.findall(r"gs://YOUR-BUCKET --member serviceAccount:(\S+)@\S+ --role (\S+)", readme)
+    bindings = re.findall(
+        r"gs://YOUR-BUCKET --member serviceAccount:(\S+)@\S+ --role (\S+)", readme
+    )
     reader = "roles/storage.legacyBucketReader"
-    assert {account for account, role in bound if role == reader} == {
+    assert {account for account, role in bindings if role == reader} == {
         "cl-ray-worker",
         "ray-autoscaler-sa-v1",
     }
@@ -129,7 +131,7 @@ def test_google_s_accounts_may_look_for_the_bucket_before_they_write() -> None:
     assert worker["serviceAccounts"][0]["email"].startswith("cl-ray-worker@")
 
 
-def test_policies_reach_one_bucket_and_one_cluster() -> None:
+def test_policies_are_limited_to_one_bucket_and_one_cluster() -> None:
     storage = json.loads((CLUSTER / "aws-storage-policy.json").read_text())
     resources = {s["Resource"] for s in storage["Statement"]}
     assert resources == {"arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"}
@@ -144,7 +146,7 @@ def test_policies_reach_one_bucket_and_one_cluster() -> None:
                 assert statement["Condition"]
 
 
-def test_a_job_carries_the_code_and_not_much_more(tmp_path: Path) -> None:
+def test_job_package_contains_the_code_only(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "package.zip"
@@ -157,7 +159,7 @@ def test_a_job_carries_the_code_and_not_much_more(tmp_path: Path) -> None:
     assert any(name.endswith("mnist/dataset.json") for name in names)
 
 
-def test_no_secret_lies_here() -> None:
+def test_files_contain_no_secret() -> None:
     for file in CLUSTER.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
             assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE", file.read_text()), file

@@ -1,4 +1,4 @@
-"""cluster/kubernetes, field by field; nothing here needs Kubernetes."""
+"""cluster/kubernetes against KubeRay's schema, field by field; needs no Kubernetes."""
 
 import copy
 import re
@@ -16,8 +16,8 @@ from cl_ray.commands.train import TrainCommand
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "cluster" / "kubernetes"
-FREE = {"labels", "rayStartParams", "limits", "requests"}
-"""Fields whose keys are no field's name."""
+MAPPINGS = {"labels", "rayStartParams", "limits", "requests"}
+"""Fields whose keys are values, not field names."""
 
 
 def read(name: str) -> Any:
@@ -25,39 +25,39 @@ def read(name: str) -> Any:
 
 
 def fields(given: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    """The path of every field."""
+    """Yield the path of every field."""
     pairs = given.items() if isinstance(given, dict) else enumerate(given)
     for key, value in pairs:
         if isinstance(key, str):
             yield (*path, key)
-        if isinstance(value, dict | list) and key not in FREE:
+        if isinstance(value, dict | list) and key not in MAPPINGS:
             yield from fields(value, *path, key)
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob", "storage"])
-def test_every_field_is_known(name: str) -> None:
+def test_every_field_is_in_the_schema(name: str) -> None:
     manifest = read(name)
     kind = KINDS[manifest["kind"]]
     kind.model_validate(manifest)
     paths = list(fields(manifest))
     assert len(paths) > 5
-    for *way, last in paths:  # a misspelt one is found, wherever it stands
+    for *parents, last in paths:  # a misspelt field is found at any level
         wrong = copy.deepcopy(manifest)
-        place = wrong
-        for step in way:
-            place = place[step]
-        place[f"{last}s"] = place.pop(last)
+        parent = wrong
+        for key in parents:
+            parent = parent[key]
+        parent[f"{last}s"] = parent.pop(last)
         with pytest.raises(ValidationError, match=f"{last}s"):
             kind.model_validate(wrong)
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_what_a_cluster_must_have(name: str) -> None:
+def test_cluster_is_protected_and_bounded(name: str) -> None:
     spec = read(name)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
     assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
     assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"  # not reached from outside
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"  # not reachable from outside
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (group,) = cluster["workerGroupSpecs"]
     assert group["minReplicas"] == 0 < group["maxReplicas"] <= 8
@@ -74,18 +74,18 @@ def test_what_a_cluster_must_have(name: str) -> None:
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_job_resumes_and_ends() -> None:
+def test_job_resumes_and_shuts_down() -> None:
     spec = read("rayjob")["spec"]
     python, _, module, verb, *flags = spec["entrypoint"].split()
     assert (python, module, verb) == ("python", "cl_ray", "train")
-    asked = parse_flags(TrainCommand, flags, prog="cl-ray train")
-    assert asked.name  # the same name goes on; without one each retry would begin anew
-    assert asked.storage == "/runs"
+    flags_ = parse_flags(TrainCommand, flags, prog="cl-ray train")
+    assert flags_.name  # without a name each retry would start a new run
+    assert flags_.storage == "/runs"
     assert spec["backoffLimit"] > 0
     assert spec["shutdownAfterJobFinishes"] is True
 
 
-def test_the_image_has_this_ray() -> None:
+def test_image_has_the_same_ray() -> None:
     dockerfile = (FOLDER / "Dockerfile").read_text()
     assert "FROM rayproject/ray:2.60.0-py311-gpu" in dockerfile
     for copied in re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.MULTILINE):

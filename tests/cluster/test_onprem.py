@@ -18,7 +18,7 @@ from helpers.client import (
     shipped_yaml,
 )
 from helpers.cloud import Cloud, wait_for
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 
 pytestmark = pytest.mark.cluster
 

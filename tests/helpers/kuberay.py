@@ -1,6 +1,6 @@
-"""What cluster/kubernetes uses of Kubernetes's schemas and of KubeRay's ray.io/v1 (its 1.7).
+"""The parts of Kubernetes's and KubeRay's (ray.io/v1, 1.7) schemas that cluster/kubernetes uses.
 
-A field that is not here is refused, as Kubernetes would prune it without a word.
+Other fields are refused; Kubernetes itself would drop them silently.
 """
 
 from typing import Annotated, Literal
@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|[KMGT]i?)?$")]
-"""Of CPUs, bytes or GPUs."""
+"""CPUs, bytes or GPUs."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)]
 
 
 class Object(BaseModel):
-    """Known fields of exact types, and no others."""
+    """A model of exactly these fields and types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Process 1 of one fake machine: machine.sh FOLDER NAME USER HIDDEN VENV PYTHON_HOME
-# Run in fresh mount, pid, uts, ipc and net namespaces: a copy-on-write picture of this machine's
-# disk, with an sshd of its own. HIDDEN is a folder that the machine has not got (the repository:
-# what a job needs must travel); VENV is there in spite of it, as an image would bring it.
+# Process 1 of a fake machine: machine.sh FOLDER NAME USER HIDDEN VENV PYTHON_HOME
+# Runs in new mount, pid, uts, ipc and net namespaces: a copy-on-write view of this machine's disk,
+# with an sshd of its own. HIDDEN is a folder that the machine does not have (the repository: a job
+# must bring what it needs); VENV exists all the same, as in an image.
 set -euo pipefail
 FOLDER=$1 NAME=$2 LOGIN=$3 HIDDEN=$4 VENV=$5 PYTHON_HOME=$6
 mount --make-rprivate /
@@ -21,15 +21,15 @@ mkdir -p "$ROOT$HIDDEN"
 mount -t tmpfs -o mode=755 tmpfs "$ROOT$HIDDEN"
 mkdir -p "$ROOT$VENV"
 mount --bind -o ro "$VENV" "$ROOT$VENV"
-# As one's own machines mount it from a file server.
+# As a user's own machines mount it from a file server.
 mkdir -p "$ROOT/mnt/runs"
 mount --bind "$FOLDER/../shared" "$ROOT/mnt/runs"
 
 hostname "$NAME"
 echo "$NAME" >"$ROOT/etc/hostname"
-# As Debian's and Ubuntu's installers write it: the machine's own name is a loopback address.
+# As Debian's and Ubuntu's installers write it: the host name is a loopback address.
 printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$NAME" >"$ROOT/etc/hosts"
-# No name server is reached from here, and one that is not there is waited for: none answers at once.
+# No name server is reachable, and an absent one causes timeouts: loopback refuses at once.
 rm -f "$ROOT/etc/resolv.conf"
 echo "nameserver 127.0.0.1" >"$ROOT/etc/resolv.conf"
 
@@ -40,7 +40,7 @@ else
   chroot "$ROOT" usermod -p '*' "$LOGIN"
   HOME_OF=/home/$LOGIN
 fi
-for path in "$VENV" "$PYTHON_HOME"; do  # the user may pass through to Python
+for path in "$VENV" "$PYTHON_HOME"; do  # the user must be able to reach Python
   while [ "$path" != / ]; do
     path=$(dirname "$path")
     chmod o+x "$ROOT$path"
@@ -67,10 +67,10 @@ PidFile /run/sshd.pid
 MaxStartups 50
 Subsystem sftp internal-sftp
 CONFIG
-# What an image and an instance profile would bring: Python, and the way to the cloud.
+# What an image and an instance profile provide: Python, and access to the cloud.
 {
   echo "export PATH=$VENV/bin:\$PATH PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1"
-  # A machine's CPUs are its own; here Ray's workers would wait for everything else that runs.
+  # Real machines do not share CPUs; here Ray's workers would wait for all other processes.
   echo "export RAY_worker_niceness=0"
   env | grep '^AWS_' | sed 's/^/export /'
 } >"$ROOT/etc/profile.d/machine.sh"

@@ -1,4 +1,4 @@
-"""moto as a server, mended where EC2 is otherwise: a request is met up to MaxCount."""
+"""moto's server, changed where EC2 differs: a request starts MaxCount instances, if it can."""
 
 import sys
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from moto.ec2.responses.instances import InstanceResponse
 from moto.server import main
 
-ask = InstanceResponse._get_param
+get_param = InstanceResponse._get_param
 
 
-def ask_like_ec2(self: Any, name: str, *rest: Any, **named: Any) -> Any:
-    return ask(self, "MaxCount" if name == "MinCount" else name, *rest, **named)
+def get_param_like_ec2(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    return get_param(self, "MaxCount" if name == "MinCount" else name, *args, **kwargs)
 
 
 if __name__ == "__main__":
-    InstanceResponse._get_param = ask_like_ec2
+    InstanceResponse._get_param = get_param_like_ec2
     main(sys.argv[1:])

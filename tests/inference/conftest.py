@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.machine import machine
-from helpers.run_folder import leave, trained_run
+from helpers.local_ray import local_ray as start_local_ray
+from helpers.run_folder import save_run, trained_run
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +16,11 @@ def some_digits(make_digits: Any) -> str:
 @pytest.fixture(scope="session")
 def trained(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    return leave(trained_run(make_digits(64)), tmp_path_factory.mktemp("runs"), step=2)
+    return save_run(trained_run(make_digits(64)), tmp_path_factory.mktemp("runs"), step=2)
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray with two CPUs, whatever else uses them."""
-    with machine(cpus=2):
+    with start_local_ray(cpus=2):
         yield

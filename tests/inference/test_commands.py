@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from helpers.made_sets import ABOUT, images, pictures
-from helpers.run_folder import leave, trained_run
+from helpers.run_folder import save_run, trained_run
 
 import cl_ray
 from cl_ray import cli
@@ -79,7 +79,6 @@ def start(run: Path, out: Path, parts: int) -> subprocess.Popen[str]:
         [sys.executable, "-m", "cl_ray", *arguments(run, out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.poll() is None and len(finished_parts(out)) < parts:
         time.sleep(0.02)
@@ -157,7 +156,7 @@ def test_embeddings_variants_and_truncated_samples(
 
     style = {"family": "style", "depth": 2, "width": 4}
     run = trained_run(make_digits(64), generator=style, discriminator=style)
-    folder = leave(run, tmp_path / "style", step=2)
+    folder = save_run(run, tmp_path / "style", step=2)
     truncated = tmp_path / "truncated.parquet"
     flags = ["--count=60", "--seed=4", "--truncation=0.3", "--actors=1"]
     cli.main(["generate", str(folder), *flags, f"--out={truncated}"])

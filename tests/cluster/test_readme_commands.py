@@ -1,4 +1,4 @@
-"""What cluster/README.md says can be typed is taken by the program that it names."""
+"""The commands of cluster/README.md are accepted by the programs that they call."""
 
 import re
 import shlex
@@ -24,12 +24,11 @@ COMMANDS = [
     for part in line.split(" && ")
 ]
 JOBS = [command.partition(" -- ")[2] for command in COMMANDS if " -- " in command]
-ELSEWHERE = {"aws", "az", "docker", "gcloud", "helm", "kubectl"}
-"""Programs that are not here; their commands are only read as shell."""
+NOT_INSTALLED = {"aws", "az", "docker", "gcloud", "helm", "kubectl"}
+"""Programs that are not here; of their commands only the shell syntax is checked."""
 
 
-def test_the_main_readme_says_nothing_else() -> None:
-    """Its commands are those of cluster/README.md."""
+def test_main_readme_has_the_same_commands() -> None:
     lines = re.findall(r"^    (\S.*)$", MAIN, re.MULTILINE)
     assert lines
     for command in (part for line in lines for part in line.split(" && ")):
@@ -37,7 +36,7 @@ def test_the_main_readme_says_nothing_else() -> None:
         assert command in README or known in README, command
 
 
-def test_links_and_files_are_there() -> None:
+def test_links_and_files_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / "cluster" / link).exists(), link
     for anchor in re.findall(r"\]\(#([^)]+)\)", README):
@@ -48,14 +47,14 @@ def test_links_and_files_are_there() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_it_is_shell(command: str) -> None:
+def test_shell_syntax(command: str) -> None:
     assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
     program = re.sub(r"^\(umask 077; ", "", command).split()[0]
-    assert program in {".", "export", "python", "ray"} | ELSEWHERE
+    assert program in {".", "export", "python", "ray"} | NOT_INSTALLED
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ray ")])
-def test_ray_takes_it(command: str) -> None:
+def test_ray_accepts_it(command: str) -> None:
     words = shlex.split(command.partition(" -- ")[0])[1:]
     group: click.Command = ray
     context = click.Context(group)
@@ -70,7 +69,7 @@ def test_ray_takes_it(command: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_the_job_takes_its_flags(job: str) -> None:
+def test_job_accepts_its_flags(job: str) -> None:
     python, *words = shlex.split(job)
     assert python == "python"
     if words[0] == "tuning/search.py":
@@ -89,7 +88,7 @@ def test_the_job_takes_its_flags(job: str) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "aws_account" in c])
-def test_the_account_script_takes_it(command: str) -> None:
+def test_account_script_accepts_it(command: str) -> None:
     script, *flags = shlex.split(command)[1:]
     done = subprocess.run(
         [sys.executable, script, *flags, "--help"], cwd=ROOT, capture_output=True, text=True
