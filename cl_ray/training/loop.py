@@ -337,8 +337,8 @@ class RankZeroHooks:
             "workers": self.trainer.loader.partition.workers,
             "worker_peak_bytes": peak_memory(),
             "parameters": {
-                "generator": sum(w.numel() for w in gan.g_params),
-                "discriminator": sum(w.numel() for w in gan.d_params),
+                "generator": sum(w.numel() for w in gan.generator.parameters()),
+                "discriminator": sum(w.numel() for w in gan.discriminator.parameters()),
             },
         }
 

@@ -119,9 +119,16 @@ def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
             "evaluation.every 0 turns evaluations off: raise it, or take a metric of the epoch, "
             "such as 'g/reconstruction'."
         )
-    from cl_ray.evaluation.available_metrics import check_metric_available
+    from cl_ray.evaluation.metrics import check_metric_available
 
-    check_metric_available(name, config, dataset, "checkpoint.metric", prefix="evaluation/")
+    check_metric_available(
+        name,
+        dataset,
+        config.evaluation,
+        config.condition,
+        "checkpoint.metric",
+        prefix="evaluation/",
+    )
 
 
 def starts_local_ray(address: str | None) -> bool:

@@ -15,7 +15,8 @@ from torchvision.utils import make_grid
 from cl_ray.config import Config, differences, preset
 from cl_ray.networks.normalize import to_unit
 from cl_ray.storage import RunStorage, StorageMirror
-from cl_ray.trainer import Metrics, StepLog, Trainer
+from cl_ray.step_log import Metrics, StepLog
+from cl_ray.trainer import Trainer
 
 GRID_IMAGES = 64
 """Images in a grid of samples, and in one of pairs with their reconstructions."""
@@ -64,7 +65,7 @@ class RunLogger:
         for name, value in log.metrics.items():
             self._events.add_scalar(name, value, log.step)
         self._events.add_scalar("speed/images_per_second", speed, log.step)
-        self._events.add_scalar("speed/waited", log.waited / log.seconds, log.step)
+        self._events.add_scalar("speed/data_time_fraction", log.data_time / log.seconds, log.step)
         position = {"epoch": log.epoch, "step": log.step}
         self._gauges.set({**position, **log.metrics, "images_per_second": speed})
 
@@ -122,7 +123,7 @@ class RunLogger:
             labels = labels % count if count <= GRID_IMAGES else labels * count // GRID_IMAGES
         latents = self._noise
         if prior is not None:
-            latents = prior.place(self._noise, self._uniform, labels)
+            latents = prior.transform_noise(self._noise, self._uniform, labels)
         latents = latents.to(gan.device, gan.dtype)
         labels = None if labels is None else labels.to(gan.device)
         return uint8_grid(gan.ema_generator.decode(latents, labels=labels))
@@ -130,7 +131,7 @@ class RunLogger:
     @torch.no_grad()
     def pair_grid(self) -> torch.Tensor:
         """Columns of x+, G(x+), x-, G(x-) of the last batch, as one uint8 image [3, H, W]."""
-        gan, batch = self.trainer.gan, self.trainer.batch
+        gan, batch = self.trainer.gan, self.trainer.preview_batch
         assert batch is not None
         columns, g = [], gan.ema_generator
         for number, images in enumerate((batch.positive, batch.negative)):

@@ -1,4 +1,4 @@
-"""Evaluation during training: beside it or in between, the same metrics and the same weights."""
+"""Evaluations beside the training or in between give the same metrics and the same weights."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", *SMALL]
+pytestmark = pytest.mark.ray
+FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", *SMALL_RUN]
 
 
 def train(folder: Path, digits: str, *flags: str) -> str:
@@ -71,7 +72,7 @@ def test_without_a_free_cpu_every_epoch_is_evaluated_in_between(between: tuple[P
     assert "evaluations interrupt the training" in printed
     found = evaluated(folder)
     assert sorted(found) == [1, 2, 3]
-    assert printed.count("is worth: Fréchet distance") == 3
+    assert printed.count("evaluation: Fréchet distance") == 3
     summary = json.loads((folder / "summary.json").read_text())
     assert {f"evaluation/{k}": v for k, v in summary["evaluation"].items()} == found[3]
     assert json.loads((folder / "evaluation.json").read_text())["step"] == 66

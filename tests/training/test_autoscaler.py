@@ -1,4 +1,4 @@
-"""A cluster whose nodes an autoscaler starts: what fits is waited for, what never will is refused.
+"""A cluster with an autoscaler: a run waits for nodes that may come, and is refused if none may.
 
 The cluster is a head without a CPU, and its nodes are processes on this machine.
 """
@@ -14,19 +14,26 @@ from typing import Any
 
 import pytest
 import ray
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
-from cl_ray.commands.produce import actors
-from cl_ray.config import build
+from cl_ray.config import build_config
 from cl_ray.errors import UserError
-from cl_ray.inference.pool import Pool, share_out
-from cl_ray.training.autoscaler import UNKNOWN, Autoscaler, NodeType, find_autoscaler
-from cl_ray.training.cluster import ray_session
-from cl_ray.training.resources import WorkerResources, plan_workers
-from cl_ray.tuning.prepare import prepare_search
-from cl_ray.tuning.resources import allocate_trials as trials_at_once
+from cl_ray.inference.actor_pool import ActorPool, allocate_actors
+from cl_ray.training.ray_session import ray_session
+from cl_ray.training.resources import (
+    UNKNOWN_AUTOSCALER,
+    Autoscaler,
+    InsufficientResourcesError,
+    NodeType,
+    WorkerResources,
+    find_autoscaler,
+    plan_workers,
+)
+from cl_ray.tuning.runner import allocate_trials as trials_at_once
+from cl_ray.tuning.search import prepare_search
 
+pytestmark = pytest.mark.ray
 HEAD = Path(__file__).parents[1] / "helpers" / "autoscaled.py"
 CONFIG = {
     "max_workers": 3,
@@ -64,7 +71,7 @@ class Head:
         assert self.answer() == "done"
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
+@pytest.fixture(scope="module", params=[pytest.param("1", marks=pytest.mark.slow), "2"])
 def head(request: pytest.FixtureRequest) -> Iterator[Head]:
     """Of a cluster with an autoscaler of version 1 or 2, once it is told to start that."""
     head = Head(request.param)
@@ -81,11 +88,11 @@ def head(request: pytest.FixtureRequest) -> Iterator[Head]:
 
 
 def asked(**fields: Any) -> WorkerResources:
-    return plan_workers(build({"batch_size": 120, **fields}), local=False)
+    return plan_workers(build_config({"batch_size": 120, **fields}), local=False)
 
 
 def refused(**fields: Any) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(InsufficientResourcesError) as caught:
         asked(**fields)
     return str(caught.value)
 
@@ -98,14 +105,17 @@ def until(there: Callable[[], Any]) -> None:
     raise AssertionError("it never came")
 
 
-def test_what_an_autoscaler_reaches() -> None:
+def test_the_capacity_that_an_autoscaler_may_reach() -> None:
     """The best nodes first, as many as there may be of each and of all."""
-    assert FOUND.reach(lambda node: node.get("CPU", 0)) == 6 + 6 + 1
-    assert FOUND.reach(lambda node: node.get("GPU", 0)) == 4 + 4
+    assert FOUND.max_capacity(lambda node: node.get("CPU", 0)) == 6 + 6 + 1
+    assert FOUND.max_capacity(lambda node: node.get("GPU", 0)) == 4 + 4
     some = Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 1), NodeType({"CPU": 9}, 0)), 2)
-    assert some.reach(lambda node: node["CPU"]) == float("inf")
-    assert Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 0)), 9).reach(lambda n: n["CPU"]) == 4
-    assert UNKNOWN.reach(lambda node: node["CPU"]) == float("inf")
+    assert some.max_capacity(lambda node: node["CPU"]) == float("inf")
+    assert (
+        Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 0)), 9).max_capacity(lambda n: n["CPU"])
+        == 4
+    )
+    assert UNKNOWN_AUTOSCALER.max_capacity(lambda node: node["CPU"]) == float("inf")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +142,7 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
     )
     head.tell("external")
     until(find_autoscaler)
-    assert find_autoscaler() == UNKNOWN
+    assert find_autoscaler() == UNKNOWN_AUTOSCALER
     assert asked(workers=40, gpus_per_worker=1).waits_for == (
         "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )
@@ -140,11 +150,9 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
         "1 trial at a time, 1 CPU and 1 GPU each; --concurrent asks the autoscaler for room for "
         "more"
     )
-    pool = share_out(None, None, 1, local=False, parts=99)
-    assert actors(pool) == (
-        "1 actor, 1 CPU and 1 GPU each; --actors asks the autoscaler for room for more"
-    )
-    assert share_out(5, None, 1, local=False, parts=99) == Pool(5, 1, 1)
+    pool = allocate_actors(None, None, 1, local=False, num_parts=99)
+    assert str(pool) == ("1 actor, 1 CPU and 1 GPU each; --actors asks the autoscaler for more")
+    assert allocate_actors(5, None, 1, local=False, num_parts=99) == ActorPool(5, 1, 1)
     head.tell("end")
     head.tell("bootstrap")
     assert find_autoscaler() == FOUND
@@ -158,11 +166,11 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
     assert shared.plan.waits_for == "8 CPU and 8 GPU, which the autoscaler may add"
     wide = prepare_search([*searched, "--workers=2"], "search")
     assert trials_at_once(wide, local=False).concurrent == 6  # of 2 machines with 6 CPUs each
-    assert share_out(None, None, 1, local=False, parts=99) == Pool(8, 1, 1)
-    assert share_out(None, None, None, local=False, parts=99) == Pool(13, 1, 0)
-    assert share_out(None, None, None, local=False, parts=7) == Pool(7, 1, 0)
-    with pytest.raises(UserError, match="An actor of 7 CPU fits no machine of the cluster"):
-        share_out(None, 7, None, local=False, parts=99)
+    assert allocate_actors(None, None, 1, local=False, num_parts=99) == ActorPool(8, 1, 1)
+    assert allocate_actors(None, None, None, local=False, num_parts=99) == ActorPool(13, 1, 0)
+    assert allocate_actors(None, None, None, local=False, num_parts=7) == ActorPool(7, 1, 0)
+    with pytest.raises(UserError, match="An actor of 7 CPU fits no node of the cluster"):
+        allocate_actors(None, 7, None, local=False, num_parts=99)
     assert refused(workers=15) == (
         "workers 15 with 1 CPU each need 15 CPU; the cluster has 0 and its autoscaler may add 13: "
         "take --workers 13, or a smaller --cpus-per-worker."
@@ -186,7 +194,7 @@ def test_a_run_that_waits_gets_its_node(head: Head, make_digits: Any, tmp_path: 
     done = subprocess.run(
         [
             sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
-            f"--data={make_digits(100)}", *SMALL,
+            f"--data={make_digits(100)}", *SMALL_RUN,
         ],
         env={**os.environ, "RAY_ADDRESS": head.address, "COLUMNS": "200"},
         capture_output=True, text=True, timeout=300,

@@ -1,26 +1,40 @@
-"""What this machine can never do is refused before Ray is started and before a folder is made."""
+"""Mistakes are reported before Ray starts, and leave the storage as it was."""
 
+import contextlib
+import errno
+import io
 import os
-import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import ray
 import torch
-from helpers.run_folder import leave, trained_run
+from helpers.processes import children
+from helpers.run_folder import save_run, trained_run
+from helpers.small_run import SMALL_RUN
+from rich.console import Console
 
-from cl_ray import cli
+from cl_ray import LaunchOptions, cli, train
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
-from cl_ray.training.launch import LaunchOptions, train
-from cl_ray.training.preflight import starts_local_ray
-from cl_ray.tuning.prepare import prepare_search
+from cl_ray.storage import RunStorage
+from cl_ray.trainer import Trainer
+from cl_ray.training.preflight import exclusive_lock, starts_local_ray
+from cl_ray.tuning.search import prepare_search
 
 CPUS, GPUS = os.cpu_count() or 1, torch.cuda.device_count()
 TOO_MANY = f"more than this machine has, {CPUS}: take at most {CPUS}, or join a cluster"
+Damage = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -31,74 +45,283 @@ def digits(make_digits: Any) -> str:
 def refusal(config: Config, storage: Path) -> str:
     config = config.model_copy(update={"storage": str(storage)})
     with pytest.raises(UserError) as refused:
-        train(config, LaunchOptions())
+        train(config)
     assert not ray.is_initialized()
     assert list(storage.iterdir()) == []
     return str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("flags", "message"),
+    [
+        ("--data=nowhere", "nowhere"),
+        ("--storage=/proc/runs", "cannot be written"),
+        ("--batch-size=33 --workers=2", "batch_size 33 cannot be divided among 2 workers"),
+        ("--preset=huge", "'huge' is unknown; there are: quick, mnist"),
+        ("--losses.temperature=0", "temperature 0.0 is refused"),
+        ("--pairs.candidates=400", "pairs.candidates 400 needs more than the 400 images"),
+        ("--checkpoint.metric=g/recon", "'g/recon' is not among the metrics of an epoch"),
+        ("--workers=64 --cpus-per-worker=1000", "cpus_per_worker 1000 is more than this"),
+        ("--config=nowhere.yaml", "Cannot read the config nowhere.yaml"),
+    ],
+)
+def test_a_command_ends_with_one_line(
+    flags: str, message: str, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", f"--storage={tmp_path}", f"--data={digits}", *flags.split()])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
     [
         ({"cpus_per_worker": CPUS + 1}, f"cpus_per_worker {CPUS + 1} is {TOO_MANY}"),
         (
             {"workers": CPUS + 1, "batch_size": 4 * (CPUS + 1)},
             f"workers {CPUS + 1} with 1 CPU each need {CPUS + 1} CPU; this machine has {CPUS}: "
-            f"take --workers {CPUS}, or",
+            f"take --workers {CPUS}, or a smaller --cpus-per-worker.",
         ),
         ({"gpus_per_worker": GPUS + 1}, f"gpus_per_worker {GPUS + 1} is more than this machine"),
-        ({"checkpoint": {"metric": "foo"}}, "checkpoint.metric 'foo' is not among the metrics of"),
         ({"checkpoint": {"metric": "d/r1"}}, "checkpoint.metric 'd/r1' is not among the metrics"),
+        (
+            {"checkpoint": {"metric": "evaluation/frechet"}, "evaluation": {"every": 0}},
+            "checkpoint.metric 'evaluation/frechet' is of an evaluation, and evaluation.every 0",
+        ),
     ],
 )
-def test_it_is_refused_at_once(
-    digits: str, tmp_path: Path, fields: dict[str, Any], words: str
+def test_a_config_that_cannot_run(
+    digits: str, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    assert refusal(Config(data=digits, **fields), tmp_path).startswith(words)
+    assert refusal(Config(data=digits, **fields), tmp_path).startswith(message)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there(digits: str, tmp_path: Path, device: str) -> None:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if there[device]:
+    if {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
         pytest.skip("it is there")
-    told = refusal(Config.from_yaml(f"device: {device}\ndata: {digits}"), tmp_path)
-    assert told == f"device '{device}' is not there for this process: use auto, or cpu."
+    message = refusal(Config.from_yaml(f"device: {device}\ndata: {digits}"), tmp_path)
+    assert message == f"device '{device}' is not available to this process: use auto or cpu."
 
 
 def test_pairs_by_labels_of_one_class(tmp_path: Path) -> None:
-    """That the data names two classes does not help."""
-    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").pieces("train")[:1])
-    pictures = [RawImage(image, 1, f"digit {i}") for i, image in enumerate(rows.image[:80])]
-    out = str(tmp_path / "ones")
-    write_splits(
-        {"train": pictures}, out, DatasetMetadata("ones", "MNIST", classes=["nought", "one"])
-    )
-    runs = tmp_path / "runs"
+    """Also of data that names two classes."""
+    digits = Dataset.open("mnist")
+    rows = digits.read("train", digits.row_groups("train")[:1])
+    images = [RawImage(image, 1, f"digit {i}") for i, image in enumerate(rows.image[:80])]
+    out, runs = str(tmp_path / "ones"), tmp_path / "runs"
+    write_splits({"train": images}, out, DatasetMetadata("ones", "MNIST", classes=["zero", "one"]))
     runs.mkdir()
-    told = refusal(Config.from_yaml(f"data: {out}\npairs:\n  mode: labels\n"), runs)
-    assert told.startswith("pairs.mode `labels` needs two classes, and all images of ")
-    assert "are of class 1: use `views`." in told
+    message = refusal(Config.from_yaml(f"data: {out}\npairs:\n  mode: labels\n"), runs)
+    assert message.startswith("pairs.mode `labels` needs two classes, and all images of ")
+    assert "are of class 1: use `views`." in message
 
 
 def test_actors_and_trials(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, out = leave(trained_run(digits), tmp_path, 1), tmp_path / "images"
-    flags = shlex.join(["generate", str(run), f"--out={out}", f"--cpus-per-actor={CPUS + 1}"])
+    run, out = save_run(trained_run(digits), tmp_path, 1), tmp_path / "images"
     with pytest.raises(SystemExit) as ended:
-        cli.main(shlex.split(flags))
+        cli.main(["generate", str(run), f"--out={out}", f"--cpus-per-actor={CPUS + 1}"])
     assert ended.value.code == 1
     assert f"cpus_per_actor {CPUS + 1} is {TOO_MANY}" in capsys.readouterr().err
     assert not out.exists()
-    asked = [f"--data={digits}", f"--storage={tmp_path}/s", f"--cpus-per-trial={CPUS + 1}"]
+    flags = [f"--data={digits}", f"--storage={tmp_path}/s", f"--cpus-per-trial={CPUS + 1}"]
     with pytest.raises(UserError, match=f"cpus_per_trial {CPUS + 1} is more than this machine"):
-        prepare_search(asked, "search")
+        prepare_search(flags, "search")
     assert not (tmp_path / "s").exists()
 
 
-def test_of_a_cluster_nothing_is_known_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_is_not_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert starts_local_ray(None)
     assert starts_local_ray("local")
     assert not starts_local_ray("auto")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert not starts_local_ray(None)
+
+
+# Resuming
+
+
+def delete(pattern: str) -> Damage:
+    """Delete the files of a pattern."""
+
+    def damage(folder: Path) -> None:
+        found = list(folder.glob(pattern))
+        assert found
+        for file in found:
+            file.unlink()
+
+    return damage
+
+
+@pytest.fixture(scope="module")
+def trainer(make_digits: Any) -> Trainer:
+    return trained_run(make_digits(40))
+
+
+def attempt(config: Config, storage: Path) -> tuple[str, str]:
+    """What `train` prints, and its error, with an address that no cluster has."""
+    console = Console(file=io.StringIO(), width=60)
+    config = config.model_copy(update={"storage": str(storage), "name": "demo"})
+    with pytest.raises(UserError) as ended:
+        train(config, LaunchOptions(address="nonsense"), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue(), str(ended.value)
+
+
+@pytest.mark.parametrize(
+    ("damages", "message"),
+    [
+        ([delete("config.yaml")], "has checkpoints and no config.yaml"),
+        (
+            [delete("checkpoints/*/manifest.json")],
+            "is damaged: none of its checkpoints (step-00000001, step-00000002) has a complete "
+            "manifest.json",
+        ),
+        ([delete("config.yaml"), delete("checkpoints/*/manifest.json")], "and no config.yaml"),
+    ],
+)
+def test_a_damaged_run_is_not_started_again(
+    trainer: Trainer, tmp_path: Path, damages: list[Damage], message: str
+) -> None:
+    save_run(trainer, tmp_path, 1)
+    folder = save_run(trainer, tmp_path, 2)
+    assert "Cannot join" in attempt(trainer.config, tmp_path)[1]  # complete, it is resumed
+    for damage in damages:
+        damage(folder)
+    before = sorted(folder.rglob("*"))
+    printed, error = attempt(trainer.config, tmp_path)
+    assert printed == ""
+    assert message in error
+    assert error.startswith(f"The run {folder} ")
+    assert error.endswith(": put back what is missing, or take another --name.")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_first_checkpoint_that_is_incomplete(trainer: Trainer, tmp_path: Path) -> None:
+    """The run starts again, unless other files show that the checkpoint was complete once."""
+    folder = save_run(trainer, tmp_path, 2)
+    delete("checkpoints/*/manifest.json")(folder)
+    damaged = "is damaged: none of its checkpoints (step-00000002)"
+    assert damaged in attempt(trainer.config, tmp_path)[1]
+    (folder / "checkpoints" / "best.txt").unlink()
+    (folder / "generator.safetensors").write_bytes(b"weights")
+    assert damaged in attempt(trainer.config, tmp_path)[1]
+    (folder / "generator.safetensors").unlink()
+    printed, error = attempt(trainer.config, tmp_path)
+    assert printed.startswith(f"The run {folder} has no checkpoint yet and starts again")
+    assert "Cannot join" in error
+
+
+def test_a_run_that_starts_again_prints_what_has_changed(trainer: Trainer, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    assert attempt(trainer.config, tmp_path)[0] == ""  # there was no attempt yet
+    (folder / "config.yaml").write_text(trainer.config.to_yaml())
+    same = (
+        f"The run {folder} has no checkpoint yet and starts again, with the settings of its "
+        "config.yaml"
+    )
+    assert attempt(trainer.config, tmp_path)[0] == f"{same}.\n"
+    other = trainer.config.model_copy(update={"seed": 5, "epochs": 9})
+    assert attempt(other, tmp_path)[0] == f"{same}, but seed was 0, now 5; epochs was 1, now 9.\n"
+    save_run(trainer, tmp_path, 2)
+    printed, error = attempt(other, tmp_path)
+    assert printed == ""
+    assert "has another config (seed was 0, now 5): leave those out to resume it" in error
+
+
+# The lock
+
+HOLD = """
+import sys
+from cl_ray.storage import RunStorage
+from cl_ray.training.preflight import exclusive_lock
+with exclusive_lock(RunStorage.from_uri(sys.argv[1]), "search"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def locked(folder: RunStorage, holder: int) -> str:
+    return (
+        f"The run {folder} runs in another process (process {holder} on {socket.gethostname()}): "
+        "wait for it or end it, or take another --name."
+    )
+
+
+@pytest.mark.ray
+def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
+    make_digits: Any, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
+        f"--data={make_digits(200)}", "--epochs=100000", "--evaluation.every=0", *SMALL_RUN,
+    ]  # fmt: skip
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline().startswith("Starting Ray")
+    while not any("raylet" in title for _, title in children(first.pid)):
+        assert first.poll() is None
+        time.sleep(0.2)
+    descendants = [pid for pid, _ in children(first.pid)]
+    folder = RunStorage.at(str(tmp_path), "demo")
+    try:
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 1
+        assert again.stderr == f"cl-ray: {locked(folder, first.pid)}\n"
+        assert again.stdout == ""  # no Ray was started
+        assert first.poll() is None
+        first.kill()
+        first.wait()
+        # Ray's processes, which outlive it, hold nothing.
+        with exclusive_lock(folder, "run"):
+            assert (tmp_path / "demo/.lock").read_text().startswith(f"process {os.getpid()} on")
+    finally:
+        for pid in (first.pid, *descendants):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        first.communicate()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_process_that_holds_the_lock_is_named(
+    remote: bool, bucket: Any, tmp_path: Path
+) -> None:
+    """In a bucket by the processes of one machine, whatever credentials they give."""
+    uri = bucket.uri("held/s", user="me:pass@") if remote else str(tmp_path)
+    theirs = RunStorage.from_uri(uri)
+    ours = RunStorage.from_uri(bucket.uri("held/s")) if remote else theirs
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError) as caught, exclusive_lock(ours, "run"):
+        pass
+    assert str(caught.value) == locked(ours, holder.pid)
+    holder.communicate()
+    with exclusive_lock(ours, "run"), pytest.raises(UserError), exclusive_lock(theirs, "run"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used without one; any other error is raised."""
+
+    def fail(code: int) -> Callable[..., None]:
+        def acquire(*_: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return acquire
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail(errno.ENOLCK))
+    with exclusive_lock(RunStorage.at(str(tmp_path), ""), "run"):
+        pass
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail(errno.EACCES))
+    with pytest.raises(PermissionError), exclusive_lock(RunStorage.at(str(tmp_path), ""), "run"):
+        pass

@@ -1,12 +1,15 @@
 """Two nodes and storage that both reach (S3), or that one of them does not (a folder)."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +17,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from helpers.small_run import SMALL
+from helpers.processes import children
+from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
 
+pytestmark = pytest.mark.ray
 HEAD = """
 import sys, tempfile
 from ray.cluster_utils import Cluster
@@ -97,7 +102,7 @@ def trained(nodes: Nodes, bucket: Any, digits: str) -> str:
     done = cl_ray(
         nodes, "--name=demo", f"--storage={bucket.uri('runs', user='me:pass@')}",
         f"--data={digits}", "--workers", "1", "2", "--epochs=2",
-        "--checkpoint.keep=1", *SMALL,
+        "--checkpoint.keep=1", *SMALL_RUN,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -110,7 +115,7 @@ def test_a_folder_that_one_node_does_not_see_is_refused_before_anything_is_train
         pytest.skip("only root can give a node a mount namespace of its own")
     done = cl_ray(
         nodes, "--name=demo", f"--storage={nodes.unshared}", f"--data={digits}", "--workers=2",
-        *SMALL,
+        *SMALL_RUN,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
@@ -126,6 +131,9 @@ def test_a_cluster_s_gpus_are_not_used_unasked_and_it_says_so(trained: str) -> N
 
 def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path) -> None:
     there = bucket.files("runs/demo/")
+    # Ray Train knows the checkpoints too, without a copy of its own.
+    known = json.loads(there["checkpoint_manager_snapshot.json"])
+    assert known["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoints/step-00000014"
     config = Config.from_yaml(there["config.yaml"].decode())
     assert config.workers == (1, 2)
     assert config.storage == bucket.uri("runs")  # without the keys
@@ -154,7 +162,7 @@ def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path
     for network in ("generator", "discriminator"):
         assert safetensors.torch.load(there[f"{network}.safetensors"])
         assert there[f"{network}.safetensors"] == there[f"{newest}/{network}.safetensors"]
-    for line in ("run folder", "pictures", "networks", "checkpoints"):
+    for line in ("run folder", "samples", "networks", "checkpoints"):
         assert f"{line:<12}s3://bucket/runs/demo" in trained
 
 
@@ -177,16 +185,16 @@ def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
 
 SCRIPT = """
 import json, signal, sys
-from cl_ray import Config, Launch, train
+from cl_ray import Config, LaunchOptions, train
 config, address = sys.argv[1:]
 before = signal.getsignal(signal.SIGINT)
-trained = train(Config.model_validate_json(config), Launch(address=address))
+trained = train(Config.model_validate_json(config), LaunchOptions(address=address))
 given_back = signal.getsignal(signal.SIGINT) == before
 print(json.dumps([trained.folder, trained.summary, given_back]))
 """
 
 
-def test_it_goes_on_from_there_and_in_python(trained: str, nodes: Nodes, bucket: Any) -> None:
+def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, bucket: Any) -> None:
     """With one worker now; then the run is finished and says so."""
     storage = bucket.uri("runs")
     before = bucket.files("runs/demo/")
@@ -195,7 +203,7 @@ def test_it_goes_on_from_there_and_in_python(trained: str, nodes: Nodes, bucket:
     done = run(sys.executable, "-c", SCRIPT, more.model_dump_json(), nodes.address)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "worker 0 of 1: " in done.stdout
-    assert "goes on from step-00000014" in done.stdout
+    assert "resumes from step-00000014" in done.stdout
     after = bucket.files("runs/demo/")
     folder, summary, ctrl_c_given_back = json.loads(done.stdout.splitlines()[-1])
     assert ctrl_c_given_back
@@ -215,6 +223,41 @@ def test_it_goes_on_from_there_and_in_python(trained: str, nodes: Nodes, bucket:
     done = cl_ray(nodes, "--name=demo", f"--storage={storage}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to go on.\n"
+        "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to resume it.\n"
     )
     assert bucket.files("runs/demo/") == after
+
+
+STEPS = -(-60_000 // 32)
+
+
+def test_a_killed_run_has_the_curves_before_its_checkpoint(bucket: Any, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={bucket.uri('killed')}",
+        "--data=mnist", "--epochs=1", "--checkpoint.every=20", "--evaluation.every=0", *SMALL_RUN,
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while not (found := saved(bucket)):
+            assert running.poll() is None
+            time.sleep(0.1)
+    finally:
+        for pid in (*(pid for pid, _ in children(running.pid)), running.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        running.wait()
+    found = saved(bucket)
+    assert 0 < max(found) < STEPS  # in mid-epoch
+    events = bucket.files("killed/demo/tensorboard/")
+    for name, blob in events.items():
+        (tmp_path / name).write_bytes(blob)
+    read = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    steps = [event.step for event in read.Scalars("speed/images_per_second")]
+    assert set(range(5, max(found) + 1, 5)) <= set(steps)
+
+
+def saved(bucket: Any) -> list[int]:
+    """The steps after which there are whole checkpoints."""
+    found = bucket.client.list_objects_v2(Bucket="bucket", Prefix="killed/demo/checkpoints/")
+    keys = [item["Key"] for item in found.get("Contents", [])]
+    return [int(step[1]) for key in keys if (step := re.search(r"step-(\d+)/manifest.json", key))]

@@ -5,19 +5,26 @@ from typing import Any
 
 import pytest
 import ray
-from helpers.machine import machine
+from helpers.local_ray import local_ray
 from rich.console import Console
 
 from cl_ray.config import build_config
 from cl_ray.errors import UserError
-from cl_ray.training.cluster import ray_session
-from cl_ray.training.resources import WorkerResources, plan_workers
+from cl_ray.training.ray_session import ray_session
+from cl_ray.training.resources import (
+    InsufficientResourcesError,
+    Shortage,
+    WorkerResources,
+    plan_workers,
+)
+
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """A machine with 4 CPUs and 2 GPUs, as Ray sees it."""
-    with machine(cpus=4, gpus=2):
+    with local_ray(cpus=4, gpus=2):
         yield
 
 
@@ -116,6 +123,21 @@ def test_more_than_there_is_is_refused() -> None:
     assert "workers 5 with 1 CPU each need 5 CPU" in refused(workers=(5, 6), local=False)
 
 
+def test_an_error_carries_what_is_missing_and_speaks_of_the_caller_s_unit() -> None:
+    with pytest.raises(InsufficientResourcesError) as caught:
+        asked(local=False, workers=3, gpus_per_worker=1)
+    shortage = caught.value.shortage
+    assert shortage == Shortage(3, 1, 1, "GPU", available=2, may_add=None, fits=2)
+    error = InsufficientResourcesError(shortage, "concurrent 3 with", "--concurrent 2", "trial")
+    assert str(error) == (
+        "concurrent 3 with 1 GPU each need 3 GPU; the cluster has 2: take --concurrent 2, or a "
+        "smaller --gpus-per-trial."
+    )
+    assert str(InsufficientResourcesError(shortage, "actors 3 with", None, "actor")).endswith(
+        "the cluster has 2: take a smaller --gpus-per-actor."
+    )
+
+
 def test_what_is_there_but_in_pieces_is_refused() -> None:
     assert refused(workers=3, gpus_per_worker=0.6) == (
         "workers 3 with 1 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of them, have "
@@ -129,7 +151,7 @@ def test_gpus_that_no_worker_can_have_are_refused() -> None:
         UserError, match=r"gpus_per_worker 1\.5 must be a whole number or less than"
     ):
         asked(gpus_per_worker=1.5)
-    with pytest.raises(UserError, match=r"gpus_per_worker 0\.5 is of no use to device 'cpu'"):
+    with pytest.raises(UserError, match=r"gpus_per_worker 0\.5 does not fit device 'cpu'"):
         asked(gpus_per_worker=0.5, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while a run or a search waits for room on a cluster that is another's for now."""
+"""Ctrl-C while a run or a search waits for resources that others use."""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import ray
 from helpers.local_ray import local_ray
 from helpers.terminal_process import TerminalProcess
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
 SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py"), "--trials=1"]
 COMMANDS = {
@@ -32,7 +33,7 @@ def full_cluster() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_it_ends(full_cluster: str, tmp_path: Path, command: str) -> None:
+def test_ctrl_c_ends_the_waiting(full_cluster: str, tmp_path: Path, command: str) -> None:
     flags = [f"--address={full_cluster}", "--name=w", f"--storage={tmp_path}"]
     running = TerminalProcess([*COMMANDS[command], *flags], tmp_path / "log")
     try:

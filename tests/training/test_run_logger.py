@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
 from cl_ray.cli import parse_flags
@@ -118,7 +118,7 @@ def run(
     assert prometheus is None or answer(f"{prometheus}/api/v1/targets")  # it looks on
     flags = [
         "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
-        "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL,
+        "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL_RUN,
     ]  # fmt: skip
     config = parse_flags(Config, flags, prog="cl-ray train")
     with Scraper(port) as scraper:
@@ -167,7 +167,7 @@ def test_every_trial_s_figures(
     port: int, run: tuple[Path, Scraper], digits: str, tmp_path: Path
 ) -> None:
     (tmp_path / "space.yaml").write_text("optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}\n")
-    small = [f"--set={flag[2:].replace('-', '_')}" for flag in SMALL]
+    small = [f"--set={flag[2:].replace('-', '_')}" for flag in SMALL_RUN]
     with Scraper(port) as scraper:
         main(
             [

@@ -1,0 +1,77 @@
+"""Ray Train knows a run's checkpoints, and does not stand in the way of resuming it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers.local_ray import local_ray
+from helpers.run_folder import SMALL_NETWORK
+
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.storage import RunStorage
+from cl_ray.training.loop import build_torch_trainer
+from cl_ray.training.progress import start_progress_actor
+from cl_ray.training.resources import WorkerResources
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        with local_ray(cpus=2):
+            yield
+
+
+def fit(config: Config, folder: RunStorage) -> tuple[ray.train.Result, list[str]]:
+    """Train, and return the result and the messages."""
+    folder.write("config.yaml", config.to_yaml().encode())
+    progress = start_progress_actor(folder.name)
+    resources = WorkerResources(1, 0, 1, None)
+    dataset = Dataset.open(config.data)
+    trainer = build_torch_trainer(config, folder, dataset, resources, progress, max_failures=0)
+    return trainer.fit(), ray.get(progress.state.remote(0))[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_deleted(
+    workers: int, make_digits: Any, tmp_path: Path
+) -> None:
+    folder = RunStorage.at(str(tmp_path), "demo")
+    config = Config.model_validate(
+        {
+            "data": make_digits(100), "batch_size": 32, "epochs": 2, "workers": workers,
+            "generator": SMALL_NETWORK, "discriminator": SMALL_NETWORK,
+            "checkpoint": {"keep": 1}, "evaluation": {"every": 0},
+        }
+    )  # fmt: skip
+    store = CheckpointStore(*folder.open())
+
+    def check(result: ray.train.Result, step: int) -> None:
+        newest = store.newest()
+        assert newest is not None
+        assert newest.step == step
+        assert result.checkpoint.path == f"{folder.uri}/checkpoints/{newest.name}"
+        with result.checkpoint.as_directory() as path:
+            assert set(newest.files) < {file.name for file in Path(path).iterdir()}
+        assert (
+            result.metrics["g/reconstruction"] == result.return_value["metrics"]["g/reconstruction"]
+        )
+
+    result, messages = fit(config, folder)
+    assert messages[0].endswith("; starts")
+    check(result, 8)
+    # Ray's list still names the first epoch's, which is gone if it is not the best one.
+    for name in store.names()[:-1]:
+        store.filesystem.delete_dir(f"{store.folder}/{name}")
+    result, messages = fit(config.model_copy(update={"epochs": 3}), folder)
+    assert messages[0].endswith("; resumes from step-00000008")
+    check(result, 12)
+    # A finished run reports nothing, and its trainer still ends well.
+    result, _ = fit(config.model_copy(update={"epochs": 3}), folder)
+    assert result.return_value["status"] == "finished"

@@ -1,0 +1,169 @@
+"""Canaries: each fails if an upgrade of Ray, Tune or Optuna changes what `ray_compat` relies on.
+
+The autoscaler's settings are tested with real autoscalers in test_autoscaler.py.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import ray
+import ray.data
+from helpers.local_ray import local_ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train.v2._internal import constants as train_constants
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.tune import constants as tune_constants
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.util.annotations import RayDeprecationWarning
+
+from cl_ray.storage import RunStorage
+from cl_ray.training import ray_compat
+
+
+def test_ray_reads_the_variables_that_are_set() -> None:
+    """The niceness and the hidden GPUs show in test_ray_session.py."""
+    known = {v for v in vars(train_constants).values() if isinstance(v, str)}
+    for name in ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
+        assert name in ray_compat.RAY_ENVIRONMENT
+        assert name in known
+    tune = Path(tune_constants.__file__).parent
+    sources = "".join(path.read_text() for path in tune.rglob("*.py") if "tests" not in path.parts)
+    assert not [name for name in ray_compat.TUNE_ENVIRONMENT if f'"{name}"' not in sources]
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_WARN_THRESHOLD_S", "5")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    ray_compat.configure_ray_environment(dashboard=True)
+    ray_compat.configure_tune_environment()
+    assert os.environ["TUNE_WARN_THRESHOLD_S"] == "5"
+    assert os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] == "1"
+
+
+def test_ray_train_keeps_its_list_of_checkpoints_in_that_file(tmp_path: Path) -> None:
+    name = train_constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    folder = RunStorage.at(str(tmp_path), "demo")
+    folder.write(name, b"{}")
+    ray_compat.forget_reported_checkpoints(folder)
+    assert folder.read(name) is None
+    ray_compat.forget_reported_checkpoints(folder)
+
+
+def test_optuna_hands_out_a_running_trial_again() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    first = study.ask()
+    value = first.suggest_float("x", 0, 1)
+    again = ray_compat.optuna_trial(study, first.number)
+    assert again.suggest_float("x", 0, 1) == value
+    study.tell(again, 0.5)
+    assert study.best_value == 0.5
+
+
+def test_pbt_computes_new_configs_by_the_given_function() -> None:
+    scheduler = PopulationBasedTraining(hyperparam_mutations={"x": [1, 2]}, metric="m", mode="min")
+    assert callable(scheduler._get_new_config)
+    ray_compat.replace_pbt_explore(scheduler, lambda own, donor: {"x": own["x"] + donor["x"]})
+
+    class Trial:
+        def __init__(self, x: int):
+            self.config = {"x": x}
+
+    assert scheduler._get_new_config(Trial(1), Trial(2)) == ({"x": 3}, {})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with local_ray(cpus=2, dashboard=True) as context:
+        yield context
+
+
+@ray.remote(num_cpus=0)
+class Actor:
+    """Dies, raises, or makes a placement group."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def fail(self) -> None:
+        raise ValueError("two\nlines")
+
+    def reserve(self, name: str) -> None:
+        ray.util.placement_group([{"CPU": 1}], name=name)
+
+
+@pytest.mark.ray
+def test_a_ray_that_this_process_started(cluster: Any) -> None:
+    assert ray_compat.started_local_ray()
+    assert ray_compat.dashboard_address() == cluster.dashboard_url
+    folder = ray_compat.session_log_dir()
+    assert folder is not None
+    assert list(folder.glob("raylet*"))
+    heads = [node for node in ray.nodes() if ray_compat.HEAD_RESOURCE in node["Resources"]]
+    assert len(heads) == 1
+    assert ray_compat.autoscaler_settings() is False
+
+
+@pytest.mark.ray
+def test_why_a_process_was_lost_in_one_line(cluster: Any) -> None:
+    actor = Actor.remote()
+    with pytest.raises(RayTaskError) as raised:
+        ray.get(actor.fail.remote())
+    assert ray_compat.failure_reason(raised.value) == "two lines"
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, 9)
+
+    def call_until_it_fails() -> None:
+        while True:
+            ray.get(actor.pid.remote())
+
+    with pytest.raises(RayActorError) as died:
+        call_until_it_fails()
+    address = ray.util.get_node_ip_address()
+    lost = f"process {pid} on {address}: {ray_compat.CONNECTION_LOST}"
+    unavailable = f"its process {ray_compat.CONNECTION_LOST}"
+    assert ray_compat.failure_reason(died.value) in (lost, unavailable)
+    wrapped = WorkerHealthCheckFailedError("no answer", died.value)
+    assert ray_compat.worker_error(wrapped) is died.value
+    assert ray_compat.failure_reason(ValueError("first\nlast")) == "last"
+
+
+@pytest.mark.ray
+def test_placement_groups_of_a_dead_actor_are_found(cluster: Any) -> None:
+    mine = ray.util.placement_group([{"CPU": 1}], name="mine")
+    actor = Actor.remote()
+    ray.get(actor.reserve.remote("theirs"))
+    assert ray_compat.orphaned_placement_groups() == []
+    ray.kill(actor)
+    deadline = time.monotonic() + 60
+    while not (found := ray_compat.orphaned_placement_groups()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    table = ray.util.placement_group_table()
+    assert [table[group.id.hex()]["name"] for group in found] == ["theirs"]
+    for group in (mine, *found):
+        ray.util.remove_placement_group(group)
+
+
+@pytest.mark.ray
+def test_actors_of_ray_data_may_be_restarted_without_a_warning(cluster: Any) -> None:
+    class Double:
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"id": batch["id"] * 2}
+
+    def mapped(options: dict[str, int]) -> ray.data.Dataset:
+        return ray.data.range(4).map_batches(
+            Double, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5, **options
+        )
+
+    with warnings.catch_warnings(), ray_compat.actor_restart_options(2) as options:
+        assert mapped(options).sum("id") == 12
+    # Without the context they are deprecated: if no longer, the function can go.
+    with pytest.warns(RayDeprecationWarning):
+        mapped(options)
