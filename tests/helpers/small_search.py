@@ -1,6 +1,13 @@
-"""Settings of searches that are over in seconds."""
+"""Searches that end in seconds, and the command that runs them."""
 
-SMALL = """
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIG = """
 batch_size: 32
 seed: 7
 log_every: 5
@@ -16,3 +23,20 @@ optimizer.lr_d: {kind: log, low: 0.0001, high: 0.01}
 discriminator.depth: {kind: int, low: 1, high: 3}
 generator.depth: {kind: int, low: 1, high: 3, at_most: discriminator.depth}
 """
+
+SCRIPT = Path(__file__).parents[2] / "tuning" / "search.py"
+COMMAND = [sys.executable, str(SCRIPT)]
+
+
+def run_search(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a search to its end."""
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(
+        [*COMMAND, *flags], capture_output=True, text=True, timeout=400, env=environment
+    )
+
+
+def leaderboard(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the rows of leaderboard.json by trial."""
+    rows = json.loads((folder / "leaderboard.json").read_text())
+    return {row["trial"]: row for row in rows}

@@ -1,10 +1,10 @@
-"""Data, config and space of searches that are over in seconds."""
+"""Flags of searches that end in seconds."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.small_search import SMALL, SPACE
+from helpers.small_search import CONFIG, SPACE
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +14,9 @@ def digits(make_digits: Callable[[int], str]) -> str:
 
 @pytest.fixture(scope="session")
 def flags(tmp_path_factory: pytest.TempPathFactory, digits: str) -> list[str]:
-    """Data, config and space."""
+    """Flags of the data, the config and the space."""
     folder: Path = tmp_path_factory.mktemp("flags")
-    (folder / "small.yaml").write_text(SMALL)
+    (folder / "small.yaml").write_text(CONFIG)
     (folder / "space.yaml").write_text(SPACE)
     return [
         f"--data={digits}",

@@ -1,75 +1,261 @@
-"""The command, as a user types it, with real Ray."""
+"""Flags of a search: what they make, what is refused before Ray starts, and resuming."""
 
-import os
-from collections.abc import Iterator
+import io
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import optuna
 import pytest
-from helpers.machine import machine
-from helpers.search_command import search, table
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+import yaml
+from helpers.datasets import mnist, write_images
+from helpers.small_search import SCRIPT
+from rich.console import Console
+
+from cl_ray.cli import main
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.errors import UserError
+from cl_ray.training.preflight import exclusive_lock
+from cl_ray.tuning.leaderboard import write_leaderboard
+from cl_ray.tuning.search import SEARCH_FILE, Search, prepare_search, subset_dataset
+from cl_ray.tuning.study import StudyStorage, TrialResult
+from cl_ray.tuning.tune import print_summary
 
 
-def test_more_at_once_than_the_machine_can_hold(flags: list[str], tmp_path: Path) -> None:
-    all_of_them = os.cpu_count() or 1
-    flags = [*flags, "--concurrent=4", f"--cpus-per-trial={all_of_them}"]
-    done = search(*flags, f"--storage={tmp_path}")
-    assert done.returncode == 1
-    need = f"concurrent 4 with {all_of_them} CPU each need {4 * all_of_them} CPU; the cluster has"
-    assert need in done.stderr
-    assert "--concurrent" in done.stderr or "--cpus-per-trial" in done.stderr
-    assert "Traceback" not in done.stderr
+def prepare(flags: list[str], storage: Path, *more: str) -> Search:
+    return prepare_search([*flags, f"--storage={storage}", *more], "search")
 
 
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a cluster that is there already."""
-    with machine(cpus=1) as context:
-        yield context.address_info["address"]
+def saved(flags: list[str], storage: Path, *more: str) -> Search:
+    search = prepare(flags, storage, "--name=s", *more)
+    search.save()
+    return search
 
 
-def test_a_trial_that_cannot_even_be_set_up_has_failed_and_the_search_ends(
-    flags: list[str], cluster: str, tmp_path: Path
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare_search(list(arguments), "search")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--metric=fid"], "metric 'fid' is not"),
+        (["--metric=frechet", "--set=evaluation.reference=none"], "without a reference"),
+        (["--metric=class_accuracy"], "(condition none): take frechet, "),
+        (["--set=checkpoint.metric=evaluation/fid"], "checkpoint.metric 'evaluation/fid' is not"),
+        (
+            ["--set=checkpoint.metric=evaluation/frechet", "--set=evaluation.every=0"],
+            "checkpoint.metric 'evaluation/frechet' is of an evaluation",
+        ),
+        (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
+        (["--scheduler=pbt", "--workers=2"], "copies another trial's weights within its own"),
+        (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "give one --metric"),
+        (["--set=losses.temperature"], "is not a field and its value"),
+        (["--set=losses.temperature=[1"], "set 'losses.temperature=[1' gives a value that is not"),
+        (["--set=seed=2026-13-01"], "is not YAML (month must be in 1..12)"),
+        (["--set=seed=1", "--set=seed.x=2"], "set seed and set seed.x are of the same field"),
+        (["--set=seed.x=2", "--set=seed=1"], "set seed and set seed.x are of the same field"),
+        (["--set=losses.temperature=0"], "losses.temperature 0 is refused"),
+        (["--set=losses.heat=1"], "there is no field 'losses.heat'"),
+        (["--space=/nowhere.yaml"], "or one of balance, objectives, rates, template"),
+        (["--config=/nowhere.yaml"], "Cannot read the config /nowhere.yaml"),
+        (["--name=a/b"], "must be one plain folder name"),
+        (["--name=.."], "name '..' must be one plain folder name"),
+        (["--resume=."], "resume '.' must be one plain folder name"),
+        (["--resume="], "resume '' must be one plain folder name"),
+        (["--storage="], "storage is empty"),
+        (["--storage=", "--resume=a"], "storage is empty"),
+        (["--data="], "data is empty"),
+        (["--name=a", "--resume=b"], "There is no search"),
+        (["--gpus-per-trial=1.5"], "must be a whole number or less than 1"),
+        (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
+        (["--trials=0"], "trials 0 is refused"),
+        (["--set=device=mps"], "device 'mps' is not"),
+        (["--data=/nowhere"], "/nowhere"),
+        (["--storage=/proc/runs"], "cannot be written"),
+        (["--set=pairs.candidates=400"], "pairs.candidates 400 needs more than the 300 images"),
+    ],
+)
+def test_mistakes_are_named(
+    flags: list[str], tmp_path: Path, more: list[str], message: str
 ) -> None:
-    """Only the cluster's own machines know that they have no such device."""
-    done = search(
-        *flags, f"--storage={tmp_path}", "--name=f", "--trials=1", "--set=device=mps",
-        f"--address={cluster}",
-    )  # fmt: skip
-    reason = "device 'mps' is not there for this process: use auto, or cpu."
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr == (
-        f"python tuning/search.py: No trial came to an end that counts: trial 0 failed: {reason}\n"
-    )
-    assert f"trial 0 is tried once more: {reason}\n" in done.stdout
-    (row,) = table(tmp_path / "f").values()
-    assert (row["status"], row["reason"]) == ("failed", reason)
+    assert message in refusal(*flags, f"--storage={tmp_path / 'runs'}", *more)
+    assert not list(tmp_path.rglob(SEARCH_FILE))
 
 
-def test_a_population_takes_over_weights_and_architecture(flags: list[str], tmp_path: Path) -> None:
-    done = search(
-        *flags, f"--storage={tmp_path}", "--name=p", "--scheduler=pbt", "--population=4",
-        "--epochs=4", "--concurrent=2", "--metric=reconstruction",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = table(tmp_path / "p")
-    assert {row["status"] for row in rows.values()} == {"finished"}
-    assert sorted(rows) == [0, 1, 2, 3]
-    study = optuna.load_study(
-        study_name="p", storage=JournalStorage(JournalFileBackend(str(tmp_path / "p/study.log")))
+def test_only_available_metrics_are_offered(flags: list[str], tmp_path: Path) -> None:
+    unlabelled = write_images(tmp_path / "bare", train=(mnist("train", 120)[0], [None] * 120))
+    bare = [*flags[1:], f"--data={unlabelled}"]
+    reference, none = "--set=evaluation.reference=mnist", "--set=evaluation.reference=none"
+    known = {"frechet", "linear_probe", "reconstruction"}
+    for data, flag, metrics, default in (
+        (flags, reference, known, "frechet"),
+        (flags, none, known - {"frechet"}, "linear_probe"),
+        (bare, reference, known - {"linear_probe"}, "frechet"),
+        (bare, none, {"reconstruction"}, "reconstruction"),
+    ):
+        message = refusal(*data, flag, f"--storage={tmp_path}", "--metric=nothing")
+        offered = set(message.rpartition("take ")[2].removesuffix(".").split(", "))
+        assert offered & known == metrics
+        assert [m.name for m in prepare(data, tmp_path, flag).metrics] == [default]
+    conditional = prepare(flags, tmp_path, "--metric=class_accuracy", "--set=condition=projection")
+    assert [(m.name, m.maximize) for m in conditional.metrics] == [("class_accuracy", True)]
+
+
+def test_modes_are_offered_for_stacked_digits_only(flags: list[str], tmp_path: Path) -> None:
+    out = str(tmp_path / "stacked")
+    write_dataset(SourceConfig(source="stacked-mnist", out=out, count=300, test_count=60))
+    data = [*flags[1:], f"--data={out}", "--set=evaluation.reference=auto"]
+    search = prepare(data, tmp_path, "--metric=modes", "--metric=mode_kl")
+    assert [(m.name, m.maximize) for m in search.metrics] == [("modes", True), ("mode_kl", False)]
+    storage = f"--storage={tmp_path}"
+    assert "of more than 200 classes" in refusal(*data, storage, "--metric=linear_probe")
+    assert "not being stacked-mnist" in refusal(*flags, storage, "--metric=modes")
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_trials_are_evaluated_after_every_epoch_and_economically(
+    flags: list[str], tmp_path: Path, every: int
+) -> None:
+    search = prepare(flags, tmp_path, f"--set=evaluation.every={every}")
+    assert search.trial_config.evaluation.every == 1
+    assert search.config.evaluation.every == every  # of the run that best.yaml is for
+    assert search.trial_config.evaluation.samples == 60  # the config's own
+    default = prepare([], tmp_path, f"--set=evaluation.every={every}").trial_config.evaluation
+    assert (default.samples, default.every) == (2000, 1)
+
+
+def test_several_metrics_turn_early_stopping_off(flags: list[str], tmp_path: Path) -> None:
+    search = prepare(flags, tmp_path, "--metric=frechet", "--metric=linear_probe")
+    assert [(m.name, m.maximize) for m in search.metrics] == [
+        ("frechet", False),
+        ("linear_probe", True),
+    ]
+    assert search.options.resolved_scheduler == "none"
+    assert prepare(flags, tmp_path).options.resolved_scheduler == "asha"
+
+
+def test_a_resumed_search_keeps_its_settings_and_shows_differences(
+    flags: list[str], tmp_path: Path
+) -> None:
+    first = saved(flags, tmp_path, "--metric=knn_1", "--trials=3", "--set=losses.pair=0.3")
+    with pytest.raises(UserError, match="exists already: --resume s resumes it"):
+        prepare(flags, tmp_path, "--name=s")
+    resume = ["--resume=s", f"--storage={tmp_path}"]
+    resumed = prepare_search([*resume, "--trials=9"], "search")
+    assert not resumed.fresh
+    assert resumed.num_trials == 9
+    assert resumed.trial_config.losses.pair == 0.3
+    for name in ("space", "config", "trial_config", "metrics"):
+        assert getattr(resumed, name) == getattr(first, name)
+    prepare_search([*resume, *flags, "--set=losses.pair=0.3"], "search")  # no difference
+    message = refusal(*resume, "--epochs=7", "--metric=frechet")
+    assert "epochs was 3, now 7" in message
+    assert "metric was ('knn_1',), now ('frechet',)" in message
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "optimizer.lr_g: {kind: log, low: 0.0001, high: 0.1}\n"
+        "optimizer.beta1: {kind: float, low: 0, high: 0.9}\n"
     )
-    changed = 0
-    for trial in study.trials:
-        begun, ended = trial.user_attrs["values"], rows[trial.number]["values"]
-        if begun == ended:
-            continue
-        changed += 1
-        donors = [t.user_attrs["values"] for t in study.trials if t.number != trial.number]
-        assert any(
-            d["generator.depth"] == ended["generator.depth"]
-            and d["discriminator.depth"] == ended["discriminator.depth"]
-            for d in donors
+    message = refusal(*resume, f"--space={other}")
+    assert "optimizer.lr_g was {kind: log, low: 0.0001, high: 0.01}, now" in message
+    assert "optimizer.beta1 was not searched, now {kind: float" in message
+    assert "losses.pair was 0.3, now 0.5" in refusal(*resume, flags[1], "--set=losses.pair=0.5")
+    record = yaml.safe_load((tmp_path / "s" / SEARCH_FILE).read_text())
+    (tmp_path / "s" / SEARCH_FILE).write_text(yaml.safe_dump({**record, "format_version": 99}))
+    assert "later version of cl_ray (format 99)" in refusal(*resume)
+
+
+def test_one_process_at_a_time_runs_a_search(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = saved(flags, tmp_path)
+    with exclusive_lock(search.folder, "search"), pytest.raises(SystemExit):
+        main(["tune", "--resume=s", f"--storage={tmp_path}"])
+    error = capsys.readouterr().err
+    assert error.startswith(f"cl-ray: The search {search.folder} runs in another process")
+
+
+def test_trials_see_the_first_whole_row_groups() -> None:
+    whole = Dataset.open("mnist")
+    part = subset_dataset(whole, 3000)
+    assert part.info.splits["train"].rows == 3072
+    assert part.info.splits["test"] == whole.info.splits["test"]
+    rows = part.read("train")
+    assert rows.image.shape == (3072, 28, 28, 1)
+    assert (rows.image == whole.read("train", whole.row_groups("train")[:3]).image).all()
+    assert subset_dataset(whole, 1_000_000).info.splits["train"].rows == 60_000
+
+
+def test_the_script_is_the_command_by_another_name(tmp_path: Path) -> None:
+    for flags, code, words in (
+        (["--help"], 0, "usage: python tuning/search.py"),
+        (["--resume=x"], 1, "python tuning/search.py: There is no search"),
+    ):
+        done = subprocess.run(
+            [sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True
         )
-    assert changed
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def summary(search: Search, results: list[TrialResult], finished: bool) -> str:
+    out = io.StringIO()
+    storage = StudyStorage(search.folder, search.options.study)
+    print_summary(search, results, storage, Console(file=out, width=400), finished, "cl-ray tune")
+    return out.getvalue()
+
+
+RESULTS = [
+    TrialResult(n, "finished", {"optimizer.lr_g": 0.001}, {"frechet": 1.0 + n}, 1, history={1: 1.0})
+    for n in range(2)
+]
+
+
+def test_credentials_are_neither_shown_nor_stored(flags: list[str], bucket: Any) -> None:
+    storage = f"--storage={bucket.uri('runs', 'somebody:secret@')}"
+    study = "--study=mysql://me:word@host/db"
+    search = prepare_search([*flags, storage, "--name=s", study], "search")
+    shown = summary(search, RESULTS, finished=True)
+    best = bucket.uri("runs/s/best.yaml")
+    for line in (
+        f"cl-ray train --config '{best}'\n",
+        "optuna-dashboard mysql://host/db\n",
+        f"cl-ray tune --resume s --storage '{bucket.uri('runs')}' --study URL --trials MORE\n",
+    ):
+        assert line in shown
+    write_leaderboard(search.folder, RESULTS, search.metrics, search.config)
+    assert Config.load(best).optimizer.lr_g == 0.001
+
+    search.save()
+    resume = [storage, "--resume=s"]
+    other = refusal(*resume, "--study=mysql://me:other@host/more")
+    assert "study was mysql://host/db, now mysql://host/more" in other
+    assert "not stored: give --study with them again" in refusal(*resume)
+    resumed = prepare_search([*resume, "--study=mysql://me:new@host/db"], "search")
+    assert resumed.options.study == "mysql://me:new@host/db"
+    resumed.save()
+    record = (resumed.folder.read(SEARCH_FILE) or b"").decode()
+    assert "study: mysql://host/db\n" in record
+    for text in (shown, other, record):
+        assert "secret" not in text
+        assert "word" not in text
+
+
+def test_the_summary_names_what_can_read_the_study(
+    flags: list[str], bucket: Any, tmp_path: Path
+) -> None:
+    remote = prepare_search([*flags, f"--storage={bucket.uri('runs')}", "--name=other"], "search")
+    shown = summary(remote, RESULTS, finished=False)
+    assert "tensorboard --logdir s3://bucket/runs/other/trials\n" in shown
+    assert "optuna-dashboard" not in shown  # it reads no object store
+    study = f"sqlite:///{tmp_path}/s.db"
+    saved(flags, tmp_path, f"--study={study}")
+    resumed = prepare_search([f"--storage={tmp_path}", "--resume=s"], "search")
+    assert resumed.options.study == study
+    assert "--study" not in resumed.resume_command("cl-ray tune")
