@@ -173,7 +173,7 @@ def test_training_on_two_machines_survives_the_loss_of_one(
     seconds = time.monotonic() - began
     log = wait_for_success(cloud, "first")
     assert bucket.epochs() == list(range(1, EPOCHS + 1))  # nothing twice, nothing missing
-    resumed = [int(step) for step in re.findall(r"goes on from step-(\d+)", log)]
+    resumed = [int(step) for step in re.findall(r"resumes from step-(\d+)", log)]
     assert len(resumed) == 1
     lost = lost_at - resumed[0] / STEPS
     assert lost <= 1
@@ -285,7 +285,7 @@ def test_after_a_lost_head_the_same_commands_resume(
     saved = bucket.checkpoints()[-1]
     assert EPOCHS * STEPS < int(saved.removeprefix("step-")) < end * STEPS
     submit_training(cloud, end, "again")
-    assert f"goes on from {saved}" in wait_for_success(cloud, "again")
+    assert f"resumes from {saved}" in wait_for_success(cloud, "again")
     assert bucket.epochs() == list(range(1, end + 1))
 
 
