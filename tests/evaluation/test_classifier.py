@@ -1,12 +1,12 @@
-"""The classifier that references and scores are made of: what it takes, and that it learns."""
+"""The classifier behind references and classification accuracy: its inputs and its training."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import mnist
 
-from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import (
     Classifier,
@@ -14,17 +14,13 @@ from cl_ray.evaluation.classifier import (
     classifier_outputs,
     train_classifier,
 )
-from cl_ray.networks.normalize import to_unit
 
 TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
 
 
 @pytest.fixture(scope="module")
 def digits() -> Any:
-    data = Dataset.open("mnist")
-    rows = data.read("train", data.row_groups("train")[:1])
-    assert rows.label is not None
-    return rows.image, rows.label
+    return mnist("train", 1001)
 
 
 def weights(network: Classifier) -> torch.Tensor:
@@ -43,12 +39,7 @@ def test_every_shape_of_image(side: int, channels: int) -> None:
     assert np.allclose(found[1:2], classifier_outputs(network, images[1:2]), atol=1e-5)
 
 
-def test_pixels_are_scaled() -> None:
-    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
-    assert torch.equal(to_unit(images), torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2))
-
-
-def test_images_go_through_in_parts(digits: Any) -> None:
+def test_outputs_do_not_depend_on_the_batch(digits: Any) -> None:
     network = Classifier((28, 28, 1), 10, width=4, features=10).eval()
     images = digits[0][:1001]
     whole = classifier_outputs(network, images)
@@ -56,7 +47,7 @@ def test_images_go_through_in_parts(digits: Any) -> None:
     assert np.allclose(whole, np.concatenate(parts), atol=1e-5)
 
 
-def test_it_learns_digits(digits: Any) -> None:
+def test_digits_are_learned(digits: Any) -> None:
     images, labels = digits
     losses: list[float] = []
     network = train_classifier(
@@ -68,7 +59,7 @@ def test_it_learns_digits(digits: Any) -> None:
     assert (classifier_outputs(network, images[800:]).argmax(1) == labels[800:]).mean() > 0.8
 
 
-def test_the_seed_decides_all_and_nothing_else_does(digits: Any) -> None:
+def test_only_the_seed_decides(digits: Any) -> None:
     images, labels = digits[0][:64], digits[1][:64]
 
     def trained(**changes: Any) -> torch.Tensor:
@@ -85,7 +76,7 @@ def test_the_seed_decides_all_and_nothing_else_does(digits: Any) -> None:
     assert not torch.equal(trained(average=0), first)
 
 
-def test_the_weights_are_averages(digits: Any) -> None:
+def test_the_weights_are_averaged(digits: Any) -> None:
     """Averaging over no time at all is the network itself; over long, the middle of its way."""
     images, labels = digits[0][:256], digits[1][:256]
     config = TINY.model_copy(update={"epochs": 2})
@@ -104,7 +95,7 @@ def test_very_few_images(digits: Any, count: int, epochs: int) -> None:
     assert np.isfinite(classifier_outputs(network, digits[0][:9])).all()
 
 
-def test_what_cannot_be_learnt_is_named(digits: Any) -> None:
+def test_labels_that_do_not_fit_are_refused(digits: Any) -> None:
     images, labels = digits
     with pytest.raises(UserError, match="1 images with 1 labels"):
         train_classifier(images[:1], labels[:1], 10, TINY)

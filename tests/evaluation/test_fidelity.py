@@ -7,36 +7,41 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from helpers.datasets import mnist
 from helpers.ranks import together
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.stacked_mnist import load_digits
 from cl_ray.errors import UserError
 from cl_ray.evaluation import fidelity as module
 from cl_ray.evaluation.classifier import ClassifierConfig
 from cl_ray.evaluation.fidelity import (
-    STILL,
-    FidelityEvaluator,
-    MetricValue,
-    classification_accuracy_score,
-    compute_fidelity,
+    check_features,
+    expected_mode_fractions,
     frechet_distance,
     kernel_distance,
-    label_histogram,
-    label_metrics,
+    label_balance,
+    label_entropy,
     manifold_metrics,
+    mode_histogram,
+    mode_kl,
     train_and_score_classifier,
 )
-from cl_ray.evaluation.reference import ReferenceClassifier
 
 Floats = NDArray[np.float32]
+EVEN = np.full(1000, 1e-3)
 
 
 def normal(count: int, size: int = 6, seed: int = 0, shift: float = 0, scale: float = 1) -> Floats:
     random = np.random.default_rng([seed, count, size])
     mixed = random.standard_normal((count, size)) @ random.standard_normal((size, size))
     return (scale * mixed + shift).astype(np.float32)
+
+
+def distances_and_manifolds(real: Floats, fake: Floats) -> dict[str, float]:
+    distances = {"frechet": frechet_distance(real, fake), "kernel": kernel_distance(real, fake)}
+    return distances | manifold_metrics(real, fake)
 
 
 def naive_frechet(real: Floats, fake: Floats) -> float:
@@ -92,46 +97,43 @@ def test_frechet_of_known_gaussians() -> None:
 @pytest.mark.parametrize(("size", "shift"), [(1, 0.0), (5, 0.4), (5, 3.0)])
 def test_kernel_is_the_double_loop(size: int, shift: float) -> None:
     real, fake = normal(40, size), normal(40, size, 1, shift)
+    state = torch.random.get_rng_state()
     assert kernel_distance(real, fake) == pytest.approx(naive_kernel(real, fake), rel=1e-9)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_kernel_is_the_mean_over_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SUBSET", 60)
+    monkeypatch.setattr(module, "_SUBSET_SIZE", 60)
     real, fake = normal(400), normal(300, seed=1, shift=0.5)
-    pairs = min(len(real), len(fake))
-    whole = naive_kernel(real[:pairs], fake[:pairs])
+    whole = naive_kernel(real[:300], fake)
     assert kernel_distance(real, fake, seed=1) == pytest.approx(whole, rel=0.2)
     assert kernel_distance(real, fake, seed=1) == kernel_distance(real, fake, seed=1)
     assert kernel_distance(real, fake, seed=1) != kernel_distance(real, fake, seed=2)
 
 
-def alone() -> dict[str, float] | None:
-    """Metrics on rank 0, while rank 1 has something else to do."""
+def on_rank_zero() -> dict[str, float] | None:
+    """Compute metrics on rank 0, while rank 1 does something else."""
     import torch.distributed as dist
 
     sets = normal(40, 3, 0), normal(40, 3, 1)
-    return compute_fidelity(*sets) if dist.get_rank() == 0 else None
+    return distances_and_manifolds(*sets) if dist.get_rank() == 0 else None
 
 
 def test_a_rank_measures_without_the_others() -> None:
-    there, nothing = together(alone, 2)
-    assert nothing is None
-    assert there == pytest.approx(compute_fidelity(normal(40, 3, 0), normal(40, 3, 1)))
-
-
-def test_nobody_elses_random_numbers_are_drawn() -> None:
-    state = torch.random.get_rng_state()
-    kernel_distance(normal(30), normal(30, seed=1))
-    assert torch.equal(torch.random.get_rng_state(), state)
+    first, second = together(on_rank_zero, 2)
+    assert second is None
+    assert first == pytest.approx(distances_and_manifolds(normal(40, 3, 0), normal(40, 3, 1)))
 
 
 @pytest.mark.parametrize("block", [7, 1000])
-@pytest.mark.parametrize(("reals", "fakes", "k"), [(60, 60, 5), (50, 31, 3), (14, 90, 1)])
-@pytest.mark.parametrize("shift", [0.0, 0.8, 3.0])
+@pytest.mark.parametrize(
+    ("reals", "fakes", "k", "shift"),
+    [(60, 60, 5, 0.0), (50, 31, 3, 0.8), (14, 90, 1, 0.8), (60, 60, 5, 3.0)],
+)
 def test_manifolds_are_the_loops_and_prdc(
     reals: int, fakes: int, k: int, shift: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "_BLOCK_ROWS", block)
     real, fake = normal(reals), normal(fakes, seed=1, shift=shift)
     found = manifold_metrics(real, fake, k)
     assert found == pytest.approx(naive_manifolds(real, fake, k), abs=1e-12)
@@ -142,60 +144,50 @@ def test_manifolds_are_the_loops_and_prdc(
 def test_manifolds_of_many_dimensions_far_from_the_origin() -> None:
     """Distances that are small beside the features are where squares cancel."""
     real, fake = normal(300, 128, shift=1000), normal(300, 128, 1, shift=1000)
-    theirs = compute_prdc(
-        real.astype(np.float64) - 1000, fake.astype(np.float64) - 1000, nearest_k=5
+    near = real.astype(np.float64) - 1000, fake.astype(np.float64) - 1000
+    assert manifold_metrics(real, fake) == pytest.approx(
+        compute_prdc(*near, nearest_k=5), abs=1e-12
     )
-    assert manifold_metrics(real, fake) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_a_set_and_itself() -> None:
+def test_known_sets() -> None:
+    """A set and itself, sets far apart, and fakes that are all of one of two kinds."""
     real = normal(200)
-    found = compute_fidelity(real, real)
-    assert found["frechet"] == pytest.approx(0, abs=1e-6)
-    assert found["precision"] == found["recall"] == found["coverage"] == 1
-    assert found["density"] > 1  # each ball holds its middle and k more
+    same = distances_and_manifolds(real, real)
+    assert same["frechet"] == pytest.approx(0, abs=1e-6)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+    assert same["density"] > 1  # each ball holds its centre and k more
+    far = distances_and_manifolds(real, normal(200, seed=1, shift=1000))
+    assert far["precision"] == far["recall"] == far["density"] == far["coverage"] == 0
+    assert far["frechet"] == pytest.approx(6 * 1000**2, rel=0.1)
+    assert far["kernel"] > 1e6
+    both = np.concatenate([real, normal(200, seed=1, shift=1000)])
+    half = manifold_metrics(both, real + normal(200, seed=3, scale=1e-3))
+    assert half["precision"] == 1
+    assert half["recall"] == half["coverage"] == 0.5
 
 
-def test_the_order_of_the_samples_is_nothing() -> None:
+def test_the_order_of_the_samples_does_not_matter() -> None:
     real, fake = normal(200), normal(150, seed=1, shift=0.5)
-    found = compute_fidelity(real, fake)
-    turned = compute_fidelity(real[::-1].copy(), fake[::-1].copy())
-    assert found.keys() == turned.keys()
-    for name in set(found) - {"kernel"}:  # of which subsets are drawn
-        assert found[name] == pytest.approx(turned[name], rel=1e-9)
-
-
-def test_sets_far_apart() -> None:
-    found = compute_fidelity(normal(200), normal(200, seed=1, shift=1000))
-    assert found["precision"] == found["recall"] == found["density"] == found["coverage"] == 0
-    assert found["frechet"] == pytest.approx(6 * 1000**2, rel=0.1)
-    assert found["kernel"] > 1e6
-
-
-def test_half_of_the_modes() -> None:
-    """Fakes that are good but all of one kind: precise, and blind to the other kind."""
-    one, other = normal(200), normal(200, seed=1, shift=1000)
-    fake = normal(400, seed=2)[:200] * 0 + one + normal(200, seed=3, scale=1e-3)
-    found = compute_fidelity(np.concatenate([one, other]), fake)
-    assert found["precision"] == 1
-    assert found["recall"] == found["coverage"] == 0.5
+    found = distances_and_manifolds(real, fake)
+    reversed_ = distances_and_manifolds(real[::-1].copy(), fake[::-1].copy())
+    for name in set(found) - {"kernel"}:  # whose subsets are of other rows
+        assert found[name] == pytest.approx(reversed_[name], rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "entropy", "balance"),
+    ("histogram", "entropy", "balance"),
     [
-        ([0, 1, 2, 3], 4, math.log(4), 1),
-        ([2] * 7, 3, 0, 0),
-        ([0, 0, 0, 1], 2, -0.75 * math.log(0.75) - 0.25 * math.log(0.25), 1 / 3),
-        ([0, 0, 1, 1], 3, math.log(2), 0),
+        ([1, 1, 1, 1], math.log(4), 1),
+        ([0, 0, 7], 0, 0),
+        ([3, 1], -0.75 * math.log(0.75) - 0.25 * math.log(0.25), 1 / 3),
+        ([2, 2, 0], math.log(2), 0),
     ],
 )
-def test_label_figures(labels: list[int], classes: int, entropy: float, balance: float) -> None:
-    found = label_metrics(np.array(labels), classes)
-    assert found == pytest.approx({"label_entropy": entropy, "label_balance": balance})
-    assert label_histogram(np.array(labels), classes).tolist() == [
-        labels.count(c) for c in range(classes)
-    ]
+def test_label_metrics(histogram: list[int], entropy: float, balance: float) -> None:
+    counts = np.array(histogram)
+    assert label_entropy(counts) == pytest.approx(entropy)
+    assert label_balance(counts) == pytest.approx(balance)
 
 
 @pytest.mark.parametrize(
@@ -205,102 +197,61 @@ def test_label_figures(labels: list[int], classes: int, entropy: float, balance:
         (normal(20)[:, 0], normal(20), r"real features are of shape \[20\]"),
         (normal(20), normal(5), "5 generated images are too few"),
         (normal(3), normal(20), "3 real images are too few"),
-        (normal(20), np.where(np.arange(20)[:, None] == 7, np.nan, normal(20)), "image 7 are not"),
+        (normal(20), np.where(np.arange(20)[:, None] == 7, np.nan, normal(20)), "image 7 are NaN"),
     ],
 )
-def test_what_cannot_be_compared_is_named(real: Floats, fake: Floats, words: str) -> None:
+def test_features_that_cannot_be_compared_are_refused(
+    real: Floats, fake: Floats, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
-        compute_fidelity(real, fake)
+        check_features(real, fake)
 
 
-@pytest.fixture(scope="module")
-def digits() -> dict[str, tuple[Any, Any]]:
-    data = Dataset.open("mnist")
-    found = {}
-    for split in ("train", "test"):
-        rows = data.read(split, data.row_groups(split)[:1])
-        assert rows.label is not None
-        found[split] = rows.image[:600], rows.label[:600]
-    return found
+def test_a_classifier_learns_from_correct_labels_only() -> None:
+    (images, labels), test = mnist("train", 600), mnist("test", 600)
+    config = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32, views=module._NO_VIEWS)
+    assert train_and_score_classifier(images, labels, *test, 10, config) > 0.7
+    assert train_and_score_classifier(images, (labels + 1) % 10, *test, 10, config) < 0.1
 
 
-@pytest.fixture(scope="module")
-def judge(digits: dict[str, tuple[Any, Any]]) -> FidelityEvaluator:
-    return FidelityEvaluator(
-        ReferenceClassifier.load("mnist"), digits["train"][0], digits["test"][0], count=500
-    )
+def test_mode_kl_is_the_naive_sum() -> None:
+    random = np.random.default_rng(0)
+    expected = random.dirichlet(np.full(40, 2.0))
+    labels = random.choice(40, 500, p=random.dirichlet(np.full(40, 0.3)))
+    divergence = 0.0
+    for mode in range(40):
+        fraction = sum(label == mode for label in labels.tolist()) / 500
+        divergence += fraction * math.log(fraction / expected[mode]) if fraction else 0
+    histogram = mode_histogram(labels, 40)
+    assert histogram.tolist() == [labels.tolist().count(mode) for mode in range(40)]
+    assert mode_kl(histogram, expected) == pytest.approx(divergence, rel=1e-12)
 
 
-def test_a_judge_puts_each_figure_beside_its_floor(
-    judge: FidelityEvaluator, digits: dict[str, tuple[Any, Any]]
-) -> None:
-    train = digits["train"][0]
-    real = judge.measure(train)
-    assert (real.features, real.count) == ("mnist-classifier", 500)
-    assert set(real.metrics) == {
-        *("frechet", "kernel", "precision", "recall", "density", "coverage"),
-        *("label_entropy", "label_balance"),
-    }
-    for figure in real.metrics.values():  # training images are their own floor
-        assert figure.value == figure.floor
-    blurred = judge.measure((train // 2 + np.roll(train, 1, 0) // 2).astype(np.uint8))
-    worse = {name: figure.value - figure.floor for name, figure in blurred.metrics.items()}
-    assert worse["frechet"] > 0 < worse["kernel"]
-    assert max(worse[name] for name in ("precision", "recall", "density", "coverage")) < 0
-    assert blurred.metrics["frechet"].floor == real.metrics["frechet"].floor
+def test_mode_kl_of_known_samples() -> None:
+    def kl(labels: NDArray[np.int64]) -> float:
+        return mode_kl(mode_histogram(labels), EVEN)
+
+    assert kl(np.full(26_000, 123)) == pytest.approx(math.log(1000))
+    assert kl(np.arange(26_000) % 500) == pytest.approx(math.log(2))
+    assert kl(np.arange(26_000) % 1000) == 0
+    draws = [kl(np.random.default_rng(seed).integers(0, 1000, 26_000)) for seed in range(20)]
+    assert np.mean(draws) == pytest.approx(999 / 52_000, rel=0.05)
 
 
-def test_a_judge_sees_a_missing_class(
-    judge: FidelityEvaluator, digits: dict[str, tuple[Any, Any]]
-) -> None:
-    images, labels = digits["train"]
-    chosen = np.resize(images[labels != 4], images.shape)
-    found = judge.measure(chosen)
-    assert found.histogram is not None
-    assert sum(found.histogram) == 500
-    assert found.histogram[4] < 5
-    assert found.metrics["label_balance"].value < 0.1 < found.metrics["label_balance"].floor
-    assert found.metrics["label_entropy"].value < found.metrics["label_entropy"].floor
+def test_modes_that_cannot_be_counted_are_refused() -> None:
+    none = np.empty(0, np.int64)
+    for labels, words in ((none, "not of none"), (np.array([3, 1000]), "not of 3 to 1000")):
+        with pytest.raises(UserError, match=words):
+            mode_histogram(labels)
+    for expected in (EVEN[:-1], np.r_[EVEN[1:], 0.0]):
+        with pytest.raises(UserError, match="must be positive and add up to 1"):
+            mode_kl(np.ones(len(expected), np.int64), expected)
 
 
-def test_a_judge_refuses_too_few(
-    judge: FidelityEvaluator, digits: dict[str, tuple[Any, Any]]
-) -> None:
-    train, test = digits["train"][0], digits["test"][0]
-    with pytest.raises(UserError, match="499 generated images cannot be compared with 500"):
-        judge.measure(train[:499])
-    for count in (0, -1, 5, 601):
-        with pytest.raises(UserError, match=f"^{count} images of each kind.*600 training and 600"):
-            FidelityEvaluator(judge.reference, train, test, count)
-
-
-def test_a_classifier_learns_from_right_labels_only(digits: dict[str, tuple[Any, Any]]) -> None:
-    images, labels = digits["train"]
-    config = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32, views=STILL)
-    wrong = (labels + 1) % 10
-    right = train_and_score_classifier(images, labels, *digits["test"], 10, config)
-    astray = train_and_score_classifier(images, wrong, *digits["test"], 10, config)
-    assert right > 0.7
-    assert astray < 0.1
-
-
-def test_classification_has_a_floor_of_as_many_images(
-    digits: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[Any] = []
-
-    def count(images: Any, labels: Any, *rest: Any) -> float:
-        given.append((images, labels))
-        return float(len(given))
-
-    monkeypatch.setattr(module, "classification_accuracy", count)
-    images, labels = digits["train"]
-    samples = images[:50], np.full(50, 3)
-    figure = classification_accuracy_score(samples, digits["train"], digits["test"], 10)
-    assert figure == MetricValue(1.0, 2.0)
-    assert given[0] == samples
-    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-    drawn = [image.tobytes() for image in given[1][0]]
-    assert len(set(drawn)) == 50
-    assert [label_of[image] for image in drawn] == given[1][1].tolist()
-    assert drawn != [image.tobytes() for image in images[:50]]
+def test_expected_modes_are_products_of_digit_frequencies() -> None:
+    fractions = expected_mode_fractions()
+    label = load_digits("train").label
+    assert label is not None
+    assert fractions.sum() == pytest.approx(1)
+    product = (label == 4).mean() * (label == 0).mean() * (label == 7).mean()
+    assert fractions[407] == pytest.approx(product)
