@@ -1,11 +1,12 @@
-"""What a busy program beside costs a step: threads where Linux puts them, and a core for each.
+"""Cost of a busy program on the same cores, by where the threads of a step are placed.
 
-`python benchmarks/beside.py` trains the quick preset in a process of its own for some seconds, by
-turns with and without `cl_ray/training/cores.py`, alone and beside an endless loop in a session of
-its own, as another program of a desktop is. A process that takes no step in `PATIENCE` seconds
-is ended and counts as none.
+`python benchmarks/beside.py` trains the quick preset for some seconds in processes of their own,
+alone and beside an endless loop in a session of its own, as another program of a desktop is. The
+placements take turns: Linux's, `cl_ray/training/cpu_affinity.py`, and OpenMP's OMP_PROC_BIND, with
+one process of all threads and with one process of one thread for each core, as workers are.
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -27,58 +28,68 @@ from cl_ray.trainer import Trainer
 from cl_ray.training.cpu_affinity import CpuAffinity
 
 ROUNDS = 3
-WARM, SECONDS, PATIENCE = 5, 5.0, 60.0
+WARMUP_STEPS, SECONDS, TIMEOUT = 5, 5.0, 60.0
 BUSY = [sys.executable, "-c", "while True: pass"]
+CORES = os.cpu_count() or 1
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+PLACEMENTS = ("Linux", "CpuAffinity", "OMP_PROC_BIND")
 
 
-def rate(placed: bool) -> float:
-    """Pairs a second of this process."""
-    threads = os.cpu_count() or 1
+def pairs_per_second(placement: str, threads: int) -> float:
+    """Train in this process."""
     torch.set_num_threads(threads)
-    cores = CpuAffinity(threads) if placed else nullcontext()
+    affinity = CpuAffinity(threads) if placement == "CpuAffinity" else nullcontext()
     keep_freed_memory()
     config = preset("quick")
     device, dtype = resolve_device(config.device, config.precision)
-    shard = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
-    gan = Trainer(config, shard, device, dtype).gan
-    batches = shard.batches(0)
-    with cores:
-        for _ in range(WARM):
-            gan.step(next(batches))
-        begun = time.perf_counter()
-        first = gan.steps
-        while time.perf_counter() - begun < SECONDS:
-            gan.step(next(batches))
-        return (gan.steps - first) * config.batch_size / (time.perf_counter() - begun)
+    loader = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
+    gan = Trainer(config, loader, device, dtype).gan
+    batches = loader.batches(0)
+    with affinity:
+        for _ in range(WARMUP_STEPS):
+            gan.train_step(next(batches))
+        started, first = time.perf_counter(), gan.steps
+        while time.perf_counter() - started < SECONDS:
+            gan.train_step(next(batches))
+        return (gan.steps - first) * config.batch_size / (time.perf_counter() - started)
 
 
-def measure(placed: bool, beside: bool) -> float:
-    """The same of a new process, with another one beside or not."""
-    other = subprocess.Popen(BUSY, start_new_session=True) if beside else None
+def measure(placement: str, processes: int, beside: bool) -> float:
+    """Sum over new processes that share the cores; 0 if one takes no five steps in TIMEOUT."""
+    busy = subprocess.Popen(BUSY, start_new_session=True) if beside else None
+    environment = os.environ | (BOUND if placement == "OMP_PROC_BIND" else {})
+    command = [sys.executable, __file__, placement, str(CORES // processes)]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
     try:
-        command = [sys.executable, __file__, "placed" if placed else "free"]
-        return float(subprocess.check_output(command, timeout=PATIENCE))
+        return sum(json.loads(process.communicate(timeout=TIMEOUT)[0]) for process in started)
     except subprocess.TimeoutExpired:
         return 0.0
     finally:
-        if other:
-            other.kill()
-            other.wait()
+        for process in [*started, *([busy] if busy else [])]:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:
     """Print the table."""
     if len(sys.argv) > 1:
-        print(rate(sys.argv[1] == "placed"))
+        print(pairs_per_second(sys.argv[1], int(sys.argv[2])))
         return
-    cells = list(product((False, True), (False, True)))
-    found: dict[tuple[bool, bool], list[float]] = {cell: [] for cell in cells}
+    cells = list(product(PLACEMENTS, (1, CORES), (False, True)))
+    found: dict[tuple[str, int, bool], list[float]] = {cell: [] for cell in cells}
     for _, cell in product(range(ROUNDS), cells):
         found[cell].append(measure(*cell))
-    table = Table("threads", "alone", "beside a busy program", title="pairs/s, medians")
-    for placed, name in ((False, "where Linux puts them"), (True, "a core for each")):
-        medians = (statistics.median(found[placed, beside]) for beside in (False, True))
-        table.add_row(name, *(f"{median:.0f}" for median in medians))
+    columns = ("1 process", "1 process, beside", f"{CORES} processes", f"{CORES}, beside")
+    table = Table("placement", *columns, title="pairs/s in all, medians")
+    for placement in PLACEMENTS:
+        medians = (
+            f"{statistics.median(found[placement, processes, beside]):.0f}"
+            for processes, beside in product((1, CORES), (False, True))
+        )
+        table.add_row(placement, *medians)
     Console().print(table)
 
 

@@ -1,8 +1,8 @@
-"""What hosting costs: the same training bare, in Ray Train with one worker, and with two.
+"""Cost of hosting: the same training without Ray, in Ray Train with one worker, and with two.
 
-`python benchmarks/hosts.py` takes the three in turn, round by round, on 6,400 digits, and
-prints images/s beside each other, the share of an epoch spent waiting for data, and the seconds
-that an epoch costs beyond its steps (checkpoint, pictures, report and barrier).
+`python benchmarks/hosts.py` takes the three in turn, round by round, on 6,400 digits. It prints
+their images/s, the fraction of an epoch spent waiting for data, and the seconds that an epoch costs
+beyond its steps (checkpoint, sample images, report and barrier).
 """
 
 import json
@@ -30,7 +30,7 @@ ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
 
 
 def digits(folder: Path) -> str:
-    """A data set of the first packaged digits."""
+    """Write a dataset of the first packaged digits."""
     dataset = Dataset.open("mnist")
     rows = dataset.read("train", dataset.row_groups("train")[:7])
     pictures = [RawImage(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
@@ -39,19 +39,19 @@ def digits(folder: Path) -> str:
 
 
 def bare(data: str) -> list[dict[str, float]]:
-    """The epochs' metrics of a run with no Ray around it."""
+    """Train without Ray; return the metrics of each epoch."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     keep_freed_memory()
     config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
     device, dtype = resolve_device(config.device, config.precision)
-    shard = InMemoryLoader.read(Partition(Dataset.open(data), config), device)
-    run = Trainer(config, shard, device, dtype)
-    return [run.train_epoch() for _ in range(EPOCHS)]
+    loader = InMemoryLoader.read(Partition(Dataset.open(data), config), device)
+    trainer = Trainer(config, loader, device, dtype)
+    return [trainer.train_epoch() for _ in range(EPOCHS)]
 
 
 def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any], dict[str, Any]]:
-    """The epochs' metrics and the summary of `cl-ray train`."""
+    """Train with `cl-ray train`; return the metrics of each epoch and the summary."""
     name = f"w{workers}-{number}"
     flags = [f"--name={name}", f"--storage={folder}", f"--data={data}", f"--workers={workers}"]
     flags += [f"--epochs={EPOCHS}", "--evaluation.every=0"]
@@ -64,13 +64,15 @@ def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any
 
 
 def speed(epochs: list[dict[str, float]]) -> float:
-    """Median images/s of the epochs after the first, which warms up."""
+    """Return the median images/s of the epochs after the first, which warms up."""
     return statistics.median(e["images_per_second"] for e in epochs[1:])
 
 
 def main() -> None:
     """Print the table."""
-    table = Table("round", "bare", "1 worker", "2 workers", "1 / bare", "2 / 1", "waited", "cost")
+    table = Table(
+        "round", "bare", "1 worker", "2 workers", "1 / bare", "2 / 1", "data_time_fraction", "cost"
+    )
     rows: list[list[float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         data = digits(Path(scratch))
@@ -80,9 +82,9 @@ def main() -> None:
             two, _ = hosted(data, Path(scratch), 2, number)
             speeds = [speed(alone), speed(one), speed(two)]
             beyond = summary["training_seconds"] - sum(e["seconds"] for e in one)
-            waited = statistics.median(e["waited"] for e in one[1:])
+            data_wait = statistics.median(e["data_time_fraction"] for e in one[1:])
             ratios = [speeds[1] / speeds[0], speeds[2] / speeds[1]]
-            rows.append([*speeds, *ratios, waited, beyond / EPOCHS])
+            rows.append([*speeds, *ratios, data_wait, beyond / EPOCHS])
     shown = ["{:.0f}", "{:.0f}", "{:.0f}", "{:.3f}", "{:.3f}", "{:.2%}", "{:.2f}s"]
     rows.append([statistics.median(column) for column in zip(*rows, strict=True)])
     for label, row in zip([*map(str, range(1, ROUNDS + 1)), "median"], rows, strict=True):

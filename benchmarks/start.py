@@ -1,6 +1,6 @@
-"""Seconds from `cl-ray train` typed to its first step, against Ray and torch alone.
+"""Start-up time: seconds from `cl-ray train` to its first step, against Ray and torch alone.
 
-`python benchmarks/start.py` takes the two in turn and prints the ratio round by round.
+`python benchmarks/start.py` takes the two in turn and prints the ratio of each round.
 """
 
 import statistics
@@ -17,7 +17,7 @@ ALONE = "import torch, ray; ray.init(address='local')"
 
 
 def first_step(storage: str, number: int) -> float:
-    """Seconds until the command prints its first step; then it is interrupted."""
+    """Return the seconds until the command prints its first step, and interrupt it."""
     train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--log-every=1"]
     begun = time.perf_counter()
     process = subprocess.Popen(
@@ -36,7 +36,7 @@ def first_step(storage: str, number: int) -> float:
 
 
 def alone() -> float:
-    """Seconds of `python -c "import torch, ray; ray.init()"`."""
+    """Return the seconds of `python -c "import torch, ray; ray.init()"`."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", ALONE], check=True, stderr=subprocess.DEVNULL)
     return time.perf_counter() - begun

@@ -257,7 +257,7 @@ class RankZeroHooks:
         self.logger = RunLogger(folder, trainer, config, search)
         self.metrics: Metrics = {}
         self.evaluation: Evaluation | None = None
-        dataset = trainer.loader.partition.dataset
+        dataset = trainer.partition.dataset
         self.checkpoint_metric = resolve_checkpoint_metric(config, dataset)
         self.evaluator = AsyncEvaluator(
             config,
@@ -278,7 +278,7 @@ class RankZeroHooks:
         self.logger.log_steps(log)
         self._collect_evaluations()
         self._update_progress(log.metrics, log.images / log.seconds)
-        if log.position == self.trainer.loader.partition.steps:
+        if log.position == self.trainer.partition.steps:
             return
         every = self.config.checkpoint.every
         stop = bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
@@ -334,7 +334,7 @@ class RankZeroHooks:
             "evaluation_summary": summary_line(self.evaluation) if self.evaluation else None,
             "best": best.name if best else None,
             "device": describe_device(gan.device, torch.bfloat16 if gan.autocast else gan.dtype),
-            "workers": self.trainer.loader.partition.workers,
+            "workers": self.trainer.partition.workers,
             "worker_peak_bytes": peak_memory(),
             "parameters": {
                 "generator": sum(w.numel() for w in gan.generator.parameters()),
@@ -390,7 +390,7 @@ class RankZeroHooks:
             {
                 "epoch": trainer.epochs,
                 "position": trainer.position,
-                "steps": trainer.loader.partition.steps,
+                "steps": trainer.partition.steps,
                 "step": trainer.gan.steps,
                 "speed": speed,
                 "metrics": metrics,
