@@ -1,4 +1,4 @@
-"""Checkpoints whose writing or deleting is cut short, by a full disk or by SIGKILL."""
+"""Checkpoints whose writing or deletion is interrupted, by a full disk or by SIGKILL."""
 
 import io
 import multiprocessing
@@ -28,17 +28,17 @@ from cl_ray.checkpoint import CheckpointStore
 
 @dataclass(frozen=True)
 class Cut:
-    """When a disk fails or a process dies.
+    """The moment when the disk fails or the process is killed.
 
     Args:
-        file: At the file of this number that is opened for writing, after `share` of it ...
-        share: ... of its bytes.
-        deletion: Or once so many files are deleted.
-        kill: Whether the process is killed; else an OSError.
+        file: Number of the file that is written then.
+        fraction: Fraction of its bytes that are written.
+        deletion: Or the number of files that are deleted before.
+        kill: Whether the process is killed; else an OSError is raised.
     """
 
     file: int | None = None
-    share: float = 0.0
+    fraction: float = 0.0
     deletion: int | None = None
     kill: bool = False
 
@@ -49,12 +49,12 @@ class Cut:
 
 
 class CutFile(io.FileIO):
-    """A file that takes no more than a share of what is written."""
+    """A file that takes no more than a fraction of what is written."""
 
     cut: Cut
 
     def write(self, blob: Any) -> int:
-        super().write(blob[: int(self.cut.partition * len(blob))])
+        super().write(blob[: int(self.cut.fraction * len(blob))])
         self.cut.now()
         raise AssertionError
 
@@ -114,26 +114,26 @@ def save_badly(cut: Cut, folder: str, keep: int, packed: bytes, step: int) -> No
     save_steps(failing(cut, folder, keep), {step: unpack(packed)}, {step: 0.4})
 
 
-def return_badly(cut: Cut, folder: str, name: str) -> None:
+def rollback_badly(cut: Cut, folder: str, name: str) -> None:
     failing(cut, folder, keep=3).rollback_to(name)
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["error", "kill"])
-@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize("fraction", [0, 0.5])
 @pytest.mark.parametrize("file", range(4), ids=[*FILES, "manifest.json"])
-def test_an_interrupted_write_leaves_those_before_whole(
-    file: int, share: float, kill: bool, local: CheckpointStore, states: States
+def test_an_interrupted_write_leaves_earlier_checkpoints_complete(
+    file: int, fraction: float, kill: bool, local: CheckpointStore, states: States
 ) -> None:
     local.keep = 2
     folder = local.folder.removesuffix("/checkpoints")
     save_steps(local, states, {1: 0.1, 2: 0.5})
-    interrupt(Cut(file, share, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3)
+    interrupt(Cut(file, fraction, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3)
     assert (Path(local.folder) / checkpoint_name(3)).exists()  # it had begun
     assert_complete(local, states, 1, 2)
     newest = local.newest()
     assert newest is not None
     assert newest.step == 2
-    # The run goes on from there, comes to the same step, and nothing is left over.
+    # The run resumes from there, reaches the same step, and nothing is left over.
     save_steps(local, states, {3: 0.4})
     assert_complete(local, states, 1, 2, 3)
     save_steps(local, states, {4: 0.3})
@@ -142,17 +142,17 @@ def test_an_interrupted_write_leaves_those_before_whole(
     assert found == {"best.txt", *map(checkpoint_name, (1, 3, 4))}
 
 
-def test_what_was_cut_short_is_cleared_away(local: CheckpointStore, states: States) -> None:
+def test_an_incomplete_checkpoint_is_deleted_later(local: CheckpointStore, states: States) -> None:
     save_steps(local, states, {1: 0.1})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(Cut(1, 0.5), save_badly, folder, local.keep, pack(states[2]), 2)
-    save_steps(local, states, {3: 0.2})  # it went on by other steps, as other workers would
+    save_steps(local, states, {3: 0.2})  # the run resumed at other steps, as with other workers
     assert_complete(local, states, 1, 3)
     assert not (Path(local.folder) / checkpoint_name(2)).exists()
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["error", "kill"])
-def test_interrupted_after_the_manifest_it_counts(
+def test_interrupted_after_its_manifest_a_checkpoint_is_complete(
     kill: bool, local: CheckpointStore, states: States
 ) -> None:
     save_steps(local, states, {1: 0.5, 2: 0.5})
@@ -167,7 +167,7 @@ def test_interrupted_after_the_manifest_it_counts(
 
 
 @pytest.mark.parametrize("deletion", range(4))
-def test_an_interrupted_deletion_leaves_the_others_whole(
+def test_an_interrupted_deletion_leaves_the_others_complete(
     deletion: int, local: CheckpointStore, states: States
 ) -> None:
     local.keep = 1
@@ -187,12 +187,12 @@ def test_an_interrupted_deletion_leaves_the_others_whole(
 
 
 @pytest.mark.parametrize("deletion", range(8))
-def test_an_interrupted_return_leaves_a_whole_one_to_go_on_from(
+def test_an_interrupted_rollback_leaves_a_complete_checkpoint(
     deletion: int, local: CheckpointStore, states: States
 ) -> None:
     save_steps(local, states, {1: 0.1, 2: 0.5, 3: 0.4})
     folder = local.folder.removesuffix("/checkpoints")
-    interrupt(Cut(deletion=deletion), return_badly, folder, checkpoint_name(1))
+    interrupt(Cut(deletion=deletion), rollback_badly, folder, checkpoint_name(1))
     for manifest in local.list():
         local.check(manifest.name)
     local.rollback_to(checkpoint_name(1))
@@ -200,10 +200,10 @@ def test_an_interrupted_return_leaves_a_whole_one_to_go_on_from(
 
 
 @pytest.mark.parametrize("file", range(4), ids=[*FILES, "manifest.json"])
-def test_saved_again_and_interrupted_the_one_before_is_gone_on_from(
+def test_saved_again_and_interrupted_the_previous_one_is_the_newest(
     file: int, local: CheckpointStore, states: States
 ) -> None:
-    """As a notebook does that saves in `watch` at an epoch's last step, and at its end."""
+    """As in a notebook that saves in `on_log` at an epoch's last step, and at its end."""
     save_steps(local, states, {1: None, 2: None})
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(Cut(file, 0.5), save_badly, folder, local.keep, pack(states[3]), 2)
