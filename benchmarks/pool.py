@@ -25,27 +25,26 @@ from bare import passes
 from rich.console import Console
 from rich.table import Table
 
-from cl_ray.config import Config, build, leaves, merge, preset
-from cl_ray.data.dataset import Dataset, RowBatch
-from cl_ray.data.sampling import sample_rows
+from cl_ray.config import Config, build_config, leaves, merge, preset
+from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
 from cl_ray.device import keep_freed_memory
 from cl_ray.evaluation.fidelity import frechet_distance
 from cl_ray.evaluation.probes import nearest_neighbours
 from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import TrainedModel
-from cl_ray.trainer import NonFiniteLossError
+from cl_ray.step_log import NonFiniteLossError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cl_ray.tuning.importance import RATES, importances, what_mattered
-from cl_ray.tuning.leaderboard import short
-from cl_ray.tuning.prepare import subset
-from cl_ray.tuning.report import DEPTHS
-from cl_ray.tuning.space import Space, Values, configured
+from cl_ray.tuning.charts import DEPTHS
+from cl_ray.tuning.importance import RATES, importance_summary, parameter_importances
+from cl_ray.tuning.leaderboard import short_name
+from cl_ray.tuning.search import subset_dataset
+from cl_ray.tuning.space import Space, Values, apply_values
 from cl_ray.tuning.study import SearchMetric, SeededRandomSampler, TrialResult
 
 FILE = Path(__file__).parent / "pool.jsonl"
 SPACE = str(FILE.with_name("pool_space.yaml"))
-METRIC = SearchMetric("frechet", larger=False)
+METRIC = SearchMetric("frechet", maximize=False)
 KNOWN, RANDOM, SEED = 2, 107, 0
 EPOCHS, IMAGES, MEASURED = 6, 1024, 1000
 BINS = (1e-4, 2.5e-4, 6.3e-4, 1.6e-3, 4e-3)
@@ -88,7 +87,7 @@ def task() -> tuple[Config, Space]:
         "generator": {"latent_noise_std": 0.7, "prior": 0},
     }
     base = merge(preset("quick").model_dump(), {"epochs": EPOCHS, "threads": 1, **then})
-    return build(base), Space.load(SPACE)
+    return build_config(base), Space.load(SPACE)
 
 
 def read() -> list[Curve]:
@@ -109,10 +108,10 @@ class Measure:
     def __call__(self, run: TrainedModel) -> tuple[float, float]:
         """The Fréchet distance of its samples, and 1-NN of its features."""
         distance = frechet_distance(self.real, self.reference.features(run.generate(MEASURED)))
-        bank, asked = (torch.from_numpy(run.embed(r.image)) for r in (self.bank, self.test))
+        bank, asked = (run.embed(rows.image) for rows in (self.bank, self.test))
         assert self.bank.label is not None
         assert self.test.label is not None
-        found = self.bank.label[nearest_neighbours(bank, asked, 1)[:, 0].numpy()]
+        found = self.bank.label[nearest_neighbours(bank, asked, 1)[:, 0]]
         return distance, float((found == self.test.label).mean())
 
 
@@ -120,7 +119,7 @@ def record(part: int, parts: int) -> None:
     """Train every `parts`-th setting from number `part` on that is not in the pool."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    dataset = subset(Dataset.open("mnist"), IMAGES)
+    dataset = subset_dataset(Dataset.open("mnist"), IMAGES)
     base, space = task()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=SeededRandomSampler(SEED))
@@ -138,7 +137,7 @@ def record(part: int, parts: int) -> None:
         reason = ""
         begun = time.process_time()
         try:
-            for run in passes(configured(base, settings[number]), dataset):
+            for run in passes(apply_values(base, settings[number]), dataset):
                 curve.seconds.append(round(time.process_time() - begun, 3))
                 distance, right = measure(run)
                 curve.frechet.append(round(distance, 4))
@@ -158,9 +157,9 @@ def show(console: Console) -> None:
     drawn = [curve for curve in read() if curve.number >= KNOWN]
     rows = [curve.row for curve in drawn if not curve.diverged]
     console.print(f"{len(drawn)} settings, of which {len(drawn) - len(rows)} diverged.")
-    weights = importances(rows, EPOCHS, METRIC, space)
-    console.print(what_mattered(rows, EPOCHS, METRIC, weights))
-    console.print(", ".join(f"{short(field)} {weight:.0%}" for field, weight in weights.items()))
+    weights = parameter_importances(rows, EPOCHS, METRIC, space)
+    console.print(importance_summary(rows, EPOCHS, METRIC, weights))
+    console.print(", ".join(f"{short_name(field)} {weight:.0%}" for field, weight in weights.items()))
     console.print(map_of(rows, *RATES, rate_bin))
     console.print(map_of(rows, *DEPTHS, int))
 
@@ -190,7 +189,7 @@ def map_of(rows: list[TrialResult], across: str, up: str, bin_of: Any) -> Table:
         if across in RATES
         else {n: str(n) for n in {*columns, *lines}}
     )
-    table = Table(f"{short(up)} \\ {short(across)}", *(names[column] for column in columns))
+    table = Table(f"{short_name(up)} \\ {short_name(across)}", *(names[column] for column in columns))
     for line in lines:
         some = [sorted(cells.get((column, line), [])) for column in columns]
         words = [f"{statistics.median(s):.1f} ({s[0]:.1f}; {len(s)})" if s else "–" for s in some]

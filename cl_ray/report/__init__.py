@@ -1,1 +1,1 @@
-"""The run's pictures, curves and metrics as one HTML file that needs nothing else."""
+"""The report of a run: images, charts and metrics as one HTML page."""

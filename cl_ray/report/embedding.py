@@ -1,53 +1,173 @@
-"""D's representation on a plane: what lies near what."""
+"""The map of D's embeddings: t-SNE for the page, and the files of TensorBoard's projector."""
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
+import torch
 from numpy.typing import NDArray
 
+from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.evaluation.classifier import Floats
+from cl_ray.model import TrainedModel
+from cl_ray.report.charts import COLOURS, CYCLE, Chart
+from cl_ray.storage import RunStorage
 
-COMPONENTS = 50
+MAX_IMAGES = 2000
+MIN_IMAGES = 10
+"""Fewer images than this make no map."""
+_COMPONENTS = 50
 """Principal components that t-SNE sees (van der Maaten and Hinton, 2008, section 4.2: 30), and
 that the projector is given."""
-PERPLEXITY = 30.0
-FEWEST = 10
-"""Fewer images than this make no map."""
+_PERPLEXITY = 30.0
+_MAX_NAMES = 40
+"""Classes that the legend names, at most."""
+_NAME_SIZE = (0.025, 0.045)
+"""Width of a letter of a name on the map and its height, as fractions of the map's."""
+_PROJECTOR = "tensorboard/projector_config.pbtxt"
 
 
 @dataclass(frozen=True)
-class Map:
-    """Images as points.
+class EmbeddingMap:
+    """Embeddings of images as points on a plane.
 
     Args:
         points: [n, 2].
-        components: The principal components that they were made of, float32 [n, at most 50].
-        kept: Share of the features' variance that those hold.
+        components: Principal components that t-SNE saw, float32 [n, at most 50].
+        variance: Fraction of the features' variance in those.
+        dimensions: Dimensions of the features.
     """
 
     points: NDArray[np.float64]
     components: Floats
-    kept: float
+    variance: float
+    dimensions: int
 
 
-def principal(features: Floats) -> tuple[Floats, float]:
-    """The first principal components [n, at most 50] of features [n, d], and their share."""
-    from sklearn.decomposition import PCA
+def embedding_map(features: Floats) -> EmbeddingMap:
+    """Map features [n, d], n at least 10, by t-SNE of their principal components.
 
-    pca = PCA(min(COMPONENTS, *features.shape), random_state=0)
-    components = pca.fit_transform(features.astype(np.float64))
-    return components.astype(np.float32), float(pca.explained_variance_ratio_.sum())
-
-
-def embedding_map(features: Floats) -> Map:
-    """Features [n, d], n at least 10, on a plane, by t-SNE of their principal components.
-
-    Which points lie near each other means something; the axes, and how far clusters lie apart,
-    mean nothing (van der Maaten and Hinton, 2008).
+    Only which points are near each other has a meaning; the axes and the distance of clusters
+    have none (van der Maaten and Hinton, 2008).
     """
+    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    components, kept = principal(features)
-    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
-    return Map(points.astype(np.float64), components, kept)
+    pca = PCA(min(_COMPONENTS, *features.shape), random_state=0)
+    components = pca.fit_transform(features.astype(np.float64)).astype(np.float32)
+    variance = float(pca.explained_variance_ratio_.sum())
+    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+    points = tsne.fit_transform(components).astype(np.float64)
+    return EmbeddingMap(points, components, variance, features.shape[1])
+
+
+@dataclass(frozen=True)
+class EmbeddingPlot:
+    """A map of D's embeddings, and what was mapped.
+
+    Args:
+        map: The points.
+        chart: The points as a chart, coloured by label.
+        split: The split of the images.
+        rows: The images.
+        names: The names of their labels; None if they have none.
+    """
+
+    map: EmbeddingMap
+    chart: Chart
+    split: str
+    rows: RowBatch
+    names: list[str] | None
+
+
+def plot_embedding(
+    run: TrainedModel, dataset: Dataset, rows: RowBatch, split: str
+) -> EmbeddingPlot | None:
+    """Map D's embeddings of images; None if they are fewer than 10."""
+    if len(rows.id) < MIN_IMAGES:
+        return None
+    plane = embedding_map(run.embed(rows.image))
+    names = None if rows.label is None else [_class_name(dataset, i) for i in rows.label.tolist()]
+    chart = _map_chart(plane.points, names, rows.label)
+    return EmbeddingPlot(plane, chart, split, rows, names)
+
+
+def _map_chart(
+    points: NDArray[np.float64], names: list[str] | None, labels: NDArray[np.int64] | None
+) -> Chart:
+    """Draw points, one trace a label; names of labels stand at the medians of their points."""
+    figure = go.Figure()
+    groups = [None] if labels is None else np.unique(labels).tolist()
+    centres, texts = [], []
+    for group in groups:
+        chosen = slice(None) if labels is None else np.flatnonzero(labels == group)
+        x, y = points[chosen].T
+        colour = COLOURS["quiet"] if group is None else CYCLE[group % len(CYCLE)]
+        name = "" if names is None else names[chosen[0]]
+        figure.add_scatter(
+            x=x, y=y, mode="markers", name=name, hovertemplate=f"{name}<extra></extra>",
+            marker={"color": colour, "size": 5, "opacity": 0.75},
+        )  # fmt: skip
+        centres.append((np.median(x), np.median(y)))
+        texts.append(name)
+    is_named = labels is not None and len(groups) <= _MAX_NAMES
+    if is_named:
+        # Of two names that overlap neither is written: one alone would seem to name both groups.
+        away = np.abs(np.array(centres)[:, None] - np.array(centres)) / np.ptp(points, axis=0)
+        width = _NAME_SIZE[0] * max(map(len, texts))
+        overlaps = ((away < (width, _NAME_SIZE[1])).all(2)).sum(1) > 1
+        for (x, y), text, overlap in zip(centres, texts, overlaps, strict=True):
+            if not overlap:
+                font = {"size": 16, "color": COLOURS["ink"], "weight": 700}
+                figure.add_annotation(x=x, y=y, text=text, showarrow=False, font=font)
+    hidden = {"visible": False}
+    figure.update_layout(showlegend=is_named, xaxis=hidden, yaxis=hidden)
+    figure.update_layout(legend={"itemsizing": "constant"})
+    alt = f"Map of {len(points)} images as points{f' in {len(groups)} labels' if names else ''}."
+    return Chart("", alt, figure, height=560)
+
+
+def _class_name(dataset: Dataset, label: int) -> str:
+    known = dataset.info.classes
+    return known[label] if known and label < len(known) else str(label)
+
+
+def write_projector(folder: RunStorage, step: int, plot: EmbeddingPlot) -> None:
+    """Add embeddings to TensorBoard's projector, beside those of other steps.
+
+    The projector is given the principal components, as a browser is slow with a thousand numbers
+    an image, and the images as points.
+
+    Args:
+        folder: The run folder.
+        step: Training steps of the networks.
+        plot: The embeddings and their images.
+    """
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+    from torch.utils.tensorboard import SummaryWriter
+
+    header = ["id", "label"] if plot.names else ["id", "split"]
+    ids = plot.rows.id.tolist()
+    metadata = [list(pair) for pair in zip(ids, plot.names or [plot.split] * len(ids), strict=True)]
+    images = torch.from_numpy(plot.rows.image).permute(0, 3, 1, 2).float() / 255
+    with tempfile.TemporaryDirectory() as place:
+        # A writer in the run's own folder would leave an empty file of events each time.
+        writer = SummaryWriter(place)
+        writer.add_embedding(
+            torch.from_numpy(plot.map.components), metadata, images.expand(-1, 3, -1, -1), step,
+            tag="discriminator", metadata_header=header,
+        )  # fmt: skip
+        writer.close()
+        text = (Path(place) / Path(_PROJECTOR).name).read_text()
+        for file in Path(place).rglob("*"):
+            if file.is_file() and file.suffix in (".tsv", ".png"):
+                folder.write(f"tensorboard/{file.relative_to(place)}", file.read_bytes())
+    config = text_format.Parse(text, ProjectorConfig())
+    before = text_format.Parse((folder.read(_PROJECTOR) or b"").decode(), ProjectorConfig())
+    own = config.embeddings[0].tensor_path
+    config.embeddings.extend(e for e in before.embeddings if e.tensor_path != own)
+    folder.write(_PROJECTOR, text_format.MessageToString(config).encode())

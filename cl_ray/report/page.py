@@ -1,4 +1,4 @@
-"""`report`: everything that is there of a run on one HTML page, and what is not, said so."""
+"""The report of a run: one HTML page with its images, charts and metrics."""
 
 import shlex
 from collections.abc import Callable
@@ -8,26 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jinja2
+from plotly.offline import get_plotlyjs
+
 from cl_ray.config import Config, differences, preset
-from cl_ray.data.dataset import Dataset, RowBatch, first_error_line
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.data.dataset import Dataset, sample_rows
+from cl_ray.errors import UserError, first_error_line, redact_credentials
 from cl_ray.model import TrainedModel, load
 from cl_ray.report import galleries
-from cl_ray.report.balance import curve_charts, evaluation_charts, loss_balance, on_fewer
-from cl_ray.report.pictures import pairs, saved_epochs, strip
-from cl_ray.report.projector import write_projector
+from cl_ray.report.charts import PALETTE
+from cl_ray.report.curves import (
+    evaluation_charts,
+    is_evaluated_on_fewer,
+    loss_balance,
+    training_charts,
+)
+from cl_ray.report.embedding import MAX_IMAGES, EmbeddingPlot, plot_embedding, write_projector
+from cl_ray.report.images import epoch_strip, pair_grids, saved_epochs
 from cl_ray.report.records import read_curves, read_epochs, read_record
-from cl_ray.report.render import render
-from cl_ray.report.summary import headline, headline_stats, how_it_went
+from cl_ray.report.summary import headline, headline_stats, run_details
 from cl_ray.report.tables import fidelity_rows, representation_table
 from cl_ray.storage import RunStorage
 
-FILE = "report.html"
-STRIP = 12
-"""Epochs of which samples are shown, at most."""
-STRIP_COLUMNS = 10
-PAIR_COLUMNS = 8
-HIDDEN = ("name", "storage", "preset")
+_FILE = "report.html"
+_MAX_STRIP_EPOCHS, _STRIP_COLUMNS, _PAIR_COLUMNS = 12, 10, 8
+_HIDDEN = ("name", "storage", "preset")
 """Fields that differ from the preset's in every run."""
 
 T = TypeVar("T")
@@ -35,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A report that was written.
 
     Args:
-        location: The page's path, or its URI without keys.
+        location: The page's path, or its URI without credentials.
         bytes: Its size.
-        missing: A sentence for each part that the run has nothing for.
+        missing: A sentence for each part that could not be made.
         projector: Whether TensorBoard's projector has the embeddings.
     """
 
@@ -55,26 +60,23 @@ def write_run_report(
 ) -> Report:
     """Write `report.html` into a run folder, and the embeddings for TensorBoard's projector.
 
-    Parts that need what is not there (no checkpoint yet, no evaluation, data that cannot be
+    Parts for which something is missing (no checkpoint yet, no evaluation, data that cannot be
     reached) say so on the page in a sentence.
 
     Args:
         where: The run folder's path or URI.
-        checkpoint: Whose networks are shown: `last`, `best` or a checkpoint's name.
+        checkpoint: Which networks are shown: `last`, `best` or a checkpoint's name.
         device: Where they compute: `auto`, `cpu`, `cuda` or `mps`.
         projector: Whether to write the embeddings.
 
-    Returns:
-        Where the page lies, and what it lacks.
-
     Raises:
-        UserError: There is no run folder, no checkpoint of the name that was given, or the page
-            cannot be written.
+        UserError: There is no run folder or no checkpoint of that name, or the page cannot be
+            written.
     """
-    folder = RunStorage.of_run(where)
+    folder = RunStorage.existing(where)
     missing: dict[str, str] = {}
     text = (folder.read("config.yaml") or b"").decode(errors="replace")
-    config = _try(missing, "config", lambda: Config.from_yaml(text, f"{folder}/config.yaml"))
+    config = _try(missing, "config", lambda: Config.from_run(text, f"{folder}/config.yaml"))
     try:
         run = load(where, checkpoint, device)
     except UserError as error:
@@ -83,121 +85,146 @@ def write_run_report(
         run, missing["networks"] = None, redact_credentials(str(error))
     dataset = None
     if config and run:
-        dataset = _try(missing, "data", partial(_data, config, run))
-    summary, evaluation = (
-        read_record(folder, "summary.json"),
-        read_record(folder, "evaluation.json"),
-    )
-    lines = read_epochs(folder)
-    found = read_curves(folder, lines)
-    ends = [int(line["step"]) for line in lines]
-    shown = _networks(run, dataset, missing)
-    there = saved_epochs(folder, "samples")
-    mapped: galleries.EmbeddingPlot | None = shown.get("map")
-    written = bool(projector and run and mapped)
-    if written and run and mapped:
+        dataset = _try(missing, "data", partial(_open_data, config, run))
+    shown = _show_networks(run, dataset, missing)
+    embedding: EmbeddingPlot | None = shown["embedding"]
+    is_written = bool(projector and run and embedding)
+    if projector and run and embedding:
         try:
-            write_projector(
-                folder, run.step, mapped.components, mapped.rows, mapped.labels, mapped.split
-            )
+            write_projector(folder, run.step, embedding)
         except OSError as error:
             raise UserError(
                 f"The embeddings cannot be written into {folder}/tensorboard "
                 f"({first_error_line(error)}): leave them out with --no-projector."
             ) from error
-    fidelity = (evaluation or {}).get("fidelity") or {}
-    modes = (evaluation or {}).get("modes") or {}
-    representation = (evaluation or {}).get("representation") or {}
+    summary = read_record(folder, "summary.json")
+    evaluation = read_record(folder, "evaluation.json") or {}
+    epochs = read_epochs(folder)
+    curves = read_curves(folder, epochs)
+    epoch_ends = [int(line["step"]) for line in epochs]
+    parts = {name: evaluation.get(name) or {} for name in ("fidelity", "modes", "representation")}
     context: dict[str, Any] = {
         "name": folder.name.partition("?")[0],
         "folder": str(folder),
         "command": shlex.quote(str(folder)),
-        "made": f"{datetime.now():%-d %B %Y, %H:%M}",
         "config": config,
         "yaml": redact_credentials(text),
-        "changed": _changed(config),
-        "summary": summary,
-        "lines": lines,
+        "changed": _changed_fields(config),
+        "epochs": epochs,
         "run": run,
         "dataset": dataset,
         "evaluation": evaluation,
-        "words": headline(config, summary, lines, run),
-        "tiles": headline_stats(evaluation, summary, lines),
-        "went": how_it_went(summary, lines),
-        "strip": strip(folder, STRIP, STRIP_COLUMNS),
-        "epochs_saved": len(there),
-        "pairs": pairs(folder, PAIR_COLUMNS),
-        "curves": curve_charts(found, ends),
-        "balance": loss_balance(found, ends, config),
-        "progress": evaluation_charts(lines),
-        "fewer": on_fewer(config, evaluation),
-        "fidelity": fidelity,
-        "fidelity_rows": fidelity_rows(fidelity),
-        "modes": modes,
-        "mode_rows": fidelity_rows(modes),
-        "representation": representation_table(representation),
-        "projector": written,
+        "headline": headline(config, summary, epochs, run),
+        "stats": headline_stats(evaluation, summary, epochs),
+        "details": run_details(summary, epochs),
+        "strip": epoch_strip(folder, _MAX_STRIP_EPOCHS, _STRIP_COLUMNS),
+        "epochs_saved": len(saved_epochs(folder, "samples")),
+        "pairs": pair_grids(folder, _PAIR_COLUMNS),
+        "curves": training_charts(curves, epoch_ends),
+        "balance": loss_balance(curves, epoch_ends, config),
+        "progress": evaluation_charts(epochs),
+        "fewer": is_evaluated_on_fewer(config, evaluation),
+        "fidelity": parts["fidelity"],
+        "fidelity_rows": fidelity_rows(parts["fidelity"]),
+        "modes": parts["modes"],
+        "mode_rows": fidelity_rows(parts["modes"]),
+        "representation": representation_table(parts["representation"]),
+        "projector": is_written,
         "missing": missing,
         **shown,
     }
-    blob = render("page.html", context).encode()
+    size = write_page(folder, render_page("page.html", context))
+    return Report(f"{folder}/{_FILE}", size, list(missing.values()), is_written)
+
+
+def render_page(template: str, context: dict[str, Any], package: str = "cl_ray.report") -> str:
+    """Render a page that needs no other file.
+
+    Args:
+        template: File of a template that extends `base.html`.
+        context: What the template names; a name without a value is an error.
+        package: Package whose folder `templates` has it.
+    """
+    packages = dict.fromkeys((package, "cl_ray.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made = f"{datetime.now():%-d %B %Y, %H:%M}"
+    page = environment.get_template(template)
+    return page.render({"made": made, "palette": PALETTE, "plotly_js": get_plotlyjs(), **context})
+
+
+def write_page(folder: RunStorage, page: str) -> int:
+    """Write report.html and return its size in bytes.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    blob = page.encode()
     try:
-        folder.write(FILE, blob)
+        folder.write(_FILE, blob)
     except OSError as error:
         raise UserError(
-            f"{folder}/{FILE} cannot be written ({len(blob):,} bytes): {first_error_line(error)}."
+            f"{folder}/{_FILE} cannot be written ({len(blob):,} bytes): {first_error_line(error)}."
         ) from error
-    return Report(f"{folder}/{FILE}", len(blob), list(missing.values()), written)
+    return len(blob)
 
 
-def _data(config: Config, run: TrainedModel) -> Dataset:
+def _open_data(config: Config, run: TrainedModel) -> Dataset:
     dataset = Dataset.open(config.data)
     if dataset.info.shape != run.shape:
         raise UserError(
-            f"{redact_credentials(config.data)} now holds images of {dataset.info.shape}, and the run "
-            f"was trained on {run.shape}."
+            f"{redact_credentials(config.data)} now holds images of {dataset.info.shape}, and the "
+            f"run was trained on {run.shape}."
         )
     return dataset
 
 
-def _networks(
+def _show_networks(
     run: TrainedModel | None, dataset: Dataset | None, missing: dict[str, str]
 ) -> dict[str, Any]:
-    """What the networks show, by the names that the page has for it; None for what they cannot."""
+    """Return what the networks show, by its name in the template; None where it cannot be made."""
     shown: dict[str, Any] = dict.fromkeys(
-        ("samples", "by_class", "noise_ways", "image_ways", "neighbours", "map")
-    )
+        (
+            "samples", "class_grids", "noise_interpolation", "image_interpolation", "neighbours",
+            "embedding",
+        )
+    )  # fmt: skip
     if run is None:
         return shown
-    shown["samples"] = galleries.samples(run)
-    shown["by_class"] = galleries.by_class(run)
-    shown["noise_ways"] = galleries.ways_of_noise(run)
+    shown["samples"] = galleries.sample_grids(run)
+    shown["class_grids"] = galleries.class_grids(run)
+    shown["noise_interpolation"] = galleries.noise_interpolation(run)
     if dataset is None:
         return shown
     split = "test" if "test" in dataset.info.splits else "train"
-    rows: RowBatch | None = _try(missing, "data", lambda: galleries.images_to_show(dataset, split))
+    rows = _try(missing, "data", lambda: sample_rows(dataset, split, MAX_IMAGES, galleries.SEED))
     if rows is None:
         return shown
-    shown["image_ways"] = galleries.ways_of_images(run, rows)
+    shown["image_interpolation"] = galleries.image_interpolation(run, rows)
     test = rows if split == "test" else None
     shown["neighbours"] = _try(
         missing, "data", lambda: galleries.nearest_training_images(run, dataset, test)
     )
-    shown["map"] = galleries.plot_embedding(run, dataset, rows, split)
-    if shown["map"] is None:
-        missing["map"] = f"{len(rows.id)} images are too few for a map."
+    shown["embedding"] = plot_embedding(run, dataset, rows, split)
+    if shown["embedding"] is None:
+        missing["embedding"] = f"{len(rows.id)} images are too few for a map."
     return shown
 
 
-def _changed(config: Config | None) -> list[tuple[str, Any, Any]]:
+def _changed_fields(config: Config | None) -> list[tuple[str, Any, Any]]:
     if config is None:
         return []
     found = differences(preset(config.preset), config)
-    return [(k, old, new) for k, (old, new) in found.items() if k not in HIDDEN]
+    return [(name, old, new) for name, (old, new) in found.items() if name not in _HIDDEN]
 
 
 def _try(missing: dict[str, str], part: str, make: Callable[[], T]) -> T | None:
-    """What `make` returns, or None and why."""
+    """Return what `make` returns; on a UserError, None, with its sentence in `missing`."""
     try:
         return make()
     except UserError as error:

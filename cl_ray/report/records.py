@@ -1,4 +1,4 @@
-"""What a run wrote down: its metrics an epoch, its curves by step, its pictures."""
+"""Readers of what a run has logged: metrics by epoch, curves by step, JSON records."""
 
 import json
 import tempfile
@@ -15,10 +15,10 @@ from cl_ray.storage import RunStorage
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """A figure over the steps.
+    """A metric over the training steps.
 
     Args:
-        steps: [n] int64, rising.
+        steps: [n] int64, increasing.
         values: [n] float64.
     """
 
@@ -26,7 +26,7 @@ class MetricCurve:
     values: NDArray[np.float64]
 
     def thinned(self, most: int) -> "MetricCurve":
-        """At most so many points, each the mean of its neighbours, at the last one's step."""
+        """Return at most so many points, each the mean of its neighbours, at their last step."""
         if len(self.steps) <= most:
             return self
         parts = np.array_split(np.arange(len(self.steps)), most)
@@ -34,8 +34,8 @@ class MetricCurve:
         return MetricCurve(np.array([self.steps[part[-1]] for part in parts]), means)
 
 
-def listing(folder: RunStorage, within: str) -> list[str]:
-    """The names of the files in a folder of the run, sorted; none if it is not there."""
+def list_files(folder: RunStorage, within: str) -> list[str]:
+    """Return the sorted names of the files in a folder of the run; none if it does not exist."""
     filesystem, path = folder.open()
     selector = pyarrow.fs.FileSelector(f"{path}/{within}", allow_not_found=True)
     found = filesystem.get_file_info(selector)
@@ -43,16 +43,16 @@ def listing(folder: RunStorage, within: str) -> list[str]:
 
 
 def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
-    """What a JSON file of the run says; None where there is none, or not a whole one."""
+    """Return a JSON object of the run; None if the file is missing or incomplete."""
     try:
-        said = json.loads(folder.read(file) or b"null")
+        record = json.loads(folder.read(file) or b"null")
     except ValueError:
         return None
-    return said if isinstance(said, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def read_epochs(folder: RunStorage) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without a last one that is still being written."""
+    """Return the lines of metrics.jsonl, without a last one that is still being written."""
     lines = []
     for line in (folder.read("metrics.jsonl") or b"").decode(errors="replace").splitlines():
         try:
@@ -63,13 +63,13 @@ def read_epochs(folder: RunStorage) -> list[dict[str, Any]]:
 
 
 def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
-    """Each figure by step, out of TensorBoard's events; those of evaluations are by epoch.
+    """Return each metric by step, from TensorBoard's events, else from metrics.jsonl.
 
     Args:
         folder: The run folder.
-        lines: What `epochs` returned: a point an epoch where there are no events.
+        lines: What `read_epochs` returned: a point an epoch, used where there are no events.
     """
-    names = [name for name in listing(folder, "tensorboard") if "tfevents" in name]
+    names = [name for name in list_files(folder, "tensorboard") if "tfevents" in name]
     found = _events(folder, names) if names else {}
     if found:
         return found
@@ -96,11 +96,11 @@ def _events(folder: RunStorage, names: list[str]) -> dict[str, MetricCurve]:
 
 
 def _curves(points: dict[str, list[tuple[int, float]]]) -> dict[str, MetricCurve]:
-    """What of the points is a number; a name with none is left out."""
+    """Return the finite points of each curve; a curve without any is left out."""
     found = {}
     for name, pairs in points.items():
-        good = sorted(pair for pair in pairs if np.isfinite(pair[1]))
-        if good:
-            steps, values = zip(*good, strict=True)
+        finite = sorted(pair for pair in pairs if np.isfinite(pair[1]))
+        if finite:
+            steps, values = zip(*finite, strict=True)
             found[name] = MetricCurve(np.array(steps, np.int64), np.array(values, np.float64))
     return found

@@ -1,82 +1,140 @@
-"""What mattered: which of the searched fields a figure went by, as far as trials can tell."""
+"""Which searched fields a metric depends on, as far as the trials of a search can tell."""
 
 import statistics
 import warnings
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cl_ray.report.chart import count
-from cl_ray.tuning.leaderboard import short
+from cl_ray.training.progress import pluralize
+from cl_ray.tuning.leaderboard import short_name
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
 RATES = ("optimizer.lr_g", "optimizer.lr_d")
-FEWEST = 10
-"""Comparable trials without which nothing is said of what mattered."""
-SHOWN = 4
-"""Trials at an epoch for which, where there are never ten, it is shown before an earlier one."""
+MIN_COMPARABLE = 10
+"""Comparable trials without which nothing is said about importances."""
+_MIN_LATER = 4
+"""Trials at an epoch for which it is preferred to an earlier one, where no epoch has ten."""
 
 
-def comparable(rows: list[TrialResult]) -> tuple[list[TrialResult], int]:
-    """Trials at the latest epoch that ten, and at least half of those that count, have reached.
+def comparable_trials(results: list[TrialResult]) -> tuple[list[TrialResult], int]:
+    """Return the latest epoch that ten, and at least half, of the valid trials reached, and those.
 
     Metrics after one epoch and after ten are not compared with each other.
     """
-    counted = [row for row in rows if row.counts and row.history]
-    epochs = sorted({epoch for row in counted for epoch in row.history}, reverse=True)
-    for enough in (FEWEST, SHOWN):
+    valid = [result for result in results if result.is_valid and result.history]
+    epochs = sorted({epoch for result in valid for epoch in result.history}, reverse=True)
+    for enough in (MIN_COMPARABLE, _MIN_LATER):
         for epoch in epochs:
-            alike = [row for row in counted if epoch in row.history]
-            if len(alike) >= max(enough, len(counted) / 2):
-                return alike, epoch
-    return [row for row in counted if epochs and epochs[-1] in row.history], (epochs or [0])[-1]
+            reached = [result for result in valid if epoch in result.history]
+            if len(reached) >= max(enough, len(valid) / 2):
+                return reached, epoch
+    first = epochs[-1] if epochs else 0
+    return [result for result in valid if first in result.history], first
 
 
-def importances(
-    rows: list[TrialResult], epoch: int, metric: SearchMetric, space: Space
+def comparable_study(
+    results: list[TrialResult], epoch: int, metric: SearchMetric, space: Space
+) -> optuna.Study:
+    """Build an in-memory study of comparable trials, for Optuna's importances and charts.
+
+    Its parameters are the fields that all trials have and that differ, by their short names.
+
+    Args:
+        results: The trials.
+        epoch: An epoch that all of them reached.
+        metric: The metric.
+        space: The search space.
+    """
+    study = optuna.create_study(direction="maximize" if metric.maximize else "minimize")
+    fields = [
+        field
+        for field in space.parameters
+        if all(field in result.values for result in results)
+        and len({result.values[field] for result in results}) > 1
+    ]
+    for result in results:
+        study.add_trial(frozen_trial(result, fields, space, [result.history[epoch]]))
+    return study
+
+
+def frozen_trial(
+    result: TrialResult, fields: list[str], space: Space, values: list[float] | None
+) -> FrozenTrial:
+    """Build a trial with parameters by short names; without values it is a pruned one."""
+    return create_trial(
+        state=TrialState.PRUNED if values is None else TrialState.COMPLETE,
+        values=values,
+        params={short_name(field): result.values[field] for field in fields},
+        distributions={short_name(f): space.parameters[f].distribution() for f in fields},
+        intermediate_values=result.history,
+        user_attrs={"trial": result.number},
+    )
+
+
+def importance_evaluator() -> optuna.importance.FanovaImportanceEvaluator:
+    """Build the evaluator of importances (fANOVA: Hutter et al., 2014)."""
+    return optuna.importance.FanovaImportanceEvaluator(seed=0)
+
+
+def parameter_importances(
+    results: list[TrialResult], epoch: int, metric: SearchMetric, space: Space
 ) -> dict[str, float]:
-    """What share of the figure's variance each field explains (fANOVA: Hutter et al., 2014)."""
-    fields = [f for f in space.parameters if all(f in row.values for row in rows)]
-    fields = [f for f in fields if len({row.values[f] for row in rows}) > 1]
-    if len(rows) < FEWEST or not fields or len({r.history[epoch] for r in rows}) < 2:
+    """Return the fraction of the metric's variance that each field explains, largest first.
+
+    Args:
+        results: Comparable trials; fewer than ten give no importances.
+        epoch: An epoch that all of them reached.
+        metric: The metric.
+        space: The search space.
+    """
+    study = comparable_study(results, epoch, metric, space)
+    values = {result.history[epoch] for result in results}
+    if len(results) < MIN_COMPARABLE or not study.trials[0].params or len(values) < 2:
         return {}
-    study = optuna.create_study(direction="maximize" if metric.larger else "minimize")
-    ranges = {field: space.parameters[field].distribution() for field in fields}
-    for row in rows:
-        values = {field: row.values[field] for field in fields}
-        study.add_trial(
-            optuna.trial.create_trial(params=values, distributions=ranges, value=row.history[epoch])
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {field: float(weight) for field, weight in found.items()}
+        found = optuna.importance.get_param_importances(study, evaluator=importance_evaluator())
+    fields = {short_name(field): field for field in space.parameters}
+    return {fields[name]: float(importance) for name, importance in found.items()}
 
 
-def what_mattered(
-    rows: list[TrialResult], epoch: int, metric: SearchMetric, weights: dict[str, float]
+def importance_summary(
+    results: list[TrialResult],
+    epoch: int,
+    metric: SearchMetric,
+    importances: dict[str, float],
 ) -> str:
-    """One sentence, which claims nothing where fewer than ten trials can be compared."""
-    alike = f"{count(len(rows), 'trial')} after {count(epoch, 'epoch')}"
-    if len(rows) < FEWEST:
-        verb = "is" if len(rows) == 1 else "are"
-        some = f"{alike} {verb}" if rows else "No trial has a figure: that is"
-        return f"{some} too few to say what mattered; it takes {FEWEST} that can be compared."
-    if not weights:
-        return f"{alike} do not differ enough to say what mattered."
-    order = sorted(rows, key=lambda r: r.history[epoch], reverse=metric.larger)
-    good = order[: len(order) // 4]
-    told = []
-    for field, weight in list(weights.items())[:3]:
-        values = [row.values[field] for row in good]
+    """Return a sentence on the importances, which claims nothing of fewer than ten trials.
+
+    Args:
+        results: Comparable trials.
+        epoch: An epoch that all of them reached.
+        metric: The metric.
+        importances: What `parameter_importances` returned.
+    """
+    compared = f"{pluralize(len(results), 'trial')} after {pluralize(epoch, 'epoch')}"
+    if len(results) < MIN_COMPARABLE:
+        verb = "is" if len(results) == 1 else "are"
+        subject = f"{compared} {verb}" if results else "No trial has a value of the metric: that is"
+        return f"{subject} too few to estimate importances, which takes {MIN_COMPARABLE}."
+    if not importances:
+        return f"{compared} do not differ enough to estimate importances."
+    order = sorted(results, key=lambda r: r.history[epoch], reverse=metric.maximize)
+    best = order[: len(order) // 4]
+    parts = []
+    for field, importance in list(importances.items())[:3]:
+        values = [result.values[field] for result in best]
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             typical = f"{statistics.median(values):.3g}"
         else:
             typical = str(statistics.mode(values))
-        told.append(f"{short(field)} ({weight:.0%} of the differences; {typical} among the best)")
+        parts.append(
+            f"{short_name(field)} ({importance:.0%} of the variance; {typical} in the best quarter)"
+        )
     ratio = ""
-    if all(rate in row.values for rate in RATES for row in good):
-        middle = statistics.median(r.values[RATES[1]] / r.values[RATES[0]] for r in good)
-        ratio = f" The best quarter trains D at {middle:.2g} times G's rate."
-    return f"Of {alike}, {metric.name} went by {', '.join(told)}.{ratio}"
+    if all(rate in result.values for rate in RATES for result in best):
+        median = statistics.median(r.values[RATES[1]] / r.values[RATES[0]] for r in best)
+        ratio = f" In the best quarter, D's learning rate is {median:.2g} times G's."
+    return f"Of {compared}, {metric.name} depends most on {', '.join(parts)}.{ratio}"

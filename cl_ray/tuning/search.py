@@ -1,6 +1,5 @@
 """The flags of a search, and the checks that come before Ray starts."""
 
-import importlib.util
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -449,13 +448,6 @@ def subset_dataset(dataset: "Dataset", images: int) -> "Dataset":
     cut = SplitInfo(rows=rows, shards=shards, distances=train.distances)
     splits = {**dataset.info.splits, TRAIN_SPLIT: cut}
     return replace(dataset, info=dataset.info.model_copy(update={"splits": splits}))
-
-
-def missing_report_package() -> str | None:
-    """Return a sentence on the package that report.html needs, if it is not installed."""
-    if importlib.util.find_spec("plotly") is None:
-        return "report.html needs plotly, which is not installed: pip install plotly."
-    return None
 
 
 def _load_record(folder: RunStorage) -> dict[str, Any]:

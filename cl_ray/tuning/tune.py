@@ -22,7 +22,7 @@ from cl_ray.tuning.leaderboard import (
     rank_trials,
     write_leaderboard,
 )
-from cl_ray.tuning.search import Search, missing_report_package
+from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import (
     StudyStorage,
     TrialResult,
@@ -59,9 +59,6 @@ def run_search(search: Search, console: Console, prog: str) -> bool:
     storage = StudyStorage(search.folder, search.options.study)
     study = open_search_study(search, storage)
     _print_plan(search, trial_results(study), console)
-    missing = missing_report_package()
-    if missing:
-        console.print(missing, soft_wrap=True)
     if unfinished_trials(study) or len(trial_results(study)) < search.num_trials:
         _run_on_ray(search, study, storage, console)
     results = trial_results(study)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cl_ray.report.balance import evaluation_charts
+from cl_ray.report.curves import evaluation_charts
 from helpers.small_run import SMALL_RUN
 
 from cl_ray.cli import main

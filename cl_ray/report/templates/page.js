@@ -1,29 +1,31 @@
-// Reading values off: the point nearest to the pointer, or to a finger, in each chart.
-for (const plot of document.querySelectorAll("svg.plot[data-xs]")) {
-  const xs = plot.dataset.xs.split(" ").map(Number);
-  const at = plot.dataset.at.split("|");
-  const values = [...plot.querySelectorAll("path[data-values]")].map((p) => p.dataset.values.split("|"));
-  const card = plot.closest("figure");
-  const shown = [...card.querySelectorAll(".legend .value")];
-  const where = card.querySelector(".legend .where");
-  const hair = plot.querySelector(".hair");
-  const usual = shown.map((b) => b.textContent);
-  plot.addEventListener("pointermove", (event) => {
-    const box = plot.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * 360;
-    const i = xs.reduce((best, v, j) => (Math.abs(v - x) < Math.abs(xs[best] - x) ? j : best), 0);
-    shown.forEach((b, j) => (b.textContent = values[j][i]));
-    where.textContent = `${plot.dataset.name} ${at[i]}`;
-    hair.setAttribute("transform", `translate(${xs[i]})`);
-    plot.classList.add("read");
-  });
-  plot.addEventListener("pointerleave", () => {
-    shown.forEach((b, j) => (b.textContent = usual[j]));
-    where.textContent = "";
-    plot.classList.remove("read");
-  });
+// Draw each chart of the page from its JSON, in the colours and the width of a screen or of paper.
+const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+const onPaper = matchMedia("print");
+const darkColours = new Map(Object.values(PALETTE));
+
+function draw(paper) {
+  for (const plot of document.querySelectorAll(".plot")) {
+    const json = plot.parentElement.querySelector("script").textContent;
+    const dark = prefersDark.matches && !paper;
+    const figure = JSON.parse(json.replace(/#[0-9a-f]{6}/g, (c) => (dark && darkColours.get(c)) || c));
+    const layout = { ...figure.layout, width: plot.clientWidth, height: plot.clientHeight };
+    Plotly.react(plot, figure.data, layout, { displayModeBar: false });
+  }
 }
-// Browsers that cannot open folds by style: open them for the print.
-addEventListener("beforeprint", () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
+
+// Paper has no scroll bars and no folds, and a width of its own, which page.css gives the class.
+function prepare(paper) {
+  document.documentElement.classList.toggle("paper", paper);
+  for (const fold of document.querySelectorAll("details")) fold.open = paper;
+  draw(paper);
+}
+
+prefersDark.addEventListener("change", () => draw(onPaper.matches));
+addEventListener("beforeprint", () => prepare(true));
+addEventListener("afterprint", () => prepare(false));
+let shownWidth = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== shownWidth) draw(onPaper.matches);
+  shownWidth = innerWidth;
 });
+draw(onPaper.matches);
