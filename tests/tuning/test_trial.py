@@ -51,7 +51,10 @@ def point(number: int, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [w.detach().clone() for w in (*trainer.gan.generator.parameters(), *trainer.gan.discriminator.parameters())]
+    return [
+        w.detach().clone()
+        for w in (*trainer.gan.generator.parameters(), *trainer.gan.discriminator.parameters())
+    ]
 
 
 def same(ours: Trainer, theirs: Trainer) -> bool:
