@@ -38,13 +38,13 @@ from cl_ray.data.partition import Partition
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.evaluation.modes import SAMPLES, ModeEvaluator
+from cl_ray.evaluation.evaluate import MODE_SAMPLES, Evaluator, ModeEvaluator
 from cl_ray.evaluation.reference import StackedReference
 from cl_ray.losses.adversarial import OBJECTIVES
 from cl_ray.model import TrainedModel
 from cl_ray.networks.build import FAMILIES
-from cl_ray.trainer import NonFiniteLossError, StepLog, Trainer
+from cl_ray.step_log import NonFiniteLossError, StepLog
+from cl_ray.trainer import Trainer
 
 PENALTIES = {
     "wasserstein": "losses.gradient_penalty=10",
@@ -71,7 +71,7 @@ TABLES = {
 COLUMNS = {
     "stacked": ["modes", "mode_kl"],
     "digits": [
-        "frechet_over_floor", "precision", "recall", "coverage", "label_balance",
+        "frechet_over_baseline", "precision", "recall", "coverage", "label_balance",
         "linear_probe", "knn_1", "class_accuracy",
     ],
 }  # fmt: skip
@@ -149,17 +149,18 @@ def measure(trainer: Trainer, table: str) -> Row:
     """Measure the networks, and whether they have collapsed."""
     model = TrainedModel.from_trainer(trainer)
     if table == "stacked":
-        counted = mode_evaluator().measure(model.generate(SAMPLES, seed=1)).metrics
+        counted = mode_evaluator().measure(model.generate(MODE_SAMPLES, seed=1)).metrics
         metrics = {name: metric.value for name, metric in counted.items()}
-        collapsed = metrics["modes"] < counted["modes"].floor / 2
+        collapsed = metrics["modes"] < counted["modes"].real_baseline / 2
     else:
         evaluation = digit_evaluator().evaluate(model)
         assert evaluation.fidelity is not None
         metrics = evaluation.metrics()
-        floors = {name: metric.floor for name, metric in evaluation.fidelity.metrics.items()}
+        fidelity = evaluation.fidelity.metrics
+        baselines = {name: metric.real_baseline for name, metric in fidelity.items()}
         collapsed = (
-            metrics["precision"] < floors["precision"] / 2
-            or metrics["coverage"] < floors["coverage"] / 10
+            metrics["precision"] < baselines["precision"] / 2
+            or metrics["coverage"] < baselines["coverage"] / 10
             or metrics["label_balance"] < 0.01
         )
     return {"metrics": {n: round(v, 5) for n, v in metrics.items()}, "collapsed": bool(collapsed)}

@@ -50,7 +50,8 @@ def command(objective: str, trials: int, images: int, storage: Path) -> list[str
     space = storage / f"{objective}.yaml"
     bound = BOUNDS.get(objective, {"losses.approximate_r1": SLOPE})
     space.write_text(yaml.safe_dump({**RATES, **bound}))
-    begins = {f"losses.{name}": value for name, value in PENALTIES.get(objective, {}).items()}
+    assignments = (text.split("=") for text in PENALTIES.get(objective, "").split())
+    begins = {name: float(value) for name, value in assignments}
     fixed = {
         "losses.objective": objective,
         "generator.prior": 0,
@@ -74,7 +75,7 @@ def leaderboard(objective: str, storage: Path) -> list[dict[str, Any]]:
     return [
         {
             "status": row["status"],
-            "frechet_over_floor": round(float(row["frechet_over_floor"] or "nan"), 2),
+            "frechet_over_baseline": round(float(row["frechet_over_baseline"] or "nan"), 2),
             **{name: float(f"{float(row[name]):.4g}") for name in searched},
         }
         for row in rows
