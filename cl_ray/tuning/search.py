@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # `--help` must not wait for torch and pyarrow
 SEARCH_FILE = "search.yaml"
 """File of a search's folder with its options, space and config."""
 
-_CHANGEABLE = marks("changeable_on_resume")
 _ECONOMICAL_EVALUATION = {"samples": 2000, "images": 2000}
 """How trials are evaluated unless the config says otherwise, so that a search takes minutes."""
 
@@ -39,28 +38,23 @@ Repeatable = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """A flag that may be given more than once."""
 
 
+def _changeable(default: Any, description: str, **bounds: Any) -> Any:
+    """Return a field that a resumed search may have another value of."""
+    extra = marks("changeable_on_resume")
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
 class SearchOptions(BaseConfig):
     """Search for the balance between G and D: Optuna proposes, Ray Tune runs the trials."""
 
-    name: str | None = Field(
-        None,
-        description="The search's name. None makes a fresh one.",
-        json_schema_extra=_CHANGEABLE,
+    name: str | None = _changeable(None, "The search's name. None makes a fresh one.")
+    resume: str | None = _changeable(
+        None, "Resume the search of this name; a larger --trials adds to it."
     )
-    resume: str | None = Field(
-        None,
-        description="Resume the search of this name; a larger --trials adds to it.",
-        json_schema_extra=_CHANGEABLE,
+    storage: str = _changeable(
+        "runs", "Folder or URI under which the search's folder lies.", min_length=1
     )
-    storage: str = Field(
-        "runs",
-        min_length=1,
-        description="Folder or URI under which the search's folder lies.",
-        json_schema_extra=_CHANGEABLE,
-    )
-    trials: int = Field(
-        12, ge=1, le=100_000, description="Trials in all.", json_schema_extra=_CHANGEABLE
-    )
+    trials: int = _changeable(12, "Trials in all.", ge=1, le=100_000)
     epochs: int = Field(3, ge=1, description="Epochs of a trial that is not stopped early.")
     images: int | None = Field(
         4096,
@@ -74,11 +68,9 @@ class SearchOptions(BaseConfig):
         "linear_probe, or class_accuracy with a condition. Given twice or more, a Pareto front. "
         "None: frechet where it is available.",
     )
-    sampler: Literal["tpe", "random", "nsga2"] = Field(
+    sampler: Literal["tpe", "random", "nsga2"] = _changeable(
         "tpe",
-        description="Who proposes values: tree-structured Parzen estimator, uniform random, or "
-        "NSGA-II.",
-        json_schema_extra=_CHANGEABLE,
+        "Who proposes values: tree-structured Parzen estimator, uniform random, or NSGA-II.",
     )
     scheduler: Literal["auto", "asha", "median", "none", "pbt"] = Field(
         "auto",
@@ -87,72 +79,48 @@ class SearchOptions(BaseConfig):
         "several.",
     )
     population: int = Field(8, ge=2, description="Trials of population-based training.")
-    concurrent: int | None = Field(
-        None,
-        ge=1,
-        description="Trials at once; None is as many as fit on the cluster.",
-        json_schema_extra=_CHANGEABLE,
+    concurrent: int | None = _changeable(
+        None, "Trials at once; None is as many as fit on the cluster.", ge=1
     )
     workers: int = Field(
         1, ge=1, description="Workers of a trial; with more than one, each is a TorchTrainer."
     )
-    cpus_per_trial: float | None = Field(
+    cpus_per_trial: float | None = _changeable(
         None,
+        "CPUs of a trial, divided among its workers. None: a local machine's CPUs are divided "
+        "among the trials; on a cluster each worker has 1.",
         gt=0,
-        description="CPUs of a trial, divided among its workers. None: a local machine's CPUs are "
-        "divided among the trials; on a cluster each worker has 1.",
-        json_schema_extra=_CHANGEABLE,
     )
-    gpus_per_trial: float | None = Field(
+    gpus_per_trial: float | None = _changeable(
         None,
+        "GPUs of a trial, divided among its workers; a fraction is allowed. None: a local "
+        "machine's GPUs are divided among the trials, at most one a worker; on a cluster none is "
+        "used.",
         ge=0,
-        description="GPUs of a trial, divided among its workers; a fraction is allowed. None: a "
-        "local machine's GPUs are divided among the trials, at most one a worker; on a cluster "
-        "none is used.",
-        json_schema_extra=_CHANGEABLE,
     )
-    seed: int = Field(
+    seed: int = _changeable(
         0,
+        "Seed of the proposed values; trials train with the config's seed.",
         ge=0,
         lt=2**31,
-        description="Seed of the proposed values; trials train with the config's seed.",
-        json_schema_extra=_CHANGEABLE,
     )
     preset: str | None = Field(None, description="Preset that the space changes.")
-    config: str | None = Field(
-        None,
-        description="YAML file, or its URI, of the config that the space changes.",
-        json_schema_extra=_CHANGEABLE,
+    config: str | None = _changeable(
+        None, "YAML file, or its URI, of the config that the space changes."
     )
-    set: Repeatable = Field(
-        (),
-        description="A field of that config, as `losses.temperature=0.1`; may be repeated.",
-        json_schema_extra=_CHANGEABLE,
+    set: Repeatable = _changeable(
+        (), "A field of that config, as `losses.temperature=0.1`; may be repeated."
     )
-    space: str = Field(
-        "balance",
-        description="What is searched: balance, rates, objectives, or a YAML file of your own.",
-        json_schema_extra=_CHANGEABLE,
+    space: str = _changeable(
+        "balance", "What is searched: balance, rates, objectives, or a YAML file of your own."
     )
     data: str | None = Field(None, min_length=1, description="`mnist` or what `cl-ray data` wrote.")
     study: str | None = Field(
         None, description="Optuna storage URL, as sqlite:///s.db. None: study.log in the folder."
     )
-    address: str | None = Field(
-        None,
-        description="Ray cluster to join; None starts Ray here.",
-        json_schema_extra=_CHANGEABLE,
-    )
-    dashboard: bool = Field(
-        False,
-        description="Start the Ray dashboard and print its address.",
-        json_schema_extra=_CHANGEABLE,
-    )
-    verbose: bool = Field(
-        False,
-        description="Show Ray's messages and the trials' output.",
-        json_schema_extra=_CHANGEABLE,
-    )
+    address: str | None = _changeable(None, "Ray cluster to join; None starts Ray here.")
+    dashboard: bool = _changeable(False, "Start the Ray dashboard and print its address.")
+    verbose: bool = _changeable(False, "Show Ray's messages and the trials' output.")
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "SearchOptions":
