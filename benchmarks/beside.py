@@ -2,7 +2,7 @@
 
 `python benchmarks/beside.py` trains the quick preset for some seconds in processes of their own,
 alone and beside an endless loop in a session of its own, as another program of a desktop is. The
-placements take turns: Linux's, `cl_ray/training/cpu_affinity.py`, and OpenMP's OMP_PROC_BIND, with
+placements take turns: Linux's, `CpuAffinity`, and OpenMP's OMP_PROC_BIND, with
 one process of all threads and with one process of one thread for each core, as workers are.
 """
 
@@ -23,9 +23,8 @@ from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
-from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.device import CpuAffinity, keep_freed_memory, resolve_device
 from cl_ray.trainer import Trainer
-from cl_ray.training.cpu_affinity import CpuAffinity
 
 ROUNDS = 3
 WARMUP_STEPS, SECONDS, TIMEOUT = 5, 5.0, 60.0

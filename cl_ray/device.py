@@ -1,6 +1,7 @@
-"""The device and precision that a process computes with."""
+"""The device, precision and CPU cores that a process computes with."""
 
 import ctypes
+import os
 import platform
 
 import torch
@@ -84,3 +85,51 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+class CpuAffinity:
+    """Binds each CPU thread of torch to a core of its own while the context is entered.
+
+    The threads wait for each other thousands of times a step. Beside a busy program Linux still
+    puts two of them on one core, which makes a step tens of times slower (benchmarks/README.md,
+    "Beside another program"). Threads that are fewer or more than the cores are not bound.
+
+    OMP_PROC_BIND does not do: it is read when a process starts, it binds two workers of one thread
+    each to the same core 0, and every thread that the training thread starts to its one core.
+
+    Args:
+        threads: Number of CPU threads. Build it in the thread that enters, before that thread
+            computes: its first computation starts the others.
+    """
+
+    def __init__(self, threads: int):
+        torch.set_num_threads(threads)
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        helpers = _start_thread_pool(threads) if 1 < threads == len(self._cores) else []
+        self._bound = len(helpers) == threads - 1 > 0
+        if self._bound:
+            try:
+                for helper, core in zip(helpers, self._cores[1:], strict=True):
+                    os.sched_setaffinity(helper, [core])
+            except OSError:  # forbidden by a sandbox
+                self._bound = False
+
+    def __enter__(self) -> None:
+        if self._bound:
+            os.sched_setaffinity(0, self._cores[:1])
+
+    def __exit__(self, *_: object) -> None:
+        if self._bound:  # or threads that this one starts elsewhere would keep to its core
+            os.sched_setaffinity(0, self._cores)
+
+
+def thread_ids() -> set[int]:
+    """Return the system's ids of the threads of this process."""
+    return {int(number) for number in os.listdir("/proc/self/task")}
+
+
+def _start_thread_pool(threads: int) -> list[int]:
+    """Start the threads that this thread computes with; return their ids."""
+    before = thread_ids()
+    torch.ones(threads << 16).add_(1)  # torch gives each thread at least 32,768 numbers
+    return sorted(thread_ids() - before)

@@ -29,21 +29,20 @@ from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import Partition
 from cl_ray.data.ray_shards import build_train_dataset, open_loader
-from cl_ray.device import describe_device, keep_freed_memory, resolve_device
+from cl_ray.device import CpuAffinity, describe_device, keep_freed_memory, resolve_device
 from cl_ray.environment import peak_memory
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, summary_line
 from cl_ray.evaluation.metrics import is_larger_better
 from cl_ray.evaluation.reference import resolve_reference
-from cl_ray.storage import RunStorage
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
+from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.async_evaluation import (
     AsyncEvaluator,
     EvaluationRequest,
     copy_network_weights,
 )
-from cl_ray.training.cpu_affinity import CpuAffinity
 from cl_ray.training.ray_compat import failure_reason, forget_reported_checkpoints, worker_error
 from cl_ray.training.resources import WorkerResources
 

@@ -14,8 +14,8 @@ from torchvision.utils import make_grid
 
 from cl_ray.config import Config, differences, preset
 from cl_ray.networks.normalize import to_unit
-from cl_ray.storage import RunStorage, StorageMirror
 from cl_ray.step_log import Metrics, StepLog
+from cl_ray.storage import RunStorage, StorageMirror
 from cl_ray.trainer import Trainer
 
 GRID_IMAGES = 64

@@ -23,14 +23,13 @@ from cl_ray.config import Config, leaves
 from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
-from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.device import CpuAffinity, keep_freed_memory, resolve_device
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.model import TrainedModel, load
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
-from cl_ray.training.cpu_affinity import CpuAffinity
 from cl_ray.training.loop import build_torch_trainer
 from cl_ray.training.progress import start_progress_actor
 from cl_ray.training.ray_compat import session_log_dir

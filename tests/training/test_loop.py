@@ -38,14 +38,13 @@ def fit(config: Config, folder: RunStorage) -> tuple[ray.train.Result, list[str]
     return trainer.fit(), ray.get(progress.state.remote(0))[1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_deleted(
-    workers: int, make_digits: Any, tmp_path: Path
+    make_digits: Any, tmp_path: Path
 ) -> None:
     folder = RunStorage.at(str(tmp_path), "demo")
     config = Config.model_validate(
         {
-            "data": make_digits(100), "batch_size": 32, "epochs": 2, "workers": workers,
+            "data": make_digits(100), "batch_size": 32, "epochs": 2, "workers": 2,
             "generator": SMALL_NETWORK, "discriminator": SMALL_NETWORK,
             "checkpoint": {"keep": 1}, "evaluation": {"every": 0},
         }
@@ -72,6 +71,3 @@ def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_de
     result, messages = fit(config.model_copy(update={"epochs": 3}), folder)
     assert messages[0].endswith("; resumes from step-00000008")
     check(result, 12)
-    # A finished run reports nothing, and its trainer still ends well.
-    result, _ = fit(config.model_copy(update={"epochs": 3}), folder)
-    assert result.return_value["status"] == "finished"

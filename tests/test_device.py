@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from cl_ray.training.cpu_affinity import CpuAffinity, all_thread_ids
+from cl_ray.device import CpuAffinity, thread_ids
 
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="Linux's, of several cores")
@@ -17,12 +17,12 @@ def places(threads: int) -> tuple[list[set[int]], list[set[int]]]:
     found: list[list[set[int]]] = []
 
     def compute() -> None:
-        before = all_thread_ids()
+        before = thread_ids()
         cores = CpuAffinity(threads)
 
         def look() -> None:
             torch.ones(threads << 16).add_(1)
-            mine = {threading.get_native_id(), *(all_thread_ids() - before)}
+            mine = {threading.get_native_id(), *(thread_ids() - before)}
             found.append([os.sched_getaffinity(thread) for thread in sorted(mine)])
 
         for _ in range(2):
