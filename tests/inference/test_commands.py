@@ -13,13 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from helpers.made_sets import ABOUT, images, pictures
+from helpers.made_images import METADATA, pixels, raw_images
 from helpers.run_folder import save_run, trained_run
 
 import cl_ray
 from cl_ray import cli
-from cl_ray.commands.embed import EmbedCommand
-from cl_ray.commands.generate import GenerateCommand
 from cl_ray.data.writer import write_splits
 
 COUNT = 8 * 4096
@@ -33,7 +31,7 @@ def test_mistakes_are_named_before_ray_starts(
     generate = ["generate", str(trained), f"--out={out}"]
     around = [*generate, f"--around={some_digits}"]
     other, folder = tmp_path / "other", tmp_path / "folder"
-    write_splits({"train": pictures(images(20, side=32))}, str(other), ABOUT)
+    write_splits({"train": raw_images(pixels(20, 32, 32, 1))}, str(other), METADATA)
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
     for arguments, expected in (
@@ -165,16 +163,3 @@ def test_embeddings_variants_and_truncated_samples(
     expected = model.generate(60, seed=4, truncation=0.3)
     assert np.abs(found - expected).max() <= 1
     assert 0 < found.std(0).mean() < model.generate(60, seed=4).std(0).mean()
-
-
-@pytest.mark.parametrize("kind", [GenerateCommand, EmbedCommand])
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], kind: Any) -> None:
-    verb = "embed" if kind is EmbedCommand else "generate"
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([verb, "--help"])
-    assert exit_.value.code == 0
-    printed = capsys.readouterr().out
-    for name, field in kind.model_fields.items():
-        assert field.description
-        flag = {"label": "class"}.get(name, name).replace("_", "-")
-        assert name == "run" or f"--{flag}" in printed
