@@ -207,11 +207,7 @@ def check_machine(storage: str | None, constraints: Path) -> Iterator[Finding]:
     yield check_gpus(machine)
     yield check_token()
     if storage:
-        folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
-        error = try_write(folder, "this-machine")
-        if not error:
-            _delete(folder)
-        yield check_storage(machine.name, error, error is None, redact_credentials(storage))
+        yield from _check_writes(storage, [])
 
 
 def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
@@ -240,7 +236,7 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
         if not isinstance(clock, Exception):  # else the node has just died
             yield check_clock(name, clock, before, time.time())
     if storage:
-        yield from _check_shared(storage, nodes)
+        yield from _check_writes(storage, nodes)
     workers = [node for node in nodes if node["Resources"].get("CPU")]
     if len(workers) > 1:
         yield _check_all_reduce(workers)
@@ -252,13 +248,14 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
         yield check_dashboard(dashboard)
 
 
-def _check_shared(storage: str, nodes: list[Any]) -> Iterator[Finding]:
-    """Let every node write a file, and look for it from here."""
+def _check_writes(storage: str, nodes: list[Any]) -> Iterator[Finding]:
+    """Write a file here and on every node, and look for the nodes' files from here."""
     folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
     shown = redact_credentials(folder.storage)
     error = try_write(folder, "this-machine")
+    if error or not nodes:
+        yield check_storage(socket.gethostname(), error, True, shown)
     if error:
-        yield check_storage(socket.gethostname(), error, False, shown)
         return
     try:
         for node in nodes:
@@ -268,7 +265,8 @@ def _check_shared(storage: str, nodes: list[Any]) -> Iterator[Finding]:
             seen = error is None and folder.read(node["NodeID"]) is not None
             yield check_storage(node["NodeManagerHostname"], error, seen, shown)
     finally:
-        _delete(folder)
+        filesystem, path = folder.open()
+        filesystem.delete_dir(path)
 
 
 def _check_all_reduce(workers: list[Any]) -> Finding:
@@ -354,11 +352,6 @@ def all_reduce_ones(rank: int, world: int, address: str, gpu: bool) -> float:
         return float(one)
     finally:
         dist.destroy_process_group()
-
-
-def _delete(folder: RunStorage) -> None:
-    filesystem, path = folder.open()
-    filesystem.delete_dir(path)
 
 
 def _last_line(error: Exception) -> str:
