@@ -21,6 +21,7 @@ LAYERS = [
     "trainer checkpoint",
     "model",
     "evaluation",
+    "training.ray_compat training.resources",
     "export inference report",
     "training",
     "tuning",
@@ -30,7 +31,8 @@ LAYERS = [
 ]
 """Modules and packages from the ground up; each imports from its own layer or lower ones.
 
-`cli` parses flags for the commands; it imports a command only when that command is typed.
+`cli` parses flags for the commands; it imports a command only when that command is typed. What
+training, search and inference ask of a cluster is below all three.
 """
 SUB_CONFIG_ONLY = [
     "data",
