@@ -9,7 +9,7 @@ import pyarrow.fs
 import pytest
 
 from cl_ray.errors import UserError, redact_credentials
-from cl_ray.storage import RunStorage, StorageMirror
+from cl_ray.storage import RunStorage, StorageMirror, redact_uri
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -167,3 +167,10 @@ def test_mirror_uploads_changed_files_only(bucket: Any) -> None:
     assert {name: versions[name] for name in written} == {
         "metrics.jsonl": 2, "samples/1.png": 1, "samples/2.png": 1, "same-size": 2,
     }  # fmt: skip
+
+
+def test_credentials_and_options_of_a_uri_are_redacted() -> None:
+    location = "s3://key:secret@bucket/set?region=eu-west-1&scheme=http"
+    assert redact_uri(location) == "s3://bucket/set"
+    assert redact_uri("file:///data/set") == "file:///data/set"
+    assert redact_uri("data/set") == "data/set"

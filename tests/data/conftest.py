@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.made_images import Make, in_order
+from helpers.datasets import mnist, write_images
+from helpers.made_images import Make, read_sorted
 
+from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.errors import UserError
@@ -13,14 +15,14 @@ from cl_ray.errors import UserError
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Makes a data set of a source; returns its record and its train rows in source order."""
+    """Makes a dataset of a source; returns its record and its train rows in source order."""
 
     def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, RowBatch]:
         out = str(tmp_path / "made" / "set")
         written = write_dataset(SourceConfig(source=str(source), out=out, overwrite=True, **flags))
         data = Dataset.open(out)
         assert data.info == written
-        return written, in_order(data)
+        return written, read_sorted(data)
 
     return run
 
@@ -40,3 +42,20 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_groups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Dataset]:
+    """Makes datasets of the first digits, in row groups of 64 rows and files of 2 row groups."""
+    made: dict[int, Dataset] = {}
+
+    def make(count: int) -> Dataset:
+        if count not in made:
+            folder = tmp_path_factory.mktemp("data") / "digits"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(writer, "GROUP_BYTES", 1)
+                patch.setattr(writer, "GROUPS_PER_SHARD", 2)
+                made[count] = Dataset.open(write_images(folder, train=mnist("train", count)))
+        return made[count]
+
+    return make

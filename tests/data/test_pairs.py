@@ -32,7 +32,7 @@ def refusal(*arguments: Any, **config: Any) -> str:
 
     def pair() -> None:
         made = sampler(*arguments, **config)
-        made.draw(torch.arange(len(made.images)), seeded())
+        made.sample(torch.arange(len(made.images)), seeded())
 
     with pytest.raises(UserError) as caught:
         pair()
@@ -67,7 +67,7 @@ def test_digits_are_paired_as_asked(
         within &= labels[:, None] != labels
     positives = within.any(1).nonzero().squeeze(1)
     assert len(positives) > 250
-    partners, negatives = made.draw(positives, seeded())
+    partners, negatives = made.sample(positives, seeded())
     assert (negatives != positives).all()
     apart = [(pixels[p] - pixels[n]).norm() for p, n in zip(positives, negatives, strict=True)]
     assert min(apart) >= least - 1e-12
@@ -89,20 +89,20 @@ def test_a_draw_follows_from_its_generator(mode: str) -> None:
     positives = torch.randperm(50, generator=seeded())
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first = made.draw(positives, seeded(5))
+    first = made.sample(positives, seeded(5))
     assert torch.equal(torch.random.get_rng_state(), state)
-    made.draw(positives, seeded(6))
+    made.sample(positives, seeded(6))
     torch.manual_seed(2)
-    for other in (made.draw(positives, seeded(5)), again.draw(positives, seeded(5))):
+    for other in (made.sample(positives, seeded(5)), again.sample(positives, seeded(5))):
         assert torch.equal(first[0], other[0])
         assert torch.equal(first[1], other[1])
-    other = made.draw(positives, seeded(6))
+    other = made.sample(positives, seeded(6))
     assert not torch.equal(first[1], other[1])
     if mode == "labels":
         assert not torch.equal(first[0], other[0])
     generator = seeded(5)
-    made.draw(positives, generator)
-    assert not torch.equal(first[1], made.draw(positives, generator)[1])
+    made.sample(positives, generator)
+    assert not torch.equal(first[1], made.sample(positives, generator)[1])
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 4, 16])
@@ -111,7 +111,7 @@ def test_the_farthest_of_its_candidates_is_taken(candidates: int) -> None:
     line = pixel(*range(256))
     made = sampler(line, None, 1e-6, candidates=candidates)
     positives = torch.zeros(20000, dtype=torch.long)  # the darkest: a negative is its distance
-    negatives = made.draw(positives, seeded())[1].double()
+    negatives = made.sample(positives, seeded())[1].double()
     mean = (negatives / 256).mean().item()
     k = candidates
     spread = (k / ((k + 1) ** 2 * (k + 2)) / len(positives)) ** 0.5
@@ -124,7 +124,7 @@ def test_all_that_is_allowed_is_drawn_about_equally(mode: str) -> None:
     images, labels = pixel(*range(10, 130, 10)), torch.tensor([0, 1, 2] * 4)
     made = sampler(images, labels, 1e-6, mode=mode, candidates=1)
     draws = 6000
-    partners, negatives = made.draw(torch.full((draws,), 4), seeded())
+    partners, negatives = made.sample(torch.full((draws,), 4), seeded())
     counts = torch.bincount(negatives, minlength=12).tolist()
     others = [i for i in range(12) if (i % 3 != 1 if mode == "labels" else i != 4)]
     for i in range(12):
@@ -140,7 +140,7 @@ def test_all_that_is_allowed_is_drawn_about_equally(mode: str) -> None:
 def test_one_that_is_alone_in_its_class_is_its_own_partner() -> None:
     images, labels = pixel(0, 60, 120, 180, 240), torch.tensor([7, 7, 3, 7, 7])
     made = sampler(images, labels, 0.1, mode="labels", candidates=2)
-    partners, negatives = made.draw(torch.tensor([2, 0]), seeded())
+    partners, negatives = made.sample(torch.tensor([2, 0]), seeded())
     assert partners[0] == 2
     assert partners[1] in (1, 3, 4)
     assert negatives[1] == 2
@@ -154,8 +154,8 @@ def test_the_only_negative_there_is_gets_found(mode: str) -> None:
     labels[200] = 1
     made = sampler(images, labels, 0.9, mode=mode, candidates=1)
     positives = torch.tensor([0, 3, 199, 201, 400])
-    assert made.draw(positives, seeded())[1].tolist() == [200] * 5
-    assert made.draw(torch.tensor([200]), seeded())[1] != 200
+    assert made.sample(positives, seeded())[1].tolist() == [200] * 5
+    assert made.sample(torch.tensor([200]), seeded())[1] != 200
 
 
 def test_the_bound_is_exact() -> None:
@@ -163,7 +163,7 @@ def test_the_bound_is_exact() -> None:
     images = pixel(0, 100, 99)
     below, above = 100 / 255 - 1e-9, 100 / 255 + 1e-6
     made = sampler(images, None, below, candidates=1)
-    assert (made.draw(torch.zeros(50, dtype=torch.long), seeded())[1] == 1).all()
+    assert (made.sample(torch.zeros(50, dtype=torch.long), seeded())[1] == 1).all()
     assert "farthest is at 0.39" in refusal(images, None, above, candidates=1)
 
 
@@ -172,12 +172,12 @@ def test_the_largest_images_do_not_overflow() -> None:
     images[1] = 255
     images[2] = 254
     made = sampler(images, None, 110.8, candidates=2)  # of sqrt(64 * 64 * 3) = 110.85
-    assert (made.draw(torch.zeros(20, dtype=torch.long), seeded())[1] == 1).all()
+    assert (made.sample(torch.zeros(20, dtype=torch.long), seeded())[1] == 1).all()
 
 
 def test_images_all_alike_are_refused() -> None:
     assert "alike" in refusal(pixel(*[9] * 20), None, 0.0)
-    assert "lower" in refusal(pixel(*[9] * 20), None, 0.1)  # as some shards of a data set may be
+    assert "lower" in refusal(pixel(*[9] * 20), None, 0.1)  # as some shards of a dataset may be
 
 
 def test_one_class_is_refused() -> None:
@@ -207,7 +207,7 @@ def test_a_bound_that_one_cannot_meet(mode: str) -> None:
     images = pixel(*[0, 255] * 10, 128)
     labels = torch.tensor([0, 1] * 10 + [2])
     made = sampler(images, labels, 0.9, mode=mode, candidates=2)
-    made.draw(torch.arange(20), seeded())
+    made.sample(torch.arange(20), seeded())
     message = refusal(images, labels, 0.9, mode=mode, candidates=2, quantile=0.3)
     for word in ("Image 20 of", "21", "0.90", "pairs.quantile 0.3", "0.50", "lower"):
         assert word in message
@@ -224,7 +224,7 @@ def test_more_images_than_one_look_compares() -> None:
     images = pixel(*[0] * 9001)
     images[8999] = 255
     made = sampler(images, None, 0.5, candidates=1)
-    assert made.draw(torch.tensor([5]), seeded())[1].tolist() == [8999]
+    assert made.sample(torch.tensor([5]), seeded())[1].tolist() == [8999]
 
 
 def turned(images: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def test_a_hard_negative_is_the_most_alike_of_those_far_enough(
     made.embed = turned
     # So many candidates are drawn with repetition: most of all images are among them.
     positives = torch.arange(0, 300, 3)
-    _, negatives = made.draw(positives, seeded())
+    _, negatives = made.sample(positives, seeded())
     pixels, embedded = images.flatten(1).double() / 255, turned(images)
     likeness = embedded[positives] @ embedded.T
     allowed = torch.cdist(pixels[positives], pixels) >= least
@@ -253,6 +253,6 @@ def test_a_hard_negative_is_the_most_alike_of_those_far_enough(
     better = (likeness > likeness.gather(1, negatives[:, None]) + 1e-12) & allowed
     assert better.sum(1).double().mean() < 3  # of some 150: those that were not drawn
     far = sampler(images, labels, least, mode=mode, candidates=299)
-    _, farthest = far.draw(positives, seeded())
+    _, farthest = far.sample(positives, seeded())
     ours = likeness.gather(1, negatives[:, None]).mean()
     assert ours > likeness.gather(1, farthest[:, None]).mean() + 0.3

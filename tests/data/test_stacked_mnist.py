@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.made_images import Make, in_order
+from helpers.made_images import Make, read_sorted
 
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.stacked_mnist import SHAPE, is_stacked_mnist, sample_triples
+from cl_ray.data.stacked_mnist import STACKED_SHAPE, is_stacked_mnist, sample_triples
 
 COUNTS = {"count": 300, "test_count": 120}
 
@@ -29,14 +29,14 @@ def test_channels_are_packaged_digits_and_labels_and_ids_say_which(
     tmp_path: Path, make: Make
 ) -> None:
     info, _ = make("stacked-mnist", seed=5, **COUNTS)
-    assert info.shape == SHAPE
+    assert info.shape == STACKED_SHAPE
     assert info.classes is not None
     assert (len(info.classes), info.classes[7], info.classes[-1]) == (1000, "007", "999")
     assert info.licence == "CC BY-SA 3.0"
     assert is_stacked_mnist(info)
     for split, count in (("train", 300), ("test", 120)):
         known = packaged(split)
-        rows = in_order(Dataset.open(str(tmp_path / "made" / "set")), split)
+        rows = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), split)
         assert rows.label is not None
         assert len(rows.id) == count
         chosen = sample_triples(split, count, seed=5)
@@ -84,7 +84,7 @@ def test_mistakes_say_what_to_do(
     refused: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    assert "say how many images stacked-mnist makes; mnist has" in refused("mnist", count=5)
+    assert "say how many images stacked-mnist makes; the number of" in refused("mnist", count=5)
     assert "test split of its own" in refused("stacked-mnist", test_fraction=0.1, **COUNTS)
     assert "closest: stacked-mnist" in refused("stacked_mnist")
     monkeypatch.chdir(tmp_path)

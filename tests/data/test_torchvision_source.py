@@ -1,4 +1,4 @@
-"""torchvision's data sets as a source, from real files, and what cannot be had."""
+"""torchvision's datasets as a source, from real files, and what cannot be had."""
 
 import struct
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_torchvision_that_cannot_be_downloaded(
 
     monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", ["http://127.0.0.1:9/"])
     message = refused("KMNIST", root=str(tmp_path / "root"))
-    assert f"KMNIST is not whole under {tmp_path}/root and cannot be downloaded" in message
+    assert f"KMNIST is not complete under {tmp_path}/root and cannot be downloaded" in message
     assert "refused" in message
     assert "--root" in message
 
@@ -70,12 +70,12 @@ def test_torchvision_files_that_are_damaged(tmp_path: Path, refused: Callable[..
     path = tmp_path / "root" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
     message = refused("FashionMNIST", root=str(tmp_path / "root"))
-    assert f"FashionMNIST is not whole under {tmp_path}/root" in message
+    assert f"FashionMNIST is not complete under {tmp_path}/root" in message
 
 
 def test_unknown_name_is_told_the_closest(refused: Callable[..., str]) -> None:
     message = refused("fashion_mnist")
-    assert "fashion_mnist is neither a folder nor a data set of torchvision's" in message
+    assert "fashion_mnist is neither a folder nor a dataset of torchvision's" in message
     assert "closest: FashionMNIST" in message
     names = message.split("one of ")[1].rstrip(".").split(", ")
     wanted = {"MNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN", "STL10", "EMNIST-letters"}

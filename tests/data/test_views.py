@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import ViewConfig
-from cl_ray.data.views import COARSE, ViewParams, apply_views, sample_views
+from cl_ray.data.views import GRID, ViewParams, apply_views, sample_views
 
 STILL = {"rotate": 0, "shift": 0, "scale": 0, "shear": 0, "warp": 0, "erase": 0}
 
@@ -68,9 +68,9 @@ def test_draws_follow_from_their_generator() -> None:
 
 def test_a_part_stays_what_it_is_when_another_is_changed() -> None:
     both, one = drawn(rotate=30, shift=0.2, erase=0.3), drawn(shift=0.2, warp=0.1, erase=0.3)
-    assert torch.equal(both.maps[:, :, 2], one.maps[:, :, 2])
-    assert torch.equal(both.kept, one.kept)
-    assert not torch.equal(both.maps, one.maps)
+    assert torch.equal(both.affine[:, :, 2], one.affine[:, :, 2])
+    assert torch.equal(both.keep, one.keep)
+    assert not torch.equal(both.affine, one.affine)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_part_stays_what_it_is_when_another_is_changed() -> None:
 def test_one_part_alone_keeps_its_range_and_uses_it(
     name: str, value: float, least: float, most: float, rest: float
 ) -> None:
-    found = parts(drawn(2000, 0, **{name: value}).maps)
+    found = parts(drawn(2000, 0, **{name: value}).affine)
     margin = 0.02 * (most - least)
     assert least - 1e-4 <= found[name].min() <= least + margin
     assert most - margin <= found[name].max() <= most + 1e-4
@@ -100,7 +100,7 @@ def test_one_part_alone_keeps_its_range_and_uses_it(
 
 def test_all_parts_together_keep_their_ranges() -> None:
     limits: dict[str, Any] = {"rotate": 20, "shift": 0.12, "shear": 15}
-    found = parts(drawn(2000, scale=0.2, warp=0.3, erase=0.5, **limits).maps)
+    found = parts(drawn(2000, scale=0.2, warp=0.3, erase=0.5, **limits).affine)
     for name, limit in limits.items():
         assert found[name].abs().max() <= limit + 1e-4
     assert found["scale"].min() >= 0.8 - 1e-4
@@ -108,7 +108,7 @@ def test_all_parts_together_keep_their_ranges() -> None:
 
 
 def test_images_are_never_mirrored() -> None:
-    maps = drawn(2000, rotate=180, shear=79, scale=0.9).maps
+    maps = drawn(2000, rotate=180, shear=79, scale=0.9).affine
     assert (torch.linalg.det(maps[:, :, :2]) > 0).all()
 
 
@@ -116,9 +116,9 @@ def test_a_shift_moves_pixels_by_its_share_of_the_side() -> None:
     given = torch.full((1, 1, 28, 28), -1.0, dtype=torch.float64)
     given[0, 0, 10, 12] = 1
     still = double(drawn(1))
-    maps = still.maps.clone()
+    maps = still.affine.clone()
     maps[0, :, 2] = 2 * torch.tensor([3 / 28, -2 / 28])  # x, y
-    seen = apply_views(given, still._replace(maps=maps))
+    seen = apply_views(given, still._replace(affine=maps))
     assert torch.allclose(seen[0, 0, 12, 9], torch.tensor(1.0, dtype=torch.float64), atol=1e-9)
     assert (seen > 0).sum() == 1
 
@@ -127,13 +127,13 @@ def test_a_quarter_turn() -> None:
     given = images(1)
     still = double(drawn(1))
     maps = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]], dtype=torch.float64)
-    seen = apply_views(given, still._replace(maps=maps))
+    seen = apply_views(given, still._replace(affine=maps))
     assert torch.allclose(seen, given.rot90(dims=(2, 3)), rtol=0, atol=1e-9)
 
 
 def test_warps_are_as_far_as_asked_and_bend_the_image() -> None:
-    warps = drawn(2000, warp=0.1).warps
-    assert warps.shape == (2000, 2, COARSE, COARSE)
+    warps = drawn(2000, warp=0.1).displacement
+    assert warps.shape == (2000, 2, GRID, GRID)
     assert warps.std().item() == pytest.approx(0.1, rel=0.02)
     assert warps.mean().item() == pytest.approx(0, abs=0.002)
     given = images(8)
@@ -146,9 +146,9 @@ def test_warps_are_as_far_as_asked_and_bend_the_image() -> None:
 @pytest.mark.parametrize("erase", [0.0, 0.15, 0.5, 0.95])
 def test_about_the_asked_share_is_erased(erase: float) -> None:
     views = drawn(1000, erase=erase)
-    cells = views.kept.numel()
+    cells = views.keep.numel()
     spread = (erase * (1 - erase) / cells) ** 0.5
-    assert (views.kept == 0).double().mean().item() == pytest.approx(erase, abs=4 * spread)
+    assert (views.keep == 0).double().mean().item() == pytest.approx(erase, abs=4 * spread)
     white = torch.ones(1000, 3, 28, 28)
     seen = apply_views(white, views)
     assert ((seen + 1).abs() < 1e-4).logical_or((seen - 1).abs() < 1e-4).all()
@@ -159,9 +159,9 @@ def test_about_the_asked_share_is_erased(erase: float) -> None:
 def test_erased_cells_are_blank_and_the_others_stay() -> None:
     given = images(1)
     still = double(drawn(1))
-    kept = still.kept.clone()
+    kept = still.keep.clone()
     kept[0, 0, 1, 2] = 0
-    seen = apply_views(given, still._replace(kept=kept))
+    seen = apply_views(given, still._replace(keep=kept))
     assert (seen[0, 0, 7:14, 14:21] == -1).all()
     seen[0, 0, 7:14, 14:21] = given[0, 0, 7:14, 14:21]
     assert torch.allclose(seen, given, rtol=0, atol=1e-12)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
-from helpers.made_sets import ABOUT, BIG, images, pictures
+from helpers.made_images import METADATA, images, raw_images
 
-from cl_ray.data import dataset as dataset_module
+from cl_ray import storage as storage_module
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, check_output_free, write_splits
 from cl_ray.errors import UserError
@@ -19,7 +19,7 @@ def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
     digests, orders = [], []
     for number, seed in enumerate((0, 0, 1)):
         out = str(tmp_path / str(number))
-        info = write_splits({"train": pictures(images(300))}, out, ABOUT, seed=seed)
+        info = write_splits({"train": raw_images(images(300))}, out, METADATA, seed=seed)
         digests.append(info.splits["train"].shards[0].sha256)
         orders.append(Dataset.open(out).read("train").id.tolist())
     assert digests[0] == digests[1] != digests[2]
@@ -29,7 +29,7 @@ def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
 def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
     pixels = images(40)
     write_splits(
-        {"train": pictures(pixels, True)}, str(tmp_path / "set"), ABOUT, test_fraction=0.25
+        {"train": raw_images(pixels, True)}, str(tmp_path / "set"), METADATA, test_fraction=0.25
     )
     data = Dataset.open(str(tmp_path / "set"))
     train, test = data.read("train"), data.read("test")
@@ -51,15 +51,18 @@ def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
 def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(UserError, match="leaves one split empty"):
         write_splits(
-            {"train": pictures(images(4))}, str(tmp_path / "set"), ABOUT, test_fraction=fraction
+            {"train": raw_images(images(4))},
+            str(tmp_path / "set"),
+            METADATA,
+            test_fraction=fraction,
         )
     assert os.listdir(tmp_path) == []
 
 
 def test_holding_out_beside_a_test_split_is_refused(tmp_path: Path) -> None:
-    splits = {"train": pictures(images(4)), "test": pictures(images(4))}
+    splits = {"train": raw_images(images(4)), "test": raw_images(images(4))}
     with pytest.raises(UserError, match="test split of its own"):
-        write_splits(splits, str(tmp_path / "set"), ABOUT, test_fraction=0.5)
+        write_splits(splits, str(tmp_path / "set"), METADATA, test_fraction=0.5)
 
 
 def bad(image: np.ndarray, label: int | None = None) -> RawImage:
@@ -78,14 +81,14 @@ def test_images_that_do_not_go_together_leave_nothing(
     tmp_path: Path, picture: RawImage, message: str
 ) -> None:
     def stream() -> Iterator[RawImage]:
-        yield from pictures(images(3))
+        yield from raw_images(images(3))
         yield picture
 
     with pytest.raises(UserError, match=message):
-        write_splits({"train": stream()}, str(tmp_path / "set"), ABOUT)
+        write_splits({"train": stream()}, str(tmp_path / "set"), METADATA)
     with pytest.raises(UserError, match=message):
         write_splits(
-            {"train": pictures(images(3)), "test": [picture]}, str(tmp_path / "set"), ABOUT
+            {"train": raw_images(images(3)), "test": [picture]}, str(tmp_path / "set"), METADATA
         )
     assert os.listdir(tmp_path) == []
 
@@ -111,23 +114,23 @@ def test_images_that_do_not_fit_are_refused(
 
 def test_empty_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image in the split test"):
-        write_splits({"train": pictures(images(3)), "test": []}, str(tmp_path / "set"), ABOUT)
+        write_splits({"train": raw_images(images(3)), "test": []}, str(tmp_path / "set"), METADATA)
 
 
 def test_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
     out = str(tmp_path / "set")
-    write_splits({"train": pictures(images(3))}, out, ABOUT)
-    with pytest.raises(UserError, match=f"{out} is there already: .*--overwrite"):
-        write_splits({"train": pictures(images(5))}, out, ABOUT)
+    write_splits({"train": raw_images(images(3))}, out, METADATA)
+    with pytest.raises(UserError, match=f"{out} exists already: .*--overwrite"):
+        write_splits({"train": raw_images(images(5))}, out, METADATA)
 
     def failing() -> Iterator[RawImage]:
-        yield from pictures(images(5))
+        yield from raw_images(images(5))
         raise UserError("no more")
 
     with pytest.raises(UserError, match="no more"):
-        write_splits({"train": failing()}, out, ABOUT, overwrite=True)
+        write_splits({"train": failing()}, out, METADATA, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 3
-    write_splits({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+    write_splits({"train": raw_images(images(5))}, out, METADATA, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 5
     assert os.listdir(tmp_path) == ["set"]
 
@@ -136,7 +139,7 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "set")
-    write_splits({"train": pictures(images(3))}, out, ABOUT)
+    write_splits({"train": raw_images(images(3))}, out, METADATA)
     rename = os.rename
 
     def failing(old: str, new: str) -> None:
@@ -146,7 +149,7 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
 
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(UserError, match=f"{out} cannot be written: no"):
-        write_splits({"train": pictures(images(5))}, out, ABOUT, overwrite=True)
+        write_splits({"train": raw_images(images(5))}, out, METADATA, overwrite=True)
     assert len(Dataset.open(out).read("train").id) == 3
     assert os.listdir(tmp_path) == ["set"]
 
@@ -154,9 +157,9 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
 def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     write_splits(
-        {"train": pictures(images(3))},
+        {"train": raw_images(images(3))},
         str(tmp_path / "set"),
-        ABOUT,
+        METADATA,
         progress=lambda stage, done, total: seen.append(os.listdir(tmp_path)),
     )
     assert all(len(names) == 1 and names[0].startswith(".set-") for names in seen)
@@ -165,14 +168,16 @@ def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
 
 def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a data set"):
-        write_splits({"train": pictures(images(3))}, str(tmp_path), ABOUT, overwrite=True)
+    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a dataset"):
+        write_splits({"train": raw_images(images(3))}, str(tmp_path), METADATA, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         check_output_free(str(tmp_path / "thesis.tex"), overwrite=True)
-    with pytest.raises(UserError, match="mnist names the packaged data set"):
+    with pytest.raises(UserError, match="mnist names the packaged dataset"):
         check_output_free("mnist", overwrite=True)
     with pytest.raises(UserError, match="cannot be written"):
-        write_splits({"train": pictures(images(3))}, str(tmp_path / "thesis.tex" / "set"), ABOUT)
+        write_splits(
+            {"train": raw_images(images(3))}, str(tmp_path / "thesis.tex" / "set"), METADATA
+        )
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -181,9 +186,9 @@ def test_far_filesystem_gets_the_record_last(
 ) -> None:
     # A filesystem that is not local, as s3:// would be: no rename, so the order is what counts.
     bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(dataset_module, "_connect", lambda location: (bucket, "key/set"))
+    monkeypatch.setattr(storage_module, "_connect", lambda location: (bucket, "key/set"))
     out = "s3://bucket/key/set"
-    write_splits({"train": pictures(images(85 * 17, BIG, 3))}, out, ABOUT)
+    write_splits({"train": raw_images(images(85 * 17, 64, 3))}, out, METADATA)
     folder = tmp_path / "key" / "set"
     assert len(list(folder.glob("train-*-of-00002.parquet"))) == 2
     first = Dataset.open(out)
@@ -193,9 +198,9 @@ def test_far_filesystem_gets_the_record_last(
     record = folder / "dataset.json"
     seen: list[bool] = []
     write_splits(
-        {"train": pictures(images(3))},
+        {"train": raw_images(images(3))},
         out,
-        ABOUT,
+        METADATA,
         overwrite=True,
         progress=lambda stage, done, total: seen.append(record.exists()),
     )

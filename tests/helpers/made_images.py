@@ -1,6 +1,6 @@
-"""Images to make data sets of, and what is read of those."""
+"""Random images, image files and small datasets for the tests of the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +8,46 @@ import numpy as np
 from PIL import Image
 
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
+from cl_ray.data.writer import DatasetMetadata, RawImage
 
 Make = Callable[..., tuple[DatasetInfo, RowBatch]]
+METADATA = DatasetMetadata(name="tiny", source="a test", licence="CC0")
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:
+    """Random pixels [count, *shape], 28 x 28 by default."""
     random = np.random.default_rng(count)
     return random.integers(0, 256, (count, *(shape or (28, 28))), dtype=np.uint8)
 
 
+def images(count: int, side: int = 28, channels: int = 1) -> np.ndarray:
+    """Random pixels [count, side, side, channels]."""
+    return pixels(count, side, side, channels)
+
+
+def raw_images(array: np.ndarray, labelled: bool = False) -> Iterator[RawImage]:
+    """Images [n, H, W, C] as a source yields them, of three classes."""
+    for index, image in enumerate(array):
+        yield RawImage(image, index % 3 if labelled else None, f"image {index}")
+
+
 def save(path: Path, array: np.ndarray, mode: str | None = None, **options: Any) -> np.ndarray:
-    """Saves an image, in the given mode, and returns the array."""
+    """Save an image, in the given mode, and return the array."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(path, **options)
     return array
 
 
-def in_order(data: Dataset, split: str = "train") -> RowBatch:
-    rows = data.read(split)
-    order = np.argsort(rows.id)
-    assert np.array_equal(rows.id[order], np.arange(len(order)))
-    label = None if rows.label is None else rows.label[order]
-    return RowBatch(rows.id[order], rows.image[order], label)
+def read_sorted(data: Dataset, split: str = "train") -> RowBatch:
+    """Read a split in the source's order."""
+    rows = data.read(split).sorted_by_id()
+    assert np.array_equal(rows.id, np.arange(len(rows.id)))
+    return rows
+
+
+def flip_byte(file: Path, offset: int) -> None:
+    """Damage a file."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 255
+    file.write_bytes(content)
