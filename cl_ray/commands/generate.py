@@ -142,18 +142,18 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
 
     if starts_local_ray(options.address):
         check_local_capacity(options.cpus_per_actor, options.gpus_per_actor, "actor")
-    console = Console()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     job = prepare_inference(
         options.run, task, options.out, checkpoint=options.checkpoint, overwrite=options.overwrite
     )
     kind = "a folder of Parquet files that reads as one table" if job.output.parquet else "as PNG"
     if not job.missing:
-        _print_line(console, f"{job} are in {job.output} already, {kind}.")
+        console.print(f"{job} are in {job.output} already, {kind}.")
         return
     if job.note:
-        _print_line(console, job.note)
+        console.print(job.note)
     if job.rows_written:
-        _print_line(console, f"Resuming: {job.rows_written:,} of {job} are in {job.output}.")
+        console.print(f"Resuming: {job.rows_written:,} of {job} are in {job.output}.")
     began = time.monotonic()
     try:
         with ray_session(options.address, False, options.verbose, console) as local:
@@ -161,7 +161,7 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
                 check_shared_storage(RunStorage.from_uri(job.output.location), "out")
             each = options.cpus_per_actor, options.gpus_per_actor
             pool = allocate_actors(options.actors, *each, local, len(job.missing))
-            _print_line(console, f"{job.checkpoint} of {options.run} on {pool}")
+            console.print(f"{job.checkpoint} of {options.run} on {pool}")
             progress = _show_progress(run_inference(job, pool), job, console)
             seconds = time.monotonic() - began
     except KeyboardInterrupt:
@@ -175,8 +175,7 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
     speed = f"{progress.rows / progress.seconds:,.0f} images/s for {progress.seconds:.1f} s"
     if progress.seconds < 0.1:  # too short for a speed
         speed = "computed in under 0.1 s"
-    _print_line(
-        console,
+    console.print(
         f"{job} are in {job.output}, {kind}: {speed}, after {seconds - progress.seconds:.1f} s of "
         f"start-up; the largest actor took {decimal(progress.peak_memory)} of memory.",
     )
@@ -205,9 +204,5 @@ def _show_progress(
             bar.update(task, completed=written, description=line)
             if not console.is_terminal and time.monotonic() - printed > LOG_INTERVAL:
                 printed = time.monotonic()
-                _print_line(console, line)
+                console.print(line)
     return update
-
-
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
