@@ -1,10 +1,10 @@
-"""Searches that hang, of ten; and what a search that is killed five times loses.
+"""How many of ten searches hang, and what a search loses that is killed five times.
 
     python benchmarks/search_faults.py
 
-Short ASHA searches, two trials at once, of one worker and of two, with and without the dashboard
-and another Ray cluster on the machine. Then one search whose driver is killed with SIGKILL at
-five random moments: trials that are lost or trained twice, and epochs that are trained again.
+Short ASHA searches, two trials at once, with one worker and with two, with and without the
+dashboard and another Ray cluster on the machine. Then one search whose driver is killed with
+SIGKILL at five random times: trials that are lost or trained twice, and epochs trained again.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py")]
 TRIALS, EPOCHS = 24, 4
-"""Of the search that is killed: enough for it not to end before."""
+"""Of the search that is killed: enough that it does not end before."""
 LIMIT = 300.0
 """Seconds after which a search counts as hanging."""
 SMALL = [
@@ -37,20 +37,20 @@ discriminator.width: {kind: int, low: 4, high: 8}
 
 
 def flags(folder: Path, name: str) -> list[str]:
-    """What all searches here have in common."""
+    """Return the flags of all searches here."""
     space = folder / "space.yaml"
     space.write_text(SPACE)
     return [f"--storage={folder}", f"--name={name}", f"--space={space}", *SMALL]
 
 
-def hangs(folder: Path, console: Console) -> None:
-    """Ten searches under every circumstance that matters."""
+def count_hangs(folder: Path, console: Console) -> None:
+    """Run ten searches under every combination that matters."""
     hung = 0
     for number in range(10):
         dashboard, beside, workers = number % 2, number // 2 % 2, 1 + (number >= 6)
         if beside:
             ray.init(address="local", num_cpus=1, logging_level="ERROR", log_to_driver=False)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         command = [
             *(*SEARCH, *flags(folder, f"h{number}"), "--trials=4", "--epochs=2"),
             *("--scheduler=asha", "--concurrent=2", f"--workers={workers}"),
@@ -65,28 +65,28 @@ def hangs(folder: Path, console: Console) -> None:
         if beside:
             ray.shutdown()
         words = f"dashboard {bool(dashboard)}, another Ray {bool(beside)}, workers {workers}"
-        console.print(f"{number}: {words}: {ended} after {time.perf_counter() - begun:.0f} s")
+        console.print(f"{number}: {words}: {ended} after {time.perf_counter() - started:.0f} s")
     console.print(f"searches that hang: {hung} of 10")
 
 
-def whole(folder: Path) -> dict[str, list[str]]:
-    """Each trial's finished epochs, as metrics.jsonl has them: the very seconds, and metrics."""
+def evaluated_epochs(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of metrics.jsonl of each trial's finished epochs."""
     return {
         file.parent.name: [line for line in file.read_text().splitlines() if '"evaluation/' in line]
         for file in folder.glob("trials/*/metrics.jsonl")
     }
 
 
-def epochs(folder: Path) -> int:
-    """Epochs that are finished, of all trials."""
-    return sum(map(len, whole(folder).values()))
+def count_epochs(folder: Path) -> int:
+    """Return the number of finished epochs of all trials."""
+    return sum(map(len, evaluated_epochs(folder).values()))
 
 
-def kills(folder: Path, console: Console) -> None:
-    """A search whose driver dies five times."""
-    chance = random.Random(0)
+def kill_driver(folder: Path, console: Console) -> None:
+    """Kill the driver of a search five times."""
+    rng = random.Random(0)
     search = folder / "k"
-    begin = [
+    start = [
         *(*SEARCH, *flags(folder, "k"), f"--trials={TRIALS}", f"--epochs={EPOCHS}"),
         *("--scheduler=none", "--concurrent=2"),
     ]
@@ -94,22 +94,22 @@ def kills(folder: Path, console: Console) -> None:
     snapshots = []
     for number in range(5):
         process = subprocess.Popen(
-            resume if snapshots else begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            resume if snapshots else start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        begun, known = time.monotonic(), epochs(search)
-        while epochs(search) == known and time.monotonic() - begun < LIMIT:
+        started, known = time.monotonic(), count_epochs(search)
+        while count_epochs(search) == known and time.monotonic() - started < LIMIT:
             time.sleep(0.1)  # until it trains again
-        time.sleep(chance.uniform(0, 8))
+        time.sleep(rng.uniform(0, 8))
         ended = process.poll()
         process.kill()
         process.wait()
         time.sleep(5)  # its processes follow it
-        snapshots.append(whole(search))
+        snapshots.append(evaluated_epochs(search))
         state = "killed" if ended is None else f"had ended with status {ended}"
-        console.print(f"{state}, {number + 1}: {epochs(search)} epochs are finished")
+        console.print(f"{state}, {number + 1}: {count_epochs(search)} epochs are finished")
     done = subprocess.run(resume, capture_output=True, text=True, timeout=2 * LIMIT)
     console.print(f"resumed to its end with status {done.returncode}{done.stderr[-300:]}")
-    snapshots.append(whole(search))
+    snapshots.append(evaluated_epochs(search))
     gone = [
         (len(before), sum(line not in after.get(trial, []) for line in before))
         for earlier, after in pairwise(snapshots)
@@ -126,11 +126,11 @@ def kills(folder: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Print the metrics."""
+    """Print the results."""
     console = Console(soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
-        kills(Path(scratch), console)
-        hangs(Path(scratch), console)
+        kill_driver(Path(scratch), console)
+        count_hangs(Path(scratch), console)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a search costs beyond its trainings: the same trials by Ray Tune and in one bare process.
+"""The overhead of a search: the same trials by Ray Tune, and in a loop in one process.
 
 `python benchmarks/tuning.py` runs a random search of 16 short trials, one at a time on one thread,
-without stopping, then trains and measures the same settings one after another in this process, on
-one thread too, and prints both totals, their ratio (Ray's start left out and shown apart) and the
-cost of a trial.
+without early stopping. It then trains and evaluates the same settings one after another in this
+process, on one thread too, and prints both times, their ratio (with and without Ray's start) and
+the overhead of a trial.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from cl_ray.config import Config, merge
 from cl_ray.data.dataset import Dataset
 from cl_ray.device import keep_freed_memory
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.trainer import NonFiniteLossError
+from cl_ray.step_log import NonFiniteLossError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,8 +32,8 @@ TRIALS, EPOCHS, IMAGES = 16, 2, 1024
 FIELDS = {"evaluation": {"reference": "mnist", "samples": 200, "images": 200}}
 
 
-def searched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of the search, and its leaderboard."""
+def run_search(folder: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Return the seconds of the search, and its leaderboard."""
     (folder / "config.yaml").write_text(yaml.safe_dump(FIELDS))
     flags = [
         *("--name=s", f"--storage={folder}", f"--config={folder / 'config.yaml'}"),
@@ -46,19 +46,19 @@ def searched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
     return seconds, json.loads((folder / "s" / "leaderboard.json").read_text())
 
 
-def bare(rows: list[dict[str, Any]]) -> float:
-    """Seconds of the same trainings and measurements with nothing around them."""
-    from cl_ray.tuning.prepare import subset
-    from cl_ray.tuning.space import nested
+def run_loop(rows: list[dict[str, Any]]) -> float:
+    """Return the seconds of the same training and evaluation in a plain loop."""
+    from cl_ray.tuning.search import subset_dataset
+    from cl_ray.tuning.space import unflatten
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    dataset = subset(Dataset.open("mnist"), IMAGES)
+    dataset = subset_dataset(Dataset.open("mnist"), IMAGES)
     base = merge(Config().model_dump(), {**FIELDS, "epochs": EPOCHS})
     begun = time.perf_counter()
     evaluator = Evaluator(dataset, Config.model_validate(base).evaluation)
     for row in rows:
-        config = Config.model_validate(merge(base, nested(row["values"])))
+        config = Config.model_validate(merge(base, unflatten(row["values"])))
         with contextlib.suppress(NonFiniteLossError):
             for _, run in zip(range(row["epoch"]), passes(config, dataset), strict=False):
                 evaluator.evaluate(run)
@@ -66,21 +66,19 @@ def bare(rows: list[dict[str, Any]]) -> float:
 
 
 def main() -> None:
-    """Print the metrics."""
+    """Print the times."""
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        seconds, rows = searched(folder)
-        # The trials alone: from the first's folder to the last word in the study.
-        trials = folder / "s" / "trials"
-        first = min((p / "config.yaml").stat().st_mtime for p in trials.iterdir())
-        alone = (folder / "s" / "study.log").stat().st_mtime - first
-        plain = bare(rows)
-    console.print(f"search {seconds:.1f} s, of which its trials {alone:.1f} s; bare {plain:.1f} s")
-    console.print(
-        f"ratio of the trials {alone / plain:.2f}, with Ray's start {seconds / plain:.2f}"
-    )
-    console.print(f"beyond its training, a trial costs {(alone - plain) / TRIALS:.2f} s")
+        seconds, rows = run_search(folder)
+        # The trials alone: from the first one's folder to the last write to the study.
+        runs = folder / "s" / "trials"
+        first = min((p / "config.yaml").stat().st_mtime for p in runs.iterdir())
+        trials_seconds = (folder / "s" / "study.log").stat().st_mtime - first
+        loop = run_loop(rows)
+    console.print(f"search {seconds:.1f} s, its trials {trials_seconds:.1f} s; loop {loop:.1f} s")
+    console.print(f"ratio {trials_seconds / loop:.2f}, with Ray's start {seconds / loop:.2f}")
+    console.print(f"overhead of a trial {(trials_seconds - loop) / TRIALS:.2f} s")
 
 
 if __name__ == "__main__":
