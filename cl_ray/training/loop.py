@@ -12,7 +12,6 @@ import ray
 import ray.actor
 import ray.train
 import torch
-from ray.exceptions import RayActorError
 from ray.train import (
     Checkpoint,
     CheckpointUploadMode,
@@ -20,7 +19,6 @@ from ray.train import (
     LoggingConfig,
     RunConfig,
     ScalingConfig,
-    UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -43,7 +41,8 @@ from cl_ray.training.async_evaluation import (
     EvaluationRequest,
     copy_network_weights,
 )
-from cl_ray.training.ray_compat import failure_reason, forget_reported_checkpoints, worker_error
+from cl_ray.training.progress import worker_failure_callback
+from cl_ray.training.ray_compat import forget_reported_checkpoints
 from cl_ray.training.resources import WorkerResources
 
 ProgressHandle: TypeAlias = "ray.actor.ActorHandle[Any]"
@@ -102,33 +101,12 @@ def build_torch_trainer(
             name=folder.name,
             storage_path=folder.storage,
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[WorkerFailureCallback(progress)],
+            callbacks=[worker_failure_callback(progress)],
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
         datasets=datasets,
         dataset_config=dataset_config,
     )
-
-
-class WorkerFailureCallback(UserCallback):
-    """Reports why workers are restarted; runs in Ray Train's controller.
-
-    Args:
-        progress: The run's progress actor.
-    """
-
-    def __init__(self, progress: ProgressHandle):
-        self.progress = progress
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Report the workers that died; if none did, those that raised an error.
-
-        The others of a group fail only because they miss the one that died.
-        """
-        errors = {rank: worker_error(error) for rank, error in worker_exceptions.items()}
-        died = {r: e for r, e in errors.items() if isinstance(e, RayActorError)} or errors
-        for rank, error in died.items():
-            self.progress.add_failure.remote(f"worker {rank} is lost: {failure_reason(error)}")
 
 
 def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:

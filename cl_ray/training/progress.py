@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
     import ray.actor
+    import ray.train
     from rich.console import Console
 
 LOG_EVERY = 10.0
@@ -116,6 +117,33 @@ def start_progress_actor(run: str) -> "ray.actor.ActorHandle[Any]":
     node = ray.get_runtime_context().get_node_id()
     on_node = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=on_node)(ProgressActor).remote(run)
+
+
+def worker_failure_callback(actor: "ray.actor.ActorHandle[Any]") -> "ray.train.UserCallback":
+    """Build a callback of Ray Train that reports to the actor why workers are restarted.
+
+    Its class is local, so that Ray Train's controller gets it by value: a module that imports
+    torch would delay the controller's start by seconds.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import UserCallback
+
+    from cl_ray.training.ray_compat import failure_reason, worker_error
+
+    class WorkerFailureCallback(UserCallback):
+        """Reports the workers that died; if none did, those that raised an error.
+
+        The others of a group fail only because they miss the one that died.
+        """
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
+            """Report the failures of a worker group, by rank."""
+            errors = {rank: worker_error(error) for rank, error in worker_exceptions.items()}
+            died = {r: e for r, e in errors.items() if isinstance(e, RayActorError)} or errors
+            for rank, error in died.items():
+                actor.add_failure.remote(f"worker {rank} is lost: {failure_reason(error)}")
+
+    return WorkerFailureCallback()
 
 
 class TrainingProgress:
