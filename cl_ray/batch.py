@@ -74,6 +74,18 @@ class FakeParts(NamedTuple, Generic[T]):
     noise: T
 
 
+class GeneratorOutput(NamedTuple):
+    """G of a batch.
+
+    Args:
+        fake: G(x+), G(x-) and G(z), [b, C, H, W] each in [-1, 1].
+        latents: Latent vectors of x+ and x-, before noise, [2, b, latent].
+    """
+
+    fake: FakeParts[Tensor]
+    latents: Tensor
+
+
 class DiscriminatorOutput(NamedTuple):
     """D of n images, in the precision of its weights.
 

@@ -23,15 +23,22 @@ class GraphedStep:
             All other state must keep its place in memory and be changed in place. The function
             must not synchronize with the GPU or copy from the host, and its results must not
             require gradients.
+        enabled: False: compute every call eagerly.
     """
 
-    def __init__(self, function: Callable[..., dict[str, Tensor]]):
-        self.function = function
+    def __init__(self, function: Callable[..., dict[str, Tensor]], enabled: bool):
+        self.function, self.enabled = function, enabled
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all graphs, when memory that they read was replaced."""
         self.calls: dict[tuple[torch.Size, ...], int] = {}
         self.graphs: dict[tuple[torch.Size, ...], CapturedGraph] = {}
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Compute the function, eagerly in the first WARMUP_CALLS calls with these shapes."""
+        if not self.enabled:
+            return self.function(*inputs)
         shapes = tuple(tensor.shape for tensor in flatten_tensors(inputs))
         if shapes not in self.graphs:
             self.calls[shapes] = self.calls.get(shapes, 0) + 1

@@ -10,21 +10,26 @@ from cl_ray.batch import (
     DiscriminatorOutput,
     DiscriminatorPass,
     FakeParts,
+    GeneratorOutput,
     PairBatch,
     RealParts,
-    stack_scores,
 )
 from cl_ray.data.views import ViewParams, apply_views
 from cl_ray.losses.adversarial import Scores
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
+from cl_ray.networks.normalize import to_unit
 from cl_ray.step_noise import StepNoise
 
 
-def generate(
-    generator: Generator, batch: PairBatch, noise: StepNoise
-) -> tuple[FakeParts[Tensor], Tensor]:
-    """Compute G(x+), G(x-) and G(z), and the latent vectors of x+ and x-, [2, b, latent]."""
+def normalize_batch(batch: PairBatch, dtype: torch.dtype) -> PairBatch:
+    """Convert the images of a batch to [-1, 1], [b, C, H, W]."""
+    positive, partner, negative = (to_unit(images, dtype) for images in batch[:3])
+    return batch._replace(positive=positive, partner=partner, negative=negative)
+
+
+def generate(generator: Generator, batch: PairBatch, noise: StepNoise) -> GeneratorOutput:
+    """Compute the fakes and latent vectors of a normalized batch."""
     dtype, labels = batch.positive.dtype, batch.fake_labels
     images, latents = generator(
         torch.cat(batch.real),
@@ -34,7 +39,7 @@ def generate(
         None if labels is None else labels.flatten(),
     )
     fake = FakeParts(*images.to(dtype).chunk(3))
-    return fake, latents.to(dtype).view(2, len(batch.present), -1)
+    return GeneratorOutput(fake, latents.to(dtype).view(2, len(batch.present), -1))
 
 
 def discriminate(
@@ -61,30 +66,24 @@ def discriminate_fakes(
     """
     augmented = augment(fake, noise.g_augmentation.fake)
     d_fake = FakeParts(*_forward(discriminator, augmented, batch.fake_labels))
-    real_scores = None
+    d_real = None
     if score_real:
         with torch.no_grad():
             augmented = augment(batch.real, noise.g_augmentation.real)
-            real = RealParts(*_forward(discriminator, augmented, batch.real_labels))
-            real_scores = stack_scores(real)
-    return d_fake, Scores(stack_scores(d_fake), real_scores)
+            d_real = RealParts(*_forward(discriminator, augmented, batch.real_labels))
+    return d_fake, Scores.stack(d_fake, d_real)
 
 
 def discriminator_input(
     batch: PairBatch, fake: FakeParts[Tensor], noise: StepNoise
 ) -> DiscriminatorInput:
     """Augment what D sees in its step, detached from G, and make the views of x+."""
-    augmentation = noise.d_augmentation
-    return DiscriminatorInput(
-        RealParts(*augment(batch.real, augmentation.real)),
-        FakeParts(*augment([part.detach() for part in fake], augmentation.fake)),
-        (
-            *augment([batch.positive], noise.view1),
-            *augment([batch.partner], noise.view2),
-        )
-        if noise.view1
-        else (),
-    )
+    real = augment(batch.real, noise.d_augmentation.real)
+    detached = augment([part.detach() for part in fake], noise.d_augmentation.fake)
+    views: tuple[Tensor, ...] = ()
+    if noise.view1:
+        views = (*augment([batch.positive], noise.view1), *augment([batch.partner], noise.view2))
+    return DiscriminatorInput(RealParts(*real), FakeParts(*detached), views)
 
 
 def augment(parts: Sequence[Tensor], views: ViewParams | None) -> Sequence[Tensor]:

@@ -74,6 +74,13 @@ class NetworkOptimizer(torch.optim.Adam):
         self._set_lr(float(state_dict["param_groups"][0]["lr"]))
 
 
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the parameters of `ema` towards those of a network, in place."""
+    parameters: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(list(ema.parameters()), parameters, 1 - decay)
+
+
 def weighted_means(losses: Losses, row_weights: Tensor) -> Losses:
     """Return this rank's part of the mean over the global batch of each [b] value."""
     return {name: (loss * row_weights).sum() for name, loss in losses.items()}

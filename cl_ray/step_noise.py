@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_ray import distributed
 from cl_ray.data.views import ViewParams, sample_views
-from cl_ray.losses.penalties import sample_rademacher
+from cl_ray.losses.penalties import PenaltyNoise, sample_rademacher
 from cl_ray.rng import seeded_generator
 from cl_ray.train_config import GANConfig
 
@@ -39,9 +39,7 @@ class StepNoise(NamedTuple):
         view2: Another view, of its partner.
         decoder_noise: Further noise of G's decoder for the three fakes, [3 b, decoder_noise_dim];
             None if it takes none.
-        rademacher_bits: Packed directions of the approximate R1 penalty (`sample_rademacher`).
-        interpolation_alpha: Positions between fakes and real images at which the gradient penalty
-            is computed, [b] in [0, 1].
+        penalty: Random inputs of D's penalties.
         d_augmentation: What D sees in its step.
         g_augmentation: What D sees in G's step.
     """
@@ -51,8 +49,7 @@ class StepNoise(NamedTuple):
     view1: ViewParams | None
     view2: ViewParams | None
     decoder_noise: Tensor | None
-    rademacher_bits: Tensor
-    interpolation_alpha: Tensor
+    penalty: PenaltyNoise
     d_augmentation: Augmentation
     g_augmentation: Augmentation
 
@@ -110,8 +107,7 @@ def sample_step_noise(
             view1,
             view2,
             decoder_noise,
-            bits.to(device, non_blocking=True),
-            local([alpha]),
+            PenaltyNoise(bits.to(device, non_blocking=True), local([alpha])),
             *augmentations,
         )
 

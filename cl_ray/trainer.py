@@ -84,15 +84,11 @@ class Trainer:
                     on_log(log)
                 steps = []
                 timer.restart()
-        means = {name: total / self.position for name, total in self.sums.items()}
-        metrics = means | timer.epoch_metrics()
-        self.start_next_epoch()
+        metrics = {name: total / self.position for name, total in self.sums.items()}
+        metrics |= timer.epoch_metrics()
+        self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
         self.fit_prior()
         return metrics
-
-    def start_next_epoch(self) -> None:
-        """Count the current epoch as finished."""
-        self.epochs, self.position, self.sums = self.epochs + 1, 0, {}
 
     def fit_prior(self) -> None:
         """Fit the prior that samples are drawn from to the EMA generator."""
@@ -122,9 +118,8 @@ class Trainer:
         batch_size, rows = self.config.batch_size, self.partition.total_rows
         images = min(len(steps) * batch_size, rows - (self.position - len(steps)) * batch_size)
         means = dict(zip(names, table.mean(0).tolist(), strict=True))
-        return StepLog(
-            self.epochs, self.position, self.gan.steps, means, images, *timer.lap(images)
-        )
+        step, times = self.gan.steps, timer.lap(images)
+        return StepLog(self.epochs, self.position, step, means, images, *times)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on besides the data, and the config.

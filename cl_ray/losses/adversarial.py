@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from cl_ray.batch import DiscriminatorOutput, FakeParts, RealParts, stack_scores
+
 Player = Literal["discriminator", "generator"]
 
 
@@ -27,6 +29,15 @@ class Scores:
 
     fake: Tensor
     given_real: Tensor | None = None
+
+    @classmethod
+    def stack(
+        cls,
+        fake: FakeParts[DiscriminatorOutput],
+        real: RealParts[DiscriminatorOutput] | None = None,
+    ) -> "Scores":
+        """Stack the scores of D's output by name."""
+        return cls(stack_scores(fake), None if real is None else stack_scores(real))
 
     @property
     def real(self) -> Tensor:

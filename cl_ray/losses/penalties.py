@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,25 @@ from cl_ray.networks.discriminator import Discriminator
 BITS_PER_WORD = 64
 
 
+class PenaltyNoise(NamedTuple):
+    """Random inputs of the penalties.
+
+    Args:
+        rademacher_bits: Directions of the approximate R1 penalty, by `sample_rademacher`.
+        interpolation_alpha: Positions of the gradient penalty between fakes and real images, [b]
+            in [0, 1].
+    """
+
+    rademacher_bits: Tensor
+    interpolation_alpha: Tensor
+
+
 def discriminator_penalties(
     discriminator: Discriminator,
     config: LossConfig,
     real: Tensor,
     fake: Tensor,
-    rademacher_bits: Tensor,
-    interpolation_alpha: Tensor,
+    noise: PenaltyNoise,
     labels: Tensor | None = None,
 ) -> Losses:
     """Compute the penalties whose weight is not 0, outside of autocast.
@@ -29,8 +42,7 @@ def discriminator_penalties(
         config: The weights, and the step of the finite difference.
         real: x+ as D sees it, [b, C, H, W].
         fake: G(z) as D sees it, detached from G, [b, C, H, W].
-        rademacher_bits: Directions of the approximate R1 penalty, by `sample_rademacher`.
-        interpolation_alpha: Positions of the gradient penalty, [b] in [0, 1].
+        noise: Random inputs of the penalties.
         labels: Classes of x+ and G(z), [b], if D is a projection discriminator.
     """
 
@@ -42,7 +54,7 @@ def discriminator_penalties(
     losses: Losses = {}
     with torch.autocast(real.device.type, enabled=False):
         if config.approximate_r1:
-            direction = rademacher(rademacher_bits, real.shape[1:]).to(real.dtype)
+            direction = rademacher(noise.rademacher_bits, real.shape[1:]).to(real.dtype)
             # One pass for both: spectral norm updates its estimate in every pass.
             both = torch.cat([real, real + config.r1_step * direction])
             features = discriminator.features(both)
@@ -56,7 +68,7 @@ def discriminator_penalties(
         if config.r2:
             losses["r2"] = zero_centered_penalty(gradient(fake))
         if config.gradient_penalty:
-            points = interpolate(real, fake, interpolation_alpha)
+            points = interpolate(real, fake, noise.interpolation_alpha)
             losses["gradient_penalty"] = gradient_penalty(gradient(points))
     return losses
 

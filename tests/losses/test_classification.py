@@ -1,20 +1,23 @@
-"""Naming the class against a softmax written out."""
+"""The class loss against a softmax written out."""
 
 import math
 
 import pytest
 import torch
 
+from cl_ray.batch import DiscriminatorOutput
 from cl_ray.losses.classification import auxiliary_classification
 
 
 @pytest.mark.parametrize(("parts", "pairs", "classes"), [(1, 1, 2), (2, 5, 10), (3, 7, 1000)])
-@pytest.mark.parametrize("size", [0.1, 1.0, 20.0])
-def test_it_is_the_softmax_written_out(parts: int, pairs: int, classes: int, size: float) -> None:
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_equals_the_softmax_written_out(parts: int, pairs: int, classes: int, scale: float) -> None:
     random = torch.Generator().manual_seed(pairs)
-    logits = size * torch.randn(parts, pairs, classes, generator=random, dtype=torch.float64)
+    logits = scale * torch.randn(parts, pairs, classes, generator=random, dtype=torch.float64)
     labels = torch.randint(0, classes, (parts, pairs), generator=random)
-    loss = auxiliary_classification(logits, labels)
+    unused = torch.zeros(pairs)
+    outputs = [DiscriminatorOutput(unused, unused, part) for part in logits]
+    loss = auxiliary_classification(outputs, labels)
     assert loss.shape == (pairs,)
     for pair in range(pairs):
         expected = 0.0

@@ -1,4 +1,4 @@
-"""Reconstruction and the pair score against loops."""
+"""Reconstruction and the losses of the pair score against loops."""
 
 import math
 
@@ -34,9 +34,12 @@ def test_reconstruction_is_the_mean_absolute_difference(shape: tuple[int, ...]) 
     assert (reconstruction(white, -white) == 2).all()
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0, 10.0])
-@pytest.mark.parametrize(("pairs", "size"), [(1, 2), (4, 3), (9, 64)])
-def test_the_margin_and_its_two_losses(pairs: int, size: int, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "size", "temperature"), [(1, 2, 0.05), (4, 3, 0.2), (9, 64, 10.0)]
+)
+def test_margin_and_its_two_losses_equal_the_loop(
+    pairs: int, size: int, temperature: float
+) -> None:
     anchor, right, wrong = (unit(pairs, size, seed) for seed in range(3))
     margin = pair_margin(anchor, right, wrong, temperature)
     d_loss, g_loss = pair_classification(margin), pair_confusion(margin)
@@ -46,15 +49,14 @@ def test_the_margin_and_its_two_losses(pairs: int, size: int, temperature: float
         fit = sum(x * y for x, y in zip(a, r, strict=True)) / temperature
         misfit = sum(x * y for x, y in zip(a, w, strict=True)) / temperature
         assert margin[i].item() == pytest.approx(fit - misfit, abs=1e-12)
-        # torch's softplus is a straight line beyond 20, exp(-20) off.
+        # torch's softplus is linear beyond 20, with an error of exp(-20).
         exact = 1e-12 if abs(fit - misfit) < 19.9 else 1e-8
-        # D chooses as Bradley and Terry do; G is worth the cross-entropy of a fair coin.
-        sure, unsure = log_sigmoid(fit - misfit), log_sigmoid(misfit - fit)
-        assert d_loss[i].item() == pytest.approx(-sure, abs=exact)
-        assert g_loss[i].item() == pytest.approx(-(sure + unsure) / 2, abs=exact)
+        chosen, rejected = log_sigmoid(fit - misfit), log_sigmoid(misfit - fit)
+        assert d_loss[i].item() == pytest.approx(-chosen, abs=exact)
+        assert g_loss[i].item() == pytest.approx(-(chosen + rejected) / 2, abs=exact)
 
 
-def test_exact_values_of_the_losses() -> None:
+def test_known_values_of_the_losses() -> None:
     margin = torch.tensor([0.0, 1.0, -1.0, 800.0, -800.0], dtype=torch.float64)
     log2, up, down = math.log(2), math.log1p(math.exp(-1)), math.log1p(math.exp(1))
     wanted = torch.tensor([log2, up, down, 0.0, 800.0], dtype=torch.float64)
@@ -64,10 +66,10 @@ def test_exact_values_of_the_losses() -> None:
     assert torch.allclose(pair_confusion(margin), wanted, rtol=0, atol=1e-12)
 
 
-def test_g_is_best_off_where_d_cannot_tell() -> None:
+def test_pair_confusion_is_least_where_d_cannot_tell() -> None:
     margin = torch.linspace(-3, 3, 61, dtype=torch.float64).requires_grad_()
     loss = pair_confusion(margin)
-    (slope,) = torch.autograd.grad(loss.sum(), margin)
+    (gradient,) = torch.autograd.grad(loss.sum(), margin)
     assert int(loss.argmin()) == 30
-    assert torch.equal(slope.sign()[[0, 60]], torch.tensor([-1.0, 1.0], dtype=torch.float64))
-    assert slope[30].abs() < 1e-12
+    assert torch.equal(gradient.sign()[[0, 60]], torch.tensor([-1.0, 1.0], dtype=torch.float64))
+    assert gradient[30].abs() < 1e-12

@@ -1,4 +1,4 @@
-"""The penalties against their definitions."""
+"""Penalties against their definitions and finite differences."""
 
 import math
 
@@ -12,7 +12,7 @@ from cl_ray.losses.penalties import approximate_r1, rademacher, sample_rademache
 SHAPE = (2, 5, 7)
 
 
-def test_signs_are_fair_independent_and_follow_from_the_generator() -> None:
+def test_rademacher_signs_are_fair_independent_and_seeded() -> None:
     drawn = sample_rademacher(4000, SHAPE, torch.Generator().manual_seed(1))
     n = rademacher(drawn, SHAPE).double()
     assert n.shape == (4000, *SHAPE)
@@ -26,17 +26,17 @@ def test_signs_are_fair_independent_and_follow_from_the_generator() -> None:
     assert not torch.equal(drawn, sample_rademacher(4000, SHAPE, torch.Generator().manual_seed(2)))
 
 
-@pytest.mark.parametrize("spread", [1e-4, 0.1])
-def test_it_is_the_finite_difference(spread: float) -> None:
+@pytest.mark.parametrize("step", [1e-4, 0.1])
+def test_approximate_r1_is_the_finite_difference(step: float) -> None:
     first, second = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.5, -2.0, 0.0])
     expected = [
-        (b - a) ** 2 / spread**2 / 2 for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        (b - a) ** 2 / step**2 / 2 for a, b in zip(first.tolist(), second.tolist(), strict=True)
     ]
-    assert approximate_r1(first, second, spread).tolist() == pytest.approx(expected, rel=1e-6)
+    assert approximate_r1(first, second, step).tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_its_mean_is_r1() -> None:
-    """Of a smooth score, over many directions: half the squared norm of the exact gradient."""
+def test_mean_of_approximate_r1_is_r1() -> None:
+    """Of a smooth score, over many directions."""
     torch.manual_seed(0)
     weight = torch.randn(70, dtype=torch.float64) / 8
 
@@ -44,37 +44,36 @@ def test_its_mean_is_r1() -> None:
         return torch.sin(x.flatten(1) @ weight) + (x.flatten(1) @ weight).square() / 3
 
     x = torch.rand(1, *SHAPE, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(score(x).sum(), x)
-    exact = slope.square().sum() / 2
+    (gradient,) = torch.autograd.grad(score(x).sum(), x)
+    exact = gradient.square().sum() / 2
     directions = rademacher(
         sample_rademacher(40_000, SHAPE, torch.Generator().manual_seed(3)), SHAPE
     )
-    spread = 1e-3
-    many = approximate_r1(score(x), score(x + spread * directions), spread)
+    step = 1e-3
+    many = approximate_r1(score(x), score(x + step * directions), step)
     assert many.mean().item() == pytest.approx(exact.item(), rel=0.03)
 
 
-def bent(x: Tensor, weight: Tensor) -> Tensor:
-    """A score of images that is not linear: tanh of a weighted sum of cubes."""
+def smooth_score(x: Tensor, weight: Tensor) -> Tensor:
+    """Return a nonlinear score of images."""
     return torch.tanh((x.flatten(1) ** 3) @ weight)
 
 
-def slope_by_hand(x: list[float], weight: list[float]) -> list[float]:
+def gradient_by_hand(x: list[float], weight: list[float]) -> list[float]:
     inner = sum(w * v**3 for w, v in zip(weight, x, strict=True))
     return [(1 - math.tanh(inner) ** 2) * w * 3 * v**2 for w, v in zip(weight, x, strict=True)]
 
 
-@pytest.mark.parametrize("size", [0.1, 1.0])
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float) -> None:
+@pytest.mark.parametrize(("count", "size"), [(1, 1.0), (2, 0.1), (9, 1.0)])
+def test_exact_penalties_equal_those_by_hand(count: int, size: float) -> None:
     random = torch.Generator().manual_seed(count)
     weight = torch.randn(70, generator=random, dtype=torch.float64) * size
     images = torch.rand(count, *SHAPE, generator=random, dtype=torch.float64) * 2 - 1
-    found = penalties.input_gradient(lambda x: bent(x, weight), images)
+    found = penalties.input_gradient(lambda x: smooth_score(x, weight), images)
     assert found.shape == (count, 70)
     half, unit = penalties.zero_centered_penalty(found), penalties.gradient_penalty(found)
     for i, image in enumerate(images.flatten(1).tolist()):
-        expected = slope_by_hand(image, weight.tolist())
+        expected = gradient_by_hand(image, weight.tolist())
         squares = sum(v**2 for v in expected)
         assert half[i].item() == pytest.approx(squares / 2, abs=1e-12)
         assert unit[i].item() == pytest.approx((math.sqrt(squares) - 1) ** 2, abs=1e-12)
@@ -82,17 +81,17 @@ def test_exact_penalties_are_those_of_the_slope_by_hand(count: int, size: float)
 
 
 @pytest.mark.parametrize("penalty", [penalties.zero_centered_penalty, penalties.gradient_penalty])
-def test_they_can_be_descended(penalty: type) -> None:
-    """Their gradient towards the weights, by central differences."""
+def test_exact_penalties_are_differentiable(penalty: type) -> None:
+    """Their gradient with respect to the weights, against central differences."""
     random = torch.Generator().manual_seed(5)
     weight = torch.randn(70, generator=random, dtype=torch.float64).mul_(0.3).requires_grad_()
     images = torch.rand(3, *SHAPE, generator=random, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda w: penalty(penalties.input_gradient(lambda x: bent(x, w), images)), (weight,)
+        lambda w: penalty(penalties.input_gradient(lambda x: smooth_score(x, w), images)), (weight,)
     )
 
 
-def test_points_between_lie_on_the_lines() -> None:
+def test_interpolated_points_lie_between_fake_and_real() -> None:
     real, fake = torch.rand(2, 3, *SHAPE, dtype=torch.float64)
     points = penalties.interpolate(real, fake, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
     assert torch.equal(points[0], fake[0])

@@ -1,4 +1,4 @@
-"""Networks that know classes: what a class changes, and that each sample has its own."""
+"""Conditional networks: the effect of a class, and that each sample has its own."""
 
 import pytest
 import torch
@@ -16,26 +16,26 @@ def generator(family: str) -> Generator:
     torch.manual_seed(1)
     config = GeneratorConfig(depth=2, width=4, latent=8, family=family)
     network = build_generator((28, 28, 1), config, CLASSES).double()
-    for module in network.modules():  # blocks begin at zero, where nothing is told apart
+    for module in network.modules():  # blocks start at zero
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.2)
     return network
 
 
-def discriminator(projects: bool) -> Discriminator:
+def discriminator(is_projection: bool) -> Discriminator:
     torch.manual_seed(2)
     config = DiscriminatorConfig(depth=2, width=4, hidden=16, embedding=8)
-    return build_discriminator((28, 28, 1), config, CLASSES, projects).double()
+    return build_discriminator((28, 28, 1), config, CLASSES, is_projection).double()
 
 
-def drawn(*shape: int) -> torch.Tensor:
+def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sample_is_of_its_own_class(family: str) -> None:
+def test_each_sample_has_its_own_class(family: str) -> None:
     network = generator(family)
-    z, labels = drawn(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    z, labels = normal(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     together = network.decode(z, labels=labels)
     for number, label in enumerate(labels.tolist()):
         alone = network.decode(z[number : number + 1], labels=torch.tensor([label]))
@@ -45,9 +45,9 @@ def test_a_sample_is_of_its_own_class(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fakes_of_images_and_of_noise_take_their_labels_in_order(family: str) -> None:
+def test_fakes_of_images_and_noise_take_labels_in_order(family: str) -> None:
     network = generator(family)
-    images, noise, labels = drawn(3, 1, 28, 28).tanh(), drawn(2, 8), torch.tensor([3, 0, 1, 2, 2])
+    images, noise, labels = normal(3, 1, 28, 28).tanh(), normal(2, 8), torch.tensor([3, 0, 1, 2, 2])
     fakes, latents = network(images, noise, torch.zeros(3, 8).double(), None, labels)
     assert torch.allclose(latents, network.encode(images), rtol=0, atol=1e-12)
     expected = [
@@ -57,68 +57,68 @@ def test_fakes_of_images_and_of_noise_take_their_labels_in_order(family: str) ->
     assert torch.allclose(fakes, torch.cat(expected), rtol=0, atol=1e-12)
 
 
-def test_a_class_is_the_columns_of_a_one_hot_vector_beside_the_latent_one() -> None:
+def test_class_embedding_equals_a_one_hot_input() -> None:
     network = generator("convolutional")
-    assert network.classes is not None
+    assert network.class_embedding is not None
     first = network.decoder[0]  # type: ignore[index]
-    z, labels = drawn(5, 8), torch.tensor([0, 3, 1, 1, 2])
+    z, labels = normal(5, 8), torch.tensor([0, 3, 1, 1, 2])
     beside = torch.cat([to_sphere(z), nn.functional.one_hot(labels, CLASSES).double()], 1)
-    columns = torch.cat([first.weight, first.weight @ network.classes.weight.T], 1)
-    ours = first(to_sphere(z) + network.classes(labels))
+    columns = torch.cat([first.weight, first.weight @ network.class_embedding.weight.T], 1)
+    ours = first(to_sphere(z) + network.class_embedding(labels))
     assert torch.allclose(beside @ columns.T + first.bias, ours, rtol=0, atol=1e-12)
 
 
-def test_truncation_pulls_a_style_to_its_own_class_s_mean() -> None:
+def test_truncation_pulls_styles_to_the_mean_of_their_class() -> None:
     network = generator("style")
-    assert network.classes is not None
+    assert network.class_embedding is not None
     labels = torch.tensor([0, 1, 0, 1, 2, 2])
-    alike = network.decode(drawn(6, 8), truncation=0.0, labels=labels)
+    alike = network.decode(normal(6, 8), truncation=0.0, labels=labels)
     for a, b in ((0, 2), (1, 3), (4, 5)):
         assert torch.allclose(alike[a], alike[b], rtol=0, atol=1e-10)
     for a, b in ((0, 1), (0, 4), (1, 4)):
         assert not torch.allclose(alike[a], alike[b], atol=1e-3)
-    mean = network.decoder.average(network.classes(labels))  # type: ignore[operator]
+    mean = network.decoder.mean_style(network.class_embedding(labels))  # type: ignore[operator]
     z = to_sphere(torch.randn(4096, 8, generator=torch.Generator().manual_seed(0))).double()
     for number, label in enumerate(labels):
-        styles = network.decoder.styles(z + network.classes(label))  # type: ignore[operator]
-        assert torch.allclose(mean[number], styles.mean(0), rtol=0, atol=1e-10)
+        of_noise = network.decoder.styles(z + network.class_embedding(label))  # type: ignore[operator]
+        assert torch.allclose(mean[number], of_noise.mean(0), rtol=0, atol=1e-10)
 
 
-def test_a_second_style_is_of_the_same_class() -> None:
+def test_mixed_style_has_the_same_class() -> None:
     network = generator("style")
-    z, labels = drawn(5, 8), torch.tensor([0, 1, 2, 3, 0])
-    extras = torch.zeros(5, network.extras, dtype=torch.float64)
-    extras[:, -10:-2] = drawn(5, 8).flip(0)
-    extras[:, -2:] = -10.0  # from the first layer that may, and surely
-    mixed = network.decode(z, extras, labels=labels)
+    z, labels = normal(5, 8), torch.tensor([0, 1, 2, 3, 0])
+    decoder_noise = torch.zeros(5, network.decoder_noise_dim, dtype=torch.float64)
+    decoder_noise[:, -10:-2] = normal(5, 8).flip(0)
+    decoder_noise[:, -2:] = -10.0  # from the first possible layer, always
+    mixed = network.decode(z, decoder_noise, labels=labels)
     other = (labels + 1) % CLASSES
-    kinds = network.classes
-    assert kinds is not None
+    embedding = network.class_embedding
+    assert embedding is not None
     w, second = (
-        network.decoder.styles(to_sphere(v) + kinds(labels))  # type: ignore[operator]
-        for v in (z, extras[:, -10:-2])
+        network.decoder.styles(to_sphere(v) + embedding(labels))  # type: ignore[operator]
+        for v in (z, decoder_noise[:, -10:-2])
     )
-    several = network.decoder._mixed(w, second, extras)  # type: ignore[operator]
-    assert torch.equal(several[0], w)
-    assert torch.equal(several[-1], second)
-    assert not torch.allclose(mixed, network.decode(z, extras, labels=other), atol=1e-3)
+    styles = network.decoder.mix_styles(w, second, decoder_noise)  # type: ignore[operator]
+    assert torch.equal(styles[0], w)
+    assert torch.equal(styles[-1], second)
+    assert not torch.allclose(mixed, network.decode(z, decoder_noise, labels=other), atol=1e-3)
 
 
-def test_a_projection_adds_the_class_s_inner_product() -> None:
-    network = discriminator(projects=True)
-    assert network.classes is not None
-    images, labels = drawn(5, 1, 28, 28).tanh(), torch.tensor([0, 3, 1, 1, 2])
+def test_projection_adds_the_inner_product_of_the_class() -> None:
+    network = discriminator(is_projection=True)
+    assert network.class_head is not None
+    images, labels = normal(5, 1, 28, 28).tanh(), torch.tensor([0, 3, 1, 1, 2])
     features = network.features(images)
-    scores, _ = network(images, labels)
+    scores = network(images, labels).score
     for number, label in enumerate(labels.tolist()):
         bare = network.score(features[number])[0]
-        inner = torch.dot(network.classes.weight[label], features[number])
+        inner = torch.dot(network.class_head.weight[label], features[number])
         assert scores[number].item() == pytest.approx((bare + inner).item(), abs=1e-12)
 
 
-def test_who_only_names_classes_scores_without_them() -> None:
-    network = discriminator(projects=False)
-    images = drawn(5, 1, 28, 28).tanh()
-    with_labels, _ = network(images, torch.tensor([0, 1, 2, 3, 0]))
-    assert torch.equal(with_labels, network(images)[0])
+def test_auxiliary_classifier_scores_without_labels() -> None:
+    network = discriminator(is_projection=False)
+    images = normal(5, 1, 28, 28).tanh()
+    with_labels = network(images, torch.tensor([0, 1, 2, 3, 0])).score
+    assert torch.equal(with_labels, network(images).score)
     assert network.classify(network.features(images)).shape == (5, CLASSES)

@@ -1,4 +1,4 @@
-"""The convolutional family's own parts."""
+"""Parts of the convolutional family."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def images(count: int, side: int, channels: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_image_convolution_is_the_plain_one(side: int, channels: int) -> None:
+def test_image_convolution_equals_conv2d(side: int, channels: int) -> None:
     torch.manual_seed(0)
     conv = ImageConv(channels, 5).double()
     given = images(3, side, channels).requires_grad_()

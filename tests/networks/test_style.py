@@ -1,4 +1,4 @@
-"""The style-based family's own parts."""
+"""Parts of the style-based family."""
 
 import math
 
@@ -10,9 +10,9 @@ from cl_ray.networks.build import build_generator
 from cl_ray.networks.config import GeneratorConfig
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.style import (
-    MAPPING_RATE,
-    MIXING,
-    STYLE,
+    MAPPING_LR_SCALE,
+    MIXING_PROBABILITY,
+    STYLE_DIM,
     EqualizedLinear,
     ModulatedConv,
     StyleDecoder,
@@ -29,8 +29,8 @@ def generator() -> tuple[Generator, StyleDecoder]:
     return network, network.decoder
 
 
-def noisy(decoder: StyleDecoder) -> None:
-    """Let every layer's noise count, which it does not at first."""
+def enable_noise(decoder: StyleDecoder) -> None:
+    """Give every layer's noise an effect, which it has not at first."""
     with torch.no_grad():
         for layer in decoder.layers:
             layer.strength.fill_(0.5)
@@ -38,11 +38,11 @@ def noisy(decoder: StyleDecoder) -> None:
 
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("size", [1, 3])
-def test_modulation_is_a_weight_made_for_each_sample(size: int, demodulate: bool) -> None:
+def test_modulation_equals_separate_weights_for_each_sample(size: int, demodulate: bool) -> None:
     """StyleGAN2, equations 1 and 3, sample by sample."""
     torch.manual_seed(0)
     layer = ModulatedConv((5, 6), size, demodulate).double()
-    x, w = torch.randn(3, 5, 9, 9, dtype=DOUBLE), torch.randn(3, STYLE, dtype=DOUBLE)
+    x, w = torch.randn(3, 5, 9, 9, dtype=DOUBLE), torch.randn(3, STYLE_DIM, dtype=DOUBLE)
     ours = layer(x, w)
     for i in range(3):
         weight = layer.weight * layer.scale * layer.style(w)[i][None, :, None, None]
@@ -52,45 +52,51 @@ def test_modulation_is_a_weight_made_for_each_sample(size: int, demodulate: bool
         assert torch.allclose(ours[i], expected, rtol=0, atol=1e-12)
 
 
-def test_without_extras_an_image_is_a_function_of_its_latent_vector() -> None:
+def test_without_noise_an_image_depends_on_its_latent_vector_only() -> None:
     network, decoder = generator()
-    noisy(decoder)
+    enable_noise(decoder)
     z = torch.randn(4, 7, dtype=DOUBLE)
     images = network.decode(z)
     assert torch.allclose(network.decode(z[2:]), images[2:], rtol=0, atol=1e-12)
     assert not torch.allclose(images[0], images[1], atol=1e-3)
 
 
-def test_each_layer_s_noise_counts_once_its_strength_does() -> None:
+def test_noise_of_each_layer_has_an_effect() -> None:
     network, decoder = generator()
-    z, extras = torch.randn(1, 7, dtype=DOUBLE), torch.randn(1, decoder.extras, dtype=DOUBLE)
-    extras[:, -1] = math.inf
-    assert torch.allclose(network.decode(z, extras), network.decode(z), rtol=0, atol=1e-12)
-    noisy(decoder)
+    z, noise = (
+        torch.randn(1, 7, dtype=DOUBLE),
+        torch.randn(1, decoder.noise_dim, dtype=DOUBLE),
+    )
+    noise[:, -1] = math.inf
+    assert torch.allclose(network.decode(z, noise), network.decode(z), rtol=0, atol=1e-12)
+    enable_noise(decoder)
     begin = 0
-    for end in decoder.ends:
-        other = extras.clone()
+    for end in decoder.noise_ends:
+        other = noise.clone()
         other[:, begin:end] = torch.randn(1, end - begin, dtype=DOUBLE)
-        assert not torch.allclose(network.decode(z, other), network.decode(z, extras), atol=1e-4)
+        assert not torch.allclose(network.decode(z, other), network.decode(z, noise), atol=1e-4)
         begin = end
-    assert begin == decoder.extras - 7 - 2
+    assert begin == decoder.noise_dim - 7 - 2
 
 
-def test_styles_mix_in_fakes_of_noise_alone() -> None:
+def test_only_fakes_of_noise_mix_styles() -> None:
     network, decoder = generator()
     random = torch.Generator().manual_seed(1)
     given = torch.rand(40, 1, 28, 28, generator=random, dtype=DOUBLE)
-    z, moves = torch.randn(2, 40, 7, generator=random, dtype=DOUBLE)
-    extras = torch.randn(80, decoder.extras, generator=random, dtype=DOUBLE)
-    plain, mixed = network(given, z, moves)[0], network(given, z, moves, extras)[0]
+    z, latent_noise = torch.randn(2, 40, 7, generator=random, dtype=DOUBLE)
+    noise = torch.randn(80, decoder.noise_dim, generator=random, dtype=DOUBLE)
+    plain, mixed = (
+        network(given, z, latent_noise)[0],
+        network(given, z, latent_noise, noise)[0],
+    )
     same = (plain - mixed).abs().flatten(1).max(1).values < 1e-12
     assert same[:40].all()
-    assert same[40:].sum() <= 40 * (1 - MIXING) + 8
-    # The second style alone paints what the first does not: from the first layer that takes it.
+    assert same[40:].sum() <= 40 * (1 - MIXING_PROBABILITY) + 8
+    # The earlier the second style replaces the first, the closer is the image to its own.
     first, second = z[:1], z[1:2]
-    chosen = torch.zeros(1, decoder.extras, dtype=DOUBLE)
-    chosen[:, decoder.ends[-1] : -2] = second
-    chosen[:, -2:] = torch.tensor([-10.0, 0.0])  # as early as can be; mixed
+    chosen = torch.zeros(1, decoder.noise_dim, dtype=DOUBLE)
+    chosen[:, decoder.noise_ends[-1] : -2] = second
+    chosen[:, -2:] = torch.tensor([-10.0, 0.0])  # from the earliest layer; mixed
     early = network.decode(first, chosen)
     chosen[:, -2] = 10.0
     late = network.decode(first, chosen)
@@ -98,14 +104,14 @@ def test_styles_mix_in_fakes_of_noise_alone() -> None:
     assert distance[0] < distance[1]
 
 
-def test_the_mapping_learns_a_hundred_times_as_slowly() -> None:
-    """One step of Adam moves every weight as far: its effect is what the layer's rate scales."""
+def test_mapping_network_learns_a_hundred_times_slower() -> None:
+    """A step of Adam changes all weights alike; the layer scales its effect."""
     torch.manual_seed(0)
     x = torch.randn(64, 7, dtype=DOUBLE)
     changes = []
-    for rate in (1.0, MAPPING_RATE):
+    for lr_scale in (1.0, MAPPING_LR_SCALE):
         torch.manual_seed(1)
-        layer = EqualizedLinear(7, 5, rate=rate).double()
+        layer = EqualizedLinear(7, 5, lr_scale=lr_scale).double()
         before = layer(x)
         adam = torch.optim.Adam(layer.parameters(), lr=0.001)
         before.square().sum().backward()
@@ -114,17 +120,17 @@ def test_the_mapping_learns_a_hundred_times_as_slowly() -> None:
         assert before.std().item() == pytest.approx(1, abs=0.3)
     assert changes[1] == pytest.approx(changes[0] / 100, rel=1e-3)
     _, decoder = generator()
-    assert all(layer.rate == MAPPING_RATE for layer in decoder.mapping)
-    assert all(layer.convolution.style.rate == 1 for layer in decoder.layers)
+    assert all(layer.lr_scale == MAPPING_LR_SCALE for layer in decoder.mapping)
+    assert all(layer.convolution.style.lr_scale == 1 for layer in decoder.layers)
 
 
-def test_truncation_pulls_styles_to_the_mean_of_noise_s() -> None:
+def test_truncation_pulls_styles_to_their_mean() -> None:
     network, _ = generator()
     z = torch.randn(5, 7, dtype=DOUBLE)
     free = network.decode(z)
     alike = network.decode(z, truncation=0.0)
     assert torch.allclose(alike, alike[:1].expand_as(alike), rtol=0, atol=1e-12)
-    spread = [free.std(0).mean()]
+    stds = [free.std(0).mean()]
     for truncation in (0.7, 0.3):
-        spread.append(network.decode(z, truncation=truncation).std(0).mean())
-    assert spread[0] > spread[1] > spread[2] > 0
+        stds.append(network.decode(z, truncation=truncation).std(0).mean())
+    assert stds[0] > stds[1] > stds[2] > 0
