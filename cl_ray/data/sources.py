@@ -38,18 +38,11 @@ from cl_ray.data.writer import (
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem
 
+# fmt: off
 _IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
+    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )
+# fmt: on
 
 
 class SourceConfig(BaseConfig):

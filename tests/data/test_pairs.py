@@ -1,4 +1,4 @@
-"""Who is the negative: far enough, another, the farthest of its candidates, and never a hang."""
+"""Negatives: far enough, another image, the farthest of the candidates, and never a hang."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def sampler(images: Tensor, labels: Tensor | None, distance: float, **config: An
 
 
 def refusal(*arguments: Any, **config: Any) -> str:
-    """What is said where no pairs can be had, whether at once or at the first draw."""
+    """The error of a pool without pairs, when it is built or when it is sampled."""
 
     def pair() -> None:
         made = sampler(*arguments, **config)
@@ -80,7 +80,7 @@ def test_digits_are_paired_as_asked(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_draw_follows_from_its_generator(mode: str) -> None:
+def test_samples_follow_from_their_generator(mode: str) -> None:
     images = torch.randint(0, 256, (50, 3, 3, 1), generator=seeded(), dtype=torch.uint8)
     labels = torch.arange(50) % 4
     distance = 1.2  # of about 1.2 on average: some are drawn again, some sought out
@@ -119,7 +119,7 @@ def test_the_farthest_of_its_candidates_is_taken(candidates: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_that_is_allowed_is_drawn_about_equally(mode: str) -> None:
+def test_all_allowed_images_are_sampled_equally(mode: str) -> None:
     """One candidate and no bound to speak of: any other image, in `labels` of another class."""
     images, labels = pixel(*range(10, 130, 10)), torch.tensor([0, 1, 2] * 4)
     made = sampler(images, labels, 1e-6, mode=mode, candidates=1)
@@ -128,16 +128,16 @@ def test_all_that_is_allowed_is_drawn_about_equally(mode: str) -> None:
     counts = torch.bincount(negatives, minlength=12).tolist()
     others = [i for i in range(12) if (i % 3 != 1 if mode == "labels" else i != 4)]
     for i in range(12):
-        share = draws / len(others) if i in others else 0
-        assert counts[i] == pytest.approx(share, abs=5 * share**0.5)
+        expected = draws / len(others) if i in others else 0
+        assert counts[i] == pytest.approx(expected, abs=5 * expected**0.5)
     if mode == "labels":
         counts = torch.bincount(partners, minlength=12).tolist()
         for i in range(12):
-            share = draws / 3 if i in (1, 7, 10) else 0
-            assert counts[i] == pytest.approx(share, abs=5 * share**0.5)
+            expected = draws / 3 if i in (1, 7, 10) else 0
+            assert counts[i] == pytest.approx(expected, abs=5 * expected**0.5)
 
 
-def test_one_that_is_alone_in_its_class_is_its_own_partner() -> None:
+def test_an_image_alone_in_its_class_is_its_own_partner() -> None:
     images, labels = pixel(0, 60, 120, 180, 240), torch.tensor([7, 7, 3, 7, 7])
     made = sampler(images, labels, 0.1, mode="labels", candidates=2)
     partners, negatives = made.sample(torch.tensor([2, 0]), seeded())
@@ -147,8 +147,8 @@ def test_one_that_is_alone_in_its_class_is_its_own_partner() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_only_negative_there_is_gets_found(mode: str) -> None:
-    """400 images alike and one far off: chance hardly ever meets it."""
+def test_the_only_far_image_is_found(mode: str) -> None:
+    """400 images alike and one far off, hardly ever drawn: an exhaustive search finds it."""
     images = pixel(*[10] * 200, 255, *[10] * 200)
     labels = torch.zeros(401, dtype=torch.long)
     labels[200] = 1
@@ -156,6 +156,10 @@ def test_the_only_negative_there_is_gets_found(mode: str) -> None:
     positives = torch.tensor([0, 3, 199, 201, 400])
     assert made.sample(positives, seeded())[1].tolist() == [200] * 5
     assert made.sample(torch.tensor([200]), seeded())[1] != 200
+    images = pixel(*[0] * 9001)  # more than are compared at once
+    images[8999] = 255
+    made = sampler(images, None, 0.5, candidates=1)
+    assert made.sample(torch.tensor([5]), seeded())[1].tolist() == [8999]
 
 
 def test_the_bound_is_exact() -> None:
@@ -165,40 +169,44 @@ def test_the_bound_is_exact() -> None:
     made = sampler(images, None, below, candidates=1)
     assert (made.sample(torch.zeros(50, dtype=torch.long), seeded())[1] == 1).all()
     assert "farthest is at 0.39" in refusal(images, None, above, candidates=1)
-
-
-def test_the_largest_images_do_not_overflow() -> None:
-    images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
-    images[1] = 255
-    images[2] = 254
-    made = sampler(images, None, 110.8, candidates=2)  # of sqrt(64 * 64 * 3) = 110.85
+    largest = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)  # whose distances do not overflow
+    largest[1], largest[2] = 255, 254
+    made = sampler(largest, None, 110.8, candidates=2)  # of sqrt(64 * 64 * 3) = 110.85
     assert (made.sample(torch.zeros(20, dtype=torch.long), seeded())[1] == 1).all()
 
 
-def test_images_all_alike_are_refused() -> None:
-    assert "alike" in refusal(pixel(*[9] * 20), None, 0.0)
-    assert "lower" in refusal(pixel(*[9] * 20), None, 0.1)  # as some shards of a dataset may be
+THREE = pixel(0, 100, 200)
 
 
-def test_one_class_is_refused() -> None:
-    message = refusal(pixel(0, 100, 200), torch.tensor([4, 4, 4]), 0.1, mode="labels")
-    for word in ("two classes", "class 4", "views"):
-        assert word in message
+@pytest.mark.parametrize(
+    ("arguments", "config", "words"),
+    [
+        ((pixel(*[9] * 20), None, 0.0), {}, ["alike"]),
+        ((pixel(*[9] * 20), None, 0.1), {}, ["lower"]),  # as one shard of a dataset may be
+        ((THREE, torch.tensor([4, 4, 4]), 0.1), {"mode": "labels"}, ["two classes", "class 4"]),
+        ((THREE, None, 0.1), {"mode": "labels"}, ["labels", "none", "views"]),
+        # What is far enough but of the same class does not help.
+        (
+            (pixel(0, 255, 0, 1), torch.tensor([0, 0, 1, 1]), 0.5),
+            {"mode": "labels", "candidates": 1},
+            ["lower"],
+        ),
+        *(
+            ((pixel(*range(n)), None, 0.001), {"candidates": 5}, ["candidates 5", f"the {n} "])
+            for n in (1, 4, 5)
+        ),
+    ],
+)
+def test_pools_without_pairs_are_refused(
+    arguments: tuple[Any, ...], config: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(*arguments, **config)
+    assert all(word in message for word in words)
 
 
-def test_no_labels_are_refused() -> None:
-    message = refusal(pixel(0, 100, 200), None, 0.1, mode="labels")
-    for word in ("labels", "none", "views"):
-        assert word in message
-    sampler(pixel(0, 100, 200), None, 0.1, mode="views")
-
-
-@pytest.mark.parametrize("count", [1, 4, 5])
-def test_fewer_images_than_candidates_are_refused(count: int) -> None:
-    message = refusal(pixel(*range(count)), None, 0.001, candidates=5)
-    for word in ("pairs.candidates 5", f"the {count} ", "lower it"):
-        assert word in message
+def test_the_smallest_pool_is_accepted() -> None:
     sampler(pixel(*range(6)), None, 0.001, candidates=5)
+    sampler(THREE, None, 0.1, mode="views")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -213,46 +221,32 @@ def test_a_bound_that_one_cannot_meet(mode: str) -> None:
         assert word in message
 
 
-def test_a_class_that_has_everything_far_off_to_itself() -> None:
-    """In `labels`, what is far enough but of the same class is no way out."""
-    images, labels = pixel(0, 255, 0, 1), torch.tensor([0, 0, 1, 1])
-    assert "lower" in refusal(images, labels, 0.5, mode="labels", candidates=1)
-
-
-def test_more_images_than_one_look_compares() -> None:
-    """The exhaustive look goes over the pool part by part, and misses none."""
-    images = pixel(*[0] * 9001)
-    images[8999] = 255
-    made = sampler(images, None, 0.5, candidates=1)
-    assert made.sample(torch.tensor([5]), seeded())[1].tolist() == [8999]
-
-
-def turned(images: Tensor) -> Tensor:
-    """A unit embedding in which likeness is not that of pixels: an angle for each image."""
+def embed_by_angle(images: Tensor) -> Tensor:
+    """A unit embedding unrelated to the distance of pixels: an angle for each image."""
     angle = images.flatten(1).double().mul(torch.arange(784) % 7).sum(1) / 100
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hard_negative_is_the_most_alike_of_those_far_enough(
+def test_a_hard_negative_is_the_most_similar_of_those_far_enough(
     digits: tuple[Dataset, Tensor, Tensor], mode: str
 ) -> None:
     data, images, labels = digits
     least = data.distance_quantile("train", 0.5)
     made = sampler(images, labels, least, mode=mode, candidates=299, negatives="hard")
-    made.embed = turned
+    made.embed = embed_by_angle
     # So many candidates are drawn with repetition: most of all images are among them.
     positives = torch.arange(0, 300, 3)
     _, negatives = made.sample(positives, seeded())
-    pixels, embedded = images.flatten(1).double() / 255, turned(images)
-    likeness = embedded[positives] @ embedded.T
+    pixels, embedded = images.flatten(1).double() / 255, embed_by_angle(images)
+    similarity = embedded[positives] @ embedded.T
     allowed = torch.cdist(pixels[positives], pixels) >= least
     if mode == "labels":
         allowed &= labels[positives][:, None] != labels
     assert allowed[torch.arange(100), negatives].all()
-    better = (likeness > likeness.gather(1, negatives[:, None]) + 1e-12) & allowed
+    better = (similarity > similarity.gather(1, negatives[:, None]) + 1e-12) & allowed
     assert better.sum(1).double().mean() < 3  # of some 150: those that were not drawn
     far = sampler(images, labels, least, mode=mode, candidates=299)
     _, farthest = far.sample(positives, seeded())
-    ours = likeness.gather(1, negatives[:, None]).mean()
-    assert ours > likeness.gather(1, farthest[:, None]).mean() + 0.3
+    ours = similarity.gather(1, negatives[:, None]).mean()
+    assert ours > similarity.gather(1, farthest[:, None]).mean() + 0.3
