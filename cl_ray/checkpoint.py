@@ -182,7 +182,7 @@ class CheckpointStore:
 
     def best(self) -> CheckpointManifest | None:
         """Return the checkpoint with the smallest metric."""
-        return best_checkpoint(self.list())
+        return _best(self.list())
 
     def rollback_to(self, name: str) -> None:
         """Make a checkpoint the newest by deleting all later ones.
@@ -248,7 +248,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Delete all but the newest, the best and the pinned checkpoints; update best.txt."""
         manifests = self.list()
-        best = best_checkpoint(manifests)
+        best = _best(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
         kept |= self.pinned
         for name in self.names():
@@ -297,7 +297,7 @@ class CheckpointStore:
             stream.write(blob)
 
 
-def best_checkpoint(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:
+def _best(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:
     """Return the checkpoint with the smallest metric, the older of two equal ones; None if none."""
     measured = [m for m in manifests if m.metric is not None]
     return min(measured, key=lambda m: (m.metric, m.step), default=None)

