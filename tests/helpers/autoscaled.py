@@ -1,15 +1,14 @@
-"""The head of a cluster whose nodes an autoscaler starts, all on this machine.
+"""The head of a cluster whose nodes an autoscaler starts, all as processes on this machine.
 
-Ray's own AutoscalingCluster ends every Ray of the machine and takes the default ports. Its provider
-of nodes, which starts them as processes, is what stands here, under an autoscaler as `ray up` or
-KubeRay starts one.
+Ray's own AutoscalingCluster stops every Ray of the machine and uses the default ports. This uses
+its node provider, with an autoscaler as `ray up` or KubeRay starts it.
 
     python autoscaled.py VERSION CONFIG
 
-prints the address, then obeys lines of its input: `external` starts the autoscaler in a process of
-its own, which is given its config in memory, as KubeRay's is; `end` ends that one; `bootstrap` has
-the head start the autoscaler, with a config file, as `ray up` does. It answers each with a line,
-and ends, with all that it started, at its input's end.
+prints the address, then reads commands from standard input: `external` starts the autoscaler in a
+process of its own with its config in memory, as KubeRay does; `end` stops that one; `bootstrap`
+lets the head start the autoscaler with a config file, as `ray up` does. It answers each with a
+line. At the end of its input it stops everything that it started.
 """
 
 import json

@@ -36,7 +36,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluated(folder: Path) -> dict[int, dict[str, float]]:
-    """The evaluation's metrics by epoch, of the epochs that were evaluated."""
+    """The evaluations' metrics by epoch."""
     found = {}
     for line in lines(folder):
         metrics = {k: v for k, v in line.items() if k.startswith("evaluation/")}
@@ -53,7 +53,7 @@ def digits(make_digits: Any) -> str:
 
 @pytest.fixture(scope="module")
 def between(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
-    """A run whose worker has every CPU."""
+    """A run whose worker has all CPUs."""
     folder = tmp_path_factory.mktemp("runs") / "between"
     return folder, train(folder, digits)
 
@@ -84,14 +84,14 @@ def test_without_a_free_cpu_every_epoch_is_evaluated_in_between(between: tuple[P
     ]
 
 
-def test_the_nearest_samples_mark_the_best(between: tuple[Path, str]) -> None:
+def test_the_smallest_distance_selects_the_best_checkpoint(between: tuple[Path, str]) -> None:
     folder, _ = between
     distances = {22 * e: f["evaluation/frechet"] for e, f in evaluated(folder).items()}
     best = min(distances, key=distances.__getitem__)
     assert (folder / "checkpoints" / "best.txt").read_text() == f"step-{best:08d}\n"
 
 
-def test_beside_the_training_the_same_is_found(
+def test_beside_the_training_the_metrics_are_the_same(
     beside: tuple[Path, str], between: tuple[Path, str]
 ) -> None:
     folder, printed = beside
@@ -113,7 +113,7 @@ def test_evaluation_changes_nothing_of_what_is_trained(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_stopped_in_its_last_evaluation_makes_up_for_it(
+def test_a_run_stopped_in_its_last_evaluation_does_it_when_resumed(
     between: tuple[Path, str], digits: str
 ) -> None:
     folder, _ = between

@@ -51,7 +51,7 @@ FOUND = Autoscaler(
 
 
 class Head:
-    """A cluster's head, in a process of its own; see autoscaled.py."""
+    """A cluster's head in a process of its own; see autoscaled.py."""
 
     def __init__(self, version: str):
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
@@ -73,7 +73,7 @@ class Head:
 
 @pytest.fixture(scope="module", params=[pytest.param("1", marks=pytest.mark.slow), "2"])
 def head(request: pytest.FixtureRequest) -> Iterator[Head]:
-    """Of a cluster with an autoscaler of version 1 or 2, once it is told to start that."""
+    """The head of a cluster whose autoscaler of version 1 or 2 is started on request."""
     head = Head(request.param)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +82,7 @@ def head(request: pytest.FixtureRequest) -> Iterator[Head]:
             yield head
     finally:
         ray.shutdown()
-        # An earlier ray.init() left it there; unset, the next one sets it for all its parts anew.
+        # An earlier ray.init() has set it; if it is unset, the next one sets it again.
         os.environ.pop("RAY_AUTH_MODE", None)
         head.process.communicate()  # the end of its input is the end of it
 
@@ -102,11 +102,11 @@ def until(there: Callable[[], Any]) -> None:
         if there():
             return
         time.sleep(0.5)
-    raise AssertionError("it never came")
+    raise AssertionError("timeout")
 
 
 def test_the_capacity_that_an_autoscaler_may_reach() -> None:
-    """The best nodes first, as many as there may be of each and of all."""
+    """The largest nodes first, up to the limits of each type and of all."""
     assert FOUND.max_capacity(lambda node: node.get("CPU", 0)) == 6 + 6 + 1
     assert FOUND.max_capacity(lambda node: node.get("GPU", 0)) == 4 + 4
     some = Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 1), NodeType({"CPU": 9}, 0)), 2)
@@ -128,7 +128,7 @@ def searched(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> list
     ]  # fmt: skip
 
 
-def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
+def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
     head: Head, searched: list[str]
 ) -> None:
     search = prepare_search(searched, "search")
@@ -190,7 +190,7 @@ def test_no_autoscaler_then_one_that_says_nothing_then_one_that_does(
 
 
 @pytest.mark.parametrize("head", ["2"], indirect=True)  # of the version that `ray up` starts
-def test_a_run_that_waits_gets_its_node(head: Head, make_digits: Any, tmp_path: Path) -> None:
+def test_a_run_waits_for_its_node(head: Head, make_digits: Any, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",

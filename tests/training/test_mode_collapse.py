@@ -1,4 +1,4 @@
-"""Stacked digits from the command that makes them to the page that shows their modes."""
+"""Modes of stacked digits: from the data, through training and evaluation, to the report."""
 
 import json
 import os
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cl_ray.report.curves import evaluation_charts
 from helpers.small_run import SMALL_RUN
 
 from cl_ray.cli import main
+from cl_ray.report.curves import evaluation_charts
 
 
+@pytest.mark.ray
 def test_modes_from_the_data_to_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Two nodes and storage that both reach (S3), or that one of them does not (a folder)."""
+"""A run on S3: on two nodes, resumed, killed; and a folder that one node does not see."""
 
 import contextlib
 import json
@@ -43,12 +43,12 @@ Node(RayParams(gcs_address=sys.argv[1], num_cpus=1), head=False, shutdown_at_exi
 print("up", flush=True)
 sys.stdin.read()
 """
-"""What `ray start --address` does, without a port of its own that another Ray may have."""
+"""Like `ray start --address`, without a fixed port that another Ray may use."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Two nodes with one CPU each, the first with a GPU; the second sees nothing in `unshared`."""
+    """Two nodes with one CPU each, one with a GPU; the other sees an empty folder `unshared`."""
 
     address: str
     unshared: Path
@@ -98,7 +98,7 @@ def digits(make_digits: Any) -> str:
 
 @pytest.fixture(scope="module")
 def trained(nodes: Nodes, bucket: Any, digits: str) -> str:
-    """What a run of two epochs on S3 printed: up to two workers, for which there is room."""
+    """The output of a run of two epochs on S3, with one or two workers; two fit."""
     done = cl_ray(
         nodes, "--name=demo", f"--storage={bucket.uri('runs', user='me:pass@')}",
         f"--data={digits}", "--workers", "1", "2", "--epochs=2",
@@ -125,7 +125,7 @@ def test_a_folder_that_one_node_does_not_see_is_refused_before_anything_is_train
     assert [p.name for p in (nodes.unshared / "demo").iterdir()] == [".lock"]
 
 
-def test_a_cluster_s_gpus_are_not_used_unasked_and_it_says_so(trained: str) -> None:
+def test_a_cluster_s_gpus_are_used_only_on_request(trained: str) -> None:
     assert re.search(r"worker 0 of 2: cpu, .* \(no GPU was asked for: --gpus-per-worker\)", trained)
 
 
@@ -166,8 +166,8 @@ def test_everything_reaches_the_bucket(trained: str, bucket: Any, tmp_path: Path
         assert f"{line:<12}s3://bucket/runs/demo" in trained
 
 
-def test_it_reached_it_at_every_epoch(trained: str, bucket: Any) -> None:
-    """The bucket keeps what was overwritten."""
+def test_the_bucket_is_updated_at_every_epoch(trained: str, bucket: Any) -> None:
+    """The bucket keeps old versions."""
     client, key = bucket.client, "runs/demo/metrics.jsonl"
     versions = client.list_object_versions(Bucket="bucket", Prefix=key)["Versions"]
     lines = {
@@ -195,7 +195,7 @@ print(json.dumps([trained.folder, trained.summary, given_back]))
 
 
 def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, bucket: Any) -> None:
-    """With one worker now; then the run is finished and says so."""
+    """With one worker now; then the run is finished."""
     storage = bucket.uri("runs")
     before = bucket.files("runs/demo/")
     config = Config.from_yaml(before["config.yaml"].decode())

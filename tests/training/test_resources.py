@@ -1,4 +1,4 @@
-"""Whether the workers fit, asked of a real Ray with so many CPUs and GPUs."""
+"""Whether workers fit, with a real Ray of a given number of CPUs and GPUs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """A machine with 4 CPUs and 2 GPUs, as Ray sees it."""
+    """A machine with 4 CPUs and 2 GPUs, by Ray's count."""
     with local_ray(cpus=4, gpus=2):
         yield
 
@@ -49,7 +49,9 @@ def refused(local: bool = True, **fields: Any) -> str:
         ((1, 4), 1, 0.5),
     ],
 )
-def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: float) -> None:
+def test_a_local_machine_is_divided_among_the_workers(
+    workers: Any, cpus: float, gpus: float
+) -> None:
     none: dict[str, Any] = {"every": 0}
     assert asked(workers=workers, evaluation=none) == WorkerResources(cpus, gpus, int(cpus), None)
     assert asked(workers=workers, device="cpu") == WorkerResources(cpus, 0, int(cpus), None)
@@ -57,12 +59,12 @@ def test_a_machine_of_ones_own_is_shared_out(workers: Any, cpus: float, gpus: fl
 
 @pytest.mark.parametrize(("workers", "cpus"), [(1, 3), (2, 1), (3, 1), (4, 1), ((1, 2), 2)])
 def test_workers_on_gpus_leave_a_cpu_to_evaluations(workers: Any, cpus: float) -> None:
-    """Where each has one of its own then, and none is asked for that may go."""
+    """If each then has one of its own, and the number of workers is fixed."""
     assert asked(workers=workers).cpus == cpus
 
 
 def test_a_gpu_that_is_named_must_be_asked_for() -> None:
-    """On a cluster, where workers have none by themselves."""
+    """On a cluster, where workers have none by default."""
     assert asked(False, device="cuda", gpus_per_worker=1).gpus == 1
     assert asked(device="cuda").gpus == 1
     assert refused(False, device="cuda") == (
@@ -71,8 +73,8 @@ def test_a_gpu_that_is_named_must_be_asked_for() -> None:
     )
 
 
-def test_shares_of_gpus_can_all_be_placed() -> None:
-    """Six workers on two GPUs: three on each, of whom rounding may leave none out."""
+def test_fractions_of_gpus_can_all_be_placed() -> None:
+    """Six workers on two GPUs: rounding must leave none out."""
     ours = asked(workers=(1, 6), cpus_per_worker=0.5)
     assert ours.gpus == 0.3333
 
@@ -87,7 +89,7 @@ def test_shares_of_gpus_can_all_be_placed() -> None:
         ray.kill(actor)
 
 
-def test_on_a_cluster_only_what_is_asked_for() -> None:
+def test_a_cluster_gives_only_what_is_requested() -> None:
     assert asked(local=False) == WorkerResources(1, 0, 1, None)
     assert asked(local=False, workers=4) == WorkerResources(1, 0, 1, None)
     assert asked(local=False, workers=2, gpus_per_worker=1, cpus_per_worker=2) == WorkerResources(
@@ -96,13 +98,13 @@ def test_on_a_cluster_only_what_is_asked_for() -> None:
     assert asked(local=False, gpus_per_worker=0.25, workers=4) == WorkerResources(1, 0.25, 1, None)
 
 
-def test_threads_are_the_cpus_rounded_down_or_as_asked() -> None:
+def test_threads_are_the_cpus_rounded_down_or_as_requested() -> None:
     assert asked(cpus_per_worker=3.5).threads == 3
     assert asked(cpus_per_worker=0.5).threads == 1
     assert asked(cpus_per_worker=2, threads=7).threads == 7
 
 
-def test_more_than_there_is_is_refused() -> None:
+def test_more_than_the_cluster_has() -> None:
     assert refused(workers=6) == (
         "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 4, or a smaller "
         "--cpus-per-worker."
@@ -138,7 +140,7 @@ def test_an_error_carries_what_is_missing_and_speaks_of_the_caller_s_unit() -> N
     )
 
 
-def test_what_is_there_but_in_pieces_is_refused() -> None:
+def test_a_sum_that_suffices_in_parts_that_do_not() -> None:
     assert refused(workers=3, gpus_per_worker=0.6) == (
         "workers 3 with 1 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of them, have "
         "room for 2: take --workers 2, or give each less."
@@ -146,7 +148,7 @@ def test_what_is_there_but_in_pieces_is_refused() -> None:
     assert asked(workers=2, gpus_per_worker=0.6).gpus == 0.6
 
 
-def test_gpus_that_no_worker_can_have_are_refused() -> None:
+def test_numbers_of_gpus_that_no_worker_can_have() -> None:
     with pytest.raises(
         UserError, match=r"gpus_per_worker 1\.5 must be a whole number or less than"
     ):
@@ -155,7 +157,7 @@ def test_gpus_that_no_worker_can_have_are_refused() -> None:
         asked(gpus_per_worker=0.5, device="cpu")
 
 
-def test_a_ray_that_this_process_started_is_this_machine_s_own() -> None:
+def test_a_ray_that_this_process_started_is_local() -> None:
     """As in a notebook that called `ray.init()` itself; it is left running."""
     with ray_session(None, False, False, Console(quiet=True)) as local:
         assert local

@@ -1,4 +1,4 @@
-"""Metrics of runs and trials on the node's own metrics port, where Prometheus reads them."""
+"""Metrics of runs and trials on the node's metrics port, where Prometheus reads them."""
 
 import json
 import re
@@ -22,6 +22,7 @@ from cl_ray.config import Config
 from cl_ray.training.launch import train
 from cl_ray.tuning.tune import main
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
 LINE = re.compile(r"^ray_(cl_ray_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
@@ -29,7 +30,7 @@ LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """A Ray that says its metrics twice a second."""
+    """The metrics port of a Ray that updates it twice a second."""
     ray.init(
         address="local",
         num_cpus=2,
@@ -43,7 +44,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
-    """The address of one that reads the port every second, where it is installed."""
+    """The address of a Prometheus that reads the port every second; None if not installed."""
     program = shutil.which("prometheus")
     if program is None:
         yield None
@@ -67,7 +68,7 @@ def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def answer(url: str) -> Any:
-    """What Prometheus says."""
+    """Query Prometheus."""
     with urllib.request.urlopen(url, timeout=10) as page:
         said = json.loads(page.read())
     assert said["status"] == "success"
@@ -75,7 +76,7 @@ def answer(url: str) -> Any:
 
 
 class Scraper(threading.Thread):
-    """Reads the port until told to stop; keeps every value of each (name, run, trial)."""
+    """Reads the port in its context; keeps every value of each (name, run, trial)."""
 
     def __init__(self, port: int):
         super().__init__(daemon=True)
@@ -100,7 +101,7 @@ class Scraper(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(2)  # what was said last
+        time.sleep(2)  # for the last values
         self.over.set()
         self.join()
 
@@ -115,7 +116,7 @@ def run(
     port: int, prometheus: str | None, digits: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Scraper]:
     storage = tmp_path_factory.mktemp("runs")
-    assert prometheus is None or answer(f"{prometheus}/api/v1/targets")  # it looks on
+    assert prometheus is None or answer(f"{prometheus}/api/v1/targets")
     flags = [
         "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
         "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL_RUN,
@@ -126,7 +127,7 @@ def run(
     return storage / "r", scraper
 
 
-def test_a_run_s_figures(run: tuple[Path, Scraper]) -> None:
+def test_the_metrics_of_a_run(run: tuple[Path, Scraper]) -> None:
     folder, scraper = run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seen = {name: values for (name, r, t), values in scraper.seen.items() if (r, t) == ("r", "")}
@@ -138,7 +139,8 @@ def test_a_run_s_figures(run: tuple[Path, Scraper]) -> None:
             assert seen[plain][-1] == pytest.approx(value, rel=1e-4), name
 
 
-def test_prometheus_answers_what_the_grafana_file_asks(
+@pytest.mark.slow
+def test_prometheus_answers_the_queries_of_the_grafana_file(
     prometheus: str | None, run: tuple[Path, Scraper]
 ) -> None:
     if prometheus is None:
@@ -163,7 +165,7 @@ def test_prometheus_answers_what_the_grafana_file_asks(
             assert found["result"][0]["values"]
 
 
-def test_every_trial_s_figures(
+def test_the_metrics_of_every_trial(
     port: int, run: tuple[Path, Scraper], digits: str, tmp_path: Path
 ) -> None:
     (tmp_path / "space.yaml").write_text("optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}\n")
@@ -183,14 +185,14 @@ def test_every_trial_s_figures(
             for (name, search, trial), values in scraper.seen.items()
             if (search, trial) == ("s", f"{number:04d}")
         }
-        # Ray says twice a second what a process has: an epoch's may go unsaid, and the last one's
+        # Ray updates the port twice a second: an epoch's values may be missing, and the last ones
         # when the process ends, but not all of them.
         lines = (tmp_path / f"s/trials/{number:04d}/metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line)["evaluation/reconstruction"] for line in lines]
         assert len(metrics) == 8
         seen = of["cl_ray_evaluation_reconstruction"]
         assert seen
-        known = [pytest.approx(figure, rel=1e-4) for figure in metrics]
+        known = [pytest.approx(value, rel=1e-4) for value in metrics]
         assert all(value in known for value in seen)
         assert set(of["cl_ray_epoch"]) <= set(range(9))
         assert {"cl_ray_d_adversarial", "cl_ray_images_per_second"} <= set(of)
