@@ -119,14 +119,14 @@ def test_only_what_dead_actors_reserved_is_released() -> None:
 
     with local_ray(cpus=4):
 
-        @ray.remote(num_cpus=0)
         class Creator:
             def reserve(self, lifetime: str | None = None) -> str:
                 group = placement_group([{"CPU": 1}], lifetime=lifetime)
                 assert group.wait(30)
                 return str(group.id.hex())
 
-        dead, alive = Creator.remote(), Creator.remote()
+        actor = ray.remote(num_cpus=0)(Creator)
+        dead, alive = actor.remote(), actor.remote()
         kept = {
             placement_group([{"CPU": 1}]).id.hex(),
             ray.get(alive.reserve.remote()),

@@ -120,9 +120,9 @@ def test_a_search_killed_as_it_starts_is_resumed(
         raise KeyboardInterrupt
 
     search = prepare_search([*flags, f"--storage={tmp_path}", "--name=s"], "search")
-    for step in (optuna, "create_study"), (optuna.Study, "enqueue_trial"):
+    for step in ("optuna.create_study", "optuna.Study.enqueue_trial"):
         with monkeypatch.context() as patch:
-            patch.setattr(*step, kill)
+            patch.setattr(step, kill)
             with pytest.raises(KeyboardInterrupt):
                 open_search_study(search, StudyStorage(search.folder, None))
         search = prepare_search([f"--storage={tmp_path}", "--resume=s"], "search")

@@ -124,7 +124,7 @@ def test_another_process_resumes_and_repeats_nothing(
         interrupt(first, stop)
     resumed = start(tmp_path, digits, values)
     assert resumed.trainer.gan.steps == steps
-    results = []
+    results: list[dict[str, Any]] = []
     while not results or not results[-1]["done"]:
         results.append(resumed.step())
     assert [r["epoch"] for r in results] == [2, 3]
@@ -143,7 +143,12 @@ def interrupt(trial: LocalTrial, stop: str) -> None:
         every = {"checkpoint": config.checkpoint.model_copy(update={"every": 8})}
         trial.trainer.config = config.model_copy(update=every)
         save = trial._save
-        trial._save = lambda: (save(), kill())  # type: ignore[method-assign]
+
+        def save_and_kill() -> None:
+            save()
+            kill()
+
+        trial._save = save_and_kill  # type: ignore[method-assign]
     else:
         trial._evaluate = kill  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
