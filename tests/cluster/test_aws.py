@@ -15,25 +15,7 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from helpers.client import (
-    DASHBOARD,
-    USED_COMMANDS,
-    background,
-    create_token,
-    dashboard,
-    http_status,
-    leftover_processes,
-    read_token,
-    read_url,
-    readme_command,
-    readme_commands,
-    readme_section,
-    record_metrics,
-    run,
-    shipped_yaml,
-    wait_for_job,
-    wait_for_success,
-)
+from helpers import client
 from helpers.cloud import BUCKET, Bucket, Cloud, machine_name, wait_for
 from helpers.ports import listening_ports, probe
 from helpers.small_run import SMALL_RUN
@@ -63,9 +45,9 @@ PUBLIC = {
 @pytest.fixture(scope="module")
 def yaml(cloud: Cloud, scratch: Path) -> Path:
     """The shipped file, filled in by the shipped script."""
-    file = shipped_yaml("aws.yaml", scratch / "aws.yaml")
+    file = client.shipped_yaml("aws.yaml", scratch / "aws.yaml")
     changes = {**NAMES, "YOUR.IP.ADD.RESS/32": f"10.77.0.0/16 --yaml {file}"}
-    printed = run(cloud, *readme_command("AWS", "python cluster/aws_account.py create", changes))
+    printed = client.run_readme(cloud, "AWS", "python cluster/aws_account.py create", changes)
     assert f"s3://{BUCKET}" in printed
     return file
 
@@ -91,8 +73,8 @@ def tunnels() -> Iterator[ExitStack]:
 def submit(cloud: Cloud, prefix: str, flags: str, changes: dict[str, str]) -> None:
     """Submit a job of the README with more flags, and do not wait for its end."""
     changes = {**NAMES, **changes, " --working-dir .": " --no-wait --working-dir ."}
-    *shell, command = readme_command("AWS", prefix, changes)
-    run(cloud, *shell, command + flags)
+    *shell, command = client.readme_command("AWS", prefix, changes)
+    client.run(cloud, *shell, command + flags)
 
 
 def submit_training(cloud: Cloud, epochs: int, job: str = "first") -> None:
@@ -121,41 +103,43 @@ def test_the_security_group_admits_ssh_from_one_range_only(cloud: Cloud, yaml: P
 
 
 def test_up(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
-    create_token(cloud)
+    client.create_token(cloud)
     assert stat.S_IMODE((cloud.home / ".ray/auth_token").stat().st_mode) == 0o600
-    run(cloud, *readme_command("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
+    client.run_readme(cloud, "AWS", "ray up", {"cluster/aws.yaml": str(yaml)})
     (head,) = cloud.instances()
     assert head["InstanceType"] == "m6i.large"
     assert head["IamInstanceProfile"]["Arn"].endswith("/cl-ray-head")
     groups = cloud.ec2.describe_security_groups()["SecurityGroups"]
     assert sorted(g["GroupName"] for g in groups if "ray" in g["GroupName"]) == ["cl-ray"]
-    mode = run(cloud, "ray", "exec", str(yaml), "stat -c mode:%a ~/.ray/auth_token")
+    mode = client.run(cloud, "ray", "exec", str(yaml), "stat -c mode:%a ~/.ray/auth_token")
     assert "mode:600" in mode
-    tunnels.enter_context(dashboard(cloud, yaml))
+    tunnels.enter_context(client.dashboard(cloud, yaml))
 
 
 def test_no_ray_api_answers_without_the_token(cloud: Cloud) -> None:
     """Not even to a machine that the security group admits."""
-    token = read_token(cloud)
+    token = client.read_token(cloud)
     for path in ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
-        assert http_status(DASHBOARD + path) == 401, path
-        assert http_status(DASHBOARD + path, "0" * len(token)) == 403, path
-        assert http_status(DASHBOARD + path, token) == 200, path
+        assert client.http_get(client.DASHBOARD + path)[0] == 401, path
+        assert client.http_get(client.DASHBOARD + path, "0" * len(token))[0] == 403, path
+        assert client.http_get(client.DASHBOARD + path, token)[0] == 200, path
     address = cloud.instances()[0]["PrivateIpAddress"]
-    assert http_status(f"http://{address}:8265/api/version") == 0  # it listens on loopback only
+    assert (
+        client.http_get(f"http://{address}:8265/api/version")[0] == 0
+    )  # it listens on loopback only
     assert socket.create_connection((address, 22), timeout=10)
     # GCS, by which nodes and drivers join.
     check = ("timeout", "60", "ray", "health-check", f"--address={address}:6379")
-    run(cloud, *check)
-    run(cloud, "env", "RAY_AUTH_MODE=disabled", *check, ok=False)
-    run(cloud, "env", f"RAY_AUTH_TOKEN={'0' * len(token)}", *check, ok=False)
+    client.run(cloud, *check)
+    client.run(cloud, "env", "RAY_AUTH_MODE=disabled", *check, ok=False)
+    client.run(cloud, "env", f"RAY_AUTH_TOKEN={'0' * len(token)}", *check, ok=False)
 
 
 def test_training_on_two_machines_survives_the_loss_of_one(
     cloud: Cloud, yaml: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
     submit_training(cloud, EPOCHS)
-    wait_for_job(cloud, "first", lambda: len(bucket.epochs()) >= 3, "three epochs")
+    client.wait_for_job(cloud, "first", lambda: len(bucket.epochs()) >= 3, "three epochs")
     head, *workers = cloud.instances()
     assert [w["InstanceType"] for w in workers] == ["g5.xlarge"] * 2
     assert {w.get("InstanceLifecycle") for w in workers} == {"spot"}
@@ -169,16 +153,18 @@ def test_training_on_two_machines_survives_the_loss_of_one(
     time.sleep(2)  # metrics that were under way have arrived
     lost_at = len(bucket.epochs())
     assert lost_at < EPOCHS - 2
-    wait_for_job(cloud, "first", lambda: len(bucket.epochs()) > lost_at, "steps after the loss")
+    client.wait_for_job(
+        cloud, "first", lambda: len(bucket.epochs()) > lost_at, "steps after the loss"
+    )
     seconds = time.monotonic() - began
-    log = wait_for_success(cloud, "first")
+    log = client.wait_for_success(cloud, "first")
     assert bucket.epochs() == list(range(1, EPOCHS + 1))  # nothing twice, nothing missing
     resumed = [int(step) for step in re.findall(r"resumes from step-(\d+)", log)]
     assert len(resumed) == 1
     lost = lost_at - resumed[0] / STEPS
     assert lost <= 1
     later = [m["InstanceId"] for m in cloud.instances()]
-    record_metrics(epochs_lost=lost, seconds_to_recovery=seconds, machines_after=len(later))
+    client.record_metrics(epochs_lost=lost, seconds_to_recovery=seconds, machines_after=len(later))
     assert workers[-1]["InstanceId"] not in later
     # A new machine was started. For a moment Ray counts the lost and the requested machine, and may
     # start one more, which ends when it is idle; never more than max_workers.
@@ -196,7 +182,7 @@ def test_training_on_two_machines_survives_the_loss_of_one(
 
 def test_no_port_answers_without_the_token(cloud: Cloud) -> None:
     """Every port of every machine, from a machine that the security group admits."""
-    token = read_token(cloud)
+    token = client.read_token(cloud)
     found = [
         (machine["PrivateIpAddress"], port)
         for machine in cloud.instances()
@@ -230,12 +216,12 @@ def test_no_port_answers_without_the_token(cloud: Cloud) -> None:
         "monitor.py": "metrics",
     }.items():
         assert call in admitted[process], process
-    lines = readme_section("Open ports").splitlines()
+    lines = client.readme_section("Open ports").splitlines()
     cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
     listed = {name for cell in cells for name in re.findall("`([^`]+)`", cell)}
     assert {port.process for _, port in outside} <= listed
     refusals = sum(result.refused for result in (*none, *wrong))
-    record_metrics(refused=refusals, ports=len(outside))
+    client.record_metrics(refused=refusals, ports=len(outside))
 
 
 def test_a_small_search_runs_as_a_job(cloud: Cloud, bucket: Bucket) -> None:
@@ -247,27 +233,31 @@ def test_a_small_search_runs_as_a_job(cloud: Cloud, bucket: Bucket) -> None:
         "--gpus-per-trial 1 --cpus-per-trial 3 --concurrent 4": "--cpus-per-trial 3",
     }
     submit(cloud, f"{SUBMIT} -- python tuning/search.py", flags, changes)
-    wait_for_success(cloud, "search")
+    client.wait_for_success(cloud, "search")
     files = [name for name in bucket.files() if name.startswith("runs/balance/")]
     assert {"runs/balance/best.yaml", "runs/balance/leaderboard.csv"} <= set(files)
     assert any("tfevents" in name for name in files)
 
 
 def test_the_run_can_be_watched_and_fetched(cloud: Cloud, yaml: Path, bucket: Bucket) -> None:
-    assert "'SUCCEEDED'" in run(cloud, *readme_command("Watching", "ray job list"))
-    assert f"epoch {EPOCHS}/{EPOCHS}" in run(cloud, *readme_command("Watching", "ray job logs"))
+    assert "'SUCCEEDED'" in client.run_readme(cloud, "Watching", "ray job list")
+    assert f"epoch {EPOCHS}/{EPOCHS}" in client.run_readme(cloud, "Watching", "ray job logs")
     shipped_as = {"cluster/aws.yaml": str(yaml)}
-    status = run(
-        cloud, *readme_command("Watching", "ray exec cluster/aws.yaml 'ray status'", shipped_as)
+    status = client.run(
+        cloud,
+        *client.readme_command("Watching", "ray exec cluster/aws.yaml 'ray status'", shipped_as),
     )
     assert "gpu-spot" in status
-    fetched = run(cloud, *readme_command("AWS", 'python -c "import cl_ray', NAMES))
+    fetched = client.run_readme(cloud, "AWS", 'python -c "import cl_ray', NAMES)
     assert "(4, 28, 28, 1)" in fetched
-    command = readme_command("Watching", "ray exec --port-forward 6006", {**NAMES, **shipped_as})
-    with background(cloud, "tensorboard", *command):
+    command = client.readme_command(
+        "Watching", "ray exec --port-forward 6006", {**NAMES, **shipped_as}
+    )
+    with client.background(cloud, "tensorboard", *command):
         url = "http://localhost:6006/data/runs"
-        wait_for(lambda: http_status(url) == 200, 90, "TensorBoard")
-        wait_for(lambda: "first/tensorboard" in read_url(url), 90, "the run in TensorBoard")
+        wait_for(
+            lambda: "first/tensorboard" in client.http_get(url)[1], 120, "the run in TensorBoard"
+        )
 
 
 def test_after_a_lost_head_the_same_commands_resume(
@@ -276,31 +266,31 @@ def test_after_a_lost_head_the_same_commands_resume(
     """The head is lost during training; `ray up` and the same job resume the last checkpoint."""
     end = EPOCHS + 4
     submit_training(cloud, end, "longer")
-    wait_for_job(cloud, "longer", lambda: len(bucket.epochs()) > EPOCHS, "another epoch")
+    client.wait_for_job(cloud, "longer", lambda: len(bucket.epochs()) > EPOCHS, "another epoch")
     head = next(m for m in cloud.instances() if m["InstanceType"] == "m6i.large")
     tunnels.close()
     cloud.kill(head["InstanceId"])
-    run(cloud, *readme_command("AWS", "ray up", {"cluster/aws.yaml": str(yaml)}))
-    tunnels.enter_context(dashboard(cloud, yaml))
+    client.run_readme(cloud, "AWS", "ray up", {"cluster/aws.yaml": str(yaml)})
+    tunnels.enter_context(client.dashboard(cloud, yaml))
     saved = bucket.checkpoints()[-1]
     assert EPOCHS * STEPS < int(saved.removeprefix("step-")) < end * STEPS
     submit_training(cloud, end, "again")
-    assert f"resumes from {saved}" in wait_for_success(cloud, "again")
+    assert f"resumes from {saved}" in client.wait_for_success(cloud, "again")
     assert bucket.epochs() == list(range(1, end + 1))
 
 
 def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
     tunnels.close()
-    run(cloud, *readme_command("AWS", "ray down", {"cluster/aws.yaml": str(yaml)}))
+    client.run_readme(cloud, "AWS", "ray down", {"cluster/aws.yaml": str(yaml)})
     assert cloud.instances("pending", "running", "stopping", "stopped") == []
     wait_for(lambda: not cloud.machines.running, 30, "the machines' end")
-    run(cloud, *readme_command("AWS", "python cluster/aws_account.py delete"))
+    client.run_readme(cloud, "AWS", "python cluster/aws_account.py delete")
     groups = cloud.ec2.describe_security_groups()["SecurityGroups"]
     assert [g["GroupName"] for g in groups if g["GroupName"] != "default"] == []
     roles = cloud.client("iam").list_roles()["Roles"]
     assert [r["RoleName"] for r in roles if "cl-ray" in r["RoleName"]] == []
     assert cloud.ec2.describe_key_pairs()["KeyPairs"] == []
-    assert leftover_processes(cloud) == []
+    assert client.leftover_processes(cloud) == []
 
 
 def test_every_command_was_run(request: pytest.FixtureRequest, cloud: Cloud) -> None:
@@ -308,6 +298,8 @@ def test_every_command_was_run(request: pytest.FixtureRequest, cloud: Cloud) -> 
     chosen = {item.name for item in request.session.items if item.path == request.path}
     if chosen != {name for name in globals() if name.startswith("test_")}:
         pytest.skip("only a part of this file was selected")
-    left = {c for title in ("AWS", "Watching") for c in readme_commands(title)} - USED_COMMANDS
+    left = {
+        c for title in ("AWS", "Watching") for c in client.readme_commands(title)
+    } - client.USED_COMMANDS
     assert {" ".join(c.split()[:3]) for c in left if " doctor " not in c} == {"aws s3 rb"}
-    record_metrics(commands=len(USED_COMMANDS))
+    client.record_metrics(commands=len(client.USED_COMMANDS))

@@ -6,17 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.client import (
-    USED_COMMANDS,
-    create_token,
-    dashboard,
-    get_json,
-    leftover_processes,
-    readme_command,
-    readme_commands,
-    run,
-    shipped_yaml,
-)
+from helpers import client
 from helpers.cloud import Cloud, wait_for
 from helpers.small_run import SMALL_RUN
 
@@ -39,16 +29,16 @@ def test_three_machines_from_up_to_down(
         "192.0.2.2, 192.0.2.3": f"{ADDRESSES[1]}, {ADDRESSES[2]}",
         "~/.ssh/id_ed25519": str(key),
     }
-    file = shipped_yaml("onprem.yaml", scratch / "onprem.yaml", **changes)
+    file = client.shipped_yaml("onprem.yaml", scratch / "onprem.yaml", **changes)
     copy_digits(cloud.machines.shared / "digits")
-    create_token(cloud)
-    *shell, first = readme_command(TITLE, "export RAY_UP")
-    *_, up = readme_command(TITLE, "ray up", {"cluster/onprem.yaml": str(file)})
-    run(cloud, *shell, f"{first}; {up}")
-    with dashboard(cloud, file, TITLE):
+    client.create_token(cloud)
+    *shell, first = client.readme_command(TITLE, "export RAY_UP")
+    *_, up = client.readme_command(TITLE, "ray up", {"cluster/onprem.yaml": str(file)})
+    client.run(cloud, *shell, f"{first}; {up}")
+    with client.dashboard(cloud, file, TITLE):
 
         def joined() -> bool:
-            nodes = get_json(cloud, "/nodes?view=summary")["data"]["summary"]
+            nodes = client.get_json(cloud, "/nodes?view=summary")["data"]["summary"]
             alive = {n["ip"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
             return alive == set(ADDRESSES)
 
@@ -59,9 +49,7 @@ def test_three_machines_from_up_to_down(
             "-- python": "-- env COLUMNS=250 python",
         }
         job = "ray job submit --address http://localhost:8265 --working-dir ."
-        printed = run(
-            cloud, *readme_command("Watching", f"{job} -- python -m cl_ray doctor", doctor)
-        )
+        printed = client.run_readme(cloud, "Watching", f"{job} -- python -m cl_ray doctor", doctor)
         rows = [line for line in printed.splitlines() if "  ok  " in line or "  failure  " in line]
         checks = [row.split()[0] for row in rows]
         assert {check: checks.count(check) for check in set(checks)} == {
@@ -75,15 +63,15 @@ def test_three_machines_from_up_to_down(
 
         small = f" --data /mnt/runs/digits --evaluation.every 0 --epochs 1 {' '.join(SMALL_RUN)}"
         fits = {"--gpus-per-worker 1": "--cpus-per-worker 2 --threads 1"}  # one on each machine
-        *shell, train = readme_command(TITLE, "ray job submit", fits)
-        run(cloud, *shell, train + small)
+        *shell, train = client.readme_command(TITLE, "ray job submit", fits)
+        client.run(cloud, *shell, train + small)
     summary = json.loads((cloud.machines.shared / "first/summary.json").read_text())
     assert (summary["epochs"], summary["workers"]) == (1, 2)
 
-    *shell, down = readme_command(TITLE, "ray down", {"cluster/onprem.yaml": str(file)})
-    run(cloud, *shell, f"{first}; {down}")
+    *shell, down = client.readme_command(TITLE, "ray down", {"cluster/onprem.yaml": str(file)})
+    client.run(cloud, *shell, f"{first}; {down}")
     # The head ends at once. Workers end after a minute without it, which this test does not await.
     head = cloud.machines.processes("own0")
     assert not [line for line in head if "/raylet" in line or "gcs_server" in line]
-    assert leftover_processes(cloud) == []
-    assert set(readme_commands(TITLE)) <= USED_COMMANDS
+    assert client.leftover_processes(cloud) == []
+    assert set(client.readme_commands(TITLE)) <= client.USED_COMMANDS

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from helpers.cloud import Cloud, wait_for
 from helpers.machines import ROOT, stop
 
@@ -76,6 +78,13 @@ def run(cloud: Cloud, *command: str, ok: bool = True) -> str:
     return done.stdout
 
 
+def run_readme(
+    cloud: Cloud, title: str, prefix: str, replace: Mapping[str, str] | None = None
+) -> str:
+    """Run a command of the README, see `readme_command`, and return its output."""
+    return run(cloud, *readme_command(title, prefix, replace))
+
+
 def record_metrics(**metrics: float) -> None:
     """Write metrics for `benchmarks/cluster.py`, if it runs this test."""
     file = os.environ.get("CL_RAY_CLUSTER_METRICS")
@@ -86,7 +95,7 @@ def record_metrics(**metrics: float) -> None:
 
 def create_token(cloud: Cloud) -> None:
     """Create the token with the README's command."""
-    run(cloud, *readme_command("The token", "(umask"))
+    run_readme(cloud, "The token", "(umask")
 
 
 @contextmanager
@@ -109,38 +118,30 @@ def dashboard(cloud: Cloud, yaml: Path, title: str = "AWS") -> Iterator[None]:
     shipped = f"cluster/{'aws' if title == 'AWS' else 'onprem'}.yaml"
     command = readme_command(title, "ray dashboard", {shipped: str(yaml)})
     with background(cloud, "dashboard", *command):
-        wait_for(lambda: http_status(f"{DASHBOARD}/api/version"), 90, "the dashboard's tunnel")
+        wait_for(lambda: http_get(f"{DASHBOARD}/api/version")[0], 90, "the dashboard's tunnel")
         yield
 
 
-def http_status(url: str, token: str | None = None) -> int:
-    """The HTTP status of the answer; 0 if nothing listens."""
+def http_get(url: str, token: str | None = None) -> tuple[int, str]:
+    """The HTTP status and the text of an answer; the status is 0 if nothing listens."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status), str(answer.read().decode())
     except urllib.error.HTTPError as error:
-        return error.code
+        return error.code, ""
     except OSError:
-        return 0
+        return 0, ""
 
 
 def get_json(cloud: Cloud, path: str) -> Any:
     """The dashboard's answer to a request with the token."""
-    headers = {"Authorization": f"Bearer {read_token(cloud)}"}
-    request = urllib.request.Request(DASHBOARD + path, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    return json.loads(http_get(DASHBOARD + path, read_token(cloud))[1])
 
 
 def read_token(cloud: Cloud) -> str:
     return (cloud.home / ".ray/auth_token").read_text().strip()
-
-
-def read_url(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return str(answer.read().decode())
 
 
 def job_log(cloud: Cloud, job: str) -> str:
@@ -169,13 +170,9 @@ def wait_for_success(cloud: Cloud, job: str) -> str:
 
 
 def leftover_processes(cloud: Cloud) -> list[str]:
-    """Processes that this computer's commands left behind."""
-    home = f"HOME={cloud.home}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if home in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
+    """Command lines of processes that this computer's commands left behind."""
+    return [
+        " ".join(process.info["cmdline"] or [])
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if (process.info["environ"] or {}).get("HOME") == str(cloud.home)
+    ]
