@@ -42,7 +42,7 @@ RAY_ENVIRONMENT = {
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial has the files of a run
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tuning/interrupt.py` handles Ctrl-C
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tuning/callbacks.py` handles Ctrl-C
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the study is the record, Tune's own is not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "30",
