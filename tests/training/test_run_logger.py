@@ -18,9 +18,9 @@ from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
 from cl_ray.cli import parse_flags
+from cl_ray.commands.tune import command as tune
 from cl_ray.config import Config
 from cl_ray.training.launch import train
-from cl_ray.tuning.tune import main
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -171,7 +171,7 @@ def test_the_metrics_of_every_trial(
     (tmp_path / "space.yaml").write_text("optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}\n")
     small = [f"--set={flag[2:].replace('-', '_')}" for flag in SMALL_RUN]
     with Scraper(port) as scraper:
-        main(
+        tune(
             [
                 "--name=s", f"--storage={tmp_path}", f"--data={digits}", "--trials=3",
                 "--epochs=8", "--concurrent=2", "--cpus-per-trial=0.5", "--scheduler=none",
