@@ -56,7 +56,7 @@ THEME = {
         "dragmode": False,  # a finger on a chart scrolls the page
         "hovermode": "closest",
         "hoverlabel": {**_LABEL, "font": {"color": COLOURS["ink"]}},
-        "legend": {"orientation": "h", "xref": "container", "x": 0, "y": 1, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
     }
@@ -88,7 +88,7 @@ class Chart:
 
     def to_json(self) -> str:
         """Return the figure in the theme, as JSON that may stand inside of a script element."""
-        self.figure.update_layout(template=THEME, title=None)
+        self.figure.layout.template, self.figure.layout.title = THEME, None
         return str(self.figure.to_json()).replace("<", "\\u003c")
 
 

@@ -103,7 +103,7 @@ def _map_chart(
     groups = [None] if labels is None else np.unique(labels).tolist()
     centres, texts = [], []
     for group in groups:
-        chosen = slice(None) if labels is None else np.flatnonzero(labels == group)
+        chosen = np.arange(len(points)) if labels is None else np.flatnonzero(labels == group)
         x, y = points[chosen].T
         colour = COLOURS["quiet"] if group is None else CYCLE[group % len(CYCLE)]
         name = "" if names is None else names[chosen[0]]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
+from optuna.trial import TrialState, create_trial
 
-from cl_ray.report.charts import Chart
+from cl_ray.report.charts import COLOURS, Chart
 from cl_ray.training.progress import pluralize
 from cl_ray.tuning.importance import (
     MIN_COMPARABLE,
@@ -39,7 +40,9 @@ def history_charts(
     study = _results_study(results, metrics[:1], space)
     history = _draw(visualization.plot_optimization_history, study, target_name=metric.name)
     curves = _draw(visualization.plot_intermediate_values, study)
-    curves.update_layout(showlegend=False, xaxis={"title": "epoch"}, yaxis={"title": metric.name})
+    epochs = max(max(result.history, default=1) for result in results)
+    ticks = {"title": "epoch", "dtick": max(1, round(epochs / 10))}
+    curves.update_layout(showlegend=False, xaxis=ticks, yaxis={"title": metric.name})
     for figure in (history, curves):
         if not metric.maximize and _all_positive(figure):
             figure.update_yaxes(type="log")
@@ -65,6 +68,10 @@ def history_charts(
             _results_study(results, pair, space),
             target_names=[m.name for m in pair],
         )
+        # Optuna colours by number, on scales that are dark on dark.
+        for trace, colour in zip(front.data, ("g", "d"), strict=False):
+            trace.update(marker={"color": COLOURS[colour], "size": 9, "showscale": False})
+        front.update_traces(showlegend=True)
         title = f"Pareto front of {pair[0].name} and {pair[1].name}"
         charts.append(_chart(title, alt, front, wide=True))
     return charts
@@ -84,7 +91,8 @@ def importance_chart(
     figure.update_layout(
         xaxis={"title": "fraction of the variance", "tickformat": ".0%"}, yaxis={"title": ""}
     )
-    figure.update_layout(showlegend=False)
+    figure.update_traces(texttemplate="%{x:.0%}", cliponaxis=False)
+    figure.update_layout(showlegend=False, margin={"r": 40})
     height = 90 + 26 * len(study.trials[0].params)
     title = f"Importances for {metric.name} after {pluralize(epoch, 'epoch')}"
     return _chart(title, "a bar is a field", figure, height=height, wide=True)
@@ -102,11 +110,13 @@ def value_charts(
     parameters = study.trials[0].params
     if parameters:
         figure = _draw(visualization.plot_parallel_coordinate, study, target_name=metric.name)
+        _fade_worse_trials(figure, metric)
         charts.append(
             _chart(
                 f"Values and {metric.name} {after}",
                 "a line is a trial",
                 figure,
+                "The better a trial, the stronger its line.",
                 min_width=90 * (len(parameters) + 2),
                 wide=True,
             )
@@ -115,6 +125,8 @@ def value_charts(
         names = [short_name(field) for field in pair]
         if len(results) >= MIN_COMPARABLE and all(name in parameters for name in names):
             figure = _draw(visualization.plot_contour, study, params=names, target_name=metric.name)
+            if pair == DEPTHS:
+                figure.update_layout(xaxis={"dtick": 1}, yaxis={"dtick": 1})
             title = f"{metric.name} by {names[0]} and {names[1]} {after}"
             charts.append(_chart(title, "a point is a trial", figure))
     return charts
@@ -123,13 +135,21 @@ def value_charts(
 def _results_study(
     results: list[TrialResult], metrics: list[SearchMetric], space: Space
 ) -> optuna.Study:
-    """Build an in-memory study of all valid trials; for one metric, stopped ones are pruned."""
+    """Build an in-memory study of all trials under their own numbers.
+
+    Those without a value are failed ones, and for a single metric stopped ones are pruned, unless
+    no trial has finished.
+    """
     study = optuna.create_study(
         directions=["maximize" if metric.maximize else "minimize" for metric in metrics]
     )
     is_finished = any(result.status == "finished" for result in results)
-    for result in results:
-        if not result.is_valid or any(metric.name not in result.metrics for metric in metrics):
+    by_number = {result.number: result for result in results}
+    for number in range(max(by_number, default=-1) + 1):
+        result = by_number.get(number)
+        names = {metric.name for metric in metrics}
+        if result is None or not result.is_valid or not names <= result.metrics.keys():
+            study.add_trial(create_trial(state=TrialState.FAIL))
             continue
         fields = [field for field in space.parameters if field in result.values]
         is_complete = result.status == "finished" or not is_finished or len(metrics) > 1
@@ -139,10 +159,22 @@ def _results_study(
 
 
 def _draw(plot: Callable[..., go.Figure], study: optuna.Study, **options: object) -> go.Figure:
-    """Draw a figure of Optuna's, with the trials' own numbers in what it shows."""
+    """Draw a figure of Optuna's; some warn that they are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return plot(study, **options)
+
+
+def _fade_worse_trials(figure: go.Figure, metric: SearchMetric) -> None:
+    """Show the metric of parallel coordinates by opacity: Optuna's colours are dark on dark."""
+    for trace in figure.data:
+        if getattr(trace, "mode", None) == "lines":
+            score = trace.y[0] if metric.maximize else 1 - trace.y[0]  # 0 to 1, the first axis
+            trace.update(line={"color": COLOURS["g"], "width": 2}, opacity=0.1 + 0.9 * score)
+        elif getattr(trace, "mode", None) == "markers":  # has the colour bar
+            trace.marker.showscale = False
+    figure.layout.plot_bgcolor = None
+    figure.update_annotations(font={"color": COLOURS["quiet"]})
 
 
 def _all_positive(figure: go.Figure) -> bool:

@@ -69,7 +69,6 @@ def frozen_trial(
         params={short_name(field): result.values[field] for field in fields},
         distributions={short_name(f): space.parameters[f].distribution() for f in fields},
         intermediate_values=result.history,
-        user_attrs={"trial": result.number},
     )
 
 

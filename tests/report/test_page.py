@@ -1,4 +1,4 @@
-"""The page says what is there, and what is not; where it cannot be made, one sentence says why."""
+"""The page shows what the run has, and names what it has not; errors are one sentence."""
 
 import json
 import re
@@ -22,7 +22,8 @@ def text_of(path: Path | str) -> str:
 def section(page: str, name: str) -> str:
     found = re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
     assert found, name
-    text = found.group(1).replace("<wbr>", "")  # where a word may be broken
+    text = re.sub(r"<script.*?</script>", "", found.group(1), flags=re.DOTALL)
+    text = text.replace("<wbr>", "")  # where a word may be broken
     return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", text).split())
 
 
@@ -31,7 +32,8 @@ def sections(page: str) -> list[str]:
 
 
 EVERY = [
-    "samples", "pairs", "ways", "neighbours", "metrics", "map", "curves", "balance", "settings",
+    "samples", "pairs", "interpolations", "neighbours", "metrics", "embeddings", "curves",
+    "balance", "settings",
 ]  # fmt: skip
 
 
@@ -42,15 +44,15 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
     assert re.findall(r'href="#(\w+)"', text) == EVERY
     metrics = section(text, "metrics")
     assert "Measured at checkpoint step-00000030 on digits, in 80 s." in metrics
-    assert "features of mnist-classifier, 10,000 images of each kind" in metrics
+    assert "feature space of mnist-classifier, 10,000 samples" in metrics
     for words in (
-        "Fréchet distance 0 if alike 1.9 floor 0.03; 63.3 × the floor",
-        "0.004 floor 0.00001",
-        "81.0% floor 95.0%",
-        "1 : 2.5 floor 1 : 1.2",
+        "Fréchet distance 0 for identical distributions 1.9 baseline 0.03; 63.3 × the baseline",
+        "0.004 baseline 0.00001",
+        "81.0% baseline 95.0%",
+        "1 : 2.5 baseline 1 : 1.2",
         "Something new 0.123",
-        "1 nearest neighbour 97.67% 91.00%",
-        "100 labels, linear probe 88.00% ± 1.23 –",
+        "1-NN 97.67% 91.00%",
+        "10 labels per class 88.00% ± 1.23 –",
         "12.0 1",
         "trained without labels",
         "A note of &lt;the&gt; evaluation.",
@@ -62,12 +64,12 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
         "1.23 GB at its peak", "cpu, 1 threads, float32", "torch 2.14.1",
     ):  # fmt: skip
         assert words in settings, words
-    assert "storage /" not in settings  # where it lies is no setting that was changed
+    assert "storage /" not in settings  # where the run is stored is no changed setting
     assert "for 3 epochs, 30 steps of 32 pairs" in text
     assert "still training" not in text
     assert "0.0213" in section(text, "pairs")
     assert "all 300 training images" in section(text, "neighbours")
-    assert "90 test images" in section(text, "map")
+    assert "90 test images" in section(text, "embeddings")
 
 
 def test_a_run_that_is_still_training(copied: Path) -> None:
@@ -96,13 +98,13 @@ def test_a_run_that_has_nothing_yet(copied: Path) -> None:
     assert sections(text) == EVERY
     for name in EVERY:
         assert len(re.findall(r"\w+", section(text, name))) > 5, name
-    for name in ("samples", "ways", "neighbours", "map"):
+    for name in ("samples", "interpolations", "neighbours", "embeddings"):
         assert "has no checkpoint yet" in section(text, name)
-    assert "Nothing was recorded yet" in section(text, "curves")
+    assert "Nothing is logged yet" in section(text, "curves")
     assert "<img" not in text
 
 
-def test_data_that_is_not_reachable_any_more(copied: Path, tmp_path: Path) -> None:
+def test_data_that_cannot_be_reached(copied: Path, tmp_path: Path) -> None:
     config = (copied / "config.yaml").read_text()
     gone = str(tmp_path / "gone")
     (copied / "config.yaml").write_text(re.sub(r"\ndata: .*", f"\ndata: {gone}", config))
@@ -110,10 +112,10 @@ def test_data_that_is_not_reachable_any_more(copied: Path, tmp_path: Path) -> No
     assert len(made.missing) == 1
     assert gone in made.missing[0]
     text = text_of(made.location)
-    for name in ("neighbours", "map"):
+    for name in ("neighbours", "embeddings"):
         assert f"The data cannot be shown: {gone}" in section(text, name)
-    assert "From noise to noise" in section(text, "ways")
-    assert "From a real image" not in section(text, "ways")
+    assert "From noise to noise" in section(text, "interpolations")
+    assert "From a real image" not in section(text, "interpolations")
     assert "at checkpoint step-00000030" in section(text, "samples")
 
 
@@ -123,9 +125,9 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
     train(folder, data, epochs=1)
     made = write_run_report(folder.uri)
     text = text_of(made.location)
-    assert "300 training images" in section(text, "map")
-    assert "have no labels, so the points have one colour" in section(text, "map")
-    assert "a real test image" not in section(text, "neighbours")
+    assert "300 training images" in section(text, "embeddings")
+    assert "have no labels, so the points have one colour" in section(text, "embeddings")
+    assert "of a real test image" not in section(text, "neighbours")
     assert made.projector
     metadata = next((tmp_path / "demo" / "tensorboard").rglob("metadata.tsv")).read_text()
     assert metadata.splitlines()[0] == "id\tsplit"
@@ -135,12 +137,12 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "complaint"),
     [
-        ({"fidelity": None}, "Not measured, for want of a reference"),
+        ({"fidelity": None}, "Not measured, as there is no reference"),
         ({"representation": None}, "which takes labels"),
         ({"representation": {"discriminator": {}}}, "which takes labels"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
         ({"fidelity": {"features": "inception-v3", "metrics": {}, "histogram": None}}, "Not meas"),
-        ({"checkpoint": "step-00000020"}, "The pictures on this page are of step-00000030"),
+        ({"checkpoint": "step-00000020"}, "The images on this page are of step-00000030"),
     ],
 )
 def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: str) -> None:
@@ -152,24 +154,25 @@ def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: s
 
 
 @pytest.mark.parametrize(
-    ("count", "learnt", "fewer"), [(10_000, 300, False), (10_001, 300, True), (10, 20_000, True)]
+    ("count", "probe_images", "fewer"),
+    [(10_000, 300, False), (10_001, 300, True), (10, 20_000, True)],
 )
-def test_fewer_images_are_spoken_of_where_they_were_fewer(
-    copied: Path, count: int, learnt: int, fewer: bool
+def test_evaluations_on_fewer_images_are_named(
+    copied: Path, count: int, probe_images: int, fewer: bool
 ) -> None:
     lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     told = [json.dumps(ln | {"evaluation/knn_1": 0.9 + 0.01 * ln["epoch"]}) for ln in lines]
     (copied / "metrics.jsonl").write_text("\n".join(told) + "\n")
     evaluation = EVALUATION | {
-        "learnt_from": learnt, "fidelity": EVALUATION["fidelity"] | {"count": count},
+        "probe_images": probe_images, "fidelity": EVALUATION["fidelity"] | {"count": count},
     }  # fmt: skip
     folder_of(copied).write("evaluation.json", json.dumps(evaluation).encode())
     metrics = section(text_of(write_run_report(copied, projector=False).location), "metrics")
-    assert ("Measured on fewer images than above" in metrics) == fewer
-    assert "1 neighbour 93.00%" in metrics  # as the table has it
+    assert ("Evaluated on fewer images than above" in metrics) == fewer
+    assert "1-NN from 91.00% to 93.00%" in metrics  # the description of the chart
 
 
-def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
+def test_a_config_that_cannot_be_read_leaves_the_rest(copied: Path) -> None:
     with (copied / "config.yaml").open("a") as config:
         config.write("from_tomorrow: 3\n")
     made = write_run_report(copied)
@@ -180,7 +183,7 @@ def test_another_version_s_run_is_shown_as_far_as_it_goes(copied: Path) -> None:
     assert "G’s loss against D’s" in section(text, "balance")
 
 
-def test_a_page_on_remote_storage_is_that_of_the_local_folder(
+def test_a_page_on_remote_storage_equals_the_local_one(
     trained: Path,
     page: Path,
     bucket: Any,
@@ -227,12 +230,12 @@ def test_the_command(
     assert "has no checkpoint yet" in capsys.readouterr().out
 
 
-def test_what_is_no_run_or_no_checkpoint_is_one_sentence(
+def test_a_missing_run_or_checkpoint_is_one_sentence(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied / "report.html").unlink(missing_ok=True)
     for flags, complaint in (
-        ([str(tmp_path / "nowhere")], "nowhere is not a run folder: there is no such folder"),
+        ([str(tmp_path / "nowhere")], "nowhere is not a run folder: it does not exist"),
         ([str(copied), "--checkpoint=step-00000099"], "There is no checkpoint step-00000099"),
         ([str(copied), "--device=gpu"], "gpu"),
     ):

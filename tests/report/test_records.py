@@ -1,4 +1,4 @@
-"""What a run wrote down is read back, whole or cut short."""
+"""The log of a run is read back, complete or cut short."""
 
 import json
 import shutil
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from helpers.reported_run import EPOCHS, RECORDS, folder_of
 
-from cl_ray.report.records import listing, read_curves, read_epochs, read_record
+from cl_ray.report.records import list_files, read_curves, read_epochs, read_record
 
 
-def test_curves_come_out_of_the_events_by_step(trained: Path) -> None:
+def test_curves_are_read_from_the_events_by_step(trained: Path) -> None:
     folder = folder_of(trained)
     found = read_curves(folder, read_epochs(folder))
     assert {"d/adversarial", "g/adversarial", "score/real", "score/fake"} <= set(found)
@@ -35,7 +35,7 @@ def test_without_events_there_is_a_point_an_epoch(copied: Path) -> None:
     assert read_curves(folder, read_epochs(folder)) == {}
 
 
-def test_what_is_being_written_is_left_out(copied: Path) -> None:
+def test_incomplete_lines_and_records_are_left_out(copied: Path) -> None:
     folder = folder_of(copied)
     metrics = copied / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-30])
@@ -43,10 +43,10 @@ def test_what_is_being_written_is_left_out(copied: Path) -> None:
     (copied / "summary.json").write_text(json.dumps({"epochs": 3})[:-1])
     assert read_record(folder, "summary.json") is None
     assert read_record(folder, "nowhere.json") is None
-    assert listing(folder, "nowhere") == []
+    assert list_files(folder, "nowhere") == []
 
 
-def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
+def test_nan_and_inf_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"epoch": 1, "step": 5, "d/adversarial": NaN, "g/adversarial": 2.0}\n'
         '{"epoch": 2, "step": 10, "d/adversarial": NaN, "g/adversarial": Infinity}\n'

@@ -1,0 +1,92 @@
+"""The map of D's embeddings, and the files of TensorBoard's projector."""
+
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_format
+from helpers.reported_run import TEST
+from PIL import Image
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+import cl_ray
+from cl_ray.data.dataset import Dataset
+from cl_ray.report import embedding
+from cl_ray.report.embedding import embedding_map, plot_embedding
+from cl_ray.report.page import write_run_report
+
+
+def test_a_map_keeps_clusters_together() -> None:
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(3, 100)) * 10
+    label = np.repeat([0, 1, 2], 30)
+    features = (centres[label] + random.normal(size=(90, 100))).astype(np.float32)
+    plane = embedding_map(features)
+    assert plane.points.shape == (90, 2)
+    assert plane.components.shape == (90, 50)
+    assert 0.9 < plane.variance < 1
+    away = np.linalg.norm(plane.points[:, None] - plane.points, axis=2) + np.eye(90) * 1e9
+    assert (label[away.argmin(1)] == label).all()
+    assert np.array_equal(embedding_map(features).points, plane.points)
+    assert embedding_map(features[:10]).points.shape == (10, 2)  # the fewest that there may be
+
+
+def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    test = dataset.read("test")
+    plot = plot_embedding(cl_ray.load(trained), dataset, test, "test")
+    assert plot is not None
+    traces = plot.chart.figure.data
+    assert [trace.name for trace in traces] == [str(digit) for digit in range(10)]
+    drawn = {point for trace in traces for point in zip(trace.x, trace.y, strict=True)}
+    assert drawn == set(map(tuple, plot.map.points))
+    assert len({trace.marker.color for trace in traces}) == 10
+
+    points = np.array([[0, 0], [1, 1], [1.01, 1.01], [3, 3]], float)
+    chart = embedding._map_chart(points, list("abcd"), np.arange(4))
+    assert [note.text for note in chart.figure.layout.annotations] == ["a", "d"]
+
+
+def test_the_projector_has_every_image_with_its_label(
+    trained: Path, page: Path, digits: str
+) -> None:
+    logs = trained / "tensorboard"
+    index = text_format.Parse((logs / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (entry,) = index.embeddings
+    assert entry.tensor_name == "discriminator:00030"
+    table = np.loadtxt(logs / entry.tensor_path, delimiter="\t", ndmin=2)
+    assert table.shape == (TEST, 50)
+    header, *rows = (logs / entry.metadata_path).read_text().splitlines()
+    assert header == "id\tlabel"
+    truth = Dataset.open(digits).read("test")
+    assert truth.label is not None
+    labels = dict(zip(truth.id.tolist(), truth.label.tolist(), strict=True))
+    written = [tuple(map(int, row.split("\t"))) for row in rows]
+    assert dict(written) == labels
+    # The components are a rotation of the features: distances between images are kept.
+    order = [int(np.flatnonzero(truth.id == number)[0]) for number, _ in written]
+    features = cl_ray.load(trained).embed(truth.image[order]).astype(float)
+    away = [np.linalg.norm(t[:, None] - t, axis=2) for t in (table, features)]
+    assert np.corrcoef(away[0].ravel(), away[1].ravel())[0, 1] > 0.99
+    sprite = np.asarray(Image.open(logs / entry.sprite.image_path))
+    assert list(entry.sprite.single_image_dim) == [28, 28]
+    assert sprite.shape == (280, 280, 3)  # 10 x 10 for 90
+    row, column = divmod(17, 10)
+    tile = sprite[row * 28 : row * 28 + 28, column * 28 : column * 28 + 28, :1]
+    assert np.abs(tile.astype(int) - truth.image[order[17]]).max() <= 1
+    assert len(list(logs.glob("events*"))) == 1  # the training's own
+
+
+def test_embeddings_of_other_steps_are_kept(copied: Path) -> None:
+    logs = copied / "tensorboard"
+    for checkpoint in ("step-00000020", "last", "step-00000020"):
+        assert write_run_report(copied, checkpoint).projector
+    text = (logs / "projector_config.pbtxt").read_text()
+    index = text_format.Parse(text, ProjectorConfig())
+    names = [entry.tensor_name for entry in index.embeddings]
+    assert names == ["discriminator:00020", "discriminator:00030"]
+    for entry in index.embeddings:
+        assert (logs / entry.tensor_path).is_file()
+    assert len(list(logs.glob("*tfevents*"))) == 1
+    before = sorted(path.name for path in logs.rglob("*"))
+    assert not write_run_report(copied, projector=False).projector
+    assert sorted(path.name for path in logs.rglob("*")) == before
