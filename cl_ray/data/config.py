@@ -1,6 +1,6 @@
 """Config of pairs, of views, and of where the training images are kept."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,49 +42,48 @@ class PairConfig(BaseConfig):
         return self
 
 
-class ViewConfig(BaseConfig):
-    """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
-
-    rotate: float = Field(20.0, ge=0, le=180, description="Largest rotation, degrees.")
-    shift: float = Field(
-        0.12, ge=0, le=0.5, description="Largest shift, as a fraction of the side."
-    )
-    scale: float = Field(
-        0.2, ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25."
-    )
-    shear: float = Field(15.0, ge=0, lt=80, description="Largest shear, degrees.")
-    warp: float = Field(
-        0.1,
+Rotate = Annotated[float, Field(ge=0, le=180, description="Largest rotation, degrees.")]
+Shift = Annotated[
+    float, Field(ge=0, le=0.5, description="Largest shift, as a fraction of the side.")
+]
+Scale = Annotated[
+    float, Field(ge=0, lt=1, description="Largest change of scale; 0.2 is 0.8 to 1.25.")
+]
+Shear = Annotated[float, Field(ge=0, lt=80, description="Largest shear, degrees.")]
+Warp = Annotated[
+    float,
+    Field(
         ge=0,
         le=1,
         description="Standard deviation of a smooth random displacement, in half sides.",
-    )
-    erase: float = Field(
-        0.15, ge=0, lt=1, description="Fraction of the cells of a 4 x 4 grid that are erased."
-    )
+    ),
+]
+Erase = Annotated[
+    float,
+    Field(ge=0, lt=1, description="Fraction of the cells of a 4 x 4 grid that are erased."),
+]
+
+
+class ViewConfig(BaseConfig):
+    """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
+
+    rotate: Rotate = 20.0
+    shift: Shift = 0.12
+    scale: Scale = 0.2
+    shear: Shear = 15.0
+    warp: Warp = 0.1
+    erase: Erase = 0.15
 
 
 class AugmentConfig(ViewConfig):
     """Random augmentation of every image that D sees, real and fake; all 0 is none."""
 
-    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation before D, degrees.")
-    shift: float = Field(
-        0.0, ge=0, le=0.5, description="Largest shift before D, as a fraction of the side."
-    )
-    scale: float = Field(0.0, ge=0, lt=1, description="Largest change of scale before D.")
-    shear: float = Field(0.0, ge=0, lt=80, description="Largest shear before D, degrees.")
-    warp: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Standard deviation of a smooth random displacement before D, in half sides.",
-    )
-    erase: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Fraction of the cells of a 4 x 4 grid that are erased before D.",
-    )
+    rotate: Rotate = 0.0
+    shift: Shift = 0.0
+    scale: Scale = 0.0
+    shear: Shear = 0.0
+    warp: Warp = 0.0
+    erase: Erase = 0.0
 
     @property
     def used(self) -> bool:

@@ -4,7 +4,7 @@ The order of rows and their negatives depend on (seed, epoch, workers, rank) onl
 in which rows arrive.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ from cl_ray.rng import seeded_generator
 
 Columns = dict[str, np.ndarray]
 """Rows that are paired, as arrays by name, see `sample_window_pairs`."""
+WindowReader = Callable[[int, int], Iterator[Columns]]
+"""Yields the paired windows of an epoch in order, given the epoch and the first window."""
 
 
 class PairLoader(Protocol):
@@ -73,14 +75,6 @@ class InMemoryLoader:
                 present,
                 None if labels is None else torch.stack([labels[rows], labels[negatives]], 1),
             )
-
-
-class WindowReader(Protocol):
-    """Reads the paired windows of an epoch."""
-
-    def __call__(self, epoch: int, first: int) -> Iterator[Columns]:
-        """Yield the columns of each window, in order, from window `first` on."""
-        ...
 
 
 class StreamingLoader:

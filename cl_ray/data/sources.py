@@ -30,7 +30,6 @@ from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
     ProgressCallback,
-    RawImage,
     SourceSplits,
     check_output_free,
     write_splits,
@@ -120,7 +119,9 @@ def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None
     check_output_free(config.out, config.overwrite)  # before a download
     splits, metadata = read_source(config)
     if config.label_column == NO_LABELS:
-        splits = {split: map(_without_label, images) for split, images in splits.items()}
+        splits = {
+            split: (replace(raw, label=None) for raw in images) for split, images in splits.items()
+        }
         metadata = replace(metadata, classes=None)
     return write_splits(
         splits,
@@ -135,10 +136,6 @@ def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None
         overwrite=config.overwrite,
         progress=progress,
     )
-
-
-def _without_label(raw: RawImage) -> RawImage:
-    return replace(raw, label=None)
 
 
 def read_source(config: SourceConfig) -> SourceSplits:

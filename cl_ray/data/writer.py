@@ -322,35 +322,29 @@ def _write_shards(
     return shards
 
 
-def _parquet(part: _SpooledSplit, ids: NDArray[np.intp], row_group: int, level: int) -> memoryview:
+def _parquet(split: _SpooledSplit, ids: NDArray[np.intp], row_group: int, level: int) -> memoryview:
     """Return one Parquet file, of about GROUPS_PER_SHARD × GROUP_BYTES of pixels."""
+    rows = split.rows[ids]
+    image = pa.FixedShapeTensorArray.from_numpy_ndarray(split.image[rows])
+    columns = {"id": pa.array(ids, pa.int64()), "image": image}
+    if split.label.size:
+        columns["label"] = pa.array(split.label[rows], pa.int64())
+    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     sink = pa.BufferOutputStream()
-    writer: pq.ParquetWriter | None = None
-    for start in range(0, len(ids), row_group):
-        selected = ids[start : start + row_group]
-        rows = part.rows[selected]
-        image = pa.FixedShapeTensorArray.from_numpy_ndarray(part.image[rows])
-        columns = {"id": pa.array(selected, pa.int64()), "image": image}
-        if part.label.size:
-            columns["label"] = pa.array(part.label[rows], pa.int64())
-        fields = [pa.field(key, value.type, nullable=False) for key, value in columns.items()]
-        table = pa.table(list(columns.values()), schema=pa.schema(fields))
-        writer = writer or pq.ParquetWriter(
-            sink,
-            table.schema,
-            compression="zstd",
-            compression_level=level,
-            # Parquet has no 8-bit integers: a pixel is stored as four bytes, three of them 0.
-            # Stream splitting puts the other ones together as in a raw image, which is smaller
-            # and twice as fast to read as a dictionary.
-            use_dictionary=False,
-            column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"},
-            data_page_size=8 * GROUP_BYTES,
-            write_page_checksum=True,
-        )
-        writer.write_table(table, row_group_size=row_group)
-    if writer is not None:
-        writer.close()
+    pq.write_table(
+        pa.table(list(columns.values()), schema=pa.schema(fields)),
+        sink,
+        row_group_size=row_group,
+        compression="zstd",
+        compression_level=level,
+        # Parquet has no 8-bit integers: a pixel is stored as four bytes, three of them 0. Stream
+        # splitting puts the other ones together as in a raw image, which is smaller and twice as
+        # fast to read as a dictionary.
+        use_dictionary=False,
+        column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"},
+        data_page_size=8 * GROUP_BYTES,
+        write_page_checksum=True,
+    )
     return memoryview(sink.getvalue())
 
 
