@@ -1,4 +1,4 @@
-"""The project's own training with nothing around it: what searches are held against."""
+"""Training without Ray or a search: the baseline of `benchmarks/tuning.py`."""
 
 from collections.abc import Iterator
 
@@ -11,21 +11,15 @@ from cl_ray.model import TrainedModel
 from cl_ray.trainer import Trainer
 
 
-def passes(config: Config, dataset: Dataset) -> Iterator[TrainedModel]:
-    """Train in this process.
-
-    Args:
-        config: What to train; `epochs` passes of it.
-        dataset: On what.
-
-    Yields:
-        The EMA generator and D after each pass.
+def train_epochs(config: Config, dataset: Dataset) -> Iterator[TrainedModel]:
+    """Train `config.epochs` epochs in this process; yield the networks after each.
 
     Raises:
-        Diverged: A loss is no number.
+        NonFiniteLossError: A loss is NaN or Inf.
     """
     device, dtype = resolve_device(config.device, config.precision)
-    run = Trainer(config, InMemoryLoader.read(Partition(dataset, config), device), device, dtype)
+    loader = InMemoryLoader.read(Partition(dataset, config), device)
+    trainer = Trainer(config, loader, device, dtype)
     for _ in range(config.epochs):
-        run.train_epoch()
-        yield TrainedModel.from_trainer(run)
+        trainer.train_epoch()
+        yield TrainedModel.from_trainer(trainer)

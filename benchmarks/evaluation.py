@@ -1,7 +1,7 @@
 """Whether an evaluation beside the training slows it: images/s during evaluations, and outside.
 
-`python benchmarks/evaluation.py` needs two CPUs, of which the worker takes one and the evaluation
-the other, and reads both speeds out of one run's curves.
+`python benchmarks/evaluation.py` needs two CPUs, one for the worker and one for the evaluation
+actor, and reads both speeds from the curves of one run.
 """
 
 import json
@@ -18,40 +18,44 @@ from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 EPOCHS = 4
 IMAGES = {"train": 12_800, "test": 10_000}
+WARMUP_RECORDS = 3
 
 
-def digits(folder: Path) -> str:
-    """A data set of the first packaged digits, with labels and a split test."""
+def write_digits(folder: str) -> None:
+    """Write a dataset of the first packaged digits, with labels and a split test."""
     packaged, splits = Dataset.open("mnist"), {}
     for split, count in IMAGES.items():
-        rows = packaged.read(split, packaged.pieces(split)[:14])
+        groups = packaged.row_groups(split)[: 1 + count // packaged.info.row_group]
+        rows = packaged.read(split, groups)
         assert rows.label is not None
         images = zip(rows.image[:count], rows.label[:count], strict=True)
         splits[split] = [RawImage(image, int(label), "") for image, label in images]
-    write_splits(splits, str(folder / "digits"), DatasetMetadata("digits", "MNIST"))
-    return str(folder / "digits")
+    write_splits(splits, folder, DatasetMetadata("digits", "MNIST"))
 
 
 def main() -> None:
     """Print both speeds and their ratio."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        flags = ["--name=run", f"--storage={scratch}", f"--data={digits(Path(scratch))}"]
-        often = [f"--epochs={EPOCHS}", "--evaluation.reference=mnist", "--cpus-per-worker=1"]
-        train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick"]
-        subprocess.run([*train, *flags, *often], check=True, stdout=subprocess.DEVNULL)
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        run, data = Path(scratch) / "run", f"{scratch}/digits"
+        write_digits(data)
+        command = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--name=run"]
+        command += [f"--storage={scratch}", f"--data={data}", f"--epochs={EPOCHS}"]
+        command += ["--evaluation.reference=mnist", "--cpus-per-worker=1"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
         seconds = {x["step"]: x["evaluation/seconds"] for x in map(json.loads, lines)}
-        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
         events.Reload()
-        over = [(e.wall_time, seconds[e.step]) for e in events.Scalars("evaluation/frechet")]
+        ends = [(e.wall_time, seconds[e.step]) for e in events.Scalars("evaluation/frechet")]
         speeds: dict[bool, list[float]] = {True: [], False: []}
-        for record in events.Scalars("speed/images_per_second")[3:]:  # the first ones warm up
-            during = any(end - long < record.wall_time < end for end, long in over)
+        for record in events.Scalars("speed/images_per_second")[WARMUP_RECORDS:]:
+            during = any(end - duration < record.wall_time < end for end, duration in ends)
             speeds[during].append(record.value)
-    beside, alone = (statistics.median(speeds[during]) for during in (True, False))
+    beside, outside = (statistics.median(speeds[during]) for during in (True, False))
     counts = f"{len(speeds[True])} and {len(speeds[False])} records"
-    print(f"{beside:.0f} images/s during evaluations, {alone:.0f} outside: {beside / alone:.3f}")
+    print(
+        f"{beside:.0f} images/s during evaluations, {outside:.0f} outside: {beside / outside:.3f}"
+    )
     print(f"({counts}; an evaluation took {statistics.median(seconds.values()):.0f} s)")
 
 

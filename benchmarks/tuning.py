@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from bare import passes
+from bare import train_epochs
 from rich.console import Console
 
 from cl_ray.config import Config, merge
@@ -60,7 +60,7 @@ def run_loop(rows: list[dict[str, Any]]) -> float:
     for row in rows:
         config = Config.model_validate(merge(base, unflatten(row["values"])))
         with contextlib.suppress(NonFiniteLossError):
-            for _, run in zip(range(row["epoch"]), passes(config, dataset), strict=False):
+            for _, run in zip(range(row["epoch"]), train_epochs(config, dataset), strict=False):
                 evaluator.evaluate(run)
     return time.perf_counter() - begun
 

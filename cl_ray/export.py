@@ -1,7 +1,7 @@
-"""A run's networks as files that need neither cl_ray nor, as ONNX, PyTorch. Free of Ray.
+"""Export of a run's networks to files that need neither cl_ray nor, as ONNX, PyTorch.
 
-What another language wants of a model: pixels in and out. So every file takes or gives uint8 images
-[n, H, W, C], of any number n, and the scaling to [-1, 1] and back is part of it.
+Every file takes or gives images as uint8 [n, H, W, C] for any n: scaling to [-1, 1] and back is
+part of it. Free of Ray.
 """
 
 import json
@@ -23,210 +23,181 @@ from cl_ray.data.writer import replace_atomically
 from cl_ray.environment import package_version
 from cl_ray.errors import UserError, first_error_line, redact_credentials
 from cl_ray.model import TrainedModel, load
+from cl_ray.networks.discriminator import Discriminator
+from cl_ray.networks.generator import Generator
 from cl_ray.networks.normalize import to_uint8, to_unit
 from cl_ray.prior import Prior
 
-Format = Literal["onnx", "torch"]
+ExportFormat = Literal["onnx", "torch"]
 
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-"""What a file of each format ends in."""
-
-OPSET = 18
-"""Of the ONNX operators; onnxruntime has had it since 1.14, of February 2023."""
-
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-"""The packages of each format beyond cl_ray's own: the extra `export`."""
-
-RECORD = "model.json"
-
-OURS = re.compile(r"model\.json|(sample|generate|encode|embed|score)\.(onnx|onnx\.data|pt2)")
-"""What an export may hold; weights of more than 2 GB lie in an onnx.data beside their onnx."""
-
-CHECKED = (1, 7, 64)
-"""Numbers of images for which a file is compared with PyTorch; it was traced with another."""
-
-TOLERANCE = 1e-4
-"""The largest difference, relative to the largest number; of pixels, one step of 255."""
-
-
-class Sample(nn.Module):
-    """Unit noise, float32 [n, latent], to latent vectors, float32 [n, latent], where images lie.
-
-    Which of the prior's Gaussians each is of follows from float32 [n], drawn evenly from [0, 1),
-    and, of a run with classes, from their numbers, int64 [n].
-    """
-
-    def __init__(self, prior: Prior):
-        super().__init__()
-        self.weights, self.means, self.roots = (nn.Buffer(part) for part in prior)
-
-    def forward(self, noise: Tensor, chance: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Place."""
-        return Prior(self.weights, self.means, self.roots).place(noise, chance, labels)
-
-
-class Generate(nn.Module):
-    """Latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C].
-
-    Of a run with classes it also takes their numbers, int64 [n].
-    """
-
-    def __init__(self, run: TrainedModel):
-        super().__init__()
-        self.generator = run.generator
-
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode."""
-        return to_uint8(self.generator.decode(latents, labels=labels))
-
-
-class Encode(nn.Module):
-    """Images, uint8 [n, H, W, C], to latent vectors, float32 [n, latent], of mean square 1."""
-
-    def __init__(self, run: TrainedModel):
-        super().__init__()
-        self.generator = run.generator
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode."""
-        return self.generator.encode(to_unit(images))
-
-
-class Embed(nn.Module):
-    """Images, uint8 [n, H, W, C], to D's representation, float32 [n, d]."""
-
-    def __init__(self, run: TrainedModel):
-        super().__init__()
-        self.discriminator = run.discriminator
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed."""
-        return self.discriminator.representation(to_unit(images))
-
-
-class Score(nn.Module):
-    """Images, uint8 [n, H, W, C], to D's scores, float32 [n], high for real.
-
-    With the condition `projection` it also takes the numbers of their classes, int64 [n].
-    """
-
-    def __init__(self, run: TrainedModel):
-        super().__init__()
-        self.discriminator = run.discriminator
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score: D's own `forward` without the projection and what training needs of it."""
-        d = self.discriminator
-        judged = d.score_hidden(d.features(to_unit(images)))
-        scores = d.score(judged).squeeze(1)
-        if d.is_projection and d.class_head is not None:
-            scores = scores + (d.class_head.weight[labels] * judged).sum(1)
-        return scores
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+_OPSET = 18
+"""Version of the ONNX operators; onnxruntime has it since 1.14 (February 2023)."""
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+"""Packages of each format beyond cl_ray's own: the extra `export`."""
+_METADATA_FILE = "model.json"
+_EXPORTED = re.compile(r"model\.json|(sample|generate|encode|embed|score)\.(onnx|onnx\.data|pt2)")
+"""Names of an export's files; weights of more than 2 GB lie in an onnx.data beside their onnx."""
+_CHECKED_BATCHES = (1, 7, 64)
+"""Batch sizes for which a file is compared with PyTorch; it is traced with 2."""
+_TOLERANCE = 1e-4
+"""Largest difference relative to the largest value; of pixels, it is one step of 255."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One file of the export.
+class ExportedFunction:
+    """One file of an export.
 
     Args:
-        module: What it computes.
-        takes: Its inputs' names.
-        gives: Its output's name.
-        expected: The same by the loaded run, to check it by.
+        module: Computes it.
+        inputs: Names of its inputs.
+        output: Name of its output.
+        expected: The same function of the loaded model, for comparison.
     """
 
     module: nn.Module
-    takes: tuple[str, ...]
-    gives: str
+    inputs: tuple[str, ...]
+    output: str
     expected: Callable[..., Any]
 
 
-def parts_of(run: TrainedModel) -> dict[str, Part]:
-    """The files of an export, without their ending."""
+class _Function(nn.Module):
+    """A function of a network as a module, which is what torch.export takes."""
+
+    def __init__(self, function: Callable[..., Tensor], network: nn.Module):
+        super().__init__()
+        self.function, self.network = function, network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self.network, *inputs)
+
+
+class _PriorBuffers(nn.Module):
+    """The fitted prior as buffers."""
+
+    def __init__(self, prior: Prior):
+        super().__init__()
+        self.names = prior._fields
+        for name, value in zip(prior._fields, prior, strict=True):
+            self.register_buffer(name, value)
+
+
+def _sample(prior: _PriorBuffers, *inputs: Tensor) -> Tensor:
+    return Prior(*(getattr(prior, name) for name in prior.names)).transform_noise(*inputs)
+
+
+def _generate(generator: Generator, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    return to_uint8(generator.decode(latents, labels=labels))
+
+
+def _encode(generator: Generator, images: Tensor) -> Tensor:
+    return generator.encode(to_unit(images))
+
+
+def _embed(discriminator: Discriminator, images: Tensor) -> Tensor:
+    return discriminator.representation(to_unit(images))
+
+
+def _score(discriminator: Discriminator, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    return discriminator.scores(discriminator.features(to_unit(images)), labels)
+
+
+def exported_functions(model: TrainedModel) -> dict[str, ExportedFunction]:
+    """Return the functions of an export by the stem of their file.
+
+    `sample` takes unit noise, float32 [n, latent], and uniform numbers in [0, 1), float32 [n], to
+    latent vectors, float32 [n, latent]; a model without a fitted prior has none. `generate` takes
+    latent vectors to images; `encode` takes images to latent vectors, of mean square 1; `embed`, to
+    D's representation, float32 [n, d]; `score`, to D's scores, float32 [n], higher for real. Where
+    classes are needed, the last input is their indices, int64 [n].
+    """
 
     def decode(latents: Tensor, labels: Tensor | None = None) -> NDArray[np.uint8]:
-        return run.decode(latents, labels=None if labels is None else labels.numpy())
+        return model.decode(latents, labels=None if labels is None else labels.numpy())
 
     def score(images: Tensor, labels: Tensor | None = None) -> NDArray[np.float32]:
-        return run.score(images, None if labels is None else labels.numpy())
+        return model.score(images, None if labels is None else labels.numpy())
 
-    prior = run.prior
-    by_class = prior is not None and prior.weights.ndim == 2
-    drawn = ("noise", "chance", "labels") if by_class else ("noise", "chance")
-    sample = {} if prior is None else {"sample": Part(Sample(prior), drawn, "latents", prior.place)}
-    given = ("latents", "labels") if run.classes else ("latents",)
-    judged = ("images", "labels") if run.discriminator.is_projection else ("images",)
-    return {
-        **sample,
-        "generate": Part(Generate(run), given, "images", decode),
-        "encode": Part(Encode(run), ("images",), "latents", run.encode),
-        "embed": Part(Embed(run), ("images",), "embeddings", run.embed),
-        "score": Part(Score(run), judged, "scores", score),
+    def with_labels(needed: bool, *inputs: str) -> tuple[str, ...]:
+        return (*inputs, "labels") if needed else inputs
+
+    g, d = model.generator, model.discriminator
+    functions = {
+        "generate": ExportedFunction(
+            _Function(_generate, g), with_labels(bool(model.classes), "latents"), "images", decode
+        ),
+        "encode": ExportedFunction(_Function(_encode, g), ("images",), "latents", model.encode),
+        "embed": ExportedFunction(_Function(_embed, d), ("images",), "embeddings", model.embed),
+        "score": ExportedFunction(
+            _Function(_score, d), with_labels(d.is_projection, "images"), "scores", score
+        ),
     }
+    prior = model.prior
+    if prior is None:
+        return functions
+    inputs = with_labels(prior.weights.ndim == 2, "noise", "uniform")
+    module = _Function(_sample, _PriorBuffers(prior))
+    sample = ExportedFunction(module, inputs, "latents", prior.transform_noise)
+    return {"sample": sample, **functions}
 
 
 def export(
-    where: str | Path,
+    run: str | Path,
     out: str | Path,
-    format: Format = "onnx",
+    format: ExportFormat = "onnx",
     checkpoint: str = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the EMA generator and D of a run as files, each checked against PyTorch.
+    """Export the EMA generator and D of a run, each file compared with PyTorch.
 
-    `sample` (noise to latents, of a run with a prior), `generate` (latents to images), `encode`
-    (images to latents), `embed` (images to D's representation) and `score` (images to D's scores),
-    and a record of it all, `model.json`. The folder appears in one rename.
+    Writes the files of `exported_functions` and their description, model.json. The folder appears
+    in one rename.
 
     Args:
-        where: The run folder's path or URI.
-        out: The folder to write.
-        format: `onnx`, or `torch`: programs of torch.export.
+        run: Path or URI of the run folder.
+        out: Folder to write.
+        format: `onnx`, or `torch`, programs of torch.export.
         checkpoint: `last`, `best` or a checkpoint's name.
-        overwrite: Replace the export that is at `out`.
+        overwrite: Replace the export at `out`.
 
     Returns:
-        What model.json holds.
+        The content of model.json.
 
     Raises:
-        UserError: A package is missing, `out` is taken or cannot be written, there is no such run
-            or checkpoint, or what was written computes something else than PyTorch does.
+        UserError: A package is missing, `out` exists or cannot be written, there is no such run or
+            checkpoint, or a file computes something else than PyTorch.
     """
-    if format not in ENDINGS:
-        raise UserError(f"format {format!r} is unknown; there are: {', '.join(ENDINGS)}.")
-    missing = [package for package in NEEDS[format] if find_spec(package) is None]
+    if format not in _SUFFIXES:
+        raise UserError(f"format {format!r} is unknown; there are: {', '.join(_SUFFIXES)}.")
+    missing = [package for package in _PACKAGES[format] if find_spec(package) is None]
     if missing:
         raise UserError(
             f"--format {format} needs {', '.join(missing)}: `pip install {' '.join(missing)}`."
         )
-    path = check_free(str(out), overwrite)
-    run = load(where, checkpoint, device="cpu")
-    for network in (run.generator, run.discriminator):
-        network.to(memory_format=torch.contiguous_format)  # as the files have it
+    path = _check_free(str(out), overwrite)
+    model = load(run, checkpoint, device="cpu")
+    for network in (model.generator, model.discriminator):
+        network.to(memory_format=torch.contiguous_format)  # as in the files
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside `out`, so on the same disk; whatever happens, nothing of it stays.
+        # Beside `out`, so on the same disk; removed whatever happens.
         with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
             new = Path(work) / "new"
             new.mkdir()
             files = {}
-            for name, part in parts_of(run).items():
-                file = new / f"{name}{ENDINGS[format]}"
-                files[file.name] = _write(part, run, file, format)
-            record = _record(run, str(where), format, files)
-            (new / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            for stem, function in exported_functions(model).items():
+                file = new / f"{stem}{_SUFFIXES[format]}"
+                files[file.name] = _write(function, model, file, format)
+            metadata = _metadata(model, str(run), format, files)
+            (new / _METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
             replace_atomically(str(new), str(path), f"{work}/old")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {first_error_line(error)}.") from error
-    return record
+    return metadata
 
 
-def check_free(out: str, overwrite: bool) -> Path:
-    """The folder to write, seen to be free.
-
-    Raises:
-        UserError: Something is there, unless it is an export and `overwrite` is set.
-    """
+def _check_free(out: str, overwrite: bool) -> Path:
+    """Return the folder to write; raise if it holds anything but an export to overwrite."""
     if "://" in out:
         raise UserError(
             f"{redact_credentials(out)} is a URI: export to a folder, and copy that there."
@@ -236,144 +207,133 @@ def check_free(out: str, overwrite: bool) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"{out} is a file: give a folder as --out.")
-    there = sorted(file.name for file in path.iterdir())
-    foreign = [name for name in there if not OURS.fullmatch(name)]
+    names = sorted(file.name for file in path.iterdir())
+    foreign = [name for name in names if not _EXPORTED.fullmatch(name)]
     if foreign:
         raise UserError(
-            f"{out} holds {foreign[0]}, which is no part of an export: give another --out."
+            f"{out} holds {foreign[0]}, which is not part of an export: give another --out."
         )
-    if there and not overwrite:
-        raise UserError(
-            f"{out} is there already: give another --out, or --overwrite to replace it."
-        )
+    if names and not overwrite:
+        raise UserError(f"{out} already exists: give another --out, or --overwrite to replace it.")
     return path
 
 
-def _write(part: Part, run: TrainedModel, file: Path, format: Format) -> dict[str, Any]:
-    """Write one file, check it, and say what it takes and gives."""
-    examples = {n: _inputs(part, run, n) for n in (2, *CHECKED)}
-    shapes = ({0: torch.export.Dim("n", min=1)},) * len(part.takes)
-    part.module.eval()
+def _write(
+    function: ExportedFunction, model: TrainedModel, file: Path, format: ExportFormat
+) -> dict[str, Any]:
+    """Write one file, compare it with PyTorch, and return its description in model.json."""
+    examples = {n: _example_inputs(function, model, n) for n in (2, *_CHECKED_BATCHES)}
+    shapes = (({0: torch.export.Dim("n", min=1)},) * len(function.inputs),)
+    function.module.eval()
     if format == "onnx":
-        _onnx(part, examples[2], shapes, file)
-        compute = _onnx_session(file, part)
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            function.module,
+            examples[2],
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=_OPSET,
+            input_names=list(function.inputs),
+            output_names=[function.output],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(file)
+        compute = _onnx_session(function, file)
     else:
-        program = torch.export.export(part.module, examples[2], dynamic_shapes=shapes)
-        torch.export.save(program, file)
+        exported = torch.export.export(function.module, examples[2], dynamic_shapes=shapes)
+        torch.export.save(exported, file)
         compute = torch.export.load(file).module()
     largest, expected = 0.0, np.empty(0)
-    for n in CHECKED:
+    for n in _CHECKED_BATCHES:
         with torch.no_grad():
             found = compute(*examples[n]).numpy()
-        expected = np.asarray(part.expected(*examples[n]))
-        largest = max(largest, _difference(found, expected, f"{file.name}, for {n} images,"))
-    first, *further = (
-        _port(name, example) for name, example in zip(part.takes, examples[2], strict=True)
-    )
+        expected = np.asarray(function.expected(*examples[n]))
+        difference = _check_equal(found, expected, f"{file.name}, for {n} images,")
+        largest = max(largest, difference)
+    named = zip(function.inputs, examples[2], strict=True)
+    first, *further = (_describe(name, example) for name, example in named)
     return {
         "input": first,
         **({"further_inputs": further} if further else {}),
-        "output": _port(part.gives, torch.from_numpy(expected)),
+        "output": _describe(function.output, torch.from_numpy(expected)),
         "largest_difference": largest,
     }
 
 
-def _inputs(part: Part, run: TrainedModel, n: int) -> tuple[Tensor, ...]:
-    """Noise, of latent vectors or of pixels, and what else there is to give."""
+def _example_inputs(function: ExportedFunction, model: TrainedModel, n: int) -> tuple[Tensor, ...]:
+    """Draw random inputs for n images."""
     random = torch.Generator().manual_seed(n)
-    given = {
-        "noise": lambda: run.noise(n, seed=n),
-        "latents": lambda: run.noise(n, seed=n),
-        "chance": lambda: torch.rand(n, generator=random),
+    sample: dict[str, Callable[[], Tensor]] = {
+        "noise": lambda: model.noise(n, seed=n),
+        "latents": lambda: model.noise(n, seed=n),
+        "uniform": lambda: torch.rand(n, generator=random),
         "images": lambda: torch.randint(
-            0, 256, (n, *run.shape), dtype=torch.uint8, generator=random
+            0, 256, (n, *model.shape), dtype=torch.uint8, generator=random
         ),
-        "labels": lambda: torch.arange(n) % len(run.classes),
+        "labels": lambda: torch.arange(n) % len(model.classes),
     }
-    return tuple(given[name]() for name in part.takes)
+    return tuple(sample[name]() for name in function.inputs)
 
 
-def _onnx(part: Part, example: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
-    """Write an ONNX file."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        part.module,
-        example,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        opset_version=OPSET,
-        input_names=list(part.takes),
-        output_names=[part.gives],
-        verbose=False,
-    )
-    assert program is not None
-    program.save(file)
-
-
-def _onnx_session(file: Path, part: Part) -> Callable[..., Tensor]:
-    """What computes an ONNX file, as anybody would who has nothing else."""
+def _onnx_session(function: ExportedFunction, file: Path) -> Callable[..., Tensor]:
+    """Load an ONNX file with onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def compute(*given: Tensor) -> Tensor:
-        named = {name: x.numpy() for name, x in zip(part.takes, given, strict=True)}
-        return torch.from_numpy(session.run([part.gives], named)[0])
+    def compute(*inputs: Tensor) -> Tensor:
+        named = {name: x.numpy() for name, x in zip(function.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run([function.output], named)[0])
 
     return compute
 
 
-def _difference(found: NDArray[Any], expected: NDArray[Any], what: str) -> float:
-    """The largest difference, in steps of 255 or relative to the largest number.
-
-    Raises:
-        UserError: It is beyond tolerance, or not even the shapes agree.
-    """
-    pixels = expected.dtype == np.uint8
+def _check_equal(found: NDArray[Any], expected: NDArray[Any], what: str) -> float:
+    """Return the largest difference, in steps of 255 or relative; raise beyond tolerance."""
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         raise UserError(
             f"{what} gives {found.dtype} {list(found.shape)} where PyTorch gives "
             f"{expected.dtype} {list(expected.shape)}: nothing was written."
         )
     difference = float(np.abs(found.astype(np.float64) - expected).max())
-    if not pixels:
+    tolerance = 1.0
+    if expected.dtype != np.uint8:
         difference /= max(1.0, float(np.abs(expected).max()))
-    allowed = 1.0 if pixels else TOLERANCE
-    if not difference <= allowed:  # nor is NaN
+        tolerance = _TOLERANCE
+    if not difference <= tolerance:  # NaN fails, too
         raise UserError(
-            f"{what} differs from PyTorch by {difference:.2g}, and {allowed:g} is allowed: "
+            f"{what} differs from PyTorch by {difference:.2g}, and {tolerance:g} is allowed: "
             "nothing was written. Try other versions of torch and onnxruntime."
         )
     return difference
 
 
-def _port(name: str, example: Tensor) -> dict[str, Any]:
-    """An input's or output's name, type and shape."""
-    kind = str(example.dtype).removeprefix("torch.")
-    return {"name": name, "dtype": kind, "shape": ["n", *example.shape[1:]]}
+def _describe(name: str, example: Tensor) -> dict[str, Any]:
+    """Return an input's or output's name, type and shape."""
+    dtype = str(example.dtype).removeprefix("torch.")
+    return {"name": name, "dtype": dtype, "shape": ["n", *example.shape[1:]]}
 
 
-def _record(
-    run: TrainedModel, where: str, format: Format, files: dict[str, dict[str, Any]]
+def _metadata(
+    model: TrainedModel, run: str, format: ExportFormat, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What model.json holds."""
-    packages = ("cl-ray", "torch", *NEEDS[format])
+    """Return the content of model.json."""
+    latents = "standard normal noise"
+    if model.prior is not None:
+        latents = "what `sample` gives for standard normal noise and uniform numbers in [0, 1)"
+    packages = ("cl-ray", "torch", *_PACKAGES[format])
     return {
-        "run": redact_credentials(where),
-        "checkpoint": run.checkpoint,
-        "step": run.step,
+        "run": redact_credentials(run),
+        "checkpoint": model.checkpoint,
+        "step": model.step,
         "format": format,
-        **({"opset": OPSET} if format == "onnx" else {}),
+        **({"opset": _OPSET} if format == "onnx" else {}),
         "images": "uint8 [n, height, width, channels], 0 to 255; "
-        + ("RGB" if run.shape[2] == 3 else "grey"),
-        "latents": "float32 [n, latent]; for `generate`, "
-        + (
-            "standard normal noise"
-            if run.prior is None
-            else "what `sample` gives of standard normal noise and chance even in [0, 1)"
-        ),
-        **({"classes": list(run.classes)} if run.classes else {}),
+        + ("RGB" if model.shape[2] == 3 else "grey"),
+        "latents": f"float32 [n, latent]; for `generate`, {latents}",
+        **({"classes": list(model.classes)} if model.classes else {}),
         "files": files,
-        "config": run.config.model_dump(mode="json"),
+        "config": model.config.model_dump(mode="json"),
         "versions": {package: package_version(package) for package in packages},
     }

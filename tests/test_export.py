@@ -11,23 +11,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers.datasets import write_images
+from helpers.run_folder import save_run, trained_run
 from numpy.typing import NDArray
 
 import cl_ray
 import cl_ray.export
 from cl_ray import cli
-from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
-from cl_ray.storage import RunStorage
-from cl_ray.trainer import Trainer
 
 SMALL = {"depth": 3, "width": 4}
 FILES = {
-    "sample": ("noise", "chance", "latents"),
+    "sample": ("noise", "uniform", "latents"),
     "generate": ("latents", "images"),
     "encode": ("images", "latents"),
     "embed": ("images", "embeddings"),
@@ -38,31 +33,28 @@ SHAPES = {"grey": (28, 28, 1), "colour": (33, 33, 3)}
 
 @pytest.fixture(scope="module")
 def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of two runs, of one epoch each: grey digits, and colours of an odd size."""
+    """Two runs of one epoch each: grey digits, and colour images of an odd size."""
     folder = tmp_path_factory.mktemp("export")
     random = np.random.default_rng(0)
-    colours = random.integers(0, 256, (70, *SHAPES["colour"]), dtype=np.uint8)
-    pictures = [RawImage(image, None, "noise") for image in colours]
-    write_splits({"train": pictures}, str(folder / "colours"), DatasetMetadata("colours", "noise"))
-    found = {}
-    for name, data in (("grey", make_digits(100)), ("colour", str(folder / "colours"))):
+    colour = random.integers(0, 256, (70, *SHAPES["colour"]), dtype=np.uint8)
+    data = {
+        "grey": make_digits(100),
+        "colour": write_images(folder / "colour", train=(colour, [None] * 70)),
+    }
+    folders = {}
+    for name in data:
         latent = {"latent": 2}  # so few dimensions that the prior has several Gaussians
         networks: dict[str, Any] = {"generator": {**SMALL, **latent}, "discriminator": SMALL}
-        if name == "colour":  # and what has parts that ONNX must learn of
+        if name == "colour":  # with layers that ONNX has no operators for
             networks["generator"] |= {"family": "style"}
             networks["discriminator"] = {**SMALL, "spectral_norm": True}
-        config = Config(data=data, batch_size=32, **networks)
-        run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
-        run.train_epoch()
-        where = RunStorage.at(str(folder / "runs"), name)
-        where.write("config.yaml", config.to_yaml().encode())
-        CheckpointStore(*where.open()).save(run.state_dict(), epoch=1, step=4, figure=0.5)
-        found[name] = Path(where.uri)
-    return found
+        trainer = trained_run(data[name], **networks)
+        folders[name] = save_run(trainer, folder / name, step=4)
+    return folders
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence that `cl-ray export` says."""
+    """Return the error of `cl-ray export`, one sentence."""
     with pytest.raises(SystemExit) as end:
         cli.main(["export", *arguments])
     assert end.value.code == 1
@@ -121,12 +113,12 @@ def test_the_files_compute_what_the_run_does(
     for n in (1, 2, 9, 130):
         prior = loaded.prior
         assert prior is not None
-        noise, chance = loaded.noise(n, seed=4).numpy(), random.random(n, np.float32)
+        noise, uniform = loaded.noise(n, seed=4).numpy(), random.random(n, np.float32)
         assert len(prior.weights) > 1
-        which = np.searchsorted(prior.weights.numpy().cumsum(), chance, side="right")
-        roots, means = prior.roots.numpy()[which], prior.means.numpy()[which]
+        which = np.searchsorted(prior.weights.numpy().cumsum(), uniform, side="right")
+        roots, means = prior.scale_tril.numpy()[which], prior.means.numpy()[which]
         there = means + np.einsum("nij,nj->ni", roots, noise)
-        assert np.allclose(compute["sample"](noise, chance), there, atol=1e-5)
+        assert np.allclose(compute["sample"](noise, uniform), there, atol=1e-5)
         latents = loaded.latents(n, seed=3).numpy()
         pixels = compute["generate"](latents)
         assert pixels.dtype == np.uint8
@@ -159,7 +151,7 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(
     cli.main(["export", *arguments])
     first = (out / "model.json").read_bytes()
     assert refused(capsys, *arguments) == (
-        f"{out} is there already: give another --out, or --overwrite to replace it."
+        f"{out} already exists: give another --out, or --overwrite to replace it."
     )
     cli.main(["export", str(runs["colour"]), *arguments[1:], "--overwrite"])
     assert (out / "model.json").read_bytes() != first
@@ -167,7 +159,7 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(
     (out / "notes.txt").write_text("mine")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert refused(capsys, *arguments, "--overwrite") == (
-        f"{out} holds notes.txt, which is no part of an export: give another --out."
+        f"{out} holds notes.txt, which is not part of an export: give another --out."
     )
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
@@ -186,13 +178,11 @@ def test_files_that_compute_something_else_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     form: str,
 ) -> None:
-    right = cl_ray.export.Encode.forward
-    monkeypatch.setattr(
-        cl_ray.export.Encode, "forward", lambda self, images: 1.001 * right(self, images)
-    )
+    scale = cl_ray.export.to_unit
+    monkeypatch.setattr(cl_ray.export, "to_unit", lambda images: 1.01 * scale(images))
     message = refused(capsys, str(runs["grey"]), f"--out={tmp_path}/model", f"--format={form}")
     ending = {"onnx": "onnx", "torch": "pt2"}[form]
-    assert message.startswith(f"encode.{ending}, for 1 images, differs from PyTorch by 0.001, ")
+    assert message.startswith(f"encode.{ending}, for 1 images, differs from PyTorch by 0.0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +204,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(
     assert "tflite" in capsys.readouterr().err
     with pytest.raises(cl_ray.UserError, match="format 'tflite' is unknown; there are: onnx, "):
         cl_ray.export.export(run, tmp_path / "model", "tflite")  # type: ignore[arg-type]
-    monkeypatch.setattr(cl_ray.export, "NEEDS", {"onnx": ("onnx", "no_such_runtime")})
+    monkeypatch.setattr(cl_ray.export, "_PACKAGES", {"onnx": ("onnx", "no_such_runtime")})
     assert refused(capsys, run, out) == (
         "--format onnx needs no_such_runtime: `pip install no_such_runtime`."
     )

@@ -134,7 +134,7 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
             f"{evaluation.probe_images:,} training images"
         )
         table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")
-        scores = [found.scores for found in evaluation.representation.values()]
+        scores = list(evaluation.representation.values())
         for name in scores[0]:
             table.add_row(metric_title(name), *(_percent(owner.get(name)) for owner in scores))
         console.print(table)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.cli import RunPath, parse
+from cl_ray.cli import RunPath, parse_flags
 
 
 class ExportCommand(BaseConfig):
@@ -21,28 +21,30 @@ class ExportCommand(BaseConfig):
         "onnx", description="onnx, for onnxruntime and others, or torch, programs of torch.export."
     )
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
-    overwrite: bool = Field(False, description="Replace the export that is at `out`.")
+    overwrite: bool = Field(False, description="Replace the export at `out`.")
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Run it."""
-    asked = parse(ExportCommand, arguments, prog="cl-ray export")
+    """Run the command."""
+    asked = parse_flags(ExportCommand, arguments, prog="cl-ray export")
     from cl_ray.export import export
 
     console = Console()
     with console.status("Exporting …"):
-        record = export(asked.run, asked.out, asked.format, asked.checkpoint, asked.overwrite)
-    kind = f"ONNX, opset {record['opset']}," if "opset" in record else "torch.export programs"
-    line = f"{record['run']}, {record['checkpoint']}, as {kind} in {asked.out}"
+        metadata = export(asked.run, asked.out, asked.format, asked.checkpoint, asked.overwrite)
+    kind = "torch.export programs"
+    if "opset" in metadata:
+        kind = f"ONNX, opset {metadata['opset']},"
+    line = f"{metadata['run']}, {metadata['checkpoint']}, as {kind} in {asked.out}"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     table = Table("file", "takes", "gives", "differs from PyTorch by", box=None, pad_edge=False)
-    for file, about in record["files"].items():
-        unit = "of 255" if about["output"]["dtype"] == "uint8" else "of the largest"
-        difference = f"{about['largest_difference']:.2g} {unit}"
-        table.add_row(file, words(about["input"]), words(about["output"]), difference)
+    for file, described in metadata["files"].items():
+        unit = "of 255" if described["output"]["dtype"] == "uint8" else "of the largest"
+        difference = f"{described['largest_difference']:.2g} {unit}"
+        table.add_row(file, _text(described["input"]), _text(described["output"]), difference)
     console.print(table)
 
 
-def words(port: dict[str, Any]) -> Text:
-    """An input or output: its name, type and shape."""
+def _text(port: dict[str, Any]) -> Text:
+    """Format the name, type and shape of an input or output."""
     return Text(f"{port['name']}: {port['dtype']} [{', '.join(map(str, port['shape']))}]")

@@ -1,1 +1,1 @@
-"""What a run is worth: reference features, fidelity of samples, and the representation."""
+"""Evaluation of trained models: reference features, metrics of samples, probes of features."""

@@ -1,4 +1,4 @@
-"""What is measured of a run while it trains."""
+"""The config of evaluations while a run trains."""
 
 from pydantic import Field
 
@@ -11,12 +11,12 @@ class EvaluationConfig(BaseConfig):
     every: int = Field(
         1,
         ge=0,
-        description="Epochs between two evaluations, the last one included; 0 is never.",
+        description="Epochs between two evaluations, the last epoch's included; 0 is never.",
         json_schema_extra=marks("changeable_on_resume"),
     )
     reference: str = Field(
         "auto",
-        description="Whose features fidelity is measured over: `mnist` (packaged), "
+        description="Reference for the features of generated images: `mnist` (packaged), "
         "`stacked-mnist` (the same on each channel, which also counts modes), the path of one that "
         "`python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: `mnist` "
         "for the packaged digits, `stacked-mnist` for such data, else none.",
@@ -24,6 +24,4 @@ class EvaluationConfig(BaseConfig):
     samples: int = Field(
         10_000, gt=5, description="Generated images, compared with as many real test images."
     )
-    images: int = Field(
-        10_000, gt=5, description="Training images whose features and labels are learnt from."
-    )
+    images: int = Field(10_000, gt=5, description="Training images that probes are fitted to.")

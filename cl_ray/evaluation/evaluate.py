@@ -97,14 +97,6 @@ class ModeCoverage:
 
 
 @dataclass(frozen=True)
-class RepresentationScores:
-    """Scores by their names in PROBE_METRICS, and a sentence for each kind that is missing."""
-
-    scores: dict[str, ProbeScore]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
 class Reconstruction:
     """Mean squared error of G(x), pixels in [0, 1].
 
@@ -144,18 +136,14 @@ class Evaluation:
     probe_images: int
     fidelity: Fidelity | None
     modes: ModeCoverage | None
-    representation: dict[str, RepresentationScores]
+    representation: dict[str, dict[str, ProbeScore]]
     reconstruction: Reconstruction
     notes: list[str]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of evaluation.json, plain values."""
-        scores = {
-            owner: {name: asdict(score) for name, score in found.scores.items()}
-            for owner, found in self.representation.items()
-        }
-        return {**asdict(self), "representation": scores}
+        return asdict(self)
 
     def metrics(self) -> dict[str, float]:
         """Return all metrics by name; those of G's encoder and of pixels with a prefix."""
@@ -167,10 +155,9 @@ class Evaluation:
             found = self.fidelity.metrics.get(metric.name) if self.fidelity else None
             if metric.relative and found and found.real_baseline > 0:
                 values[metric.name + OVER_BASELINE] = found.value / found.real_baseline
-        for owner, representation in self.representation.items():
+        for owner, scores in self.representation.items():
             prefix = "" if owner == "discriminator" else f"{owner}_"
-            scores = representation.scores.items()
-            values |= {f"{prefix}{name}": score.accuracy for name, score in scores}
+            values |= {f"{prefix}{name}": score.accuracy for name, score in scores.items()}
         return values
 
 
@@ -188,7 +175,7 @@ def summary_line(evaluation: Evaluation) -> str:
         of = f"{modes.of} modes in {modes.count:,} samples"
         parts.append(f"{found:.0f} of {of}, KL {divergence:.3f}")
     if "discriminator" in evaluation.representation:
-        scores = evaluation.representation["discriminator"].scores
+        scores = evaluation.representation["discriminator"]
         shown = [
             f"{title} {scores[name].accuracy:.2%}"
             for name, title in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items()
@@ -330,27 +317,23 @@ class ModeEvaluator:
 
 def evaluate_representation(
     data: ProbeData, metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS
-) -> RepresentationScores:
+) -> tuple[dict[str, ProbeScore], list[str]]:
     """Compute probe scores of features.
 
-    Args:
-        data: Features and labels.
-        metrics: Which scores.
-
     Returns:
-        The scores, and a note for each that the labels do not allow.
+        The scores by name, and a sentence for each reason why the labels do not allow one.
     """
     scores: dict[str, ProbeScore] = {}
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     for metric in metrics:
         start = time.perf_counter()
         try:
             score = metric.compute(data)
         except UserError as error:
-            notes += [str(error)] if str(error) not in notes else []
+            notes[str(error)] = None
             continue
         scores[metric.name] = replace(score, seconds=time.perf_counter() - start)
-    return RepresentationScores(scores, notes)
+    return scores, list(notes)
 
 
 class Evaluator:
@@ -412,16 +395,13 @@ class Evaluator:
         with _limited_threads():
             fidelity = self._measure_fidelity(model, context, thorough, tell)
             modes = self._measure_modes(model, thorough, tell)
-            representation = self._probe(model, context, thorough, tell)
+            representation, missing = self._probe(model, context, thorough, tell)
         tell("reconstruction")
         copies = model.reconstruct(test.image, test.label if model.classes else None)
         mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
         reconstruction = Reconstruction(
             RECONSTRUCTION.compute((copies, test.image)), RECONSTRUCTION.compute((mean, test.image))
         )
-        notes = [*self.notes, *self._skipped(context, thorough)]
-        for found in representation.values():
-            notes += [note for note in found.notes if note not in notes]
         return Evaluation(
             checkpoint=model.checkpoint,
             step=model.step,
@@ -433,7 +413,7 @@ class Evaluator:
             modes=modes,
             representation=representation,
             reconstruction=reconstruction,
-            notes=notes,
+            notes=[*self.notes, *self._skipped(context, thorough), *missing],
             seconds=round(time.perf_counter() - start, 1),
         )
 
@@ -496,10 +476,10 @@ class Evaluator:
 
     def _probe(
         self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
-    ) -> dict[str, RepresentationScores]:
+    ) -> tuple[dict[str, dict[str, ProbeScore]], list[str]]:
         train, test = self.images()
         if train.label is None or test.label is None:
-            return {}
+            return {}, []
         features: dict[str, Callable[[Pixels], Floats]] = {"discriminator": model.embed}
         if thorough:
             features["encoder"] = lambda images: model.encode(images).numpy()
@@ -507,14 +487,15 @@ class Evaluator:
                 images.reshape(len(images), -1), 255, dtype=np.float32
             )
         metrics = _selected(PROBE_METRICS, context, thorough)
-        found = {}
+        found: dict[str, dict[str, ProbeScore]] = {}
+        notes: list[str] = []
         for owner, compute in features.items():
             tell(f"representation: {owner}")
             data = ProbeData(
                 compute(train.image), train.label, compute(test.image), test.label, self.seed
             )
-            found[owner] = evaluate_representation(data, metrics)
-        return found
+            found[owner], notes = evaluate_representation(data, metrics)
+        return found, notes  # which depend on the labels only
 
     def _skipped(self, context: MetricContext, thorough: bool) -> list[str]:
         """Return a sentence for each reason why scores of labelled data are not measured."""

@@ -77,8 +77,8 @@ class Metric(Generic[Input, Value]):
         name: Key in evaluation.json, of curves, of `checkpoint.metric` and of the search.
         title: Name in tables.
         compute: The metric as a function of what it measures.
-        larger_is_better: Its direction.
         requires: What must hold; the first that does not is named in errors.
+        larger_is_better: Its direction.
         thorough: Whether it takes so long that only `cl-ray evaluate` computes it.
         relative: Whether NAME_over_baseline is a metric, too: this one over its baseline.
         baseline: Real images that take the samples' place for its real-data baseline: as many
@@ -88,8 +88,8 @@ class Metric(Generic[Input, Value]):
     name: str
     title: str
     compute: Callable[[Input], Value]
-    larger_is_better: bool = True
     requires: tuple[Requirement, ...] = ()
+    larger_is_better: bool = True
     thorough: bool = False
     relative: bool = False
     baseline: Literal["train", "test"] = "train"
@@ -104,17 +104,17 @@ class Metric(Generic[Input, Value]):
         return next(filter(None, (requirement(context) for requirement in self.requires)), None)
 
 
-def _reference(context: MetricContext) -> str | None:
+def _has_reference(context: MetricContext) -> str | None:
     return None if context.reference else "this data without a reference (evaluation.reference)"
 
 
-def _reference_labels(context: MetricContext) -> str | None:
+def _predicts_labels(context: MetricContext) -> str | None:
     if not str(context.reference).startswith(f"{INCEPTION}:"):
         return None
     return f"this data by evaluation.reference {context.reference!r}, which gives no labels"
 
 
-def _reference_classes(context: MetricContext) -> str | None:
+def _knows_classes(context: MetricContext) -> str | None:
     """The reference's classes are those of the data."""
     name = str(context.reference)
     if name != STACKED and not name.startswith(f"{INCEPTION}:") and context.dataset.info.labelled:
@@ -124,20 +124,20 @@ def _reference_classes(context: MetricContext) -> str | None:
     return f"this data by evaluation.reference {name!r}, which does not name its classes"
 
 
-def _condition(context: MetricContext) -> str | None:
+def _is_conditional(context: MetricContext) -> str | None:
     trained = context.condition != "none"
     return None if trained else "networks that are told no classes (condition none)"
 
 
-def _stacked(context: MetricContext) -> str | None:
+def _is_stacked(context: MetricContext) -> str | None:
     return None if context.reference == STACKED else f"this data, not being {STACKED}"
 
 
-def _labels(context: MetricContext) -> str | None:
+def _has_labels(context: MetricContext) -> str | None:
     return None if context.dataset.info.labelled else "this data without labels"
 
 
-def _few_classes(context: MetricContext) -> str | None:
+def _has_few_classes(context: MetricContext) -> str | None:
     many = len(context.dataset.class_names()) > MAX_PROBED_CLASSES
     return f"this data of more than {MAX_PROBED_CLASSES} classes" if many else None
 
@@ -154,55 +154,54 @@ class ModeSample:
     histogram: NDArray[np.int64]
     expected: NDArray[np.float64]
 
+    @property
+    def found(self) -> int:
+        """Modes with at least one sample."""
+        return int((self.histogram > 0).sum())
 
-def _manifold(name: str) -> Callable[[Samples], float]:
-    return lambda samples: samples.manifolds[name]
 
+def _frechet(samples: Samples) -> float:
+    return frechet_distance(samples.real, samples.features)
+
+
+def _kernel(samples: Samples) -> float:
+    return kernel_distance(samples.real, samples.features, samples.seed)
+
+
+_REFERENCE = (_has_reference,)
+_PROBED = (_has_labels, _has_few_classes)
 
 SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
-    Metric(
-        "frechet",
-        "Fréchet distance",
-        lambda samples: frechet_distance(samples.real, samples.features),
-        larger_is_better=False,
-        requires=(_reference,),
-        relative=True,
-    ),
-    Metric(
-        "kernel",
-        "kernel distance",
-        lambda samples: kernel_distance(samples.real, samples.features, samples.seed),
-        larger_is_better=False,
-        requires=(_reference,),
-    ),
-    *(
-        Metric(name, name, _manifold(name), requires=(_reference,))
-        for name in ("precision", "recall", "density", "coverage")
-    ),
+    Metric("frechet", "Fréchet distance", _frechet, _REFERENCE, False, relative=True),
+    Metric("kernel", "kernel distance", _kernel, _REFERENCE, False),
+    Metric("precision", "precision", lambda s: s.manifolds["precision"], _REFERENCE),
+    Metric("recall", "recall", lambda s: s.manifolds["recall"], _REFERENCE),
+    Metric("density", "density", lambda s: s.manifolds["density"], _REFERENCE),
+    Metric("coverage", "coverage", lambda s: s.manifolds["coverage"], _REFERENCE),
     Metric(
         "label_entropy",
         "entropy of the labels, nats",
-        lambda samples: label_entropy(samples.histogram),
-        requires=(_reference, _reference_labels),
+        lambda s: label_entropy(s.histogram),
+        (*_REFERENCE, _predicts_labels),
     ),
     Metric(
         "label_balance",
         "rarest label : commonest",
-        lambda samples: label_balance(samples.histogram),
-        requires=(_reference, _reference_labels),
+        lambda s: label_balance(s.histogram),
+        (*_REFERENCE, _predicts_labels),
     ),
     Metric(
         "class_accuracy",
         "of the class asked for",
         class_accuracy,
-        requires=(_condition, _reference, _reference_classes),
+        (_is_conditional, *_REFERENCE, _knows_classes),
         baseline="test",
     ),
     Metric(
         "classification_accuracy",
         "accuracy of a classifier trained on them",
         classification_accuracy_score,
-        requires=(_reference, _labels, _reference_classes),
+        (*_REFERENCE, _has_labels, _knows_classes),
         thorough=True,
     ),
 )
@@ -210,37 +209,28 @@ SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
 
 MODE_METRICS: tuple[Metric[ModeSample, float], ...] = (
     Metric(
-        "modes",
-        "modes with a sample",
-        lambda sample: float((sample.histogram > 0).sum()),
-        requires=(_stacked,),
+        "modes", "modes with a sample", lambda s: float((s.histogram > 0).sum()), (_is_stacked,)
     ),
     Metric(
         "mode_kl",
         "KL(samples || data) over modes, nats",
-        lambda sample: mode_kl(sample.histogram, sample.expected),
+        lambda s: mode_kl(s.histogram, s.expected),
+        (_is_stacked,),
         larger_is_better=False,
-        requires=(_stacked,),
     ),
 )
 """Of stacked digits, in more samples than the others; the baseline is of real triples."""
 
 PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
-    Metric("linear_probe", "linear probe", linear_probe_accuracy, requires=(_labels, _few_classes)),
-    Metric("knn_1", "1-NN", partial(knn_accuracy, k=1), requires=(_labels,)),
-    Metric("knn_20", "20-NN", partial(knn_accuracy, k=20), requires=(_labels,)),
-    Metric(
-        "few_labels",
-        "10 labels per class",
-        few_labels_accuracy,
-        requires=(_labels, _few_classes),
-        thorough=True,
-    ),
+    Metric("linear_probe", "linear probe", linear_probe_accuracy, _PROBED),
+    Metric("knn_1", "1-NN", partial(knn_accuracy, k=1), (_has_labels,)),
+    Metric("knn_20", "20-NN", partial(knn_accuracy, k=20), (_has_labels,)),
+    Metric("few_labels", "10 labels per class", few_labels_accuracy, _PROBED, thorough=True),
     Metric(
         "few_labels_spread",
         "10 labels per class, spread over all images",
         few_labels_spread_accuracy,
-        requires=(_labels, _few_classes),
+        _PROBED,
         thorough=True,
     ),
 )
