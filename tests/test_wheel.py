@@ -58,6 +58,7 @@ def test_wheel_has_every_file_of_the_package(wheel: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1500)  # five commands, also on a busy machine
 def test_commands_work_outside_of_a_checkout(
     environment: Path, tmp_path: Path, make_digits: Callable[[int], str]
 ) -> None:
@@ -67,7 +68,7 @@ def test_commands_work_outside_of_a_checkout(
     def run(program: str, *arguments: str, code: int = 0) -> str:
         done = subprocess.run(
             [str(environment / "bin" / program), *arguments],
-            cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
