@@ -21,7 +21,7 @@ from helpers.ports import listening_ports, probe
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # slow on a busy machine
 
 SUBMIT = "ray job submit --address http://localhost:8265 --working-dir ."
 EPOCHS = 10

@@ -10,7 +10,7 @@ from helpers import client
 from helpers.cloud import Cloud, wait_for
 from helpers.small_run import SMALL_RUN
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # slow on a busy machine
 
 TITLE = "Your own machines"
 ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from helpers.cloud import Cloud, wait_for
 from helpers.machines import ROOT, stop
 
@@ -71,7 +69,7 @@ def shipped_yaml(name: str, target: Path, **replace: str) -> Path:
 def run(cloud: Cloud, *command: str, ok: bool = True) -> str:
     """Run a command in the repository's root and return its output."""
     done = subprocess.run(
-        command, cwd=ROOT, env=cloud.environment, text=True, timeout=300,
+        command, cwd=ROOT, env=cloud.environment, text=True, timeout=600,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert (done.returncode == 0) is ok, f"{command}\n{done.stdout[-5000:]}"
@@ -157,7 +155,7 @@ def job_result(cloud: Cloud, job: str) -> str | None:
 def wait_for_job(cloud: Cloud, job: str, condition: Callable[[], Any], name: str) -> None:
     """Wait for something that a job does; fail with its log if it does not."""
     try:
-        wait_for(lambda: condition() or job_result(cloud, job), 400, name)
+        wait_for(lambda: condition() or job_result(cloud, job), 900, name)
     except AssertionError:
         raise AssertionError(f"{name}: {job_log(cloud, job)}") from None
     assert condition(), job_log(cloud, job)
@@ -171,8 +169,12 @@ def wait_for_success(cloud: Cloud, job: str) -> str:
 
 def leftover_processes(cloud: Cloud) -> list[str]:
     """Command lines of processes that this computer's commands left behind."""
-    return [
-        " ".join(process.info["cmdline"] or [])
-        for process in psutil.process_iter(["cmdline", "environ"])
-        if (process.info["environ"] or {}).get("HOME") == str(cloud.home)
-    ]
+    home = f"HOME={cloud.home}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if home in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
