@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
+from cl_ray.evaluation.classifier import Pixels
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import Chart, histogram_chart
-from cl_ray.report.images import ImageGrid, Pixels, image_grid
+from cl_ray.report.images import ImageGrid, image_grid
 
 SEED = 1
 MAX_CLASSES = 12

@@ -5,14 +5,12 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from cl_ray.evaluation.classifier import Pixels
 from cl_ray.report.records import list_files
 from cl_ray.storage import RunStorage
 
-Pixels = NDArray[np.uint8]
-"""Images [n, H, W, C]."""
 _SAVED_COLUMNS, _SAVED_GAP = 16, 2
 """The layout of the grids that a run saves; their padding is grey."""
 GAP = 2

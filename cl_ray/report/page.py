@@ -35,7 +35,7 @@ _MAX_STRIP_EPOCHS, _STRIP_COLUMNS, _PAIR_COLUMNS = 12, 10, 8
 _HIDDEN = ("name", "storage", "preset")
 """Fields that differ from the preset's in every run."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _changed_fields(config: Config | None) -> list[tuple[str, Any, Any]]:
     return [(name, old, new) for name, (old, new) in found.items() if name not in _HIDDEN]
 
 
-def _try(missing: dict[str, str], part: str, make: Callable[[], T]) -> T | None:
+def _try(missing: dict[str, str], part: str, make: Callable[[], _T]) -> _T | None:
     """Return what `make` returns; on a UserError, None, with its sentence in `missing`."""
     try:
         return make()

@@ -151,7 +151,7 @@ def test_text_is_large_enough_on_a_phone(browser: Browser, page: Path) -> None:
 
 DRAWN = (
     "[...document.querySelectorAll('{} .plot')].map(plot => ["
-    "plot.data.map(trace => trace.y.length ?? trace.y.bdata.length),"
+    "plot.calcdata.map(points => points.length),"
     " [...plot.querySelectorAll('.scatterlayer .trace')].map(trace => ["
     "trace.querySelector('.js-line')?.getTotalLength() ?? 0,"
     " trace.querySelector('.js-line') && getComputedStyle(trace.querySelector('.js-line')).stroke,"

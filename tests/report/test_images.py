@@ -63,7 +63,7 @@ def test_saved_samples_are_those_of_the_ema_generator(trained: Path) -> None:
     random, loaded = torch.Generator().manual_seed(0), cl_ray.load(trained)
     assert loaded.prior is not None
     noise, chance = torch.randn(64, 10, generator=random), torch.rand(64, generator=random)
-    again = loaded.decode(loaded.prior.place(noise, chance))
+    again = loaded.decode(loaded.prior.transform_noise(noise, chance))
     assert np.abs(images.astype(int) - again.astype(int)).max() <= 1
 
 
