@@ -48,96 +48,116 @@ Allocate = Callable[..., TrialResources]
 
 
 @pytest.fixture
-def allocate(flags: list[str], tmp_path: Path) -> Allocate:
-    """Divides Ray's CPUs and GPUs among four trials of a search with these flags."""
+def allocate(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Allocate:
+    """Divides a machine's CPUs and GPUs among four trials of a search with these flags."""
+    monkeypatch.setattr("cl_ray.training.preflight.starts_local_ray", lambda address: False)
+    for module in ("cl_ray.training.resources", "cl_ray.tuning.runner"):
+        monkeypatch.setattr(f"{module}.find_autoscaler", lambda: None)
 
-    def run(*more: str, local: bool = True) -> TrialResources:
+    def run(machine: tuple[int, int], *more: str, local: bool = True) -> TrialResources:
+        nodes = [{"CPU": float(machine[0]), "GPU": float(machine[1])}]
+        for module in ("cl_ray.training.resources", "cl_ray.tuning.runner"):
+            monkeypatch.setattr(f"{module}.live_nodes", lambda: nodes)
         search = prepare_search([*flags, f"--storage={tmp_path}", "--trials=4", *more], "search")
         return allocate_trials(search, local)
 
     return run
 
 
-def refusal(allocate: Allocate, *more: str, local: bool = True) -> str:
-    with pytest.raises(UserError) as caught:
-        allocate(*more, local=local)
-    return str(caught.value)
+@pytest.mark.parametrize(
+    ("machine", "flags_given", "local", "expected"),
+    [
+        ((16, 1), "", True, (1, 1, 16, 1, 16)),
+        ((16, 1), "--workers=2", True, (1, 2, 8, 0.5, 8)),
+        ((16, 1), "--concurrent=4", True, (4, 1, 4, 0.25, 4)),
+        ((16, 1), "--gpus-per-trial=0.25", True, (4, 1, 4, 0.25, 4)),
+        ((16, 1), "--gpus-per-trial=0.5 --workers=2", True, (2, 2, 4, 0.25, 4)),
+        ((16, 1), "--set=device=cpu --workers=2", True, (4, 2, 2, 0, 2)),
+        ((16, 1), "--workers=2", False, (4, 2, 1, 0, 1)),
+        ((2, 4), "", True, (2, 1, 1, 1, 1)),
+        ((2, 4), "--workers=2", True, (1, 2, 1, 1, 1)),
+        ((2, 4), "--cpus-per-trial=0.5", True, (4, 1, 0.5, 1, 1)),
+        ((2, 4), "--gpus-per-trial=2", False, (2, 1, 1, 2, 1)),
+        ((2, 4), "--gpus-per-trial=4", False, (1, 1, 1, 4, 1)),
+        ((4, 0), "--workers=2 --cpus-per-trial=4", True, (1, 2, 2, 0, 2)),
+        ((4, 0), "--workers=2 --cpus-per-trial=2", True, (2, 2, 1, 0, 1)),
+        ((4, 0), "--workers=4 --cpus-per-trial=1.4", True, (2, 4, 0.35, 0, 1)),
+        ((4, 0), "--workers=4", True, (1, 4, 1, 0, 1)),
+    ],
+)
+def test_cpus_and_gpus_are_divided_among_trials_and_workers(
+    allocate: Allocate,
+    machine: tuple[int, int],
+    flags_given: str,
+    local: bool,
+    expected: tuple[int, int, float, float, int],
+) -> None:
+    concurrent, workers, cpus, gpus, threads = expected
+    each = WorkerResources(cpus, gpus, threads, None)
+    found = allocate(machine, *flags_given.split(), local=local)
+    assert found == TrialResources(concurrent, workers, each)
 
 
-def resources(
-    concurrent: int, workers: int, cpus: float, gpus: float, threads: int
-) -> TrialResources:
-    return TrialResources(concurrent, workers, WorkerResources(cpus, gpus, threads, None))
-
-
-@pytest.mark.ray
-def test_one_gpu_is_divided_among_trials_and_workers(allocate: Allocate) -> None:
-    with local_ray(cpus=16, gpus=1):
-        assert allocate() == resources(1, 1, 16, 1, 16)
-        assert allocate("--workers=2") == resources(1, 2, 8, 0.5, 8)
-        assert allocate("--concurrent=4") == resources(4, 1, 4, 0.25, 4)
-        assert allocate("--gpus-per-trial=0.25") == resources(4, 1, 4, 0.25, 4)
-        half = ("--gpus-per-trial=0.5", "--workers=2")
-        assert allocate(*half) == resources(2, 2, 4, 0.25, 4)
-        assert allocate("--set=device=cpu", "--workers=2") == resources(4, 2, 2, 0, 2)
-        assert allocate("--workers=2", local=False) == resources(4, 2, 1, 0, 1)
-        flags = ("--workers=2", "--gpus-per-trial=1", "--concurrent=3")
-        assert refusal(allocate, *flags) == (
+@pytest.mark.parametrize(
+    ("machine", "flags_given", "message"),
+    [
+        (
+            (16, 1),
+            "--workers=2 --gpus-per-trial=1 --concurrent=3",
             "concurrent 3 with 2 workers of 0.5 GPU each need 3 GPU; the cluster has 1: take "
-            "--concurrent 1, or a smaller --gpus-per-trial."
-        )
-
-
-@pytest.mark.ray
-def test_neither_cpus_nor_gpus_are_given_twice(allocate: Allocate) -> None:
-    with local_ray(cpus=2, gpus=4):
-        assert allocate() == resources(2, 1, 1, 1, 1)
-        assert allocate("--workers=2") == resources(1, 2, 1, 1, 1)
-        assert allocate("--cpus-per-trial=0.5") == resources(4, 1, 0.5, 1, 1)
-        assert allocate("--gpus-per-trial=2", local=False) == resources(2, 1, 1, 2, 1)
-        assert allocate("--gpus-per-trial=4", local=False) == resources(1, 1, 1, 4, 1)
-        # A worker is never split over two GPUs.
-        part = ("--cpus-per-trial=0.2", "--gpus-per-trial=0.6", "--concurrent=5")
-        assert refusal(allocate, *part) == (
+            "--concurrent 1, or a smaller --gpus-per-trial.",
+        ),
+        (  # a worker is never split over two GPUs
+            (2, 4),
+            "--cpus-per-trial=0.2 --gpus-per-trial=0.6 --concurrent=5",
             "concurrent 5 with 0.2 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of "
-            "them, have room for 4: take --concurrent 4, or give each less."
-        )
-        one = ("--workers=5", "--cpus-per-trial=1", "--gpus-per-trial=3", "--set=batch_size=40")
-        assert refusal(allocate, *one) == (
+            "them, have room for 4: take --concurrent 4, or give each less.",
+        ),
+        (
+            (2, 4),
+            "--workers=5 --cpus-per-trial=1 --gpus-per-trial=3 --set=batch_size=40",
             "concurrent 1 with 5 workers of 0.2 CPU and 0.6 GPU each do not fit: the cluster's "
-            "nodes, 1 of them, have room for 4: give each less."
-        )
-
-
-@pytest.mark.ray
-def test_a_trial_s_cpus_are_divided_among_its_workers(allocate: Allocate) -> None:
-    with local_ray(cpus=4, gpus=0):
-        assert allocate("--workers=2", "--cpus-per-trial=4") == resources(1, 2, 2, 0, 2)
-        assert allocate("--workers=2", "--cpus-per-trial=2") == resources(2, 2, 1, 0, 1)
-        assert allocate("--workers=4", "--cpus-per-trial=1.4") == resources(2, 4, 0.35, 0, 1)
-        assert allocate("--workers=4") == resources(1, 4, 1, 0, 1)
-        # What a refusal proposes fits.
-        assert refusal(allocate, "--workers=8") == (
+            "nodes, 1 of them, have room for 4: give each less.",
+        ),
+        (
+            (4, 0),
+            "--workers=8",
             "concurrent 1 with 8 workers of 1 CPU each need 8 CPU; the cluster has 4: take "
-            "--workers 4, or a smaller --cpus-per-trial."
-        )
-        assert refusal(allocate, "--workers=8", "--concurrent=2") == (
+            "--workers 4, or a smaller --cpus-per-trial.",
+        ),
+        (
+            (4, 0),
+            "--workers=8 --concurrent=2",
             "concurrent 2 with 8 workers of 1 CPU each need 16 CPU; the cluster has 4: take "
-            "--concurrent 1 with --workers 4, or a smaller --cpus-per-trial."
-        )
-        assert refusal(allocate, "--workers=4", "--cpus-per-trial=8") == (
+            "--concurrent 1 with --workers 4, or a smaller --cpus-per-trial.",
+        ),
+        (
+            (4, 0),
+            "--workers=4 --cpus-per-trial=8",
             "concurrent 1 with 4 workers of 2 CPU each need 8 CPU; the cluster has 4: take a "
-            "smaller --cpus-per-trial."
-        )
-        assert refusal(allocate, "--concurrent=4", "--cpus-per-trial=2") == (
+            "smaller --cpus-per-trial.",
+        ),
+        (
+            (4, 0),
+            "--concurrent=4 --cpus-per-trial=2",
             "concurrent 4 with 2 CPU each need 8 CPU; the cluster has 4: take --concurrent 2, or "
-            "a smaller --cpus-per-trial."
-        )
-        for local in (True, False):  # where the cluster has no GPU
-            assert refusal(allocate, "--gpus-per-trial=1", local=local) == (
-                "concurrent 1 with 1 GPU each need 1 GPU; the cluster has 0: take a smaller "
-                "--gpus-per-trial."
-            )
+            "a smaller --cpus-per-trial.",
+        ),
+        (
+            (4, 0),
+            "--gpus-per-trial=1",
+            "concurrent 1 with 1 GPU each need 1 GPU; the cluster has 0: take a smaller "
+            "--gpus-per-trial.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("local", [True, False])
+def test_what_does_not_fit_is_refused_with_what_does(
+    allocate: Allocate, machine: tuple[int, int], flags_given: str, message: str, local: bool
+) -> None:
+    with pytest.raises(UserError) as caught:
+        allocate(machine, *flags_given.split(), local=local)
+    assert str(caught.value) == message
 
 
 @pytest.mark.ray
