@@ -263,10 +263,11 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
     assert np.abs(images.astype(int) - run.decode(z, labels=labels)).max() <= 1
     assert run.prior is not None
     session = onnxruntime.InferenceSession(str(out / "sample.onnx"))
-    chance = torch.rand(13, generator=torch.Generator().manual_seed(1))
-    given = {"noise": z.numpy(), "chance": chance.numpy(), "labels": labels}
-    (placed,) = session.run(["latents"], given)
-    assert np.allclose(placed, run.prior.transform_noise(z, chance, torch.from_numpy(labels)), atol=1e-5)
+    uniform = torch.rand(13, generator=torch.Generator().manual_seed(1))
+    inputs = {"noise": z.numpy(), "uniform": uniform.numpy(), "labels": labels}
+    (latents,) = session.run(["latents"], inputs)
+    expected = run.prior.transform_noise(z, uniform, torch.from_numpy(labels))
+    assert np.allclose(latents, expected, atol=1e-5)
     record = json.loads((out / "model.json").read_text())
     assert record["classes"] == list("0123456789")
     assert record["files"]["generate.onnx"]["further_inputs"][0]["name"] == "labels"
@@ -279,10 +280,12 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
     assert np.allclose(scores, run.score(pixels, labels[:9]), atol=1e-3)
 
 
+@pytest.mark.ray
 def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path) -> None:
     flags = [
-        *SMALL_RUN, f"--data={digits}", f"--storage={tmp_path}", "--name=cats", "--generator.depth=2",
-        "--condition=classifier", "--shards.memory=0.0001", "--shards.window=64",
+        *SMALL_RUN, f"--data={digits}", f"--storage={tmp_path}", "--name=cats",
+        "--generator.depth=2", "--condition=classifier", "--shards.memory=0.0001",
+        "--shards.window=64",
         "--evaluation.reference=mnist", "--evaluation.samples=60", "--evaluation.images=100",
         "--workers=2",
     ]  # fmt: skip
