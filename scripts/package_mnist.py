@@ -1,4 +1,4 @@
-"""Makes `cl_ray/data/mnist/`, the digits that travel inside the package, from the original files.
+"""Make `cl_ray/data/mnist/`, the digits that travel inside the package, from the original files.
 
     python scripts/package_mnist.py --root data
 
@@ -27,7 +27,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-ABOUT = DatasetMetadata(
+METADATA = DatasetMetadata(
     name="mnist",
     source="The MNIST database of handwritten digits, "
     "Yann LeCun, Corinna Cortes and Christopher J. C. Burges, http://yann.lecun.com/exdb/mnist",
@@ -50,7 +50,7 @@ to these files too. The licence of the rest of the package does not extend to th
 
 
 def read(path: Path) -> np.ndarray:
-    """Returns the array in an idx file of bytes, after checking the file's SHA-256."""
+    """Return the array in an idx file of bytes, after checking the file's SHA-256."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != FILES[path.name]:
         raise UserError(f"{path} is not the original file: its SHA-256 differs.")
@@ -59,8 +59,8 @@ def read(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def pictures(raw: Path, prefix: str) -> Iterator[RawImage]:
-    """Yields the digits of one split, in the original order."""
+def raw_images(raw: Path, prefix: str) -> Iterator[RawImage]:
+    """Yield the digits of one split, in the original order."""
     images = read(raw / f"{prefix}-images-idx3-ubyte")
     labels = read(raw / f"{prefix}-labels-idx1-ubyte")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -68,15 +68,15 @@ def pictures(raw: Path, prefix: str) -> Iterator[RawImage]:
 
 
 def main() -> None:
-    """Writes the package's shards and the licence beside them."""
+    """Write the package's shards and the licence beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="holds MNIST/raw")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     raw = args.root / "MNIST" / "raw"
     (args.out / "LICENCE.md").unlink(missing_ok=True)  # no part of a dataset, so in the way
-    splits = {"train": pictures(raw, "train"), "test": pictures(raw, "t10k")}
-    info = write_splits(splits, str(args.out), ABOUT, overwrite=True, level=22)
+    splits = {"train": raw_images(raw, "train"), "test": raw_images(raw, "t10k")}
+    info = write_splits(splits, str(args.out), METADATA, overwrite=True, level=22)
     (args.out / "LICENCE.md").write_text(LICENCE)
     total = sum(shard.bytes for split in info.splits.values() for shard in split.shards)
     print(f"{args.out}: {total:,} bytes")

@@ -8,12 +8,12 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 from helpers.bucket import bucket  # noqa: F401
+from helpers.datasets import mnist
 from helpers.five_steps import global_batch
 from helpers.saved_states import METADATA, States, small_gan
 from helpers.states import pack, unpack
 
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 MakeDigits = Callable[[int], str]
@@ -60,17 +60,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
-    """Makes a data set of the first so many packaged digits."""
-    rows = Dataset.open("mnist").read("train", Dataset.open("mnist").row_groups("train")[:2])
-    assert rows.label is not None
+    """Writes datasets of the first packaged digits; returns their folders."""
+    digits = list(zip(*mnist("train", 2000), strict=True))
 
     def make(count: int) -> str:
         folder: Path = tmp_path_factory.mktemp("digits") / f"digits{count}"
-        pictures = [
-            RawImage(image, int(label), f"digit {i}")
-            for i, (image, label) in enumerate(zip(rows.image, rows.label, strict=True))
-        ]
-        write_splits({"train": pictures[:count]}, str(folder), DatasetMetadata("digits", "MNIST"))
+        images = [RawImage(image, int(label), "digit") for image, label in digits[:count]]
+        write_splits({"train": images}, str(folder), DatasetMetadata("digits", "MNIST"))
         return str(folder)
 
     return make

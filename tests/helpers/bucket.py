@@ -1,3 +1,5 @@
+"""An S3 bucket on this machine, by moto's server, with a session-wide fixture."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,26 +18,26 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Bucket:
-    """An S3 bucket on a server of our own, as MinIO is one."""
+    """A bucket of an S3 server with an endpoint of its own, as MinIO has."""
 
     endpoint: str
     client: Any
 
     def uri(self, key: str = "", user: str = "") -> str:
-        """What a user types to reach it, with `user:password@` or without."""
+        """Its URI, with `user:password@` or without."""
         return f"s3://{user}bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
 
     def files(self, prefix: str) -> dict[str, bytes]:
-        """All objects below a prefix, by their names after it; folders' own marks left out."""
-        there: dict[str, bytes] = {}
+        """All objects below a prefix, by their names after it; without the marks of folders."""
+        found: dict[str, bytes] = {}
         for page in self.client.get_paginator("list_objects_v2").paginate(
             Bucket="bucket", Prefix=prefix
         ):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
                     body = self.client.get_object(Bucket="bucket", Key=item["Key"])["Body"]
-                    there[item["Key"].removeprefix(prefix)] = body.read()
-        return there
+                    found[item["Key"].removeprefix(prefix)] = body.read()
+        return found
 
     def versions(self, prefix: str) -> dict[str, int]:
         """How often each object was written."""
