@@ -24,8 +24,8 @@ that the projector is given."""
 _PERPLEXITY = 30.0
 _MAX_NAMES = 40
 """Classes that the legend names, at most."""
-_NAME_SIZE = (0.025, 0.045)
-"""Width of a letter of a name on the map and its height, as fractions of the map's."""
+_NAME_SIZE = (0.04, 0.07)
+"""Width of a letter of a name and its height on a phone, as fractions of those of the map."""
 _PROJECTOR = "tensorboard/projector_config.pbtxt"
 
 
