@@ -26,7 +26,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
-    flags = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(source / "dist")]
+    flags = [
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--quiet",
+        "--wheel-dir",
+        str(source / "dist"),
+    ]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *flags, str(source)], check=True)
     (built,) = (source / "dist").glob("cl_ray-*.whl")
     return built
