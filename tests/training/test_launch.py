@@ -137,18 +137,6 @@ def test_a_finished_run_is_left_as_it_is(trained: tuple[int, Path, str]) -> None
     assert weights(folder) == before
 
 
-def test_another_config_under_the_same_name_is_refused(trained: tuple[int, Path, str]) -> None:
-    _, folder, _ = trained
-    done = cl_ray(
-        f"--name={folder.name}", f"--storage={folder.parent}", "--optimizer.lr-g=0.002", "--seed=8"
-    )
-    assert done.returncode == 1
-    assert "seed was 7, now 8" in done.stderr
-    assert "optimizer.lr_g was" in done.stderr
-    assert "now 0.002" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def wait_for(condition: Any, what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
