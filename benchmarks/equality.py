@@ -1,8 +1,7 @@
-"""Whether N workers take the step of one: the largest difference of a weight after five steps.
+"""Measure whether N workers take the same step as one: the largest difference of a weight.
 
-`python benchmarks/equality.py` takes five float64 steps, two of them on short batches, by one
-process and by real gloo groups of two and four, for every objective, mode of pairs and number of
-D's steps, and prints the largest difference of any weight of G, D or the EMA generator.
+`python benchmarks/equality.py` takes five float64 steps, two of them on short batches, in one
+process and in gloo groups of two and four, for every case of the tests.
 """
 
 import sys
@@ -12,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the same code as the tests'
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
 
-from helpers.five_steps import CASES, largest_difference, take
+from helpers.five_steps import CASES, largest_difference, take_five_steps
 from helpers.ranks import together
 
 WORKERS = (2, 4)
@@ -23,14 +22,13 @@ WORKERS = (2, 4)
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    one = take(CASES)
-    many = [together(take, workers, CASES)[0] for workers in WORKERS]
-    heads = ["objective", "pairs", "steps of D", *(f"{n} workers" for n in WORKERS)]
+    one = take_five_steps(CASES)
+    many = [together(take_five_steps, workers, CASES)[0] for workers in WORKERS]
+    heads = ["case", *(f"{n} workers" for n in WORKERS)]
     table = Table(*heads, title="largest difference of a weight to one worker's")
-    for case, alone, *others in zip(CASES, one, *many, strict=True):
-        differences = [largest_difference(other.weights, alone.weights) for other in others]
-        shown = [f"{difference:.1e}" for difference in differences]
-        table.add_row(case.objective, case.mode, str(case.d_steps), *shown)
+    for case, single, *others in zip(CASES, one, *many, strict=True):
+        differences = [largest_difference(other.weights, single.weights) for other in others]
+        table.add_row(str(case), *(f"{difference:.1e}" for difference in differences))
     Console().print(table)
 
 

@@ -1,100 +1,93 @@
-"""The step as a textbook writes it: the same networks, losses and data, none of the care.
+"""The training step as a textbook writes it: `benchmarks/step.py` measures ours against it.
 
-Contiguous float32, plain Adam, and one pass of D for each batch that it sees, as PyTorch's own
-DCGAN tutorial does. `benchmarks/step.py` measures `Adversary.step` against it.
+The same networks, losses and data; contiguous float32, plain Adam, and one pass of D for each batch
+that it sees, as in PyTorch's DCGAN tutorial.
 """
 
 import torch
 
+from cl_ray.batch import PairBatch
 from cl_ray.config import Config
 from cl_ray.data.views import apply_views, sample_views
-from cl_ray.gan import PairBatch
 from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.losses.pairwise import pair_classification, pair_confusion, pair_margin, reconstruction
 from cl_ray.losses.penalties import approximate_r1, rademacher, sample_rademacher
 from cl_ray.losses.uniformity import uniformity
-from cl_ray.networks.build import build_discriminator, build_generator
+from cl_ray.networks.build import build_networks
 from cl_ray.rng import seeded_generator
 
 
-class Textbook:
-    """G against D, one pass after another."""
+class TextbookGAN:
+    """G and D without labels, in the form `info-nce`, with the approximate R1 penalty."""
 
     def __init__(self, config: Config, shape: tuple[int, int, int]):
-        self.config = config
-        self.g = build_generator(shape, config.generator)
-        self.d = build_discriminator(shape, config.discriminator)
-        self.ema_generator = build_generator(shape, config.generator).requires_grad_(False)
-        self.ema_generator.load_state_dict(self.g.state_dict())
-        rates, betas = config.optimizer, (config.optimizer.beta1, config.optimizer.beta2)
-        self.adam_g = torch.optim.Adam(self.g.parameters(), rates.lr_g, betas, foreach=False)
-        self.adam_d = torch.optim.Adam(self.d.parameters(), rates.lr_d, betas, foreach=False)
+        self.config, adam = config, config.optimizer
+        self.g, self.d = build_networks(config, shape)
+        self.ema_generator, _ = build_networks(config, shape)
+        self.ema_generator.requires_grad_(False).load_state_dict(self.g.state_dict())
+        betas = (adam.beta1, adam.beta2)
+        self.g_optimizer = torch.optim.Adam(self.g.parameters(), adam.lr_g, betas, foreach=False)
+        self.d_optimizer = torch.optim.Adam(self.d.parameters(), adam.lr_d, betas, foreach=False)
         self.steps = 0
 
-    def step(self, batch: PairBatch) -> dict[str, float]:
-        """One step of D, one of G; returns its losses."""
+    def train_step(self, batch: PairBatch) -> dict[str, float]:
+        """Take one step of D and one of G; return their losses."""
         config, weights, tau = self.config, self.config.losses, self.config.losses.temperature
-        objective = OBJECTIVES[weights.objective]
+        objective, count = OBJECTIVES[weights.objective], len(batch.positive)
         random = seeded_generator(config.seed, self.steps, 0)
-        count = len(batch.positive)
-        z, *moves = torch.randn(3, count, config.generator.latent, generator=random)
+        z, *noise = torch.randn(3, count, config.generator.latent, generator=random)
         views = [sample_views(config.views, count, random) for _ in range(2)]
-        x, partner, other = (
+        x, partner, x_negative = (
             images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
             for images in (batch.positive, batch.partner, batch.negative)
         )
+        latents = torch.stack([self.g.encode(x), self.g.encode(x_negative)])
+        fakes = [
+            self.g.decode(latent + config.generator.latent_noise_std * n)
+            for latent, n in zip(latents, noise, strict=True)
+        ]
+        fakes.append(self.g.decode(z))
 
-        latents = torch.stack([self.g.encode(x), self.g.encode(other)])
-        f_positive, f_negative = (
-            self.g.decode(z + config.generator.latent_noise_std * move)
-            for z, move in zip(latents, moves, strict=True)
+        self.d_optimizer.zero_grad()
+        real = [self.d(image) for image in (x, x_negative)]
+        fake = [self.d(image.detach()) for image in fakes]
+        view1, view2 = (
+            self.d(apply_views(image, view)).embedding
+            for image, view in zip((x, partner), views, strict=True)
         )
-        f_noise = self.g.decode(z)
-        fakes = (f_positive, f_negative, f_noise)
-        self.adam_d.zero_grad()
-        real_scores, real_embeddings = zip(*(self.d(i) for i in (x, other)), strict=True)
-        fake_scores, fake_embeddings = zip(*(self.d(i.detach()) for i in fakes), strict=True)
-        first, second = (
-            self.d(apply_views(x, views[0]))[1],
-            self.d(apply_views(partner, views[1]))[1],
-        )
-        scores = Scores(torch.stack(fake_scores), torch.stack(real_scores))
-        others = torch.stack([real_embeddings[1], *fake_embeddings])
-        margin = pair_margin(real_embeddings[0], fake_embeddings[0], fake_embeddings[1], tau)
-        away = x + weights.r1_spread * rademacher(
-            sample_rademacher(count, x.shape[1:], random), x.shape[1:]
-        )
-        slope = approximate_r1(real_scores[0], self.d(away)[0], weights.r1_spread)
-        loss_d = (
+        scores = Scores(torch.stack([f.score for f in fake]), torch.stack([r.score for r in real]))
+        negatives = [output.embedding for output in (real[1], *fake)]
+        margin = pair_margin(real[0].embedding, fake[0].embedding, fake[1].embedding, tau)
+        signs = rademacher(sample_rademacher(count, x.shape[1:], random), x.shape[1:])
+        perturbed = self.d(x + weights.r1_step * signs).score
+        d_loss = (
             weights.adversarial * objective(scores, "discriminator").mean()
-            + weights.contrastive * info_nce(first, second, others, batch.present, tau).mean()
+            + weights.contrastive * info_nce(view1, view2, negatives, batch.present, tau).mean()
             + weights.pair * pair_classification(margin).mean()
-            + weights.approximate_r1 * slope.mean()
+            + weights.approximate_r1
+            * approximate_r1(real[0].score, perturbed, weights.r1_step).mean()
         )
-        loss_d.backward()
-        self.adam_d.step()
+        d_loss.backward()
+        self.d_optimizer.step()
 
-        self.adam_g.zero_grad()
-        fake_scores, fake_embeddings = zip(*(self.d(i) for i in fakes), strict=True)
-        anchor = real_embeddings[0].detach()
-        margin = pair_margin(anchor, fake_embeddings[0], fake_embeddings[1], tau)
-        error = (
-            reconstruction(f_positive, x).mean() + reconstruction(f_negative, other).mean()
-        ) / 2
-        loss_g = (
-            weights.adversarial * objective(Scores(torch.stack(fake_scores)), "generator").mean()
+        self.g_optimizer.zero_grad()
+        fake = [self.d(image) for image in fakes]
+        anchor = real[0].embedding.detach()
+        margin = pair_margin(anchor, fake[0].embedding, fake[1].embedding, tau)
+        error = (reconstruction(fakes[0], x) + reconstruction(fakes[1], x_negative)).mean() / 2
+        scores = Scores(torch.stack([f.score for f in fake]))
+        g_loss = (
+            weights.adversarial * objective(scores, "generator").mean()
             + weights.reconstruction * error
             + weights.pair_confusion * pair_confusion(margin).mean()
             + weights.uniformity * uniformity(latents, batch.present).mean()
         )
-        loss_g.backward()
-        self.adam_g.step()
+        g_loss.backward()
+        self.g_optimizer.step()
         self.steps += 1
-        decay = min(config.optimizer.average, self.steps / (9 + self.steps))
+        decay = min(config.optimizer.ema_decay, self.steps / (9 + self.steps))
         with torch.no_grad():
-            for ours, theirs in zip(
-                self.ema_generator.parameters(), self.g.parameters(), strict=True
-            ):
-                ours.mul_(decay).add_(theirs, alpha=1 - decay)
-        return {"d": loss_d.item(), "g": loss_g.item()}
+            for ema, p in zip(self.ema_generator.parameters(), self.g.parameters(), strict=True):
+                ema.lerp_(p, 1 - decay)
+        return {"d": d_loss.item(), "g": g_loss.item()}

@@ -1,7 +1,7 @@
-"""The few collective operations of training, each of which also works with no process group.
+"""The collective operations of training; each also works without a process group.
 
-Every rank calls each of them equally often and in the same order. Sums, not means, go over the
-ranks: losses are local sums over a global count, so that N workers take the step of one.
+All ranks must call them in the same order. They sum over ranks and do not average: losses are local
+sums divided by a global count, so that N workers take the same step as one.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) when undistributed."""
+    """Return this process's rank and the number of processes; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of every rank's `value`, outside autograd; the same shape on every rank."""
+    """Sum `value` over ranks, without gradient; its shape is the same on all ranks."""
     if world()[1] == 1:
         return value.detach()
     total = value.detach().clone()
@@ -29,7 +29,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def sum_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each gradient summed over ranks by one flat all-reduce."""
+    """Sum each gradient over ranks, by one all-reduce of all of them."""
     if world()[1] == 1:
         return gradients
     flat = torch.cat([g.reshape(-1) for g in gradients])
@@ -39,7 +39,7 @@ def sum_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks; the gradient of a row is what all ranks' losses say of it."""
+    """All-gather whose backward pass sums the gradients of all ranks' losses."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
@@ -50,23 +50,23 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    @once_differentiable  # the all-reduce has no gradient: a penalty on one would be wrong
+    @once_differentiable  # the all-reduce is not differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)  # others may hold it
+        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd may share it
         dist.all_reduce(total)
         return total[ctx.rows]  # type: ignore[attr-defined]
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows [b, ...] of every rank as [N b, ...], rank by rank, with gradient through all of them.
+    """Gather rows [b, ...] of all N ranks to [N b, ...], rank by rank, differentiably.
 
-    Every rank gives equally many rows.
+    b is the same on all ranks.
     """
     return rows if world()[1] == 1 else _Gather.apply(rows)
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:
-    """Overwrite every tensor by rank 0's, in place."""
+    """Overwrite every tensor by that of rank 0, in place."""
     if world()[1] > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)  # the same memory, outside autograd
+            dist.broadcast(tensor.detach(), src=0)  # the same memory, without autograd

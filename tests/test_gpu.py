@@ -1,4 +1,4 @@
-"""The same numbers on a GPU as on the CPU, and the commands there; for machines that have one."""
+"""A GPU gives the results of the CPU, and the commands work on it."""
 
 import json
 import os
@@ -12,19 +12,18 @@ import torch
 from helpers.five_steps import (
     CASES,
     Case,
+    build_gan,
     global_batch,
     largest_difference,
-    made,
-    moved,
+    move_batch,
     small,
-    take,
+    take_five_steps,
     weights_of,
 )
 from helpers.ranks import together
 from helpers.run_folder import save_run, trained_run
 from helpers.small_run import SMALL_RUN
 
-from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, PairLoader, StreamingLoader
 from cl_ray.data.partition import Partition
@@ -35,7 +34,7 @@ from cl_ray.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 FREE = "discriminator.score.bias"
-"""Cancels where an objective knows differences of scores alone: its gradient is rounding."""
+"""Has no effect on objectives of score differences: its gradient is rounding."""
 
 
 def cl_ray(*words: str) -> str:
@@ -56,58 +55,57 @@ def digits(make_digits: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_takes_the_steps_of_the_cpu(case: Case) -> None:
-    (here,), (there,) = take([case]), take([case], "cuda")
-    for weights in (here.weights, there.weights):
+def test_steps_equal_those_of_the_cpu(case: Case) -> None:
+    (cpu,), (cuda,) = take_five_steps([case]), take_five_steps([case], "cuda")
+    for weights in (cpu.weights, cuda.weights):
         weights.pop(FREE)
-    # The last two steps are replayed; Adam's kernel reads its rate as float32.
-    assert largest_difference(there.weights, here.weights) < 1e-6
-    for ours, theirs in zip(there.terms, here.terms, strict=True):
+    # The last two steps are replayed; Adam's kernel reads the learning rate as float32.
+    assert largest_difference(cuda.weights, cpu.weights) < 1e-6
+    for ours, theirs in zip(cuda.metrics, cpu.metrics, strict=True):
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
-def test_replays_what_it_would_do_step_by_step() -> None:
-    steps = [moved(global_batch(number, "views"), "cuda") for number in range(8)]
+def test_replayed_steps_equal_eager_ones() -> None:
+    steps = [move_batch(global_batch(number, "views"), "cuda") for number in range(8)]
 
-    def after(recorded: bool) -> dict[str, torch.Tensor]:
-        gan = made(small(), device="cuda")
+    def after(use_cuda_graph: bool) -> dict[str, torch.Tensor]:
+        gan = build_gan(small(), device="cuda")
         assert gan.use_cuda_graph
-        if not recorded:
-            gan.update = gan._update
+        gan._update_networks.enabled = use_cuda_graph
         for number, batch in enumerate(steps):
             gan.set_lr_scale(1 - number / 10)
             gan.train_step(batch)
         return weights_of(gan)
 
-    assert largest_difference(after(recorded=True), after(recorded=False)) < 1e-9
+    assert largest_difference(after(use_cuda_graph=True), after(use_cuda_graph=False)) < 1e-9
 
 
 def test_two_workers_share_a_gpu() -> None:
     cases = CASES[:3]
-    ours = together(take, 2, cases, "cuda")[0]
-    for one, many in zip(take(cases), ours, strict=True):
+    ours = together(take_five_steps, 2, cases, "cuda")[0]
+    for one, many in zip(take_five_steps(cases), ours, strict=True):
         assert largest_difference(many.weights, one.weights) < 1e-9
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_bfloat16_stays_near_float32(objective: str) -> None:
+def test_bfloat16_is_close_to_float32(objective: str) -> None:
     penalty = {"wasserstein": "gradient_penalty", "relativistic": "r1"}.get(objective)
     losses = {"objective": objective, **({penalty: 2.0} if penalty else {})}
-    batch = moved(global_batch(0, "views"), "cuda")
+    batch = move_batch(global_batch(0, "views"), "cuda")
 
     def first(dtype: torch.dtype) -> tuple[ContrastiveGAN, dict[str, torch.Tensor]]:
-        gan = made(small(losses=losses), dtype, "cuda")
+        gan = build_gan(small(losses=losses), dtype, "cuda")
         return gan, gan.train_step(batch)
 
     (gan, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
-    assert {weight.dtype for weight in gan.g_params} == {torch.float32}
+    assert {weight.dtype for weight in gan.generator.parameters()} == {torch.float32}
     for name, value in fine.items():
         torch.testing.assert_close(coarse[name], value, rtol=0.1, atol=0.05, msg=name)
 
 
 @pytest.mark.parametrize("negatives", ["far", "hard"])
-def test_pairs_are_those_of_the_cpu(digits: str, negatives: str) -> None:
+def test_pairs_equal_those_of_the_cpu(digits: str, negatives: str) -> None:
     fields = {"negatives": negatives, "candidates": 4, "mode": "labels"}
     config = small(data=digits, pairs=fields)
 
@@ -121,7 +119,7 @@ def test_pairs_are_those_of_the_cpu(digits: str, negatives: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
-def test_goes_on_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> None:
+def test_resumes_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> None:
     config = small(data=digits, epochs=2)
 
     def run() -> Trainer:
@@ -129,24 +127,29 @@ def test_goes_on_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> Non
         return Trainer(config, shard, "cuda", torch.float64)
 
     whole, begun, again = run(), run(), run()
-    whole.epoch()
-    begun.epoch()
+    whole.train_epoch()
+    begun.train_epoch()
     again.load_state_dict(begun.state_dict())
-    metrics = whole.epoch()
-    for name, value in again.epoch().items():
+    metrics = whole.train_epoch()
+    for name, value in again.train_epoch().items():
         if "/" in name:
             assert value == pytest.approx(metrics[name], rel=1e-9)
 
 
-def test_a_gpu_that_is_seen_is_not_taken_unless_it_was_given() -> None:
+def test_visible_gpu_is_used_only_if_allotted() -> None:
     assert resolve_device(gpus=0)[0].type == "cpu"
     assert resolve_device()[0].type == "cuda"
     assert resolve_device(gpus=0.5)[0].type == "cuda"
 
 
-def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:
+def test_train_and_evaluate(digits: str, tmp_path: Path) -> None:
     said = cl_ray(
-        "train", "--name=demo", f"--storage={tmp_path}", f"--data={digits}", "--epochs=2", *SMALL_RUN
+        "train",
+        "--name=demo",
+        f"--storage={tmp_path}",
+        f"--data={digits}",
+        "--epochs=2",
+        *SMALL_RUN,
     )
     assert torch.cuda.get_device_name() in said
     summary = json.loads((tmp_path / "demo/summary.json").read_text())
@@ -154,7 +157,7 @@ def test_trains_on_it_and_measures(digits: str, tmp_path: Path) -> None:
     assert "bfloat16" in summary["device"]
 
 
-def test_two_workers_train_on_one(digits: str, tmp_path: Path) -> None:
+def test_two_workers_train_on_one_gpu(digits: str, tmp_path: Path) -> None:
     flags = ["--workers=2", "--gpus-per-worker=0.5", "--cpus-per-worker=1", "--epochs=1"]
     cl_ray("train", "--name=two", f"--storage={tmp_path}", f"--data={digits}", *flags, *SMALL_RUN)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
@@ -162,7 +165,7 @@ def test_two_workers_train_on_one(digits: str, tmp_path: Path) -> None:
     assert torch.cuda.get_device_name() in summary["device"]
 
 
-def test_generates_and_embeds_on_it(digits: str, tmp_path: Path) -> None:
+def test_generate_and_embed(digits: str, tmp_path: Path) -> None:
     run = save_run(trained_run(digits), tmp_path, 22)
     for gpus in ("1", "0.5"):
         for words in (["generate", "--count=3000"], ["embed", f"--data={digits}", "--split=train"]):

@@ -1,4 +1,4 @@
-"""Real gloo process groups on the loopback: several ranks on this machine."""
+"""Run a function on several ranks: real gloo process groups on the loopback interface."""
 
 import os
 import socket
@@ -13,18 +13,16 @@ import torch.distributed as dist
 from torch.multiprocessing import get_context, start_processes
 
 LIMIT = timedelta(seconds=90)
-"""A rank that waits for another longer than this gives up."""
+"""Timeout of a rank that waits for another."""
 SLOW = ["cl_ray.checkpoint", "cl_ray.trainer", "safetensors.torch", "torch._dynamo"]
-"""What takes seconds to import; torch._dynamo at an optimiser's first use."""
+"""Modules that take seconds to import; torch._dynamo at an optimizer's first use."""
 
 
 def together(function: Callable[..., Any], workers: int, *arguments: Any) -> list[Any]:
-    """What `function(*arguments)` returns on each of `workers` ranks, in order of rank.
-
-    The ranks meet in a file and talk over free ports. The function is a module's own.
+    """Call `function(*arguments)`, a module-level function, on each rank; return all results.
 
     Raises:
-        ProcessRaisedException: A rank failed; carries its traceback. The others are ended.
+        ProcessRaisedException: A rank failed; carries its traceback.
     """
     get_context("forkserver").set_forkserver_preload(SLOW)  # imported once, then forked
     with tempfile.TemporaryDirectory() as folder:

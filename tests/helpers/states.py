@@ -1,4 +1,4 @@
-"""States that are kept, as a checkpoint keeps them, and compared bit for bit."""
+"""Copy states as a checkpoint does, and compare them bit for bit."""
 
 import io
 from typing import Any
@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 def pack(state: dict[str, Any]) -> bytes:
-    """A state as bytes, which later steps cannot change."""
+    """Serialize a state, so that later steps cannot change it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def unpack(packed: bytes) -> dict[str, Any]:
-    """The state that was packed."""
+    """Deserialize a state."""
     return torch.load(io.BytesIO(packed), weights_only=True)
 
 
 def alike(ours: Any, theirs: Any) -> bool:
-    """Whether two states hold the same, every tensor to its last bit."""
+    """Return whether two states are equal, every tensor to its last bit."""
     if isinstance(ours, Tensor):
         return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     if isinstance(ours, dict):
