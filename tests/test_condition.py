@@ -156,7 +156,7 @@ def test_images_are_rebuilt_and_scored_as_of_their_class(run: TrainedModel, digi
         assert np.array_equal(told, mistaken)
         assert np.array_equal(told, run.score(rows.image))
         taken = run.classify(rows.image)
-        head = run.discriminator.classes
+        head = run.discriminator.class_head
         assert head is not None
         with torch.no_grad():
             x = torch.from_numpy(rows.image).permute(0, 3, 1, 2) / 127.5 - 1
