@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cl_ray.batch import PairBatch
-    from cl_ray.config import Config, preset
+    from cl_ray.config import Config, LaunchOptions, preset
     from cl_ray.errors import UserError
     from cl_ray.gan import ContrastiveGAN
     from cl_ray.model import TrainedModel, load
     from cl_ray.trainer import Trainer
-    from cl_ray.training.launch import LaunchOptions, TrainResult, train
+    from cl_ray.training.launch import TrainResult, train
 
 __all__ = [
     "Config",
@@ -33,7 +33,7 @@ __all__ = [
 _MODULES = {
     "Config": "config",
     "ContrastiveGAN": "gan",
-    "LaunchOptions": "training.launch",
+    "LaunchOptions": "config",
     "PairBatch": "batch",
     "TrainResult": "training.launch",
     "TrainedModel": "model",

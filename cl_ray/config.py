@@ -200,6 +200,20 @@ class Config(TrainerConfig, RunIdentityConfig):
         return cls.from_yaml(text, str(path), base)
 
 
+class LaunchOptions(BaseConfig):
+    """How a run is started; none of it changes what is computed."""
+
+    address: str | None = Field(
+        None, description="Ray cluster to join. None: RAY_ADDRESS, or Ray on this machine."
+    )
+    dashboard: bool = Field(False, description="Start the Ray dashboard and print its address.")
+    verbose: bool = Field(False, description="Show Ray's messages and the workers' output.")
+    max_failures: int = Field(3, ge=0, description="How often workers that died are restarted.")
+    from_checkpoint: str | None = Field(
+        None, description="Checkpoint of the run to resume from; later ones are deleted."
+    )
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {

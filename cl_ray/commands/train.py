@@ -5,23 +5,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
-from cl_ray.config import Config, build_config, preset
+from cl_ray.config import Config, LaunchOptions, build_config, preset
 from cl_ray.errors import UserError, first_error_line, redact_credentials
 
 
-class TrainCommand(Config):
+class TrainCommand(LaunchOptions, Config):
     """Train G and D on pairs of images, or resume the run of that name."""
 
     config: str | None = Field(None, description="YAML file (path or URI) of fields to start from.")
-    address: str | None = Field(
-        None, description="Ray cluster to join. None: RAY_ADDRESS, or Ray on this machine."
-    )
-    dashboard: bool = Field(False, description="Start the Ray dashboard and print its address.")
-    verbose: bool = Field(False, description="Show Ray's messages and the workers' output.")
-    max_failures: int = Field(3, ge=0, description="How often workers that died are restarted.")
-    from_checkpoint: str | None = Field(
-        None, description="Checkpoint of the run to resume from; later ones are deleted."
-    )
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -30,10 +21,9 @@ def command(arguments: Sequence[str]) -> None:
         TrainCommand, arguments, default=base_config(arguments), prog="cl-ray train"
     )
     config = build_config(flags.model_dump(include=set(Config.model_fields)), "the flags")
-    options = flags.model_dump(exclude={*Config.model_fields, "config"})
-    from cl_ray.training.launch import LaunchOptions, train
+    from cl_ray.training.launch import train
 
-    train(config, LaunchOptions(**options))
+    train(config, flags)
 
 
 def base_config(arguments: Sequence[str]) -> TrainCommand:

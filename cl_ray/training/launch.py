@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.config import Config
+from cl_ray.config import Config, LaunchOptions
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, redact_credentials
@@ -34,26 +34,6 @@ from cl_ray.training.progress import (
     start_progress_actor,
 )
 from cl_ray.training.ray_session import handle_signal, ray_session
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """How a run is started; none of it changes what is computed.
-
-    Args:
-        address: A Ray cluster's address; None starts Ray on this machine, or joins the cluster
-            that RAY_ADDRESS names, as in a submitted job.
-        dashboard: Start the Ray dashboard with a local Ray, and print its address.
-        verbose: Show Ray's own messages and the workers' output.
-        max_failures: How often workers that died are restarted.
-        from_checkpoint: Roll an existing run back to this checkpoint.
-    """
-
-    address: str | None = None
-    dashboard: bool = False
-    verbose: bool = False
-    max_failures: int = 3
-    from_checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
