@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_run import SMALL
+from helpers.small_run import SMALL_RUN
 from PIL import Image
 
 from cl_ray.data.dataset import Dataset
@@ -106,7 +106,7 @@ def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> No
     """In the README's order: later ones use the run `runs/demo` of the first."""
     shorter: list[str] = []
     if command.startswith("cl-ray train"):
-        shorter = SMALL if "--data" in command else [f"--data={digits}", *SMALL]
+        shorter = SMALL_RUN if "--data" in command else [f"--data={digits}", *SMALL_RUN]
     elif command.startswith("cl-ray tune"):
         more = 3 if "--resume" in command else 2
         shorter = [f"--data={digits}", f"--trials={more}", "--epochs=1", *MEASURED_LITTLE]
