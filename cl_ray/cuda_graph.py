@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 WARMUP_CALLS = 3
 """Eager calls before the capture: libraries and optimizers allocate their state in the first."""
@@ -52,7 +51,7 @@ class CapturedGraph:
     """One captured call: static inputs, the graph, and static outputs."""
 
     def __init__(self, function: Callable[..., dict[str, Tensor]], inputs: tuple[Any, ...]):
-        self.inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+        self.inputs = map_tensors(torch.clone, inputs)
         self.graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: only errors of this thread end the capture.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -66,6 +65,18 @@ class CapturedGraph:
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
 
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every tensor of nested tuples and lists; the rest stays as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if not isinstance(tree, tuple | list):
+        return tree
+    items = [map_tensors(function, item) for item in tree]
+    return tree._make(items) if hasattr(tree, "_make") else type(tree)(items)  # a NamedTuple
+
+
 def flatten_tensors(tree: Any) -> list[Tensor]:
     """List the tensors of nested tuples and lists, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, tree)
+    return tensors
