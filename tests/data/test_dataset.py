@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from helpers.made_images import METADATA, images, raw_images
 
 from cl_ray.data import dataset as dataset_module
-from cl_ray.data.dataset import Dataset, RowRange, SplitInfo
+from cl_ray.data.dataset import Dataset, RowRange, SplitInfo, sample_rows
 from cl_ray.data.writer import write_splits
 from cl_ray.errors import UserError
 
@@ -228,6 +229,22 @@ def test_one_image_has_no_distance(tmp_path: Path) -> None:
     assert info.splits["train"].distances == []
     with pytest.raises(UserError, match="one image only"):
         Dataset.open(str(tmp_path / "set")).distance_quantile("train", 0.5)
+
+
+def test_sampled_rows_do_not_repeat_and_have_all_classes() -> None:
+    rows = sample_rows(Dataset.open("mnist"), "train", 2000, seed=3)
+    assert rows.label is not None
+    assert len(np.unique(rows.id)) == len(rows.image) == 2000
+    assert len(np.unique(rows.label)) == 10
+
+
+def test_as_many_rows_are_sampled_as_asked_for_from_small_row_groups(
+    small_groups: Callable[[int], Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "_SAMPLED_GROUPS", 1)
+    for count in (64, 300, 347, 1000):  # of 347 rows in groups of 64, the last of 27
+        rows = sample_rows(small_groups(347), "train", count, seed=0)
+        assert len(np.unique(rows.id)) == len(rows.id) == min(count, 347)
 
 
 def open_error(location: str | Path) -> str:
