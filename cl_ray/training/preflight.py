@@ -27,7 +27,7 @@ from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.errors import UserError, redact_credentials
 from cl_ray.storage import RunStorage
 from cl_ray.training.ray_session import cluster_address
-from cl_ray.training.resources import Shortage, workers_shortage_error
+from cl_ray.training.resources import InsufficientResourcesError, Shortage
 
 WRITTEN_AFTER_FIRST_CHECKPOINT = ("generator.safetensors", "checkpoints/best.txt")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -152,7 +152,7 @@ def check_local_resources(config: Config) -> None:
     cpus, available = config.cpus_per_worker or 1.0, _local_cpus()
     if least * cpus > available:
         fits = int(available / cpus)
-        raise workers_shortage_error(
+        raise InsufficientResourcesError(
             Shortage(least, cpus, 0.0, "CPU", available, None, fits, place="this machine")
         )
 

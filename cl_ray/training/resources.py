@@ -72,20 +72,22 @@ class InsufficientResourcesError(UserError):
 
     Args:
         shortage: The reason.
-        request: The request as it was given, such as "workers 3 with".
-        smaller_request: The flags of a request that fits, such as "--workers 2"; None if none does.
+        request: The request as it was given; None for the workers of a run.
+        smaller_request: The flags of a request that fits, such as "--concurrent 2", if any.
         unit: What the flags of CPUs and GPUs are "per".
     """
 
     def __init__(
         self,
         shortage: Shortage,
-        request: str,
-        smaller_request: str | None,
+        request: str | None = None,
+        smaller_request: str | None = None,
         unit: str = "worker",
     ):
-        self.shortage = shortage
-        s = shortage
+        self.shortage = s = shortage
+        if request is None:
+            request = f"workers {s.workers} with"
+            smaller_request = f"--workers {s.fits}" if s.fits else None
         if s.kind:
             per_worker = s.cpus if s.kind == "CPU" else s.gpus
             autoscaler = "" if s.may_add is None else f" and its autoscaler may add {s.may_add:g}"
@@ -107,12 +109,6 @@ class InsufficientResourcesError(UserError):
             hint = f"take {smaller_request}, or give" if smaller_request else "give"
             hint += " each less"
         super().__init__(f"{found}: {hint}.")
-
-
-def workers_shortage_error(shortage: Shortage) -> InsufficientResourcesError:
-    """The error of a run, whose unit is the worker."""
-    smaller = f"--workers {shortage.fits}" if shortage.fits else None
-    return InsufficientResourcesError(shortage, f"workers {shortage.workers} with", smaller)
 
 
 @dataclass(frozen=True)
@@ -252,27 +248,25 @@ def plan_workers(config: Config, local: bool) -> WorkerResources:
         return WorkerResources(cpus, gpus, threads, None)
 
     autoscaler = None if local else find_autoscaler()
-    need = {"CPU": cpus * least, "GPU": gpus * least}
-    shortage = partial(Shortage, least, cpus, gpus, nodes=len(nodes))
-    for kind, per_worker in (("CPU", cpus), ("GPU", gpus)):
-        maximum = max_capacity(partial(_amount, kind), nodes, autoscaler)
-        if need[kind] > maximum:
-            may_add = maximum - live[kind] if autoscaler else None
-            fits = int(maximum // per_worker)
-            raise workers_shortage_error(
-                shortage(kind=kind, available=live[kind], may_add=may_add, fits=fits)
+    measures: list[tuple[str | None, Callable[[NodeResources], float], float]] = [
+        ("CPU", partial(_amount, "CPU"), cpus),
+        ("GPU", partial(_amount, "GPU"), gpus),
+        (None, workers_on, 1),
+    ]
+    lacks = []
+    for kind, measure, per_worker in measures:
+        available, needed = sum(map(measure, nodes)), per_worker * least
+        maximum = max_capacity(measure, nodes, autoscaler)
+        if needed > maximum:
+            may_add, fits = maximum - available if autoscaler else None, int(maximum // per_worker)
+            raise InsufficientResourcesError(
+                Shortage(least, cpus, gpus, kind, available, may_add, fits, len(nodes))
             )
-    max_workers = max_capacity(workers_on, nodes, autoscaler)
-    if max_workers < least:
-        may_add = max_workers - fitting if autoscaler else None
-        fits = int(max_workers)
-        raise workers_shortage_error(
-            shortage(kind=None, available=fitting, may_add=may_add, fits=fits)
-        )
-    missing = " and ".join(f"{need[k] - live[k]:g} {k}" for k in live if need[k] > live[k])
+        if kind and needed > available:
+            lacks.append(f"{needed - available:g} {kind}")
     each = describe_resources(cpus, gpus)
-    missing = missing or f"nodes with room for {least - fitting} more workers of {each}"
-    if math.isinf(max_workers):
+    missing = " and ".join(lacks) or f"nodes with room for {least - fitting} more workers of {each}"
+    if math.isinf(maximum):
         missing += " from the autoscaler, whose limit is not known here"
     else:
         missing += ", which the autoscaler may add"
