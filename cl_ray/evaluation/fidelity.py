@@ -223,41 +223,27 @@ def class_accuracy(samples: Samples) -> float:
     return float((samples.predicted == samples.labels).mean())
 
 
-def classification_accuracy_score(samples: Samples) -> float:
+def classification_accuracy_score(
+    samples: Samples, config: ClassifierConfig | None = None
+) -> float:
     """Train a classifier on samples and score it on real images (CAS: Ravuri and Vinyals, 2019).
 
     The samples' labels are the classes that they were generated as, or else the reference's.
-    """
-    assert isinstance(samples.reference, ReferenceClassifier)
-    assert samples.test.label is not None
-    labels = samples.predicted if samples.labels is None else samples.labels
-    return train_and_score_classifier(
-        samples.images, labels, samples.test.image, samples.test.label, samples.reference.classes
-    )
-
-
-def train_and_score_classifier(
-    images: Pixels,
-    labels: Labels,
-    test_images: Pixels,
-    test_labels: Labels,
-    classes: int,
-    config: ClassifierConfig | None = None,
-) -> float:
-    """Return the test accuracy, 0 to 1, of a small classifier trained on images.
 
     Args:
-        images: uint8 [N, H, W, C].
-        labels: int64 [N].
-        test_images: uint8 [M, H, W, C].
-        test_labels: int64 [M].
-        classes: Number of classes.
+        samples: Generated images, and the labelled test images.
         config: How the classifier is built and trained; the default takes twenty seconds of one
             core for 10,000 digits.
+
+    Returns:
+        Test accuracy, 0 to 1.
     """
+    assert isinstance(samples.reference, ReferenceClassifier)
+    labels = samples.predicted if samples.labels is None else samples.labels
     config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=_NO_VIEWS)
-    network = train_classifier(images, labels, classes, config)
-    return float((classifier_outputs(network, test_images).argmax(1) == test_labels).mean())
+    network = train_classifier(samples.images, labels, samples.reference.classes, config)
+    predicted = classifier_outputs(network, samples.test.image).argmax(1)
+    return float((predicted == samples.test.label).mean())
 
 
 def mode_histogram(labels: Labels, modes: int = STACKED_MODES) -> NDArray[np.int64]:

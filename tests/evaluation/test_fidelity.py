@@ -12,12 +12,15 @@ from helpers.ranks import together
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
+from cl_ray.data.dataset import RowBatch
 from cl_ray.data.stacked_mnist import load_digits
 from cl_ray.errors import UserError
 from cl_ray.evaluation import fidelity as module
 from cl_ray.evaluation.classifier import ClassifierConfig
 from cl_ray.evaluation.fidelity import (
+    Samples,
     check_features,
+    classification_accuracy_score,
     expected_mode_fractions,
     frechet_distance,
     kernel_distance,
@@ -26,8 +29,8 @@ from cl_ray.evaluation.fidelity import (
     manifold_metrics,
     mode_histogram,
     mode_kl,
-    train_and_score_classifier,
 )
+from cl_ray.evaluation.reference import ReferenceClassifier
 
 Floats = NDArray[np.float32]
 EVEN = np.full(1000, 1e-3)
@@ -90,7 +93,7 @@ def test_frechet_is_the_formula(size: int, shift: float, scale: float) -> None:
 
 def test_frechet_of_known_gaussians() -> None:
     """Of two Gaussians in one dimension it is (m - m')^2 + (s - s')^2."""
-    unit = np.float32([[-1], [1], [-1], [1]]) * math.sqrt(3 / 4)  # mean 0, variance 1
+    unit = np.array([[-1], [1], [-1], [1]], np.float32) * math.sqrt(3 / 4)  # mean 0, variance 1
     assert frechet_distance(unit, 3 * unit + 5) == pytest.approx(25 + 4, rel=1e-5)
 
 
@@ -208,10 +211,16 @@ def test_features_that_cannot_be_compared_are_refused(
 
 
 def test_a_classifier_learns_from_correct_labels_only() -> None:
-    (images, labels), test = mnist("train", 600), mnist("test", 600)
+    (images, labels), rows = mnist("train", 600), np.arange(600)
+    test, reference = RowBatch(rows, *mnist("test", 600)), ReferenceClassifier.load("mnist")
     config = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32, views=module._NO_VIEWS)
-    assert train_and_score_classifier(images, labels, *test, 10, config) > 0.7
-    assert train_and_score_classifier(images, (labels + 1) % 10, *test, 10, config) < 0.1
+
+    def accuracy(labels: NDArray[np.int64]) -> float:
+        samples = Samples(images, labels, rows, normal(9), test, reference, seed=0)
+        return classification_accuracy_score(samples, config)
+
+    assert accuracy(labels) > 0.7
+    assert accuracy((labels + 1) % 10) < 0.1
 
 
 def test_mode_kl_is_the_naive_sum() -> None:
