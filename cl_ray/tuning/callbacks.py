@@ -21,7 +21,8 @@ from ray.util.placement_group import remove_placement_group
 from cl_ray.errors import UserError
 from cl_ray.training.ray_compat import failure_reason, optuna_trial, orphaned_placement_groups
 from cl_ray.training.ray_session import handle_signal
-from cl_ray.tuning.leaderboard import format_values
+from cl_ray.tuning.leaderboard import format_values, write_leaderboard
+from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import (
     SearchMetric,
     StudyStorage,
@@ -29,7 +30,7 @@ from cl_ray.tuning.study import (
     finish_trial,
     trial_results,
 )
-from cl_ray.tuning.trial import ERROR_FILE, TrialContext
+from cl_ray.tuning.trial import ERROR_FILE
 
 _SAVE_TIMEOUT = 10.0
 """Seconds that trials may take to save; a slower one resumes from its last checkpoint."""
@@ -48,23 +49,20 @@ class StudyCallback(_UnpickledCallback):
     """Records every trial in the study as it starts, reports and ends.
 
     Args:
-        study: The study.
-        storage: Where it is stored.
-        context: What the trials have in common.
+        search: The search, whose leaderboard is written when a trial ends.
+        study: Its study.
+        storage: Where the study is stored.
         show: Called with a line on what happened, which may be empty, and all trials.
-        on_trial_end: Called with all trials when one has ended.
     """
 
     def __init__(
         self,
+        search: Search,
         study: optuna.Study,
         storage: StudyStorage,
-        context: TrialContext,
         show: Callable[[str, list[TrialResult]], None],
-        on_trial_end: Callable[[list[TrialResult]], None],
     ):
-        self.study, self.storage, self.context = study, storage, context
-        self.show, self.on_trial_end = show, on_trial_end
+        self.search, self.study, self.storage, self.show = search, study, storage, show
         self.results = {result.number: result for result in trial_results(study)}
         self._running: dict[int, optuna.Trial] = {}
 
@@ -76,7 +74,7 @@ class StudyCallback(_UnpickledCallback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         """Record an epoch."""
-        number, metrics = int(result["number"]), self.context.metrics
+        number, metrics = int(result["number"]), self.search.metrics
         before, recorded = self.results[number], self._running[number]
         after = self.results[number] = _updated(before, result, metrics)
         recorded.set_user_attr(
@@ -92,7 +90,7 @@ class StudyCallback(_UnpickledCallback):
             self._show(f"trial {number}: {reason}")
         scores = "  ".join(f"{m.name} {after.metrics[m.name]:.4g}" for m in metrics if valid)
         speed = f"  {result['speed']:,.0f} images/s" if result["speed"] else ""
-        place = f"epoch {after.epoch}/{self.context.base.epochs}"
+        place = f"epoch {after.epoch}/{self.search.options.epochs}"
         self._show(f"trial {number} {place}  {after.reason or scores}{speed}")
 
     def on_trial_complete(
@@ -136,9 +134,10 @@ class StudyCallback(_UnpickledCallback):
 
     def _record_end(self, result: TrialResult) -> None:
         number = result.number
-        finish_trial(self.study, self._running[number], result, self.context.metrics)
+        finish_trial(self.study, self._running[number], result, self.search.metrics)
         self.results[number] = result
-        self.on_trial_end(list(self.results.values()))
+        search, results = self.search, list(self.results.values())
+        write_leaderboard(search.folder, results, search.metrics, search.config)
         self.storage.push()
         ends = {"stopped": f"is stopped after epoch {result.epoch}", "finished": "is finished"}
         self._show(f"trial {number} {ends.get(result.status, f'{result.status}: {result.reason}')}")
@@ -149,8 +148,8 @@ class StudyCallback(_UnpickledCallback):
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             if isinstance(error, RayActorError) and not error.actor_init_failed:
                 return failure_reason(error)
-        folder = self.context.run_folder(trial_number(trial))
-        lines = (folder.read(ERROR_FILE) or b"").decode().strip().splitlines()
+        file = f"{trial_number(trial):04d}/{ERROR_FILE}"
+        lines = (self.search.trials_folder.read(file) or b"").decode().strip().splitlines()
         if not lines:
             return "its process died"
         return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")

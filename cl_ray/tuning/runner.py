@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import optuna
 import pyarrow.fs
-import ray
 import ray.actor
 from ray import tune
 from ray.tune.schedulers import (
@@ -43,14 +42,7 @@ from cl_ray.tuning.callbacks import (
     trial_number,
 )
 from cl_ray.tuning.search import Search
-from cl_ray.tuning.space import Space
-from cl_ray.tuning.study import (
-    SearchMetric,
-    TrialResult,
-    ask_point,
-    trial_results,
-    unfinished_trials,
-)
+from cl_ray.tuning.study import TrialResult, ask_point, trial_results, unfinished_trials
 from cl_ray.tuning.trial import DistributedTrial, LocalTrial, TrialContext
 
 _MAX_ATTEMPTS = 2
@@ -179,28 +171,23 @@ class StudySearch(Searcher):
         """Do nothing: everything is in the study."""
 
 
-def build_scheduler(
-    kind: str,
-    metric: SearchMetric,
-    epochs: int,
-    space: Space,
-    seed: int,
-    earlier: list[TrialResult],
-) -> TrialScheduler:
+def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialScheduler:
     """Build the scheduler that stops trials early, or changes them on the way.
 
+    Population-based training is that of Jaderberg et al. (2017): a trial of the worst quarter
+    copies a trial of the best quarter, which is its networks, EMA generator, optimizers, position
+    and architecture. Its rates and weights are perturbed; its number stays.
+
     Args:
-        kind: `asha`, `median`, `pbt` or `none`.
-        metric: What trials are compared by.
-        epochs: Epochs of a whole trial.
-        space: What is searched.
-        seed: Seed of the changes in population-based training.
+        search: The search.
         earlier: Ended trials of a resumed search, which ASHA compares new ones with.
     """
+    kind, metric = search.options.resolved_scheduler, search.metrics[0]
     by: dict[str, Any] = {"time_attr": "epoch", "metric": metric.name, "mode": metric.mode}
     if kind == "asha":
+        epochs = max(search.options.epochs, 2)
         asha = AsyncHyperBandScheduler(
-            **by, max_t=max(epochs, 2), grace_period=1, reduction_factor=_REDUCTION_FACTOR
+            **by, max_t=epochs, grace_period=1, reduction_factor=_REDUCTION_FACTOR
         )
         for result in earlier:
             trial = SimpleNamespace(trial_id=f"earlier-{result.number}")
@@ -210,23 +197,12 @@ def build_scheduler(
         return asha
     if kind == "median":
         return MedianStoppingRule(**by, grace_period=1)
-    if kind == "pbt":
-        return _population_based_training(by, space, seed)
-    return FIFOScheduler()
-
-
-def _population_based_training(
-    by: dict[str, Any], space: Space, seed: int
-) -> PopulationBasedTraining:
-    """Build population-based training (Jaderberg et al., 2017).
-
-    A trial of the worst quarter copies a trial of the best quarter: its networks, EMA generator,
-    optimizers, position and architecture. Its rates and weights are perturbed; its number stays.
-    """
-    rng = random.Random(seed)
+    if kind == "none":
+        return FIFOScheduler()
+    rng = random.Random(search.options.seed)
 
     def explore(config: dict[str, Any], donor: dict[str, Any]) -> dict[str, Any]:
-        values = space.perturb(donor["point"]["values"], rng)
+        values = search.space.perturb(donor["point"]["values"], rng)
         return {"point": {"number": config["point"]["number"], "values": values}}
 
     scheduler = PopulationBasedTraining(
@@ -238,22 +214,6 @@ def _population_based_training(
     )
     replace_pbt_explore(scheduler, explore)
     return scheduler
-
-
-def build_trial_context(
-    search: Search, resources: TrialResources, stop_signal: "ray.actor.ActorHandle[Any]"
-) -> TrialContext:
-    """Return what the trials have in common."""
-    return TrialContext(
-        search=search.name,
-        folder=search.trials_folder,
-        base=search.trial_config,
-        dataset=search.dataset,
-        metrics=search.metrics,
-        resources=resources.each,
-        exploits=search.options.scheduler == "pbt",
-        stop_signal=stop_signal,
-    )
 
 
 def run_trials(
@@ -272,18 +232,10 @@ def run_trials(
     count = len(unfinished) + max(0, search.num_trials - len(results))
     if not count:
         return
-    options, kind = search.options, search.options.resolved_scheduler
-    scheduler = build_scheduler(
-        kind,
-        search.metrics[0],
-        options.epochs,
-        search.space,
-        options.seed,
-        [result for result in results if result.number not in unfinished],
-    )
+    pbt = search.options.scheduler == "pbt"
     searcher: dict[str, Any] = {}
     param_space: dict[str, Any] = {}
-    if kind == "pbt":  # Tune allows it no searcher: the population is drawn at once
+    if pbt:  # Tune allows it no searcher: the population is drawn at once
         suggest = partial(search.space.suggest, base=search.trial_config)
         numbers = [*unfinished, *[None] * (count - len(unfinished))]
         points = [ask_point(study, suggest, number) for number in numbers]
@@ -294,11 +246,13 @@ def run_trials(
     if resources.workers > 1:
         callbacks.append(OrphanedPlacementGroups())
     tuner = tune.Tuner(
-        _build_trainable(search, recorder.context, resources),
+        _build_trainable(search, resources, interrupt.stop_signal),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             **searcher,
-            scheduler=scheduler,
+            scheduler=build_scheduler(
+                search, [result for result in results if result.number not in unfinished]
+            ),
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"{search.name}-{trial_number(trial):04d}",
@@ -309,7 +263,7 @@ def run_trials(
             storage_path=search.folder.uri,
             failure_config=tune.FailureConfig(max_failures=_MAX_ATTEMPTS - 1),
             checkpoint_config=tune.CheckpointConfig(
-                checkpoint_at_end=False, num_to_keep=4 if kind == "pbt" else None
+                checkpoint_at_end=False, num_to_keep=4 if pbt else None
             ),
             callbacks=callbacks,
             verbose=0,
@@ -323,7 +277,9 @@ def run_trials(
         _delete_tune_files(search.folder)
 
 
-def _build_trainable(search: Search, context: TrialContext, resources: TrialResources) -> type:
+def _build_trainable(
+    search: Search, resources: TrialResources, stop_signal: "ray.actor.ActorHandle[Any]"
+) -> type:
     """Return the trials' class, with its resources and what trials share in the object store.
 
     The process of a trial of several workers computes nothing itself: it runs on the head, which
@@ -332,6 +288,16 @@ def _build_trainable(search: Search, context: TrialContext, resources: TrialReso
     The class is named after the search, which the dashboard's actors and the operating system's
     processes show; `tune.with_parameters` and `tune.with_resources` would name it themselves.
     """
+    context = TrialContext(
+        search=search.name,
+        folder=search.trials_folder,
+        base=search.trial_config,
+        dataset=search.dataset,
+        metrics=search.metrics,
+        resources=resources.each,
+        exploits=search.options.scheduler == "pbt",
+        stop_signal=stop_signal,
+    )
     if resources.workers > 1:
         trainable = tune.with_parameters(DistributedTrial, context=context)
         request = {HEAD_RESOURCE: 0.001}

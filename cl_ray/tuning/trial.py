@@ -82,10 +82,6 @@ class TrialContext:
     exploits: bool = False
     stop_signal: "ray.actor.ActorHandle[Any] | None" = None
 
-    def run_folder(self, number: int) -> RunStorage:
-        """Return a trial's run folder."""
-        return RunStorage(self.folder.uri, f"{number:04d}")
-
 
 class SearchTrial(tune.Trainable, ABC):
     """A Tune trainable that trains one trial after another in the same process.
@@ -106,7 +102,7 @@ class SearchTrial(tune.Trainable, ABC):
         """Set a trial up, and resume it from its newest checkpoint if there is one."""
         self.cleanup()
         self.number, self.values = config["point"]["number"], config["point"]["values"]
-        self.folder = self.context.run_folder(self.number)
+        self.folder = RunStorage(self.context.folder.uri, f"{self.number:04d}")
         self.ended = self.reason = ""
         place = {"name": self.folder.name, "storage": self.folder.storage}
         self.run_config = apply_values(self.context.base, self.values).model_copy(update=place)

@@ -84,7 +84,7 @@ def _run_on_ray(
     with ray_session(options.address, options.dashboard, options.verbose, console) as local:
         # Imported once Ray starts: importing Tune takes seconds, and reads the environment.
         from cl_ray.tuning.callbacks import InterruptCallback, Interrupted, StudyCallback
-        from cl_ray.tuning.runner import allocate_trials, build_trial_context, run_trials
+        from cl_ray.tuning.runner import allocate_trials, run_trials
         from cl_ray.tuning.stop_signal import start_stop_signal
 
         if not options.verbose:
@@ -94,18 +94,9 @@ def _run_on_ray(
         check_shared_storage(search.folder)
         waits_for = resources.each.waits_for
         console.print(f"{resources}." + (f" Waiting for {waits_for}." if waits_for else ""))
-        stop_signal = start_stop_signal(search.name)
         with SearchProgress(console, search.metrics, options.epochs, search.num_trials) as progress:
-            recorder = StudyCallback(
-                study,
-                storage,
-                build_trial_context(search, resources, stop_signal),
-                progress.show,
-                lambda results: write_leaderboard(
-                    search.folder, results, search.metrics, search.config
-                ),
-            )
-            interrupt = InterruptCallback(stop_signal, console.print)
+            recorder = StudyCallback(search, study, storage, progress.show)
+            interrupt = InterruptCallback(start_stop_signal(search.name), console.print)
             with contextlib.suppress(Interrupted):
                 run_trials(search, study, resources, recorder, interrupt)
 

@@ -20,17 +20,16 @@ from cl_ray.errors import UserError
 from cl_ray.training.resources import WorkerResources
 from cl_ray.tuning.runner import TrialResources, allocate_trials, build_scheduler
 from cl_ray.tuning.search import prepare_search
-from cl_ray.tuning.space import Space
-from cl_ray.tuning.study import SearchMetric, TrialResult
-
-FRECHET = SearchMetric("frechet", maximize=False)
+from cl_ray.tuning.study import TrialResult
 
 
-def test_asha_compares_with_the_earlier_trials_of_a_resumed_search() -> None:
-    space = Space.load("rates")
+def test_asha_compares_with_the_earlier_trials_of_a_resumed_search(
+    flags: list[str], tmp_path: Path
+) -> None:
+    search = prepare_search([*flags, f"--storage={tmp_path}"], "search")
 
     def decision(earlier: list[TrialResult], value: float) -> str:
-        asha = build_scheduler("asha", FRECHET, 3, space, 0, earlier)
+        asha = build_scheduler(search, earlier)
         trial = SimpleNamespace(trial_id="new")
         asha.on_trial_add(None, trial)
         return str(asha.on_trial_result(None, trial, {"epoch": 1, "frechet": value}))
