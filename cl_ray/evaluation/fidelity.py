@@ -6,7 +6,7 @@ imported where it is used: it takes seconds.
 
 import warnings
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,8 @@ class Samples:
     def features(self) -> Floats:
         """Reference features, float32 [N, d], in random order."""
         features = self.reference.features(self.images[self.order])
-        check_features(self.real, features)
+        for kind, checked in {"real": self.real, "generated": features}.items():
+            check_finite(checked, f"the {kind} image")
         return features
 
     @cached_property
@@ -246,20 +247,6 @@ def classification_accuracy_score(
     return float((predicted == samples.test.label).mean())
 
 
-def mode_histogram(labels: Labels, modes: int = STACKED_MODES) -> NDArray[np.int64]:
-    """Count how often each mode occurs, int64 [modes].
-
-    Raises:
-        UserError: There are no labels, or one is out of range.
-    """
-    if not len(labels) or labels.min() < 0 or labels.max() >= modes:
-        raise UserError(
-            f"Modes are counted of one label or more in 0 to {modes - 1}, not of "
-            f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}."
-        )
-    return np.bincount(labels, minlength=modes)
-
-
 def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> float:
     """Compute KL(p || q) of the samples' distribution p over modes from the data's q, in nats.
 
@@ -283,6 +270,7 @@ def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> floa
     return max(float((fractions * np.log(fractions / expected[found])).sum()), 0.0)
 
 
+@cache
 def expected_mode_fractions() -> NDArray[np.float64]:
     """Return the probability of each mode of stacked training digits, float64 [1000].
 
@@ -293,23 +281,6 @@ def expected_mode_fractions() -> NDArray[np.float64]:
     assert labels is not None
     fractions = np.bincount(labels, minlength=_DIGITS) / len(labels)
     return np.einsum("a,b,c->abc", fractions, fractions, fractions).reshape(STACKED_MODES)
-
-
-def check_features(real: Floats, fake: Floats, k: int = MANIFOLD_NEIGHBOURS) -> None:
-    """Check that two sets of features can be compared.
-
-    Raises:
-        UserError: The shapes do not match, there are too few rows, or a feature is NaN or Inf.
-    """
-    for kind, features in {"real": real, "generated": fake}.items():
-        if features.ndim != 2 or features.shape[1] != real.shape[-1]:
-            raise UserError(
-                f"The {kind} features are of shape {list(features.shape)}, the real ones "
-                f"{list(real.shape)}: both must be [N, d] of the same d."
-            )
-        if len(features) <= k:
-            raise UserError(f"{len(features)} {kind} images are too few: it takes more than {k}.")
-        check_finite(features, f"the {kind} image")
 
 
 def _double(features: Floats) -> Tensor:

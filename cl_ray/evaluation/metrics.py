@@ -21,6 +21,7 @@ from cl_ray.evaluation.fidelity import (
     Samples,
     class_accuracy,
     classification_accuracy_score,
+    expected_mode_fractions,
     frechet_distance,
     kernel_distance,
     label_balance,
@@ -142,24 +143,6 @@ def _has_few_classes(context: MetricContext) -> str | None:
     return f"this data of more than {MAX_PROBED_CLASSES} classes" if many else None
 
 
-@dataclass(frozen=True)
-class ModeSample:
-    """Modes among samples of stacked digits.
-
-    Args:
-        histogram: int64 [K], samples of each mode.
-        expected: float64 [K], the data's fraction of each mode.
-    """
-
-    histogram: NDArray[np.int64]
-    expected: NDArray[np.float64]
-
-    @property
-    def found(self) -> int:
-        """Modes with at least one sample."""
-        return int((self.histogram > 0).sum())
-
-
 def _frechet(samples: Samples) -> float:
     return frechet_distance(samples.real, samples.features)
 
@@ -207,19 +190,18 @@ SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
 )
 """Of generated images, beside the real-data baseline."""
 
-MODE_METRICS: tuple[Metric[ModeSample, float], ...] = (
-    Metric(
-        "modes", "modes with a sample", lambda s: float((s.histogram > 0).sum()), (_is_stacked,)
-    ),
+MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
+    Metric("modes", "modes with a sample", lambda h: float((h > 0).sum()), (_is_stacked,)),
     Metric(
         "mode_kl",
         "KL(samples || data) over modes, nats",
-        lambda s: mode_kl(s.histogram, s.expected),
+        lambda h: mode_kl(h, expected_mode_fractions()),
         (_is_stacked,),
         larger_is_better=False,
     ),
 )
-"""Of stacked digits, in more samples than the others; the baseline is of real triples."""
+"""Of the histogram over the modes of stacked digits, int64 [1000], of more samples than the others
+are of; the baseline is of real triples."""
 
 PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
     Metric("linear_probe", "linear probe", linear_probe_accuracy, _PROBED),
