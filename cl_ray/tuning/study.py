@@ -19,7 +19,6 @@ import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cl_ray.errors import UserError, first_error_line, redact_credentials
@@ -213,37 +212,6 @@ def has_study(storage: BaseStorage, name: str) -> bool:
             f"The study {name} cannot be read ({first_error_line(error)}): it was written by "
             "another version or damaged; take another --name."
         ) from error
-
-
-def open_study(
-    storage: BaseStorage,
-    name: str,
-    metrics: list[SearchMetric],
-    sampler: optuna.samplers.BaseSampler | None,
-    fresh: bool,
-) -> optuna.Study:
-    """Create the study of a fresh search, or load that of a search to resume.
-
-    Raises:
-        UserError: It exists and should not, or the other way round.
-    """
-    exists = has_study(storage, name)
-    if fresh and exists:
-        raise UserError(
-            f"The study {name} exists already: --resume {name} resumes it, another --name starts "
-            "a new one."
-        )
-    if not fresh and not exists:
-        raise UserError(f"There is no study {name}: start it with --name {name}.")
-    if not fresh:
-        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    directions = [
-        StudyDirection.MAXIMIZE if metric.maximize else StudyDirection.MINIMIZE
-        for metric in metrics
-    ]
-    return optuna.create_study(
-        storage=storage, study_name=name, directions=directions, sampler=sampler
-    )
 
 
 def trial_results(study: optuna.Study) -> list[TrialResult]:

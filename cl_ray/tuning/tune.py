@@ -5,6 +5,7 @@ import logging
 import shlex
 
 import optuna
+from optuna.study import StudyDirection
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +29,6 @@ from cl_ray.tuning.study import (
     TrialResult,
     build_sampler,
     has_study,
-    open_study,
     trial_results,
     unfinished_trials,
 )
@@ -110,19 +110,29 @@ def open_search_study(search: Search, storage: StudyStorage) -> optuna.Study:
         UserError: The study of a new search exists already, or that of a search with trials does
             not.
     """
-    opened = storage.open()
-    exists = has_study(opened, search.name)
-    if not (search.fresh and exists):  # `open_study` refuses that
-        search.save()
-    fresh = search.fresh or not (exists or search.trials_folder.exists())
-    options, metrics = search.options, search.metrics
-    done = 0
-    if not fresh and options.sampler != "random":  # a resumed sampler must not repeat its draws
-        done = len(trial_results(open_study(opened, search.name, metrics, None, fresh=False)))
-    sampler = build_sampler(
-        options.sampler, options.seed + done, search.num_trials, num_metrics=len(metrics)
+    opened, name, options = storage.open(), search.name, search.options
+    exists = has_study(opened, name)
+    if search.fresh and exists:
+        raise UserError(
+            f"The study {name} exists already: --resume {name} resumes it, another --name starts "
+            "a new one."
+        )
+    search.save()
+    if exists:
+        study = optuna.load_study(study_name=name, storage=opened)
+    elif search.fresh or not search.trials_folder.exists():
+        directions = [
+            StudyDirection.MAXIMIZE if metric.maximize else StudyDirection.MINIMIZE
+            for metric in search.metrics
+        ]
+        study = optuna.create_study(storage=opened, study_name=name, directions=directions)
+    else:
+        raise UserError(f"There is no study {name}: start it with --name {name}.")
+    # A resumed sampler must not repeat its draws; the random one does not.
+    done = 0 if options.sampler == "random" else len(trial_results(study))
+    study.sampler = build_sampler(
+        options.sampler, options.seed + done, search.num_trials, len(search.metrics)
     )
-    study = open_study(opened, search.name, metrics, sampler, fresh)
     if not trial_results(study):
         for point in search.space.initial_points(search.trial_config):
             study.enqueue_trial(point, skip_if_exists=True)

@@ -19,7 +19,7 @@ from cl_ray.tuning.study import (
     ask_point,
     build_sampler,
     finish_trial,
-    open_study,
+    has_study,
     trial_results,
     unfinished_trials,
 )
@@ -39,8 +39,7 @@ def suggest(trial: optuna.Trial) -> dict[str, object]:
 
 def new_study(tmp_path: Path) -> tuple[StudyStorage, optuna.Study]:
     storage = StudyStorage(RunStorage(str(tmp_path), "s"), None)
-    sampler = build_sampler("random", 0, 9)
-    return storage, open_study(storage.open(), "s", [FRECHET], sampler, fresh=True)
+    return storage, optuna.create_study(storage=storage.open(), study_name="s")
 
 
 def test_a_journal_cut_off_within_a_line_is_resumed(tmp_path: Path) -> None:
@@ -53,7 +52,7 @@ def test_a_journal_cut_off_within_a_line_is_resumed(tmp_path: Path) -> None:
         journal.write('{"op_code": 8, "wor')  # SIGKILL came here
     (storage.path.parent / "study.log.lock").symlink_to(storage.path)
 
-    resumed = open_study(storage.open(), "s", [FRECHET], build_sampler("random", 1, 9), fresh=False)
+    resumed = optuna.load_study(study_name="s", storage=storage.open())
     assert [r.status for r in trial_results(resumed)] == ["finished", "running", "running"]
     assert unfinished_trials(resumed) == [running["number"], partial.number]
     assert ask_point(resumed, suggest, running["number"]) == running
@@ -94,15 +93,11 @@ def test_samplers_are_reproducible_and_set_what_optuna_versions_differ_in() -> N
     assert [t.params["a"] for t in study.trials] == draw("tpe", 3)
 
 
-def test_a_study_is_neither_created_twice_nor_resumed_before(tmp_path: Path) -> None:
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     storage, _ = new_study(tmp_path)
-    with pytest.raises(UserError, match="exists already: --resume s"):
-        open_study(storage.open(), "s", [FRECHET], None, fresh=True)
-    with pytest.raises(UserError, match="There is no study other"):
-        open_study(storage.open(), "other", [FRECHET], None, fresh=False)
     storage.path.write_text("no journal\nat all\n")
     with pytest.raises(UserError, match="another version"):
-        open_study(storage.open(), "s", [FRECHET], None, fresh=False)
+        has_study(storage.open(), "s")
 
 
 def test_a_missing_database_driver_is_named(tmp_path: Path) -> None:
@@ -120,20 +115,23 @@ def test_a_search_killed_as_it_starts_is_resumed(
         raise KeyboardInterrupt
 
     search = prepare_search([*flags, f"--storage={tmp_path}", "--name=s"], "search")
+    fresh, storage = search, StudyStorage(search.folder, None)
     for step in ("optuna.create_study", "optuna.Study.enqueue_trial"):
         with monkeypatch.context() as patch:
             patch.setattr(step, kill)
             with pytest.raises(KeyboardInterrupt):
-                open_search_study(search, StudyStorage(search.folder, None))
+                open_search_study(search, storage)
         search = prepare_search([f"--storage={tmp_path}", "--resume=s"], "search")
     for _ in range(2):
-        study = open_search_study(search, StudyStorage(search.folder, None))
+        study = open_search_study(search, storage)
     assert {t.state for t in study.trials} == {TrialState.WAITING}
     waiting = [t.system_attrs["fixed_params"] for t in study.trials]
     assert waiting == search.space.initial_points(search.trial_config)
 
+    with pytest.raises(UserError, match="The study s exists already: --resume s"):
+        open_search_study(fresh, storage)
     # With trials and without its study it is refused: they would load others' checkpoints.
     search.trials_folder.write("0000/config.yaml", b"")
     (tmp_path / "s" / "study.log").unlink()
     with pytest.raises(UserError, match="There is no study s"):
-        open_search_study(search, StudyStorage(search.folder, None))
+        open_search_study(search, storage)
