@@ -16,24 +16,28 @@ class GatheredKeys(NamedTuple):
 
     Args:
         vectors: Of all ranks, [k N b, d], part by part, differentiable.
-        present: Bool [k N b]; false for padding.
-        own_index: Positions of this rank's vectors among them, part by part, [k b].
+        own_index: Positions among them of this rank's queries, part by part, [q b].
+        allowed: Bool [q b, k N b]: each query's keys, all but padding and itself.
     """
 
     vectors: Tensor
-    present: Tensor
     own_index: Tensor
+    allowed: Tensor
 
 
-def gather_keys(parts: Tensor, present: Tensor) -> GatheredKeys:
-    """Gather vectors [k, b, d] of this rank's b pairs from all ranks; `present` is bool [b]."""
+def gather_keys(parts: Tensor, present: Tensor, queries: int) -> GatheredKeys:
+    """Gather vectors [k, b, d] of this rank's b pairs from all ranks; `present` is bool [b].
+
+    The first q = `queries` of the k parts are queries as well.
+    """
     rank, workers = distributed.world()
     count, local = parts.shape[:2]
     vectors = distributed.gather(parts.transpose(0, 1)).transpose(0, 1).flatten(0, 1)
     all_present = distributed.gather(present.to(parts.dtype)).bool().repeat(count)
-    index = torch.arange(count * local, device=parts.device)
+    index = torch.arange(queries * local, device=parts.device)
     own_index = (index // local) * workers * local + rank * local + index % local
-    return GatheredKeys(vectors, all_present, own_index)
+    allowed = all_present.expand(len(index), -1).scatter(1, own_index[:, None], False)
+    return GatheredKeys(vectors, own_index, allowed)
 
 
 def view_losses(d: DiscriminatorPass, present: Tensor, config: LossConfig) -> Losses:
@@ -66,7 +70,7 @@ def info_nce(
 
     Args:
         view1: Unit embeddings [b, e] of one view of this rank's images.
-        view2: Unit embeddings [b, e] of another view.
+        view2: The same of another view.
         negatives: Unit embeddings [b, e] each of images that match no query.
         present: Bool [b], false for padding; a padded row is no key.
         temperature: Divides the cosine similarities.
@@ -75,16 +79,13 @@ def info_nce(
         [b], the mean over each image's two queries; undefined for padding.
     """
     local = len(present)
-    keys = gather_keys(torch.stack([view1, view2, *negatives]), present)
-    similarity = _float32(torch.cat([view1, view2]) @ keys.vectors.T / temperature)
-    own = keys.own_index[: 2 * local]
-    positive = own.roll(local)  # position of the other view
-    blocked = (~keys.present).expand(len(own), -1).scatter(1, own[:, None], True)
+    keys = gather_keys(torch.stack([view1, view2, *negatives]), present, queries=2)
+    similarity = widen(torch.cat([view1, view2]) @ keys.vectors.T / temperature)
+    positive = keys.own_index.roll(local)  # position of the other view
     # A padded row keeps its own positive: its loss is finite, and its weight is 0.
-    blocked = blocked.scatter(1, positive[:, None], False)
-    loss = torch.nn.functional.cross_entropy(
-        similarity.masked_fill(blocked, float("-inf")), positive, reduction="none"
-    )
+    allowed = keys.allowed.scatter(1, positive[:, None], True)
+    logits = similarity.masked_fill(~allowed, float("-inf"))
+    loss = torch.nn.functional.cross_entropy(logits, positive, reduction="none")
     return loss.view(2, local).mean(0)
 
 
@@ -107,19 +108,18 @@ def fake_supcon(
         [b], the mean over each pair's k fakes; 0 without another fake; undefined for padding.
     """
     count, local = len(fakes), len(present)
-    keys = gather_keys(torch.stack([*fakes, view1, view2]), present)
-    similarity = _float32(torch.cat(list(fakes)) @ keys.vectors.T / temperature)
-    own = keys.own_index[: count * local]
-    allowed = keys.present.expand(len(own), -1).scatter(1, own[:, None], False)
-    index = torch.arange(len(keys.vectors), device=own.device)
-    positive = allowed & (index < len(index) // (count + 2) * count)
-    log_partition = similarity.masked_fill(~allowed, float("-inf")).logsumexp(1, keepdim=True)
+    keys = gather_keys(torch.stack([*fakes, view1, view2]), present, queries=count)
+    similarity = widen(torch.cat(list(fakes)) @ keys.vectors.T / temperature)
+    index = torch.arange(len(keys.vectors), device=present.device)
+    positive = keys.allowed & (index < len(index) // (count + 2) * count)
+    partition = similarity.masked_fill(~keys.allowed, float("-inf"))
+    log_partition = partition.logsumexp(1, keepdim=True)
     log_likelihood = similarity - log_partition
     positives = positive.sum(1)
     loss = -log_likelihood.masked_fill(~positive, 0).sum(1) / positives.clamp(min=1)
     return loss.masked_fill(positives == 0, 0).view(count, local).mean(0)
 
 
-def _float32(similarity: Tensor) -> Tensor:
-    """Widen the bfloat16 product of an autocast region."""
+def widen(similarity: Tensor) -> Tensor:
+    """Widen the bfloat16 product of an autocast region to float32."""
     return similarity.float() if similarity.dtype == torch.bfloat16 else similarity

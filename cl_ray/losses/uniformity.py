@@ -1,10 +1,9 @@
 """Uniformity of the encoder's latent vectors on the sphere that noise is drawn from."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.contrastive import gather_keys
+from cl_ray.losses.contrastive import gather_keys, widen
 
 SHARPNESS = 2.0
 """Wang and Isola's t; the value of all their experiments."""
@@ -25,15 +24,11 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
     """
     parts, local = latents.shape[:2]
     directions = normalize(latents, dim=2)
-    keys = gather_keys(directions, present)
+    keys = gather_keys(directions, present, queries=parts)
     cosine = directions.flatten(0, 1) @ keys.vectors.T
-    potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
-    if potential.dtype == torch.bfloat16:
-        potential = potential.float()
-    own = keys.own_index
-    counted = keys.present.expand(len(own), -1).scatter(1, own[:, None], False)
-    number = counted.sum(1)
-    potential = potential.masked_fill(~counted, float("-inf"))
+    potential = widen(SHARPNESS * (2 * cosine - 2))  # |u - v|^2 = 2 - 2 u v
+    number = keys.allowed.sum(1)
+    potential = potential.masked_fill(~keys.allowed, float("-inf"))
     potential = potential.masked_fill((number == 0)[:, None], 0)  # finite; masked at the end
     log_mean = potential.logsumexp(1) - number.clamp(min=1).to(potential.dtype).log()
     return log_mean.masked_fill(number == 0, 0).view(parts, local).mean(0)
