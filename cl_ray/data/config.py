@@ -107,13 +107,8 @@ class ShardConfig(BaseConfig):
 class PairDataConfig(BaseConfig):
     """What determines the batches of pairs of every worker."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="The random seed of everything.")
+    seed: int = Field(0, ge=0, lt=2**63)
     batch_size: int = Field(64, ge=2, description="Pairs per step, over all workers together.")
-    condition: Condition = Field(
-        "none",
-        description="Whether G and D are conditioned on labels, so that G makes images of a given "
-        "class. classifier: D also classifies its input (AC-GAN). projection: D scores an image "
-        "together with its class.",
-    )
+    condition: Condition = "none"
     pairs: PairConfig = PairConfig()
     shards: ShardConfig = ShardConfig()
