@@ -154,17 +154,10 @@ def fit_class_priors(
     seed: int,
     latent_noise_std: float = 0.0,
 ) -> Prior:
-    """Fit one mixture for each class; the arguments are those of `fit_prior`.
+    """Fit one mixture for each class, with at most `components` Gaussians in all.
 
-    A class with too few codes for one Gaussian has the mixture of all codes.
-
-    Args:
-        codes: Latent vectors of images, [n, latent].
-        labels: Their classes, [n].
-        classes: Number of classes.
-        components: Number of Gaussians over all classes, at most.
-        seed: Selects the initial Gaussians.
-        latent_noise_std: As in `fit_prior`.
+    A class with too few codes for one Gaussian has the mixture of all codes. `labels` are the
+    classes of the codes, [n]; the other arguments are those of `fit_prior`.
     """
     by_class = [codes[labels == number] for number in range(classes)]
     enough = torch.tensor([len(c) >= CODES_PER_DIMENSION * codes.shape[1] for c in by_class])
