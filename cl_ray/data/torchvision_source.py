@@ -68,11 +68,8 @@ def read_torchvision(
         choices = {"train": {"split": whole}, "test": {"split": "test"}}
         if whole == "train":  # "trainval" includes it
             choices["val"] = {"split": "val"}
-    sets = {}
-    for split, choice in choices.items():
-        opened = _open(name, kind, root, choice)
-        if opened is not None:
-            sets[split] = opened
+    found = {split: _open(name, kind, root, choice) for split, choice in choices.items()}
+    sets = {split: opened for split, opened in found.items() if opened is not None}
     classes = getattr(sets["train"], "classes", None)
     if classes is not None:  # ImageNet has several names for each
         classes = [c if isinstance(c, str) else ", ".join(map(str, c)) for c in classes]
