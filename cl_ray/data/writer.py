@@ -150,12 +150,9 @@ def write_splits(
             shape = parts["train"].image.shape[1:]
             row_group = min(max(GROUP_BYTES // int(np.prod(shape)), 64), 1024)
             info = DatasetInfo(
-                name=metadata.name,
-                source=metadata.source,
-                licence=metadata.licence,
+                **vars(metadata),
                 shape=shape,
                 labelled=bool(parts["train"].label.size),
-                classes=metadata.classes,
                 row_group=row_group,
                 splits={
                     split: SplitInfo(
