@@ -256,20 +256,14 @@ def is_larger_better(name: str) -> bool:
     return _BY_NAME[name].larger_is_better
 
 
-def available_metrics(dataset: Dataset, config: EvaluationConfig, condition: str) -> list[str]:
+def available_metrics(context: MetricContext) -> list[str]:
     """Return the names of the metrics that evaluations have while a run trains.
 
     The first one is what a search optimises by default.
 
-    Args:
-        dataset: The data.
-        config: How it is evaluated.
-        condition: Condition of the networks.
-
     Raises:
         UserError: The reference does not exist, or the labels are no classes.
     """
-    context = MetricContext.of(dataset, config, condition)
     return [
         name
         for metric in METRICS
@@ -278,21 +272,12 @@ def available_metrics(dataset: Dataset, config: EvaluationConfig, condition: str
     ]
 
 
-def check_metric_available(
-    name: str,
-    dataset: Dataset,
-    config: EvaluationConfig,
-    condition: str,
-    field: str,
-    prefix: str = "",
-) -> None:
+def check_metric_available(name: str, context: MetricContext, field: str, prefix: str = "") -> None:
     """Check that evaluations have a metric while a run trains.
 
     Args:
         name: The metric's name.
-        dataset: The data.
-        config: How it is evaluated.
-        condition: Condition of the networks.
+        context: What is evaluated.
         field: Config field or flag that names the metric.
         prefix: What precedes the metric's name in it.
 
@@ -300,11 +285,9 @@ def check_metric_available(
         UserError: They have not; says why, and which they have.
     """
     metric = _BY_NAME.get(name)
-    context = MetricContext.of(dataset, config, condition)
     missing = "networks" if metric is None or metric.thorough else metric.unavailable(context)
     if missing:
-        names = available_metrics(dataset, config, condition)
         raise UserError(
             f"{field} {prefix + name!r} is not among what is measured of {missing}: take "
-            f"{', '.join(prefix + other for other in names)}."
+            f"{', '.join(prefix + other for other in available_metrics(context))}."
         )

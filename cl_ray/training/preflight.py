@@ -119,16 +119,10 @@ def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
             "evaluation.every 0 turns evaluations off: raise it, or take a metric of the epoch, "
             "such as 'g/reconstruction'."
         )
-    from cl_ray.evaluation.metrics import check_metric_available
+    from cl_ray.evaluation.metrics import MetricContext, check_metric_available
 
-    check_metric_available(
-        name,
-        dataset,
-        config.evaluation,
-        config.condition,
-        "checkpoint.metric",
-        prefix="evaluation/",
-    )
+    context = MetricContext.of(dataset, config.evaluation, config.condition)
+    check_metric_available(name, context, "checkpoint.metric", prefix="evaluation/")
 
 
 def starts_local_ray(address: str | None) -> bool:

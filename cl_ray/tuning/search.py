@@ -385,15 +385,17 @@ def search_metrics(
         UserError: The evaluation of this data does not have one of them.
     """
     from cl_ray.evaluation.metrics import (
+        MetricContext,
         available_metrics,
         check_metric_available,
         is_larger_better,
     )
     from cl_ray.tuning.study import SearchMetric
 
+    context = MetricContext.of(dataset, config.evaluation, config.condition)
     for name in names:
-        check_metric_available(name, dataset, config.evaluation, config.condition, "metric")
-    chosen = names or available_metrics(dataset, config.evaluation, config.condition)[:1]
+        check_metric_available(name, context, "metric")
+    chosen = names or available_metrics(context)[:1]
     return [SearchMetric(name, is_larger_better(name)) for name in chosen]
 
 

@@ -21,6 +21,7 @@ from cl_ray.evaluation.metrics import (
     METRICS,
     SAMPLE_METRICS,
     Metric,
+    MetricContext,
     available_metrics,
     is_larger_better,
     metric_title,
@@ -68,7 +69,8 @@ def test_an_evaluation_has_the_available_metrics(
     model = cl_ray.load(save_run(trainer, tmp_path, step=10))
     dataset = Dataset.open(data[name])
     found = Evaluator(dataset, config).evaluate(model)
-    assert sorted(available_metrics(dataset, config, condition)) == sorted(found.metrics())
+    context = MetricContext.of(dataset, config, condition)
+    assert sorted(available_metrics(context)) == sorted(found.metrics())
     skipped = "Not measured of this data of more than 200 classes: linear probe."
     assert (skipped in found.notes) == (name in ("many", "stacked"))
 
@@ -81,7 +83,8 @@ def test_the_first_metric_is_what_a_search_optimises_by_default(data: Any) -> No
         "bare": "reconstruction",
     }
     for name, first in firsts.items():
-        assert available_metrics(Dataset.open(data[name]), EvaluationConfig(), "none")[0] == first
+        context = MetricContext.of(Dataset.open(data[name]), EvaluationConfig(), "none")
+        assert available_metrics(context)[0] == first
 
 
 def test_directions_and_titles() -> None:
