@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.fs
@@ -82,7 +82,7 @@ class CheckpointStore:
         import torch
 
         name = f"step-{step:08d}"
-        self._delete_manifest(name)
+        self._delete_file(f"{name}/{_MANIFEST_FILE}")  # an interrupted write must not count
         self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         gan = dict(state["gan"])
         described = ("config", "shape", "classes", "counts")
@@ -256,37 +256,31 @@ class CheckpointStore:
                 self._delete(name)
         if best:
             self._write(_BEST_FILE, f"{best.name}\n".encode())
-        elif self.filesystem.get_file_info(f"{self.folder}/{_BEST_FILE}").is_file:
-            self.filesystem.delete_file(f"{self.folder}/{_BEST_FILE}")
+        else:
+            self._delete_file(_BEST_FILE)
 
     def _delete(self, name: str) -> None:
-        self._delete_manifest(name)
+        """Delete a checkpoint, its manifest first, so that an interrupted deletion never counts."""
+        self._delete_file(f"{name}/{_MANIFEST_FILE}")
         # A store with versioning may still list a folder whose files are all deleted.
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.folder}/{name}")
 
-    def _delete_manifest(self, name: str) -> None:
-        """Delete the manifest first, so that an interrupted write or delete is never loaded."""
-        path = f"{self.folder}/{name}/{_MANIFEST_FILE}"
-        if self.filesystem.get_file_info(path).is_file:
-            self.filesystem.delete_file(path)
+    def _delete_file(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(f"{self.folder}/{path}")
 
     def _manifest(self, name: str) -> CheckpointManifest | None:
         """Read a checkpoint's manifest; None if it is missing or truncated."""
-        path = f"{self.folder}/{name}"
-        if not self.filesystem.get_file_info(f"{path}/{_MANIFEST_FILE}").is_file:
-            return None
         try:
             fields = json.loads(self._read(f"{name}/{_MANIFEST_FILE}"))
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return None
-        check_format_version(fields.pop("format_version", 1), f"The checkpoint {path}")
-        manifest = CheckpointManifest(name=name, **fields)
-        if self.filesystem.get_file_info(f"{path}/{_METRIC_FILE}").is_file:
-            with contextlib.suppress(ValueError):  # truncated: there is no metric yet
-                metric = float(json.loads(self._read(f"{name}/{_METRIC_FILE}")))
-                return replace(manifest, metric=metric)
-        return manifest
+        what = f"The checkpoint {self.folder}/{name}"
+        check_format_version(fields.pop("format_version", 1), what)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing or truncated
+            fields["metric"] = float(json.loads(self._read(f"{name}/{_METRIC_FILE}")))
+        return CheckpointManifest(name=name, **fields)
 
     def _read(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:
