@@ -145,19 +145,14 @@ class StudySearch(Searcher):
     """
 
     def __init__(self, study: optuna.Study, search: Search, unfinished: list[int]):
-        names, modes = [m.name for m in search.metrics], [m.mode for m in search.metrics]
-        several = len(names) > 1
-        super().__init__(metric=names if several else names[0], mode=modes if several else modes[0])
+        super().__init__()
         self.study, self._unfinished = study, list(unfinished)
         self._suggest = partial(search.space.suggest, base=search.trial_config)
-        self._points: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return a trial's number and values."""
-        if trial_id not in self._points:
-            number = self._unfinished.pop(0) if self._unfinished else None
-            self._points[trial_id] = ask_point(self.study, self._suggest, number)
-        return {"point": self._points[trial_id]}
+        """Return a trial's number and values; Ray Tune asks once a trial."""
+        number = self._unfinished.pop(0) if self._unfinished else None
+        return {"point": ask_point(self.study, self._suggest, number)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
