@@ -90,6 +90,10 @@ class Parameter(BaseConfig):
         low, high = self.bounds()
         return low <= value <= high and (self.kind != "int" or not (value - low) % self.step)
 
+    def allows(self, value: Any, others: Values) -> bool:
+        """Return whether the value can be drawn where other fields have these values."""
+        return self.contains(value) and not (self.at_most and value > others[self.at_most])
+
     def distribution(self) -> "optuna.distributions.BaseDistribution":
         """Return the whole range as an Optuna distribution."""
         from optuna import distributions
@@ -160,7 +164,9 @@ class Space(BaseConfig):
         """
         known = dict(leaves(base.model_dump()))
         for field, parameter in self.parameters.items():
-            _check_searchable(field, where)
+            for fixed, reason in marked_fields(Config, "not_searchable").items():
+                if field == fixed or field.startswith(f"{fixed}."):
+                    raise UserError(f"In {where}: {field} cannot be searched: {reason}.")
             if field not in known:
                 raise UserError(
                     f"In {where}: there is no field {field!r} in the config "
@@ -183,8 +189,7 @@ class Space(BaseConfig):
             if parameter.at_most:
                 self._check_at_most(field, parameter, known, where)
             for value in parameter.bounds():
-                values = self._values_with(field, value, known)
-                build_config(merge(base.model_dump(), unflatten(values)), f"{where}, {field}")
+                apply_values(base, self._values_with(field, value, known), f"{where}, {field}")
 
     def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
         """Draw a value for each active field from an Optuna trial."""
@@ -216,9 +221,7 @@ class Space(BaseConfig):
             point = {
                 field: full[field]
                 for field, parameter in self.parameters.items()
-                if parameter.contains(full[field])
-                and not (parameter.at_most and full[field] > full[parameter.at_most])
-                and parameter.is_active(full)
+                if parameter.allows(full[field], full) and parameter.is_active(full)
             }
             if point and point not in points:
                 points.append(point)
@@ -251,10 +254,8 @@ class Space(BaseConfig):
             if name in fixed:
                 values[name] = fixed[name]
             elif parameter.is_active(current):
-                fits = parameter.contains(own[name]) and not (
-                    parameter.at_most and own[name] > current[parameter.at_most]
-                )
-                values[name] = own[name] if fits else parameter.bounds()[0]
+                allowed = parameter.allows(own[name], current)
+                values[name] = own[name] if allowed else parameter.bounds()[0]
         return values
 
     def _check_at_most(
@@ -271,13 +272,13 @@ class Space(BaseConfig):
             )
 
 
-def apply_values(base: Config, values: Values) -> Config:
+def apply_values(base: Config, values: Values, where: str = "the trial's values") -> Config:
     """Return the config with these values.
 
     Raises:
         UserError: They do not go together.
     """
-    return build_config(merge(base.model_dump(), unflatten(values)), "the trial's values")
+    return build_config(merge(base.model_dump(), unflatten(values)), where)
 
 
 def unflatten(values: Values) -> dict[str, Any]:
@@ -290,13 +291,6 @@ def unflatten(values: Values) -> dict[str, Any]:
             branch = branch.setdefault(part, {})
         branch[last] = value
     return tree
-
-
-def _check_searchable(field: str, where: str) -> None:
-    """Raise if trials with different values of the field could not be compared."""
-    for fixed, reason in marked_fields(Config, "not_searchable").items():
-        if field == fixed or field.startswith(f"{fixed}."):
-            raise UserError(f"In {where}: {field} cannot be searched: {reason}.")
 
 
 def _sort_by_dependency(parameters: dict[str, Parameter], where: str) -> dict[str, Parameter]:
