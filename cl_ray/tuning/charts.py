@@ -27,13 +27,7 @@ DEPTHS = ("generator.depth", "discriminator.depth")
 def history_charts(
     results: list[TrialResult], metrics: list[SearchMetric], space: Space
 ) -> list[Chart]:
-    """Draw the metric by trial, by epoch, and the Pareto front of the first two metrics.
-
-    Args:
-        results: All trials, by number.
-        metrics: What is optimized.
-        space: The search space.
-    """
+    """Draw the metric by trial, by epoch, and the Pareto front of the first two metrics."""
     metric = metrics[0]
     if not any(result.is_valid and metric.name in result.metrics for result in results):
         return []
@@ -89,10 +83,12 @@ def importance_chart(
         target_name=metric.name,
     )
     figure.update_layout(
-        xaxis={"title": "fraction of the variance", "tickformat": ".0%"}, yaxis={"title": ""}
+        xaxis={"title": "fraction of the variance", "tickformat": ".0%"},
+        yaxis={"title": ""},
+        showlegend=False,
+        margin={"r": 40},
     )
     figure.update_traces(texttemplate="%{x:.0%}", cliponaxis=False)
-    figure.update_layout(showlegend=False, margin={"r": 40})
     height = 90 + 26 * len(study.trials[0].params)
     title = f"Importances for {metric.name} after {pluralize(epoch, 'epoch')}"
     return _chart(title, "a bar is a field", figure, height=height, wide=True)
@@ -135,19 +131,16 @@ def value_charts(
 def _results_study(
     results: list[TrialResult], metrics: list[SearchMetric], space: Space
 ) -> optuna.Study:
-    """Build an in-memory study of all trials under their own numbers.
+    """Build an in-memory study of all trials under their own numbers; no value means failed.
 
-    Those without a value are failed ones, and for a single metric stopped ones are pruned, unless
-    no trial has finished.
+    For a single metric stopped trials are pruned ones, unless no trial has finished.
     """
-    study = optuna.create_study(
-        directions=["maximize" if metric.maximize else "minimize" for metric in metrics]
-    )
+    study = optuna.create_study(directions=[metric.direction for metric in metrics])
     is_finished = any(result.status == "finished" for result in results)
     by_number = {result.number: result for result in results}
+    names = {metric.name for metric in metrics}
     for number in range(max(by_number, default=-1) + 1):
         result = by_number.get(number)
-        names = {metric.name for metric in metrics}
         if result is None or not result.is_valid or not names <= result.metrics.keys():
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue

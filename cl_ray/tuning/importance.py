@@ -39,15 +39,10 @@ def comparable_study(
 ) -> optuna.Study:
     """Build an in-memory study of comparable trials, for Optuna's importances and charts.
 
-    Its parameters are the fields that all trials have and that differ, by their short names.
-
-    Args:
-        results: The trials.
-        epoch: An epoch that all of them reached.
-        metric: The metric.
-        space: The search space.
+    Its parameters are the fields that all trials have and that differ, by their short names; its
+    values are the metric's after the epoch, which all trials have reached.
     """
-    study = optuna.create_study(direction="maximize" if metric.maximize else "minimize")
+    study = optuna.create_study(direction=metric.direction)
     fields = [
         field
         for field in space.parameters
@@ -82,11 +77,7 @@ def parameter_importances(
 ) -> dict[str, float]:
     """Return the fraction of the metric's variance that each field explains, largest first.
 
-    Args:
-        results: Comparable trials; fewer than ten give no importances.
-        epoch: An epoch that all of them reached.
-        metric: The metric.
-        space: The search space.
+    Fewer than ten comparable trials give no importances.
     """
     study = comparable_study(results, epoch, metric, space)
     values = {result.history[epoch] for result in results}
@@ -100,19 +91,9 @@ def parameter_importances(
 
 
 def importance_summary(
-    results: list[TrialResult],
-    epoch: int,
-    metric: SearchMetric,
-    importances: dict[str, float],
+    results: list[TrialResult], epoch: int, metric: SearchMetric, importances: dict[str, float]
 ) -> str:
-    """Return a sentence on the importances, which claims nothing of fewer than ten trials.
-
-    Args:
-        results: Comparable trials.
-        epoch: An epoch that all of them reached.
-        metric: The metric.
-        importances: What `parameter_importances` returned.
-    """
+    """Return a sentence on the importances, which claims nothing of fewer than ten trials."""
     compared = f"{pluralize(len(results), 'trial')} after {pluralize(epoch, 'epoch')}"
     if len(results) < MIN_COMPARABLE:
         verb = "is" if len(results) == 1 else "are"

@@ -2,7 +2,6 @@
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.report.charts import format_number
@@ -19,14 +18,6 @@ from cl_ray.tuning.importance import (
 from cl_ray.tuning.leaderboard import best_trial, rank_trials, short_name
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import TrialResult
-
-
-@dataclass(frozen=True)
-class TrialImage:
-    """Samples of a trial: the PNG as a `data:` URI, and whose they are."""
-
-    source: str
-    title: str
 
 
 def write_report(search: Search, results: list[TrialResult]) -> str:
@@ -72,20 +63,21 @@ def search_stats(search: Search, results: list[TrialResult]) -> list[Stat]:
     return [*stats, Stat("Training", seconds, f"{epochs} in all")]
 
 
-def trial_images(search: Search, results: list[TrialResult]) -> list[TrialImage]:
-    """Return the last samples of the best and of the worst trial, as far as there are any."""
+def trial_images(search: Search, results: list[TrialResult]) -> dict[str, str]:
+    """Return the last samples of the best and the worst trial that have any: URIs by title."""
     best = best_trial(results, search.metrics)
     order = [result for result in rank_trials(results, search.metrics) if result.epoch]
-    worst = order[-1] if len(order) > 1 else None
-    images = []
-    for name, result in (("best", best), ("worst", worst)):
-        for epoch in range(result.epoch if result else 0, 0, -1):
-            assert result is not None
+    shown = [("best", best)] if best else []
+    if len(order) > 1:
+        shown.append(("worst", order[-1]))
+    images = {}
+    for name, result in shown:
+        for epoch in range(result.epoch, 0, -1):
             file = f"{result.number:04d}/samples/samples-{epoch:04d}.png"
             png = search.trials_folder.read(file)
             if png:
                 title = f"{name}: trial {result.number} ({result.status}), after epoch {epoch}"
-                images.append(TrialImage(png_uri(png), title))
+                images[title] = png_uri(png)
                 break
     return images
 

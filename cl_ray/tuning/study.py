@@ -19,6 +19,7 @@ import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cl_ray.errors import UserError, first_error_line, redact_credentials
@@ -45,6 +46,11 @@ class SearchMetric:
     def worst(self) -> float:
         """The score of a trial without a value of this metric."""
         return 0.0 if self.maximize else 1e6
+
+    @property
+    def direction(self) -> StudyDirection:
+        """The direction as Optuna names it."""
+        return StudyDirection.MAXIMIZE if self.maximize else StudyDirection.MINIMIZE
 
     @property
     def mode(self) -> str:

@@ -5,7 +5,6 @@ import logging
 import shlex
 
 import optuna
-from optuna.study import StudyDirection
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -121,10 +120,7 @@ def open_search_study(search: Search, storage: StudyStorage) -> optuna.Study:
     if exists:
         study = optuna.load_study(study_name=name, storage=opened)
     elif search.fresh or not search.trials_folder.exists():
-        directions = [
-            StudyDirection.MAXIMIZE if metric.maximize else StudyDirection.MINIMIZE
-            for metric in search.metrics
-        ]
+        directions = [metric.direction for metric in search.metrics]
         study = optuna.create_study(storage=opened, study_name=name, directions=directions)
     else:
         raise UserError(f"There is no study {name}: start it with --name {name}.")
