@@ -27,7 +27,7 @@ from cl_ray.evaluation.metrics import (
 )
 from cl_ray.evaluation.probes import ProbeData, ProbeScore
 from cl_ray.evaluation.reference import (
-    FeatureExtractor,
+    Reference,
     ReferenceClassifier,
     StackedReference,
     load_features,
@@ -198,7 +198,7 @@ class FidelityEvaluator:
 
     def __init__(
         self,
-        reference: FeatureExtractor,
+        reference: Reference,
         train: RowBatch,
         test: RowBatch,
         count: int | None = None,
@@ -345,7 +345,7 @@ class Evaluator:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.notes: list[str] = []
         name = resolve_reference(dataset, config.reference)
-        self.reference: FeatureExtractor | None = load_features(name) if name else None
+        self.reference = load_features(name) if name else None
         if self.reference is None:
             self.notes.append(
                 "Fidelity needs a reference's features: train one of labelled images with "

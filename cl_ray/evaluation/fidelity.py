@@ -27,7 +27,7 @@ from cl_ray.evaluation.classifier import (
     train_classifier,
 )
 from cl_ray.evaluation.reference import (
-    FeatureExtractor,
+    Reference,
     ReferenceClassifier,
     StackedReference,
     check_finite,
@@ -68,7 +68,7 @@ class Samples:
         order: NDArray[np.int64],
         real: Floats,
         test: RowBatch,
-        reference: FeatureExtractor,
+        reference: Reference,
         seed: int,
     ):
         self.images, self.labels, self.order = images, labels, order

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import safetensors
@@ -55,17 +55,6 @@ _METADATA_KEY = "reference"
 """The file's only entry of metadata, JSON: safetensors writes several in any order."""
 
 
-class FeatureExtractor(Protocol):
-    """Computes features of images."""
-
-    name: str
-    shape: tuple[int, int, int] | None
-    """Height, width and channels of the images it takes; None is any."""
-
-    def features(self, images: Pixels) -> Floats:
-        """Compute features, float32 [N, d], of images, uint8 [N, H, W, C]."""
-
-
 class ReferenceMetadata(BaseConfig):
     """Metadata in the file of a reference's weights."""
 
@@ -93,7 +82,7 @@ class ReferenceClassifier:
     def __init__(self, network: Classifier, metadata: ReferenceMetadata):
         self.network = network.eval().to(memory_format=torch.channels_last)  # as in training
         self.metadata = metadata
-        self.shape: tuple[int, int, int] | None = metadata.shape
+        self.shape = metadata.shape
         self.classes = len(metadata.classes)
         self.name = f"{metadata.data}-classifier"
 
@@ -176,7 +165,7 @@ class StackedReference:
     """
 
     name = "mnist-classifier by channel"
-    shape: tuple[int, int, int] | None = STACKED_SHAPE
+    shape = STACKED_SHAPE
     classes = STACKED_MODES
 
     def __init__(self) -> None:
@@ -212,7 +201,7 @@ class InceptionReference:
     """
 
     name = "inception-v3"
-    shape: tuple[int, int, int] | None = None
+    shape = None
 
     def __init__(self, weights: str):
         if not Path(weights).is_file():
@@ -243,7 +232,11 @@ class InceptionReference:
         return torch.cat(parts).numpy()
 
 
-def load_features(name: str) -> ReferenceClassifier | StackedReference | InceptionReference:
+Reference = ReferenceClassifier | StackedReference | InceptionReference
+"""Computes features of images of its `shape`; None is any."""
+
+
+def load_features(name: str) -> Reference:
     """Load a reference by name.
 
     Args:
