@@ -30,7 +30,7 @@ from cl_ray.training.resources import (
     find_autoscaler,
     plan_workers,
 )
-from cl_ray.tuning.runner import allocate_trials as trials_at_once
+from cl_ray.tuning.runner import allocate_trials
 from cl_ray.tuning.search import prepare_search
 
 pytestmark = pytest.mark.ray
@@ -146,9 +146,8 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
     assert asked(workers=40, gpus_per_worker=1).waits_for == (
         "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )
-    assert str(trials_at_once(search, local=False)) == (
-        "1 trial at a time, 1 CPU and 1 GPU each; --concurrent asks the autoscaler for room for "
-        "more"
+    assert str(allocate_trials(search, local=False)) == (
+        "1 trial at a time, 1 CPU and 1 GPU each; --concurrent asks the autoscaler for more"
     )
     pool = allocate_actors(None, None, 1, local=False, num_parts=99)
     assert str(pool) == ("1 actor, 1 CPU and 1 GPU each; --actors asks the autoscaler for more")
@@ -161,11 +160,11 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
         "8 CPU and 8 GPU, which the autoscaler may add"
     )
     # As many as fit: the most that the autoscaler may bring the cluster to.
-    shared = trials_at_once(search, local=False)
-    assert str(shared) == "8 trials at once, 1 CPU and 1 GPU each"
-    assert shared.plan.waits_for == "8 CPU and 8 GPU, which the autoscaler may add"
+    resources = allocate_trials(search, local=False)
+    assert str(resources) == "8 trials at once, 1 CPU and 1 GPU each"
+    assert resources.each.waits_for == "8 CPU and 8 GPU, which the autoscaler may add"
     wide = prepare_search([*searched, "--workers=2"], "search")
-    assert trials_at_once(wide, local=False).concurrent == 6  # of 2 machines with 6 CPUs each
+    assert allocate_trials(wide, local=False).concurrent == 6  # of 2 machines with 6 CPUs each
     assert allocate_actors(None, None, 1, local=False, num_parts=99) == ActorPool(8, 1, 1)
     assert allocate_actors(None, None, None, local=False, num_parts=99) == ActorPool(13, 1, 0)
     assert allocate_actors(None, None, None, local=False, num_parts=7) == ActorPool(7, 1, 0)
