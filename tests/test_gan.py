@@ -153,7 +153,7 @@ def test_contrad_step_equals_the_naive_one(condition: str, augment: dict[str, fl
 
 @pytest.mark.parametrize("objective", ["non-saturating", "relativistic"])
 def test_augmented_step_equals_the_naive_one(objective: str) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "losses": {"objective": objective, "r1": 0.5, "r2": 0.5, "gradient_penalty": 0.3},
         "optimizer": {"d_steps": 2},
     }

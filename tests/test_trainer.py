@@ -22,13 +22,16 @@ from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.trainer import Trainer
 
 MakeDigits = Callable[[int], str]
-LOADERS = {"in memory": InMemoryLoader, "streaming": StreamingLoader}
+LOADERS: dict[str, type[InMemoryLoader] | type[StreamingLoader]] = {
+    "in memory": InMemoryLoader,
+    "streaming": StreamingLoader,
+}
 IMAGES, STEPS, EPOCHS = 71, 6, 2
 """71 images, 12 a step: 6 steps, the last one short; of two workers, one has a row less."""
 INTERRUPTIONS = [(0, 2), (0, STEPS), (1, 0), (1, 4)]
 """Epoch and position: within an epoch, between its last step and its end, and between two."""
-RESUMED = {"pairs": {"mode": "labels"}, "optimizer": {"d_steps": 2}}
-OVERFLOW = {"losses": {"adversarial": 1e39}}  # float32 ends at 3.4e38
+RESUMED: dict[str, Any] = {"pairs": {"mode": "labels"}, "optimizer": {"d_steps": 2}}
+OVERFLOW: dict[str, Any] = {"losses": {"adversarial": 1e39}}  # float32 ends at 3.4e38
 
 
 def build(loader: str, data: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Trainer:

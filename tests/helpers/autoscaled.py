@@ -79,12 +79,13 @@ config = {
     **json.loads(CONFIG),
 }
 print(head.gcs_address, flush=True)
-external = None
+external: subprocess.Popen[bytes] | None = None
 for line in sys.stdin:
     if line.strip() == "external":
         script = [sys.executable, "-c", EXTERNAL[VERSION], head.gcs_address, json.dumps(config)]
         external = subprocess.Popen(script, stdout=sys.stderr)
     elif line.strip() == "end":
+        assert external is not None
         external.kill()
         external.wait()
     elif line.strip() == "bootstrap":

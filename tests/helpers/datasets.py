@@ -1,6 +1,6 @@
 """Datasets of given images, written as Parquet shards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
-Split = tuple[np.ndarray, Sequence[Any]]
+Split = tuple[np.ndarray, Iterable[Any]]
 
 
 def write_images(folder: Path, classes: list[str] | None = None, **splits: Split) -> str:

@@ -121,7 +121,17 @@ def move_batch(
     batch: PairBatch, device: torch.device | str, rows: slice = slice(None)
 ) -> PairBatch:
     """Return rows of a batch on a device."""
-    return PairBatch(*(None if field is None else field[rows].to(device) for field in batch))
+
+    def move(field: Tensor) -> Tensor:
+        return field[rows].to(device)
+
+    return PairBatch(
+        move(batch.positive),
+        move(batch.partner),
+        move(batch.negative),
+        move(batch.present),
+        None if batch.labels is None else move(batch.labels),
+    )
 
 
 def build_gan(

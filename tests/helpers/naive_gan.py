@@ -5,18 +5,20 @@ It shares only networks, views and random numbers with the package; these have t
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cl_ray.batch import FakeParts, PairBatch, RealParts
-from cl_ray.config import Config
 from cl_ray.data.views import ViewParams, apply_views, sample_views
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.penalties import rademacher, sample_rademacher
 from cl_ray.rng import seeded_generator
+from cl_ray.train_config import GANConfig
 
 SHAPE = (1, 28, 28)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class NaiveAdam:
@@ -38,19 +40,20 @@ class NaiveAdam:
                 v.copy_(self.beta2 * v + (1 - self.beta2) * gradient**2)
                 m_hat = m / (1 - self.beta1**self.steps)
                 v_hat = v / (1 - self.beta2**self.steps)
-                p -= self.lr * m_hat / (v_hat.sqrt() + 1e-8)
+                p.sub_(self.lr * m_hat / (v_hat.sqrt() + 1e-8))
 
 
 class NaiveGAN:
     """Starts from the weights of a float64 ContrastiveGAN that has taken no step."""
 
-    def __init__(self, config: Config, gan: ContrastiveGAN):
-        def copied(network: nn.Module) -> nn.Module:
+    def __init__(self, config: GANConfig, gan: ContrastiveGAN):
+        def copy_network(network: Network) -> Network:
             return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
         self.config, adam = config, config.optimizer
-        self.generator, self.discriminator = copied(gan.generator), copied(gan.discriminator)
-        self.ema_generator = copied(gan.ema_generator)
+        self.generator = copy_network(gan.generator)
+        self.discriminator = copy_network(gan.discriminator)
+        self.ema_generator = copy_network(gan.ema_generator)
         self.g_adam = NaiveAdam(self.generator, adam.lr_g, adam.beta1, adam.beta2)
         self.d_adam = NaiveAdam(self.discriminator, adam.lr_d, adam.beta1, adam.beta2)
         self.steps = 0
@@ -96,8 +99,8 @@ class NaiveGAN:
         )
         signs = rademacher(sample_rademacher(len(present), SHAPE, random)[present], SHAPE).double()
         alpha = torch.rand(len(present), generator=random).double()[present]
-        fake = [f.detach() for f in self.generate(x, y, z, noise)]
-        x, fake = self.augment([*x, *fake], present, random)
+        detached = [f.detach() for f in self.generate(x, y, z, noise)]
+        x, fake = self.augment([*x, *detached], present, random)
         labels = [*y, *y, y[0]]
 
         scores, embeddings = [], []
@@ -192,18 +195,20 @@ class NaiveGAN:
         self, x: RealParts[Tensor], y: Sequence[Tensor | None], z: Tensor, noise: Sequence[Tensor]
     ) -> FakeParts[Tensor]:
         g, std = self.generator, self.config.generator.latent_noise_std
-        of_images = [
+        positive, negative = (
             g.decode(g.encode(image) + std * n, labels=label)
             for image, n, label in zip(x, noise, y, strict=True)
-        ]
-        return FakeParts(*of_images, g.decode(z, labels=y[0]))
+        )
+        return FakeParts(positive, negative, g.decode(z, labels=y[0]))
 
     def fake_supcon(self, fake: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
         """ContraD's loss of fakes, query by query."""
         d, tau = self.discriminator, self.config.losses.temperature
+        projection = d.fake_projection
+        assert projection is not None
 
         def embed(parts: Sequence[Tensor]) -> list[Tensor]:
-            return [e / e.norm() for part in parts for e in d.fake_projection(d.features(part))]
+            return [e / e.norm() for part in parts for e in projection(d.features(part))]
 
         queries, real = embed(fake), embed(views)
         losses = []

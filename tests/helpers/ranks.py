@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import get_context, start_processes
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import start_processes
 
 LIMIT = timedelta(seconds=90)
 """Timeout of a rank that waits for another."""

@@ -84,7 +84,7 @@ def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
     )  # fmt: skip
     folder.write("config.yaml", config.to_yaml().encode())
     run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
-    journal, checkpoints = RunLogger(folder, run, run.config), CheckpointStore(*folder.open())
+    journal, checkpoints = RunLogger(folder, run, config), CheckpointStore(*folder.open())
     for _ in range(epochs):
         metrics = run.train_epoch(journal.log_steps)
         journal.log_epoch(metrics)
