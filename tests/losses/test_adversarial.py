@@ -101,7 +101,7 @@ def test_extreme_scores_give_finite_losses_and_gradients(objective: str) -> None
     for sign in (1, -1):
         given = Scores(fake * sign, fake[:2] * -sign)
         for player in ("discriminator", "generator"):
-            loss = OBJECTIVES[objective](given, player).sum()  # type: ignore[arg-type]
+            loss = OBJECTIVES[objective](given, player).sum()
             (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
             assert loss.isfinite()
             assert gradient.isfinite().all()

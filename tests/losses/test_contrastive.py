@@ -65,7 +65,7 @@ def naive_fake_supcon(
 @pytest.mark.parametrize(("pairs", "others"), [(1, 1), (2, 1), (3, 0), (5, 4), (9, 2)])
 def test_info_nce_equals_the_loop(pairs: int, others: int, temperature: float, mask: str) -> None:
     parts, present = sample_embeddings(2 + others, pairs, 6), MASKS[mask](pairs)
-    loss = info_nce(parts[0], parts[1], parts[2:], torch.tensor(present), temperature)
+    loss = info_nce(parts[0], parts[1], list(parts[2:]), torch.tensor(present), temperature)
     assert loss.shape == (pairs,)
     assert loss.isfinite().all()
     for i in (i for i in range(pairs) if present[i]):
@@ -91,21 +91,21 @@ def test_absent_rows_have_no_effect_on_values_and_gradients() -> None:
     parts = sample_embeddings(6, 7, 5)
     present = torch.tensor([True, False, True, True, False, False, True])
     leaf = parts.clone().requires_grad_()
-    loss = info_nce(leaf[0], leaf[1], leaf[2:], present, 0.2)
+    loss = info_nce(leaf[0], leaf[1], list(leaf[2:]), present, 0.2)
     (gradient,) = torch.autograd.grad((loss * present).sum(), leaf)
     assert (gradient[:, ~present] == 0).all()
     assert (gradient[:, present] != 0).any(2).all()
     without = parts[:, present]  # the absent rows left out
-    expected = info_nce(without[0], without[1], without[2:], present[present], 0.2)
+    expected = info_nce(without[0], without[1], list(without[2:]), present[present], 0.2)
     assert torch.allclose(loss[present], expected, rtol=0, atol=1e-12)
     parts[:, ~present] = parts[:, :1].clone()  # the absent rows replaced
-    again = info_nce(parts[0], parts[1], parts[2:], present, 0.2)
+    again = info_nce(parts[0], parts[1], list(parts[2:]), present, 0.2)
     assert torch.equal(again[present], loss[present])
 
 
 def test_rank_without_present_rows_is_finite() -> None:
     parts = sample_embeddings(6, 3, 5).requires_grad_()
-    loss = info_nce(parts[0], parts[1], parts[2:], torch.zeros(3, dtype=torch.bool), 0.2)
+    loss = info_nce(parts[0], parts[1], list(parts[2:]), torch.zeros(3, dtype=torch.bool), 0.2)
     (gradient,) = torch.autograd.grad((loss * 0).sum(), parts)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
@@ -113,6 +113,6 @@ def test_rank_without_present_rows_is_finite() -> None:
 
 def test_closer_views_and_fewer_negatives_lower_the_loss() -> None:
     parts, present = sample_embeddings(3, 8, 6), torch.ones(8, dtype=torch.bool)
-    before = info_nce(parts[0], parts[1], parts[2:], present, 0.2)
-    assert (info_nce(parts[0], parts[0], parts[2:], present, 0.2) < before).all()
+    before = info_nce(parts[0], parts[1], list(parts[2:]), present, 0.2)
+    assert (info_nce(parts[0], parts[0], list(parts[2:]), present, 0.2) < before).all()
     assert (info_nce(parts[0], parts[1], [], present, 0.2) < before).all()

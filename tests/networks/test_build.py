@@ -51,7 +51,7 @@ def perturb(network: nn.Module) -> None:
     """Change every weight: some are zero at first."""
     with torch.no_grad():
         for weight in network.parameters():
-            weight += 0.05 * torch.randn(weight.shape, dtype=DOUBLE)
+            weight.add_(0.05 * torch.randn(weight.shape, dtype=DOUBLE))
 
 
 def assert_gradients(network: nn.Module, result: Tensor) -> None:

@@ -24,6 +24,7 @@ def test_image_convolution_equals_conv2d(side: int, channels: int) -> None:
     ours = conv(given)
     theirs = nn.functional.conv2d(given, conv.weight, conv.bias, stride=2, padding=1)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    assert conv.bias is not None
     inputs = (given, conv.weight, conv.bias)
     for one, other in zip(
         torch.autograd.grad(ours.sin().sum(), inputs),

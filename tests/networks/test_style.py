@@ -1,6 +1,7 @@
 """Parts of the style-based family."""
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cl_ray.networks.style import (
     EqualizedLinear,
     ModulatedConv,
     StyleDecoder,
+    StyleLayer,
 )
 
 DOUBLE = torch.float64
@@ -29,10 +31,14 @@ def generator() -> tuple[Generator, StyleDecoder]:
     return network, network.decoder
 
 
+def style_layers(decoder: StyleDecoder) -> list[StyleLayer]:
+    return cast(list[StyleLayer], list(decoder.layers))
+
+
 def enable_noise(decoder: StyleDecoder) -> None:
     """Give every layer's noise an effect, which it has not at first."""
     with torch.no_grad():
-        for layer in decoder.layers:
+        for layer in style_layers(decoder):
             layer.strength.fill_(0.5)
 
 
@@ -121,7 +127,7 @@ def test_mapping_network_learns_a_hundred_times_slower() -> None:
     assert changes[1] == pytest.approx(changes[0] / 100, rel=1e-3)
     _, decoder = generator()
     assert all(layer.lr_scale == MAPPING_LR_SCALE for layer in decoder.mapping)
-    assert all(layer.convolution.style.lr_scale == 1 for layer in decoder.layers)
+    assert all(layer.convolution.style.lr_scale == 1 for layer in style_layers(decoder))
 
 
 def test_truncation_pulls_styles_to_their_mean() -> None:
