@@ -273,7 +273,7 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
     assert record["files"]["generate.onnx"]["further_inputs"][0]["name"] == "labels"
     pixels = Dataset.open(run.config.data).read("train").image[:9]
     session = onnxruntime.InferenceSession(str(out / "score.onnx"))
-    given = {"images": pixels}
+    given: dict[str, np.ndarray] = {"images": pixels}
     if run.config.condition == "projection":
         given["labels"] = labels[:9]
     (scores,) = session.run(["scores"], given)

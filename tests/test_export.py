@@ -19,6 +19,7 @@ import cl_ray
 import cl_ray.export
 from cl_ray import cli
 from cl_ray.config import Config
+from cl_ray.networks.normalize import to_unit
 
 SMALL = {"depth": 3, "width": 4}
 FILES = {
@@ -178,8 +179,7 @@ def test_files_that_compute_something_else_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     form: str,
 ) -> None:
-    scale = cl_ray.export.to_unit
-    monkeypatch.setattr(cl_ray.export, "to_unit", lambda images: 1.01 * scale(images))
+    monkeypatch.setattr(cl_ray.export, "to_unit", lambda images: 1.01 * to_unit(images))
     message = refused(capsys, str(runs["grey"]), f"--out={tmp_path}/model", f"--format={form}")
     ending = {"onnx": "onnx", "torch": "pt2"}[form]
     assert message.startswith(f"encode.{ending}, for 1 images, differs from PyTorch by 0.0")

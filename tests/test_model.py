@@ -14,7 +14,8 @@ import cl_ray
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
-from cl_ray.model import BLOCK, NO_PRIOR, TrainedModel
+from cl_ray.model import NO_PRIOR, TrainedModel
+from cl_ray.rng import BLOCK
 from cl_ray.storage import RunStorage
 from cl_ray.train_config import TrainerConfig
 from cl_ray.trainer import Trainer
@@ -66,8 +67,8 @@ def test_a_live_trainer_gives_the_same_model(trained: tuple[Path, Trainer]) -> N
     part = {name: getattr(trainer.config, name) for name in TrainerConfig.model_fields}
     bare = Trainer(TrainerConfig(**part), trainer.loader)
     assert TrainedModel.from_trainer(bare).config.generator == trainer.config.generator
-    config = trainer.config.model_copy(
-        update={"generator": trainer.config.generator.model_copy(update={"prior": 4})}
+    config = live.config.model_copy(
+        update={"generator": live.config.generator.model_copy(update={"prior": 4})}
     )
     with pytest.warns(UserWarning, match=NO_PRIOR):
         replace(live, config=config, prior=None).generate(2)
@@ -119,7 +120,7 @@ def test_what_cannot_be_loaded_or_used_is_named(
     with pytest.raises(UserError, match=r"takes uint8 \['n', 28, 28, 1\]"):
         model.embed(np.zeros((2, 32, 32), np.uint8))
     with pytest.raises(UserError, match="uint8"):
-        model.embed(np.zeros((2, 28, 28), np.float32))  # type: ignore[arg-type]
+        model.embed(np.zeros((2, 28, 28), np.float32))
     with pytest.raises(UserError, match="n 0 must be"):
         model.generate(0)
     with pytest.raises(UserError, match=r"not a run folder"):

@@ -7,6 +7,7 @@ colours of a figure are those of `PALETTE`; page.js exchanges them where the rea
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -46,7 +47,7 @@ _AXIS = {
     "tickcolor": "rgba(0,0,0,0)",  # invisible: it keeps the numbers of two axes apart
 }
 _LABEL = {"bgcolor": COLOURS["card"], "bordercolor": COLOURS["line"]}
-THEME = {
+THEME: dict[str, Any] = {
     "layout": {
         "colorway": [COLOURS["g"], COLOURS["d"], *CYCLE[2:]],
         "font": {"size": 12, "color": COLOURS["quiet"], "family": "system-ui, sans-serif"},

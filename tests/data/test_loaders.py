@@ -13,7 +13,10 @@ from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, PairLoader, StreamingLoader, sample_window_pairs
 from cl_ray.data.partition import Partition
 
-LOADERS = {"memory": InMemoryLoader, "streaming": StreamingLoader}
+LOADERS: dict[str, type[InMemoryLoader] | type[StreamingLoader]] = {
+    "memory": InMemoryLoader,
+    "streaming": StreamingLoader,
+}
 MODES = ["views", "labels"]
 COLUMNS = ("positive", "partner", "negative", "present")
 
@@ -195,7 +198,7 @@ def test_batches_follow_from_seed_epoch_workers_and_rank(
             torch.cat([b.positive for b in other])[:60], torch.cat([b.positive for b in first])[:60]
         )
     # The seed determines the order of rows too: here they all come in one window.
-    one_window = {"pairs": {"mode": mode}, "shards": {"window": 1000}}
+    one_window: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 1000}}
     seeds = [
         next(LOADERS[kind].read(partition_of(small_groups(60), seed=seed, **one_window)).batches(0))
         for seed in (3, 4)
@@ -214,7 +217,7 @@ def test_batches_follow_from_seed_epoch_workers_and_rank(
 def test_the_order_of_arrival_does_not_matter(
     small_groups: Callable[[int], Dataset], mode: str
 ) -> None:
-    fields = {"pairs": {"mode": mode}, "shards": {"window": 60}}
+    fields: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 60}}
     partition = partition_of(small_groups(347), workers=2, rank=1, **fields)
     rows = partition.dataset.read("train", partition.row_ranges(0))
     assert rows.label is not None

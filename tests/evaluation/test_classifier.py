@@ -34,7 +34,8 @@ def test_every_shape_of_image(side: int, channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, channels), np.uint8)
     assert classifier_outputs(network.trunk, images).shape == (3, 10)
     found = classifier_outputs(network, images)
-    assert (found.shape, found.dtype) == ((3, 7), np.float32)
+    assert found.shape == (3, 7)
+    assert found.dtype == np.float32
     assert not np.allclose(found[0], found[1])  # each image has its own
     assert np.allclose(found[1:2], classifier_outputs(network, images[1:2]), atol=1e-5)
 

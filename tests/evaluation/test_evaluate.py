@@ -37,7 +37,7 @@ FAST = [metric for metric in UNCONDITIONAL if not metric.thorough]
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digits with a split test, sorted by class, as a folder of images would be."""
-    splits = {}
+    splits: dict[str, Any] = {}
     for split, count in {"train": TRAIN, "test": TEST}.items():
         images, labels = mnist(split, count)
         order = np.argsort(labels, kind="stable")
@@ -145,8 +145,8 @@ def test_each_metric_is_beside_its_real_data_baseline(
     real = fidelity.measure(train, metrics=FAST)
     assert (real.features, real.count) == ("mnist-classifier", 500)
     assert list(real.metrics) == [metric.name for metric in FAST]
-    for name, metric in real.metrics.items():
-        assert metric.value == pytest.approx(metric.real_baseline, rel=1e-6), name
+    for name, measured in real.metrics.items():
+        assert measured.value == pytest.approx(measured.real_baseline, rel=1e-6), name
     mixed = (train // 2 + np.roll(train, 1, 0) // 2).astype(np.uint8)
     worse = fidelity.measure(mixed, metrics=FAST).metrics
     for metric in FAST[:6]:
@@ -187,7 +187,11 @@ def test_baselines_are_of_random_training_images_or_of_all_test_images(
     given: dict[str, list[Samples]] = {"train": [], "test": []}
 
     def record(split: str) -> Any:
-        return lambda samples: given[split].append(samples) or float(len(given[split]))
+        def compute(samples: Samples) -> float:
+            given[split].append(samples)
+            return float(len(given[split]))
+
+        return compute
 
     fidelity = FidelityEvaluator(
         ReferenceClassifier.load("mnist"), batches["train"], batches["test"], count=50
@@ -205,7 +209,9 @@ def test_baselines_are_of_random_training_images_or_of_all_test_images(
     drawn = given["train"][0]
     assert drawn.labels is not None
     assert len({image.tobytes() for image in drawn.images}) == 50
-    pairs = zip(batches["train"].image, batches["train"].label, strict=True)
+    train = batches["train"]
+    assert train.label is not None
+    pairs = zip(train.image, train.label, strict=True)
     label_of = {image.tobytes(): label for image, label in pairs}
     assert [label_of[image.tobytes()] for image in drawn.images] == drawn.labels.tolist()
     assert not np.array_equal(drawn.images, images)
@@ -226,11 +232,11 @@ def test_the_command_writes_the_table_and_the_file(
         assert f"{values['value']:.4f}" in row
         assert f"{values['real_baseline']:.4f}" in row
     assert saved["representation"].keys() == {"discriminator", "encoder", "pixels"}
-    for metric in PROBE_METRICS:
-        row = next(line for line in shown.splitlines() if f" {metric.title} " in line)
+    for probe in PROBE_METRICS:
+        row = next(line for line in shown.splitlines() if f" {probe.title} " in line)
         for scores in saved["representation"].values():
-            assert f"{scores[metric.name]['accuracy']:.2%}" in row
-            assert scores[metric.name]["seconds"] >= 0
+            assert f"{scores[probe.name]['accuracy']:.2%}" in row
+            assert scores[probe.name]["seconds"] >= 0
     assert "trained on pairs by views" in shown
     assert "real-data baseline" in shown
     assert sum(saved["fidelity"]["histogram"]) == TEST

@@ -197,7 +197,7 @@ def test_test_labels_are_only_compared_with_and_the_seed_decides(easy: Any) -> N
         assert first.setting == second.setting
         assert first.accuracy + second.accuracy <= 1
         assert probe(ProbeData(*easy)) == first
-    assert few_labels_accuracy(ProbeData(*easy, seed=2)) != few_labels_accuracy(given)
+    assert few_labels_accuracy(ProbeData(x, y, q, truth, seed=2)) != few_labels_accuracy(given)
 
 
 def test_constant_and_few_features(easy: Any) -> None:

@@ -43,13 +43,14 @@ def test_the_packaged_reference_is_as_good_as_recorded(mnist: ReferenceClassifie
     metadata = mnist.metadata
     assert (mnist.name, metadata.shape) == ("mnist-classifier", (28, 28, 1))
     assert metadata.classes == list("0123456789")
-    assert PACKAGED.stat().st_size < 1_500_000
+    assert len(PACKAGED.read_bytes()) < 1_500_000
     assert len(correct) == metadata.images == 10_000
     assert metadata.measured_on == "test"
     # Another processor may round a digit that lies between two classes to the other one.
     assert abs(int(correct.sum()) - round(metadata.accuracy * 10_000)) <= 2
     assert metadata.accuracy >= 0.995
-    assert (features.dtype, features.shape) == (np.float32, (10_000, metadata.config.features))
+    assert features.dtype == np.float32
+    assert features.shape == (10_000, metadata.config.features)
     assert features.min() >= 0
     assert (features.std(0) > 1e-3).mean() > 0.9  # hardly any is constant
     probabilities = mnist.probabilities(features)

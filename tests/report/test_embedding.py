@@ -20,14 +20,14 @@ def test_a_map_keeps_clusters_together() -> None:
     centres = random.normal(size=(3, 100)) * 10
     label = np.repeat([0, 1, 2], 30)
     features = (centres[label] + random.normal(size=(90, 100))).astype(np.float32)
-    plane = embedding_map(features)
-    assert plane.points.shape == (90, 2)
-    assert plane.components.shape == (90, 50)
-    assert 0.9 < plane.variance < 1
-    away = np.linalg.norm(plane.points[:, None] - plane.points, axis=2) + np.eye(90) * 1e9
+    points, components, variance = embedding_map(features)
+    assert points.shape == (90, 2)
+    assert components.shape == (90, 50)
+    assert 0.9 < variance < 1
+    away = np.linalg.norm(points[:, None] - points, axis=2) + np.eye(90) * 1e9
     assert (label[away.argmin(1)] == label).all()
-    assert np.array_equal(embedding_map(features).points, plane.points)
-    assert embedding_map(features[:10]).points.shape == (10, 2)  # the fewest that there may be
+    assert np.array_equal(embedding_map(features)[0], points)
+    assert embedding_map(features[:10])[0].shape == (10, 2)  # the fewest that there may be
 
 
 def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: str) -> None:
@@ -38,7 +38,8 @@ def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: 
     traces = plot.chart.figure.data
     assert [trace.name for trace in traces] == [str(digit) for digit in range(10)]
     drawn = {point for trace in traces for point in zip(trace.x, trace.y, strict=True)}
-    assert drawn == set(map(tuple, plot.map.points))
+    points = embedding_map(cl_ray.load(trained).embed(test.image))[0]
+    assert drawn == set(map(tuple, points))
     assert len({trace.marker.color for trace in traces}) == 10
 
     points = np.array([[0, 0], [1, 1], [1.01, 1.01], [3, 3]], float)
@@ -60,7 +61,7 @@ def test_the_projector_has_every_image_with_its_label(
     truth = Dataset.open(digits).read("test")
     assert truth.label is not None
     labels = dict(zip(truth.id.tolist(), truth.label.tolist(), strict=True))
-    written = [tuple(map(int, row.split("\t"))) for row in rows]
+    written = [(int(number), int(label)) for number, label in (r.split("\t") for r in rows)]
     assert dict(written) == labels
     # The components are a rotation of the features: distances between images are kept.
     order = [int(np.flatnonzero(truth.id == number)[0]) for number, _ in written]

@@ -164,6 +164,12 @@ def trainer(make_digits: Any) -> Trainer:
     return trained_run(make_digits(40))
 
 
+@pytest.fixture
+def config(trainer: Trainer) -> Config:
+    assert isinstance(trainer.config, Config)
+    return trainer.config
+
+
 def attempt(config: Config, storage: Path) -> tuple[str, str]:
     """What `train` prints, and its error, with an address that no cluster has."""
     console = Console(file=io.StringIO(), width=60)
@@ -187,15 +193,15 @@ def attempt(config: Config, storage: Path) -> tuple[str, str]:
     ],
 )
 def test_a_damaged_run_is_not_started_again(
-    trainer: Trainer, tmp_path: Path, damages: list[Damage], message: str
+    trainer: Trainer, config: Config, tmp_path: Path, damages: list[Damage], message: str
 ) -> None:
     save_run(trainer, tmp_path, 1)
     folder = save_run(trainer, tmp_path, 2)
-    assert "Cannot join" in attempt(trainer.config, tmp_path)[1]  # complete, it is resumed
+    assert "Cannot join" in attempt(config, tmp_path)[1]  # complete, it is resumed
     for damage in damages:
         damage(folder)
     before = sorted(folder.rglob("*"))
-    printed, error = attempt(trainer.config, tmp_path)
+    printed, error = attempt(config, tmp_path)
     assert printed == ""
     assert message in error
     assert error.startswith(f"The run {folder} ")
@@ -203,32 +209,36 @@ def test_a_damaged_run_is_not_started_again(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_first_checkpoint_that_is_incomplete(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_first_checkpoint_that_is_incomplete(
+    trainer: Trainer, config: Config, tmp_path: Path
+) -> None:
     """The run starts again, unless other files show that the checkpoint was complete once."""
     folder = save_run(trainer, tmp_path, 2)
     delete("checkpoints/*/manifest.json")(folder)
     damaged = "is damaged: none of its checkpoints (step-00000002)"
-    assert damaged in attempt(trainer.config, tmp_path)[1]
+    assert damaged in attempt(config, tmp_path)[1]
     (folder / "checkpoints" / "best.txt").unlink()
     (folder / "generator.safetensors").write_bytes(b"weights")
-    assert damaged in attempt(trainer.config, tmp_path)[1]
+    assert damaged in attempt(config, tmp_path)[1]
     (folder / "generator.safetensors").unlink()
-    printed, error = attempt(trainer.config, tmp_path)
+    printed, error = attempt(config, tmp_path)
     assert printed.startswith(f"The run {folder} has no checkpoint yet and starts again")
     assert "Cannot join" in error
 
 
-def test_a_run_that_starts_again_prints_what_has_changed(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_run_that_starts_again_prints_what_has_changed(
+    trainer: Trainer, config: Config, tmp_path: Path
+) -> None:
     folder = tmp_path / "demo"
     folder.mkdir()
-    assert attempt(trainer.config, tmp_path)[0] == ""  # there was no attempt yet
-    (folder / "config.yaml").write_text(trainer.config.to_yaml())
+    assert attempt(config, tmp_path)[0] == ""  # there was no attempt yet
+    (folder / "config.yaml").write_text(config.to_yaml())
     same = (
         f"The run {folder} has no checkpoint yet and starts again, with the settings of its "
         "config.yaml"
     )
-    assert attempt(trainer.config, tmp_path)[0] == f"{same}.\n"
-    other = trainer.config.model_copy(update={"seed": 5, "epochs": 9})
+    assert attempt(config, tmp_path)[0] == f"{same}.\n"
+    other = config.model_copy(update={"seed": 5, "epochs": 9})
     assert attempt(other, tmp_path)[0] == f"{same}, but seed was 0, now 5; epochs was 1, now 9.\n"
     save_run(trainer, tmp_path, 2)
     printed, error = attempt(other, tmp_path)

@@ -85,7 +85,6 @@ def cluster() -> Iterator[Any]:
         yield context
 
 
-@ray.remote(num_cpus=0)
 class Actor:
     """Dies, raises, or makes a placement group."""
 
@@ -113,7 +112,7 @@ def test_a_ray_that_this_process_started(cluster: Any) -> None:
 
 @pytest.mark.ray
 def test_why_a_process_was_lost_in_one_line(cluster: Any) -> None:
-    actor = Actor.remote()
+    actor = ray.remote(num_cpus=0)(Actor).remote()
     with pytest.raises(RayTaskError) as raised:
         ray.get(actor.fail.remote())
     assert ray_compat.failure_reason(raised.value) == "two lines"
@@ -138,7 +137,7 @@ def test_why_a_process_was_lost_in_one_line(cluster: Any) -> None:
 @pytest.mark.ray
 def test_placement_groups_of_a_dead_actor_are_found(cluster: Any) -> None:
     mine = ray.util.placement_group([{"CPU": 1}], name="mine")
-    actor = Actor.remote()
+    actor = ray.remote(num_cpus=0)(Actor).remote()
     ray.get(actor.reserve.remote("theirs"))
     assert ray_compat.orphaned_placement_groups() == []
     ray.kill(actor)

@@ -78,12 +78,12 @@ def test_fractions_of_gpus_can_all_be_placed() -> None:
     ours = asked(workers=(1, 6), cpus_per_worker=0.5)
     assert ours.gpus == 0.3333
 
-    @ray.remote
     class Worker:
         def here(self) -> bool:
             return True
 
-    actors = [Worker.options(num_cpus=ours.cpus, num_gpus=ours.gpus).remote() for _ in range(6)]
+    remote = ray.remote(num_cpus=ours.cpus, num_gpus=ours.gpus)(Worker)
+    actors = [remote.remote() for _ in range(6)]
     assert all(ray.get([actor.here.remote() for actor in actors], timeout=120))
     for actor in actors:
         ray.kill(actor)
