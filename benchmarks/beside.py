@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import nullcontext
 from itertools import product
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -58,7 +59,7 @@ def measure(placement: str, processes: int, beside: bool) -> float:
     busy = subprocess.Popen(BUSY, start_new_session=True) if beside else None
     environment = os.environ | (BOUND if placement == "OMP_PROC_BIND" else {})
     command = [sys.executable, __file__, placement, str(CORES // processes)]
-    started = [
+    started: list[subprocess.Popen[Any]] = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(processes)
     ]

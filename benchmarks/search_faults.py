@@ -91,7 +91,7 @@ def kill_driver(folder: Path, console: Console) -> None:
         *("--scheduler=none", "--concurrent=2"),
     ]
     resume = [*SEARCH, f"--storage={folder}", "--resume=k"]
-    snapshots = []
+    snapshots: list[dict[str, list[str]]] = []
     for number in range(5):
         process = subprocess.Popen(
             resume if snapshots else start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

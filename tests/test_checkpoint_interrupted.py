@@ -59,7 +59,7 @@ class CutFile(io.FileIO):
         raise AssertionError
 
 
-class Failing(LocalFileSystem):  # type: ignore[misc]
+class Failing(LocalFileSystem):
     """The local disk until the cut."""
 
     cachable = False
