@@ -2,43 +2,23 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from helpers.small_run import SMALL_RUN
+from helpers.commands import read_metrics, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.ray
-FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", *SMALL_RUN]
-
-
-def train(folder: Path, digits: str, *flags: str) -> str:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "cl_ray", "train", f"--name={folder.name}"),
-            *(f"--storage={folder.parent}", f"--data={digits}", *FLAGS, *flags),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist"]
 
 
 def evaluated(folder: Path) -> dict[int, dict[str, float]]:
     """The evaluations' metrics by epoch."""
     found = {}
-    for line in lines(folder):
+    for line in read_metrics(folder):
         metrics = {k: v for k, v in line.items() if k.startswith("evaluation/")}
         metrics.pop("evaluation/seconds", None)
         if metrics:
@@ -55,7 +35,7 @@ def digits(make_digits: Any) -> str:
 def between(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
     """A run whose worker has all CPUs."""
     folder = tmp_path_factory.mktemp("runs") / "between"
-    return folder, train(folder, digits)
+    return folder, train(folder, digits, *FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +44,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path,
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one CPU only")
     folder = tmp_path_factory.mktemp("runs") / "beside"
-    return folder, train(folder, digits, "--cpus-per-worker=1")
+    return folder, train(folder, digits, *FLAGS, "--cpus-per-worker=1")
 
 
 def test_without_a_free_cpu_every_epoch_is_evaluated_in_between(between: tuple[Path, str]) -> None:
@@ -118,12 +98,12 @@ def test_a_run_stopped_in_its_last_evaluation_does_it_when_resumed(
 ) -> None:
     folder, _ = between
     found = evaluated(folder)
-    kept = lines(folder)
+    kept = read_metrics(folder)
     kept[-1] = {k: v for k, v in kept[-1].items() if not k.startswith("evaluation/")}
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     (folder / "summary.json").unlink()
     (folder / "evaluation.json").unlink()
-    train(folder, digits)
+    train(folder, digits, *FLAGS)
     assert evaluated(folder) == {e: pytest.approx(f, rel=1e-4) for e, f in found.items()}
     assert json.loads((folder / "evaluation.json").read_text())["step"] == 66
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from helpers.commands import cl_ray, read_metrics, run_flags, train
 from helpers.processes import children
-from helpers.small_run import SMALL_RUN
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,20 +24,6 @@ from cl_ray.training.ray_compat import CONNECTION_LOST
 pytestmark = pytest.mark.ray
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "cl_ray", "train", *flags]
-
-
-def cl_ray(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*flags),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
-
-
 def weights(folder: Path) -> dict[str, bytes]:
     """Every weight's bytes; the files also say which run they are of."""
     files = [f"{name}.safetensors" for name in ("generator", "discriminator")]
@@ -46,10 +32,6 @@ def weights(folder: Path) -> dict[str, bytes]:
         for file in files
         for name, weight in safetensors.torch.load_file(folder / file).items()
     }
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -65,13 +47,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[1, 2])
 def trained(request: pytest.FixtureRequest, storage: Path, digits: str) -> tuple[int, Path, str]:
     """An uninterrupted run: workers, folder and what it printed."""
-    workers, name = request.param, f"demo{request.param}"
-    done = cl_ray(
-        f"--name={name}", f"--storage={storage}", f"--data={digits}", f"--workers={workers}",
-        "--epochs=3", *SMALL_RUN,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return workers, storage / name, done.stdout
+    workers, folder = request.param, storage / f"demo{request.param}"
+    return workers, folder, train(folder, digits, f"--workers={workers}", "--epochs=3")
 
 
 def test_a_run_folder_holds_all_that_is_documented(trained: tuple[int, Path, str]) -> None:
@@ -80,7 +57,7 @@ def test_a_run_folder_holds_all_that_is_documented(trained: tuple[int, Path, str
     assert config.workers == workers
     assert config.epochs == 3
 
-    epochs = lines(folder)
+    epochs = read_metrics(folder)
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     assert [line["step"] for line in epochs] == [22, 44, 66]  # 700 / 32, the last one short
     assert all(line["images_per_second"] > 0 for line in epochs)
@@ -131,7 +108,7 @@ def test_device_progress_and_next_commands_are_printed(trained: tuple[int, Path,
 def test_a_finished_run_is_left_as_it_is(trained: tuple[int, Path, str]) -> None:
     _, folder, _ = trained
     before = weights(folder)
-    done = cl_ray(f"--name={folder.name}", f"--storage={folder.parent}")
+    done = cl_ray("train", f"--name={folder.name}", f"--storage={folder.parent}")
     assert done.returncode == 0, done.stderr
     assert "is finished (3 epochs)" in done.stdout
     assert weights(folder) == before
@@ -144,10 +121,9 @@ def wait_for(condition: Any, what: str, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def start(*flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, data: str, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cl_ray", "train", *run_flags(folder, data), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_killed_worker_ends_with_the_same_weights(
@@ -155,10 +131,7 @@ def test_killed_worker_ends_with_the_same_weights(
 ) -> None:
     workers, whole, _ = trained
     folder = storage / f"killed{workers}"
-    process = start(
-        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
-        f"--workers={workers}", "--epochs=3", *SMALL_RUN,
-    )  # fmt: skip
+    process = start(folder, digits, f"--workers={workers}", "--epochs=3")
     try:
         # After the first epoch's checkpoint, the second is under way: it has 22 steps to go.
         manifest = folder / "checkpoints" / "step-00000022" / "manifest.json"
@@ -176,9 +149,9 @@ def test_killed_worker_ends_with_the_same_weights(
     lost = re.findall(r"^worker (\d) is lost: process (\d+) on [\d.]+: (.*)$", output, re.M)
     assert [(pid, why) for _, pid, why in lost] == [(str(victim), CONNECTION_LOST)]
     assert weights(folder) == weights(whole)
-    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
     same = ("d/adversarial", "g/reconstruction", "d/contrastive")
-    for ours, theirs in zip(lines(folder), lines(whole), strict=True):
+    for ours, theirs in zip(read_metrics(folder), read_metrics(whole), strict=True):
         assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
 
 
@@ -189,11 +162,7 @@ def test_ctrl_c_leaves_a_resumable_run(
     if workers == 2:
         pytest.skip("one worker shows it")
     folder = storage / "interrupted"
-    flags = [
-        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
-        "--epochs=3", "--checkpoint.every=7", *SMALL_RUN,
-    ]  # fmt: skip
-    process = start(*flags)
+    process = start(folder, digits, "--epochs=3", "--checkpoint.every=7")
     try:
         manifest = folder / "checkpoints" / "step-00000028" / "manifest.json"
         wait_for(manifest.exists, "a checkpoint within the second epoch")
@@ -206,22 +175,19 @@ def test_ctrl_c_leaves_a_resumable_run(
     assert "Traceback" not in output
     # How often a run logs, saves and evaluates changes nothing that it computes.
     seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--evaluation.every=0"]
-    small = [flag for flag in SMALL_RUN if not flag.startswith("--log-every")]
-    again = cl_ray(*flags[:4], *small, *seldom, "--log-every=3")
-    assert again.returncode == 0, again.stderr
-    assert "resumes from step-" in again.stdout
+    again = train(folder, digits, "--epochs=3", *seldom, "--log-every=3")
+    assert "resumes from step-" in again
     assert weights(folder) == weights(whole)
     assert len(list((folder / "checkpoints").glob("step-*"))) <= 2  # the newest and the best
-    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
     # The metrics of the interrupted epoch count each step once.
-    ours, theirs = lines(folder)[1], lines(whole)[1]
+    ours, theirs = read_metrics(folder)[1], read_metrics(whole)[1]
     assert ours["d/adversarial"] == pytest.approx(theirs["d/adversarial"], rel=1e-12)
 
 
 def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
     """What `ray job stop`, Kubernetes and batch systems send."""
-    flags = ["--epochs=100", "--checkpoint.every=7", *SMALL_RUN]
-    process = start("--name=ended", f"--storage={storage}", f"--data={digits}", *flags)
+    process = start(storage / "ended", digits, "--epochs=100", "--checkpoint.every=7")
     try:
         manifest = storage / "ended" / "checkpoints" / "step-00000007" / "manifest.json"
         wait_for(manifest.exists, "a checkpoint")
@@ -236,7 +202,7 @@ def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
 
 
 def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:
-    process = start("--name=lost", f"--storage={storage}", f"--data={digits}", *SMALL_RUN)
+    process = start(storage / "lost", digits)
 
     def controllers() -> list[int]:
         return [p for p, title in children(process.pid) if "TrainController" in title]
@@ -259,22 +225,15 @@ def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, d
 
 def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
     folder = storage / "stream"
-    done = cl_ray(
-        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}",
-        "--workers=2", "--cpus-per-worker=1", "--epochs=2", "--shards.memory=1e-6",
-        "--shards.window=128", "--pairs.mode=labels", *SMALL_RUN,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "streams" in done.stdout
-    assert [line["step"] for line in lines(folder)] == [22, 44]
+    flags = ["--workers=2", "--cpus-per-worker=1", "--epochs=2", "--pairs.mode=labels"]
+    assert "streams" in train(folder, digits, *flags, "--shards.memory=1e-6", "--shards.window=128")
+    assert [line["step"] for line in read_metrics(folder)] == [22, 44]
 
 
 def test_a_nan_or_inf_loss_ends_the_run(storage: Path, digits: str) -> None:
     folder = storage / "nan"
-    done = cl_ray(
-        f"--name={folder.name}", f"--storage={storage}", f"--data={digits}", "--epochs=2",
-        "--workers=2", "--losses.adversarial=1e39", "--losses.contrastive=1e39", *SMALL_RUN,
-    )  # fmt: skip
+    flags = ["--epochs=2", "--workers=2", "--losses.adversarial=1e39", "--losses.contrastive=1e39"]
+    done = cl_ray("train", *run_flags(folder, digits), *flags)
     assert done.returncode == 1
     assert re.search(r"\w/\w+ became (nan|inf|-inf) at step \d+ \(epoch 1\)", done.stderr)
     assert "Traceback" not in done.stderr
@@ -292,10 +251,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
     file = folder / "checkpoints" / "step-00000066" / "state.pt"
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
-    same = [f"--name={folder.name}", f"--storage={folder.parent}"]
+    same = ["train", f"--name={folder.name}", f"--storage={folder.parent}"]
     done = cl_ray(*same, "--epochs=4")
     assert done.returncode == 1
-    assert f"state.pt has 1,000 bytes of {len(whole):,}" in done.stderr
+    assert f"state.pt is truncated: it has 1,000 of {len(whole):,} bytes." in done.stderr
     assert "--from-checkpoint step-00000044" in done.stderr
     done = cl_ray(*same, "--from-checkpoint=step-00000044")
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,11 @@
 """Modes of stacked digits: from the data, through training and evaluation, to the report."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_run import SMALL_RUN
+from helpers.commands import read_metrics, train
 
 from cl_ray.cli import main
 from cl_ray.report.curves import evaluation_charts
@@ -21,14 +18,9 @@ def test_modes_from_the_data_to_the_page(
     monkeypatch.setenv("COLUMNS", "120")
     data, folder = tmp_path / "triples", tmp_path / "demo"
     main(["data", "--source=stacked-mnist", f"--out={data}", "--count=320", "--test-count=90"])
-    flags = ["--name=demo", f"--storage={tmp_path}", f"--data={data}", "--epochs=2", *SMALL_RUN]
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_ray", "train", *flags, "--evaluation.samples=300"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "of 1000 modes in 300 samples" in done.stdout
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    printed = train(folder, str(data), "--epochs=2", "--evaluation.samples=300")
+    assert "of 1000 modes in 300 samples" in printed
+    lines = read_metrics(folder)
     for line in lines:
         assert 1 <= line["evaluation/modes"] <= 300
         assert 1 < line["evaluation/mode_kl"] < 7.5  # 300 samples cannot have 1000 modes

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers.commands import read_metrics, run_flags
 from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
@@ -115,21 +116,18 @@ def digits(make_digits: Any) -> str:
 def run(
     port: int, prometheus: str | None, digits: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Scraper]:
-    storage = tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs") / "r"
     assert prometheus is None or answer(f"{prometheus}/api/v1/targets")
-    flags = [
-        "--name=r", f"--storage={storage}", f"--data={digits}", "--epochs=3", "--threads=1",
-        "--evaluation.reference=mnist", "--workers=1", "--cpus-per-worker=1", *SMALL_RUN,
-    ]  # fmt: skip
-    config = parse_flags(Config, flags, prog="cl-ray train")
+    flags = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", "--cpus-per-worker=1"]
+    config = parse_flags(Config, [*run_flags(folder, digits), *flags], prog="cl-ray train")
     with Scraper(port) as scraper:
         train(config, console=Console(quiet=True))
-    return storage / "r", scraper
+    return folder, scraper
 
 
 def test_the_metrics_of_a_run(run: tuple[Path, Scraper]) -> None:
     folder, scraper = run
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder)
     seen = {name: values for (name, r, t), values in scraper.seen.items() if (r, t) == ("r", "")}
     assert seen["cl_ray_epoch"][-1] == 3
     assert seen["cl_ray_running"][0] == 1
@@ -187,8 +185,8 @@ def test_the_metrics_of_every_trial(
         }
         # Ray updates the port twice a second: an epoch's values may be missing, and the last ones
         # when the process ends, but not all of them.
-        lines = (tmp_path / f"s/trials/{number:04d}/metrics.jsonl").read_text().splitlines()
-        metrics = [json.loads(line)["evaluation/reconstruction"] for line in lines]
+        lines = read_metrics(tmp_path / f"s/trials/{number:04d}")
+        metrics = [line["evaluation/reconstruction"] for line in lines]
         assert len(metrics) == 8
         seen = of["cl_ray_evaluation_reconstruction"]
         assert seen

@@ -1,0 +1,38 @@
+"""`cl-ray` in a process of its own, and the metrics that a run wrote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from helpers.small_run import SMALL_RUN
+
+
+def cl_ray(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output has 200 columns."""
+    return subprocess.run(
+        [sys.executable, "-m", "cl_ray", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def run_flags(folder: Path, data: str) -> list[str]:
+    """Flags of a small run in a folder, on some data."""
+    return [f"--name={folder.name}", f"--storage={folder.parent}", f"--data={data}", *SMALL_RUN]
+
+
+def train(folder: Path, data: str, *flags: str, **environment: str) -> str:
+    """Train a small run to its end; return what it printed."""
+    done = cl_ray("train", *run_flags(folder, data), *flags, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl, one for each epoch."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
