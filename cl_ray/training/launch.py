@@ -4,7 +4,6 @@ import contextlib
 import json
 import shlex
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,12 +37,7 @@ from cl_ray.training.ray_session import handle_signal, ray_session
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of `train`.
-
-    Args:
-        folder: The run folder's path or URI.
-        summary: The content of summary.json.
-    """
+    """The run folder's path or URI, and the content of its summary.json."""
 
     folder: str
     summary: dict[str, Any]
@@ -152,7 +146,7 @@ def _fit(
     resources: Any,
     console: Console,
 ) -> dict[str, Any]:
-    """Run the workers to their end, while a thread shows their progress."""
+    """Run the workers to their end, and show their progress meanwhile."""
     import ray
 
     from cl_ray.training.loop import build_torch_trainer
@@ -162,59 +156,31 @@ def _fit(
     trainer = build_torch_trainer(
         config, folder, dataset, resources, actor, launch.max_failures, verbose=launch.verbose
     )
-    over = threading.Event()
-    with TrainingProgress(console, config.epochs) as display:
-        thread = threading.Thread(
-            target=_show_progress, args=(actor, display, config, over), daemon=True
+    try:
+        # Ray Train sets a handler of Ctrl-C of its own, and never restores the one of before.
+        with TrainingProgress(console, config, actor), handle_signal(signal.SIGINT):
+            result = trainer.fit()
+    except SystemExit as error:  # raised by that handler
+        raise KeyboardInterrupt from error
+    except ray.train.TrainingFailedError as error:
+        reason = None
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            reason = ray.get(actor.abort_reason.remote())
+        if reason is None:
+            raise UserError(
+                f"The workers died more than {launch.max_failures} times: "
+                f"{' '.join(str(error).split())[-500:]}"
+            ) from error
+        return {"status": "stopped", "reason": reason}
+    except ray.exceptions.RayError as error:
+        reason = (
+            f"Ray Train's controller is lost: {failure_reason(error)}; the same command with "
+            f"--name {folder.name} resumes the run."
         )
-        thread.start()
-        try:
-            # Ray Train sets a handler of Ctrl-C of its own, and never restores the one of before.
-            with handle_signal(signal.SIGINT):
-                result = trainer.fit()
-        except SystemExit as error:  # raised by that handler
-            raise KeyboardInterrupt from error
-        except ray.train.TrainingFailedError as error:
-            reason = None
-            with contextlib.suppress(ray.exceptions.RayActorError):
-                reason = ray.get(actor.abort_reason.remote())
-            if reason is None:
-                raise UserError(
-                    f"The workers died more than {launch.max_failures} times: "
-                    f"{' '.join(str(error).split())[-500:]}"
-                ) from error
-            return {"status": "stopped", "reason": reason}
-        except ray.exceptions.RayError as error:
-            reason = (
-                f"Ray Train's controller is lost: {failure_reason(error)}; the same command with "
-                f"--name {folder.name} resumes the run."
-            )
-            return {"status": "stopped", "reason": reason}
-        finally:
-            over.set()
-            thread.join(timeout=5)
+        return {"status": "stopped", "reason": reason}
     if result.return_value is None:
         raise KeyboardInterrupt
     return dict(result.return_value)
-
-
-def _show_progress(
-    actor: Any, display: TrainingProgress, config: Config, over: threading.Event
-) -> None:
-    """Show the actor's progress and messages until the run is over, and once more."""
-    import ray
-
-    shown, last = 0, False
-    while not last:
-        last = over.wait(0.25)
-        try:
-            progress, messages = ray.get(actor.state.remote(shown), timeout=5)
-        except Exception:  # as while Ray shuts down; the run does not depend on its display
-            continue
-        for message in messages:
-            display.print_line(message)
-        shown += len(messages)
-        display.show({**progress, "batch_size": config.batch_size} if progress else {})
 
 
 def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console) -> None:

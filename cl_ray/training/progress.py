@@ -1,5 +1,6 @@
 """A run's progress: the actor that workers report it to, and its display by the driver."""
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
     import ray.actor
     import ray.train
     from rich.console import Console
+
+    from cl_ray.config import Config
 
 LOG_EVERY = 10.0
 """Seconds between two progress lines if the output is no terminal."""
@@ -28,9 +31,6 @@ class ProgressActor:
     Rank 0 reports progress and messages; the driver shows them. A worker that fails for a reason
     that no restart mends sets the abort reason. A search controls its trials' runs by it: a run
     asks before each epoch whether it may continue.
-
-    Args:
-        run: The run's name, shown in the dashboard.
     """
 
     def __init__(self, run: str):
@@ -147,64 +147,81 @@ def worker_failure_callback(actor: "ray.actor.ActorHandle[Any]") -> "ray.train.U
 
 
 class TrainingProgress:
-    """Shows a run's progress: one line that is replaced in a terminal, else a line at times.
+    """Shows a run's progress and messages from a thread while the context is entered.
 
-    Args:
-        console: Where to print.
-        epochs: Epochs of the whole run.
+    In a terminal one line is replaced, else a line is printed at times.
     """
 
-    def __init__(self, console: "Console", epochs: int):
+    def __init__(self, console: "Console", config: "Config", actor: "ray.actor.ActorHandle[Any]"):
         from rich.live import Live
 
-        self.console, self.epochs = console, epochs
+        self.console, self.config, self.actor = console, config, actor
         self._live = Live(console=console, refresh_per_second=4, transient=True)
         self._printed_at = 0.0
         self._last: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
 
-    def __enter__(self) -> "TrainingProgress":
+    def __enter__(self) -> None:
         if self.console.is_terminal:
             self._live.start()
-        return self
+        self._thread.start()
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(timeout=5)
         if self.console.is_terminal:
             self._live.stop()
 
-    def print_line(self, text: str) -> None:
-        """Print a line that stays."""
+    def _poll(self) -> None:
+        """Show what is new until the run is over, and once more."""
+        import ray
+
+        shown, last = 0, False
+        while not last:
+            last = self._over.wait(0.25)
+            try:
+                progress, messages = ray.get(self.actor.state.remote(shown), timeout=5)
+            except Exception:  # as while Ray shuts down; the run does not depend on its display
+                continue
+            for message in messages:
+                self._print(message)
+            shown += len(messages)
+            if progress and progress != self._last:
+                self._show(progress)
+
+    def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def show(self, progress: dict[str, Any]) -> None:
+    def _show(self, progress: dict[str, Any]) -> None:
         """Replace the progress line; the line of a finished epoch stays."""
         from rich.text import Text
 
-        if not progress or progress == self._last:
-            return
         finished = self._last and progress["epoch"] > self._last["epoch"]
         self._last = progress
-        line = self.line(progress)
+        line = self._line(progress)
         if finished:
-            self.print_line(line)
+            self._print(line)
         elif self.console.is_terminal:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif progress["speed"] and time.monotonic() - self._printed_at > LOG_EVERY:
-            self.print_line(line)
+            self._print(line)
             self._printed_at = time.monotonic()
 
-    def line(self, progress: dict[str, Any]) -> str:
+    def _line(self, progress: dict[str, Any]) -> str:
         """The progress as text: epoch, step, speed, metrics and remaining time."""
         done = progress["epoch"] + progress["position"] / progress["steps"]
         number = progress["epoch"] + (1 if progress["position"] else 0)
+        epochs = self.config.epochs
         parts = [
-            f"epoch {max(1, number)}/{self.epochs}",
+            f"epoch {max(1, number)}/{epochs}",
             f"step {progress['step']:,}",
             f"{progress['speed']:,.0f} images/s",
         ]
         metrics = progress["metrics"]
         parts += [f"{SHOWN_METRICS[k]} {v:.3f}" for k, v in metrics.items() if k in SHOWN_METRICS]
         if progress["speed"]:
-            images = progress["steps"] * progress["batch_size"] * (self.epochs - done)
+            images = progress["steps"] * self.config.batch_size * (epochs - done)
             parts.append(f"{format_duration(images / progress['speed'])} left")
         return "  ".join(parts)
 
