@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import ray.actor
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
@@ -15,7 +15,6 @@ from cl_ray.data.partition import Partition
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
-from cl_ray.gan import ContrastiveGAN
 from cl_ray.model import TrainedModel
 from cl_ray.prior import Prior
 from cl_ray.training.resources import EVALUATION_CPUS
@@ -23,26 +22,23 @@ from cl_ray.training.resources import EVALUATION_CPUS
 ACTOR_START_TIMEOUT = 60.0
 """Seconds that a new actor may take to start before its evaluation is done in this process."""
 
-NetworkWeights = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Weights of the EMA generator and of the discriminator, on the CPU."""
-
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """The networks to evaluate.
 
     Args:
-        epoch: Finished epochs.
-        step: Training steps since the start of the run.
-        checkpoint: The checkpoint that holds the networks.
-        networks: Their weights.
+        checkpoint: The checkpoint that holds them.
+        generator: The weights of the EMA generator, on the CPU.
+        discriminator: The weights of the discriminator, on the CPU.
         prior: What samples are drawn from; None is the training prior.
     """
 
     epoch: int
     step: int
     checkpoint: str
-    networks: NetworkWeights
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor]
     prior: Prior | None
 
 
@@ -54,11 +50,8 @@ class NetworkEvaluator:
     """Evaluates given weights; a Ray actor, or a plain object.
 
     Args:
-        config: The run's config.
-        dataset: The run's data.
         name: The run's name, shown in the dashboard.
         threads: CPU threads, for a process of its own; None leaves this process as it is.
-        device: Where the networks compute.
     """
 
     def __init__(
@@ -79,17 +72,13 @@ class NetworkEvaluator:
     def __repr__(self) -> str:
         return f"cl_ray.Evaluation({self.name})"
 
-    def ready(self) -> None:
-        """Return once the actor has started."""
-
     def evaluate(self, request: EvaluationRequest) -> Evaluation | str:
         """Evaluate; return the reason if that is not possible."""
-        generator, discriminator = request.networks
         model = TrainedModel.from_weights(
             self.config,
             self.partition.dataset.info.shape,
-            generator,
-            discriminator,
+            request.generator,
+            request.discriminator,
             device=self.device,
             checkpoint=request.checkpoint,
             step=request.step,
@@ -107,9 +96,6 @@ class AsyncEvaluator:
     """Evaluates a run's networks, one request at a time. Rank 0 only.
 
     Args:
-        config: The run's config.
-        dataset: The run's data.
-        name: The run's name.
         device: Where evaluations in this process compute.
         report: Is told where evaluations are done.
         beside: Whether they may be done beside the training, if a CPU is free.
@@ -135,7 +121,7 @@ class AsyncEvaluator:
         if beside and config.evaluation.every and least == most and cpus:
             actor_class = ray.remote(num_cpus=cpus)(NetworkEvaluator)
             self._actor = actor_class.remote(config, dataset, name, threads=cpus)
-            self._ready = self._actor.ready.remote()
+            self._ready = self._actor.__ray_ready__.remote()
 
     def due(self, epoch: int) -> bool:
         """Whether the networks are evaluated after that many epochs."""
@@ -162,11 +148,7 @@ class AsyncEvaluator:
             self._evaluate_here(request)
 
     def results(self, wait: bool = False) -> list[EvaluationResult]:
-        """The results since the last call.
-
-        Args:
-            wait: Wait for the evaluation that is running.
-        """
+        """The results since the last call; `wait` waits for the evaluation that is running."""
         self._collect(wait)
         results, self._results = self._results, []
         return results
@@ -198,11 +180,6 @@ class AsyncEvaluator:
         self._results.append((request, self._local.evaluate(request)))
 
 
-def copy_network_weights(gan: ContrastiveGAN) -> NetworkWeights:
-    """Copy the weights of the EMA generator and of the discriminator to the CPU."""
-    networks = gan.ema_generator, gan.discriminator
-    ema_generator, discriminator = (
-        {name: weight.detach().float().cpu().clone() for name, weight in n.state_dict().items()}
-        for n in networks
-    )
-    return ema_generator, discriminator
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Copy the weights of a network to the CPU, in float32."""
+    return {name: w.detach().float().cpu().clone() for name, w in network.state_dict().items()}

@@ -39,7 +39,7 @@ from cl_ray.trainer import Trainer
 from cl_ray.training.async_evaluation import (
     AsyncEvaluator,
     EvaluationRequest,
-    copy_network_weights,
+    copy_weights,
 )
 from cl_ray.training.progress import worker_failure_callback
 from cl_ray.training.ray_compat import forget_reported_checkpoints
@@ -66,16 +66,8 @@ def build_torch_trainer(
 ) -> TorchTrainer:
     """Build the trainer of a run, which resumes from the newest checkpoint in its folder.
 
-    Args:
-        config: The run's config.
-        folder: The run folder.
-        dataset: The run's data.
-        resources: Those of each worker.
-        progress: Where rank 0 reports progress.
-        max_failures: How often workers that died are restarted.
-        verbose: Show Ray Train's own messages.
-        search: The search that the run is a trial of. Then the workers ask before each epoch
-            whether they may continue, and evaluate in between.
+    In a trial of a `search` the workers ask before each epoch whether they may continue, and
+    evaluate between the epochs.
     """
     forget_reported_checkpoints(folder)
     datasets, dataset_config = build_train_dataset(dataset, config, config.worker_range)
@@ -207,16 +199,7 @@ def _import_slow_modules() -> None:
 
 
 class RankZeroHooks:
-    """Rank 0's part beside the training: checkpoints, evaluations, the log and progress.
-
-    Args:
-        trainer: The run's trainer.
-        config: The run's config.
-        folder: The run folder.
-        checkpoints: Those in it.
-        progress: Where progress is reported.
-        search: The search that the run is a trial of, if any; evaluations are then in between.
-    """
+    """Rank 0's part beside the training: checkpoints, evaluations, the log and progress."""
 
     def __init__(
         self,
@@ -276,15 +259,9 @@ class RankZeroHooks:
             The checkpoint in Ray Train's form, for its report. It lies in the run's storage folder,
             where Ray Train does not copy it; `CheckpointStore` keeps deciding what is deleted.
         """
-        selector = self.checkpoint_metric
-        if not selector.startswith("evaluation/") and selector not in metrics:
-            raise UserError(
-                f"checkpoint.metric {selector!r} is not among the epoch's metrics: take "
-                f"{', '.join(name for name in metrics if '/' in name)}."
-            )
         self.metrics = metrics
         self.logger.log_epoch(metrics)
-        name = self._save(metrics.get(selector))
+        name = self._save(metrics.get(self.checkpoint_metric))  # an evaluation's comes later
         self._update_progress(metrics, metrics["images_per_second"], force=True)
         self._start_evaluation(name)
         return Checkpoint(f"{self.checkpoints.folder}/{name}", self.checkpoints.filesystem)
@@ -329,9 +306,9 @@ class RankZeroHooks:
         epoch, gan = self.trainer.epochs, self.trainer.gan
         if self.evaluator.due(epoch):
             self.checkpoints.pinned.add(checkpoint)
-            weights = copy_network_weights(gan)
+            weights = copy_weights(gan.ema_generator), copy_weights(gan.discriminator)
             self.evaluator.start(
-                EvaluationRequest(epoch, gan.steps, checkpoint, weights, self.trainer.prior)
+                EvaluationRequest(epoch, gan.steps, checkpoint, *weights, self.trainer.prior)
             )
             self._collect_evaluations()
 
