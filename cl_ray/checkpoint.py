@@ -38,7 +38,6 @@ class CheckpointManifest:
     """The description of a complete checkpoint.
 
     Args:
-        name: Name of its folder.
         epoch: Finished epochs.
         step: Training steps since the start of the run.
         metric: Value that selects the best checkpoint, smaller is better; None if not known.

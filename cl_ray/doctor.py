@@ -31,15 +31,7 @@ _COUNT_GPUS = "import torch; print(torch.cuda.device_count(), torch.version.cuda
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
-
-    Args:
-        check: What was checked.
-        node: Host name of the machine.
-        state: The result.
-        found: What was found.
-        advice: How to fix it; empty if there is nothing to fix.
-    """
+    """The result of one check of a node; `advice` is empty if there is nothing to fix."""
 
     check: str
     node: str
@@ -53,8 +45,6 @@ class MachineInfo:
     """Software and GPUs of a machine.
 
     Args:
-        name: Its host name.
-        python: Python's version.
         packages: Version of each package; "missing" if it is not installed.
         devices: NVIDIA devices of the driver.
         usable: GPUs that torch can use, or the reason why it cannot use any.
@@ -114,12 +104,7 @@ def check_versions(machine: MachineInfo, tested: dict[str, str]) -> Finding:
 
 
 def check_gpus(machine: MachineInfo, ray_gpus: float | None = None) -> Finding:
-    """Check that torch can use the driver's GPUs, and that Ray counts as many.
-
-    Args:
-        machine: The machine.
-        ray_gpus: GPUs that Ray counts there; None without Ray.
-    """
+    """Check that torch can use the driver's GPUs, and that Ray, if it runs, counts as many."""
     found = f"driver {machine.devices}, torch {machine.usable}"
     if ray_gpus is not None:
         found += f", Ray {ray_gpus:g}"
@@ -196,12 +181,7 @@ def check_storage(node: str, error: str | None, seen: bool, storage: str) -> Fin
 
 
 def check_machine(storage: str | None, constraints: Path) -> Iterator[Finding]:
-    """Run the checks that need no cluster.
-
-    Args:
-        storage: Folder or URI for runs; None skips that check.
-        constraints: File of the tested versions.
-    """
+    """Run the checks that need no cluster; without a storage, all but that one."""
     machine = inspect_machine()
     yield check_versions(machine, read_constraints(constraints))
     yield check_gpus(machine)
@@ -211,12 +191,7 @@ def check_machine(storage: str | None, constraints: Path) -> Iterator[Finding]:
 
 
 def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
-    """Run the checks of every node of the cluster that this process has joined.
-
-    Args:
-        storage: Folder or URI for runs; None skips that check.
-        constraints: File of the tested versions.
-    """
+    """Run the checks of all nodes of the joined cluster; without a storage, all but that one."""
     import ray
 
     yield check_token()

@@ -152,12 +152,7 @@ def check_local_resources(config: Config) -> None:
 
 
 def check_local_capacity(cpus: float | None, gpus: float | None, unit: str) -> None:
-    """Check that this machine has the CPUs and GPUs of one worker, actor or trial.
-
-    Args:
-        cpus: Its CPUs; None takes what there is.
-        gpus: Its GPUs; None takes what there is.
-        unit: `worker`, `actor` or `trial`, a part of the fields' names.
+    """Check that this machine has the CPUs and GPUs of one `worker`, `actor` or `trial`.
 
     Raises:
         UserError: It has not.
@@ -183,11 +178,7 @@ def _local_gpus() -> int:
 
 
 def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
-    """Check that all nodes of the joined cluster see the same local path.
-
-    Args:
-        folder: A folder in which this machine can write.
-        flag: The flag that gave the path.
+    """Check that all nodes of the joined cluster see a local folder, in which this one can write.
 
     Raises:
         UserError: A node does not see what is written here.
@@ -223,13 +214,7 @@ def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
 def check_resumable(
     config: Config, folder: RunStorage, checkpoints: CheckpointStore, console: Console
 ) -> None:
-    """Check that the run in a folder can be resumed, or started again if it has no checkpoint.
-
-    Args:
-        config: The requested config.
-        folder: The run folder.
-        checkpoints: Its checkpoints.
-        console: Is told if the run starts again.
+    """Check that the run in a folder can be resumed with a config, or print that it starts again.
 
     Raises:
         UserError: The folder is damaged, of another format, or the run has another config.
@@ -287,15 +272,11 @@ def _describe(changed: dict[str, tuple[Any, Any]]) -> str:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: RunStorage, kind: str) -> Iterator[None]:
-    """Lock a run's or a search's folder for this process; the lock ends with the process.
+    """Lock the folder of a `run` or a `search` for this process; the lock ends with the process.
 
     An object store has no locks. For a folder there the lock file lies on this machine, so that
     processes of one machine exclude each other, as the jobs of a cluster do, whose drivers all run
     on its head.
-
-    Args:
-        folder: The folder, which exists.
-        kind: `run` or `search`.
 
     Raises:
         UserError: Another process holds the lock.

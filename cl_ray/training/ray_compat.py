@@ -56,8 +56,7 @@ TUNE_ENVIRONMENT = {
 def configure_ray_environment(dashboard: bool) -> None:
     """Set the variables that Ray reads when it starts; those that the user has set stay.
 
-    Args:
-        dashboard: Whether the dashboard is started, which then serves the state of Ray Train.
+    With a dashboard, Ray Train tracks its state for it.
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -260,9 +259,6 @@ def actor_restart_options(times: int) -> Iterator[dict[str, int]]:
 
     Ray 2.60 deprecates both without a successor, and retries without end if they are left out.
     The deprecation warning is not shown within the context.
-
-    Args:
-        times: How often an actor is started again, and how often a batch is retried.
     """
     from ray.util.annotations import RayDeprecationWarning
 

@@ -22,9 +22,7 @@ class WorkerResources:
     """What each worker requests.
 
     Args:
-        cpus: CPUs of a worker.
-        gpus: GPUs of a worker, or a fraction of one.
-        threads: CPU threads of a worker.
+        gpus: A whole number, or a fraction of one GPU.
         waits_for: The resources that are not there yet, and who may add them; None if all are.
     """
 
@@ -45,8 +43,7 @@ class Shortage:
 
     Args:
         workers: Number of requested workers.
-        cpus: CPUs of each.
-        gpus: GPUs of each.
+        cpus: CPUs of each; `gpus` likewise.
         kind: The resource of which the sum is too small, "CPU" or "GPU"; None if the sums suffice
             and the nodes are too small, as no worker is split over nodes or GPUs.
         available: The amount of `kind` that is there; with None, the number of workers that fit.
@@ -284,7 +281,7 @@ def wait_for_resources(
     Args:
         resources: Those of each worker.
         workers: Number of workers.
-        report: Is told once what it waits for.
+        report: Called once with what it waits for, if it does.
     """
     import ray
 

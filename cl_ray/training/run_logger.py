@@ -31,14 +31,9 @@ HPARAMS_METRICS = (
 
 
 class RunLogger:
-    """Writes a run's log into its folder.
+    """Writes the log of a run, or of a search's trial, into its folder.
 
-    Args:
-        folder: The run folder.
-        trainer: The run's trainer. Lines of epochs that it has not finished are dropped, as it
-            will write them again.
-        config: The run's config.
-        search: The name of the search that the run is a trial of, if any.
+    Lines of epochs that the trainer has not finished are dropped, as it will write them again.
     """
 
     def __init__(
