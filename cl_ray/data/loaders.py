@@ -5,7 +5,6 @@ in which rows arrive.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,16 +20,6 @@ Columns = dict[str, np.ndarray]
 """Rows that are paired, as arrays by name, see `sample_window_pairs`."""
 WindowReader = Callable[[int, int], Iterator[Columns]]
 """Yields the paired windows of an epoch in order, given the epoch and the first window."""
-
-
-class PairLoader(Protocol):
-    """An iterable of a rank's batches, epoch by epoch."""
-
-    partition: Partition
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
-        """Yield the batches of an epoch from step `start` on; `partition.steps` in all."""
-        ...
 
 
 class InMemoryLoader:
@@ -55,7 +44,7 @@ class InMemoryLoader:
         return cls(partition, partition.dataset.read(TRAIN_SPLIT, partition.row_ranges(0)), device)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
-        """Yield the batches of an epoch from step `start` on."""
+        """Yield the batches of an epoch from step `start` on; `partition.steps` in all."""
         size, images = self.partition.local_batch_size, self.images
         labels = self.labels if self.partition.classes else None
         order = torch.randperm(len(images), generator=_generator(self.partition, epoch, 0)).to(
@@ -135,6 +124,10 @@ class StreamingLoader:
         if self.partition.classes:
             labels = padded(columns.get("labels", np.zeros((0, 2), np.int64)))
         return PairBatch(positive, partner, negative, present, labels)
+
+
+PairLoader = InMemoryLoader | StreamingLoader
+"""Yields a rank's batches, epoch by epoch."""
 
 
 def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window: int) -> Columns:
