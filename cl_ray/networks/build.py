@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from cl_ray.networks import convolutional, residual, style
 from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+from cl_ray.networks.convolutional import convolutional_decoder, convolutional_trunk
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.layout import ResolutionLayout
+from cl_ray.networks.residual import FixupConv, ZeroConv, residual_decoder, residual_trunk
+from cl_ray.networks.style import StyleDecoder
 from cl_ray.train_config import GANConfig
 
 
@@ -29,11 +31,9 @@ class NetworkFamily(NamedTuple):
 
 
 FAMILIES = {
-    "convolutional": NetworkFamily(
-        convolutional.convolutional_trunk, convolutional.convolutional_decoder
-    ),
-    "residual": NetworkFamily(residual.residual_trunk, residual.residual_decoder),
-    "style": NetworkFamily(residual.residual_trunk, style.StyleDecoder),
+    "convolutional": NetworkFamily(convolutional_trunk, convolutional_decoder),
+    "residual": NetworkFamily(residual_trunk, residual_decoder),
+    "style": NetworkFamily(residual_trunk, StyleDecoder),
 }
 
 
@@ -93,12 +93,12 @@ def initialize(module: nn.Module) -> None:
 
     Modules that initialize their own weights are left alone.
     """
-    if isinstance(module, residual.ZeroConv):
+    if isinstance(module, ZeroConv):
         nn.init.zeros_(module.weight)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         transposed = isinstance(module, nn.ConvTranspose2d)
         nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_out" if transposed else "fan_in")
-        if isinstance(module, residual.FixupConv):
+        if isinstance(module, FixupConv):
             with torch.no_grad():
                 module.weight.mul_(module.gain)
         if module.bias is not None:
