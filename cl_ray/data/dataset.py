@@ -32,6 +32,7 @@ QUANTILES = np.linspace(0, 1, 101)
 
 _MAX_CLASSES = 10_000
 """Unnamed labels beyond this are not class indices."""
+_REPAIR = "copy it again or write the dataset again with `cl-ray data --overwrite`"
 _SAMPLED_GROUPS = 256
 """`sample_rows` draws from at least this many random row groups, where there are more."""
 
@@ -192,14 +193,13 @@ class Dataset:
                 f"({field + ': ' if field else ''}{first['msg']}): write it again with "
                 "`cl-ray data --overwrite`."
             ) from error
-        again = "copy it again or write the dataset again with `cl-ray data --overwrite`"
         for shard in (shard for split in info.splits.values() for shard in split.shards):
             if shard.file not in sizes:
-                raise UserError(f"{location}/{shard.file} is missing: {again}.")
+                raise UserError(f"{location}/{shard.file} is missing: {_REPAIR}.")
             if sizes[shard.file] != shard.bytes:
                 raise UserError(
                     f"{location}/{shard.file} has {sizes[shard.file]:,} bytes and not the "
-                    f"{shard.bytes:,} recorded: {again}."
+                    f"{shard.bytes:,} recorded: {_REPAIR}."
                 )
         return cls(location if location == PACKAGED else absolute_location(location), info)
 
@@ -360,8 +360,7 @@ class Dataset:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.location}/{shard.file} is damaged or cannot be read "
-                f"({first_error_line(error)}): copy it again or write the dataset again with "
-                "`cl-ray data --overwrite`."
+                f"({first_error_line(error)}): {_REPAIR}."
             ) from error
 
 
