@@ -79,36 +79,29 @@ class PriorFitter:
     """
 
     def __init__(self, dataset: Dataset, classes: int, config: GANConfig):
-        self.dataset, self.classes, self.seed = dataset, classes, config.seed
-        self.components = config.generator.prior
-        self.latent_noise_std = config.generator.latent_noise_std
+        self.dataset, self.classes, self.config = dataset, classes, config
         self.images: Tensor | None = None
         self.labels: Tensor | None = None
 
     def fit(self, generator: Generator) -> Prior | None:
         """Fit the prior of a generator; None without components or if a code is NaN or Inf."""
-        if not self.components:
+        g, seed = self.config.generator, self.config.seed
+        if not g.prior:
             return None
         weight = next(generator.parameters())
         if self.images is None:
-            rows = sample_rows(self.dataset, TRAIN_SPLIT, PRIOR_IMAGES, self.seed)
+            rows = sample_rows(self.dataset, TRAIN_SPLIT, PRIOR_IMAGES, seed)
             self.images = torch.from_numpy(rows.image).to(weight.device)
             if self.classes and rows.label is not None:
                 self.labels = torch.from_numpy(rows.label).to(weight.device)
         with torch.no_grad():
-            codes = torch.cat(
-                [
-                    generator.encode(to_unit(images, weight.dtype))
-                    for images in self.images.split(ENCODING_BATCH)
-                ]
-            )
+            parts = self.images.split(ENCODING_BATCH)
+            codes = torch.cat([generator.encode(to_unit(part, weight.dtype)) for part in parts])
         if not codes.isfinite().all():
             return None
         if self.labels is None:
-            return fit_prior(codes, self.components, self.seed, self.latent_noise_std)
-        return fit_class_priors(
-            codes, self.labels, self.classes, self.components, self.seed, self.latent_noise_std
-        )
+            return fit_prior(codes, g.prior, seed, g.latent_noise_std)
+        return fit_class_priors(codes, self.labels, self.classes, g.prior, seed, g.latent_noise_std)
 
 
 def fit_prior(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
