@@ -246,8 +246,7 @@ def _new_search(options: SearchOptions) -> Search:
             "a new one."
         )
     config, space = _config_from_flags(options), Space.load(options.space)
-    place = {"name": name, "storage": redact_credentials(folder.storage)}
-    return _check_search(folder, options.model_copy(update=place), space, config, fresh=True)
+    return _check_search(folder, options, space, config, fresh=True)
 
 
 def _resumed_search(
@@ -286,9 +285,9 @@ def _resumed_search(
             f"The search {folder} was started with other settings: {shown}. Leave that out to "
             "resume it, or start another with --name."
         )
-    kept = {f: getattr(before, f) for f in ("metric", "set", "space", "config", "name")}
-    kept |= {"storage": redact_credentials(folder.storage), "study": study, "resume": None}
-    return _check_search(folder, options.model_copy(update=kept), space, config, fresh=False)
+    kept = {field: getattr(before, field) for field in ("metric", "set", "space", "config")}
+    options = options.model_copy(update={**kept, "study": study})
+    return _check_search(folder, options, space, config, fresh=False)
 
 
 def _check_search(
@@ -296,6 +295,12 @@ def _check_search(
 ) -> Search:
     """Check that everything goes together, and return the search."""
     from cl_ray.data.dataset import Dataset
+    from cl_ray.evaluation.metrics import (
+        MetricContext,
+        available_metrics,
+        check_metric_available,
+        is_larger_better,
+    )
     from cl_ray.training.preflight import (
         check_checkpoint_metric,
         check_local_capacity,
@@ -304,7 +309,10 @@ def _check_search(
         check_reference,
         starts_local_ray,
     )
+    from cl_ray.tuning.study import SearchMetric
 
+    place = {"name": folder.name, "storage": redact_credentials(folder.storage), "resume": None}
+    options = options.model_copy(update=place)
     dataset = Dataset.open(config.data)
     if options.images:
         dataset = subset_dataset(dataset, options.images)
@@ -320,7 +328,11 @@ def _check_search(
     check_pairs(trial_config, dataset)
     check_reference(trial_config, dataset)
     check_checkpoint_metric(config, dataset)  # best.yaml has that one
-    metrics = search_metrics(options.metric, dataset, trial_config)
+    context = MetricContext.of(dataset, trial_config.evaluation, trial_config.condition)
+    for name in options.metric:
+        check_metric_available(name, context, "metric")
+    names = options.metric or available_metrics(context)[:1]
+    metrics = [SearchMetric(name, is_larger_better(name)) for name in names]
     folder.create()
     return Search(
         folder.name, folder, options, space, config, trial_config, dataset, metrics, fresh
@@ -374,29 +386,6 @@ def _parse_assignments(pairs: Sequence[str]) -> Values:
         if part:
             raise UserError(f"set {field} and set {part} are of the same field: leave one out.")
     return given
-
-
-def search_metrics(
-    names: Sequence[str], dataset: "Dataset", config: Config
-) -> "list[SearchMetric]":
-    """Return what is optimized: the metrics of these names, or the first one available.
-
-    Raises:
-        UserError: The evaluation of this data does not have one of them.
-    """
-    from cl_ray.evaluation.metrics import (
-        MetricContext,
-        available_metrics,
-        check_metric_available,
-        is_larger_better,
-    )
-    from cl_ray.tuning.study import SearchMetric
-
-    context = MetricContext.of(dataset, config.evaluation, config.condition)
-    for name in names:
-        check_metric_available(name, context, "metric")
-    chosen = names or available_metrics(context)[:1]
-    return [SearchMetric(name, is_larger_better(name)) for name in chosen]
 
 
 def subset_dataset(dataset: "Dataset", images: int) -> "Dataset":
