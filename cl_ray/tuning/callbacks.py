@@ -77,9 +77,7 @@ class StudyCallback(_UnpickledCallback):
         number, metrics = int(result["number"]), self.search.metrics
         before, recorded = self.results[number], self._running[number]
         after = self.results[number] = _updated(before, result, metrics)
-        recorded.set_user_attr(
-            "progress", {k: v for k, v in after.to_dict().items() if k != "status"}
-        )
+        recorded.set_user_attr("progress", after.to_dict())
         valid = after.status not in ("diverged", "collapsed")
         if len(metrics) == 1 and valid:
             for epoch, value in after.history.items():
