@@ -14,7 +14,7 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
 
 from helpers.five_steps import CASES, largest_difference, take_five_steps
-from helpers.ranks import together
+from helpers.ranks import run_on_ranks
 
 WORKERS = (2, 4)
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
     one = take_five_steps(CASES)
-    many = [together(take_five_steps, workers, CASES)[0] for workers in WORKERS]
+    many = [run_on_ranks(take_five_steps, workers, CASES)[0] for workers in WORKERS]
     heads = ["case", *(f"{n} workers" for n in WORKERS)]
     table = Table(*heads, title="largest difference of a weight to one worker's")
     for case, single, *others in zip(CASES, one, *many, strict=True):

@@ -15,11 +15,12 @@ from helpers.saved_states import (
     States,
     assert_complete,
     checkpoint_name,
+    newest_step,
     save_steps,
     small_gan,
     steps_of,
 )
-from helpers.states import alike, pack, unpack
+from helpers.states import pack, states_equal, unpack
 
 from cl_ray.base_config import FORMAT_VERSION
 from cl_ray.checkpoint import CheckpointStore
@@ -61,6 +62,10 @@ def test_newest_and_best_are_kept(store: CheckpointStore, states: States) -> Non
         selector = pafs.FileSelector(folder, allow_not_found=True)
         return {info.base_name for info in filesystem.get_file_info(selector)}
 
+    def named() -> str:
+        with filesystem.open_input_stream(f"{folder}/best.txt") as stream:
+            return stream.read().decode()
+
     assert store.list() == []
     assert store.newest() is None
     assert store.best() is None
@@ -74,16 +79,14 @@ def test_newest_and_best_are_kept(store: CheckpointStore, states: States) -> Non
     save_steps(store, states, {2: 0.5, 3: None, 4: 0.4})
     assert_complete(store, states, 1, 3, 4)  # the best is kept besides the newest two
     assert entries() == {"best.txt", *map(checkpoint_name, (1, 3, 4))}
-    with filesystem.open_input_stream(f"{folder}/best.txt") as stream:
-        assert stream.read().decode() == f"{checkpoint_name(1)}\n"
+    assert named() == f"{checkpoint_name(1)}\n"
 
     store.rollback_to(checkpoint_name(3))
     assert_complete(store, states, 1, 3)
     save_steps(store, states, {5: 0.2})
     assert_complete(store, states, 3, 5)  # the best is another now
     assert entries() == {"best.txt", *map(checkpoint_name, (3, 5))}
-    with filesystem.open_input_stream(f"{folder}/best.txt") as stream:
-        assert stream.read().decode() == f"{checkpoint_name(5)}\n"
+    assert named() == f"{checkpoint_name(5)}\n"
 
 
 def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
@@ -93,12 +96,12 @@ def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
     state = {"gan": whole.state_dict(), **around}
     before = pack(state)
     local.save(state, epoch=0, step=1, metric=None)
-    assert alike(state, unpack(before))  # what is saved stays the run's
+    assert states_equal(state, unpack(before))  # what is saved stays the run's
     again.load_state_dict(local.load(checkpoint_name(1))["gan"])
     for number in (1, 2):
         for one in (whole, again):
             one.train_step(global_batch(number, "views"))
-    assert alike(again.state_dict(), whole.state_dict())
+    assert states_equal(again.state_dict(), whole.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -188,10 +191,8 @@ def test_without_a_complete_manifest_it_does_not_count(
     for size in (*range(0, len(whole), 11), len(whole) - 1):
         path.write_bytes(whole[:size])
         assert steps_of(local) == [1]
-    newest, best = local.newest(), local.best()
-    assert newest == best
-    assert newest is not None
-    assert newest.step == 1
+    assert newest_step(local) == 1
+    assert local.newest() == local.best()
     message = error_of(local.load, checkpoint_name(2))
     assert f"no checkpoint {checkpoint_name(2)} in {local.folder}" in message
     assert message.endswith(f"there are: {checkpoint_name(1)}.")
@@ -245,7 +246,7 @@ def test_another_format_is_refused(
     manifest = json.loads(path.read_text())
     manifest["format_version"] = version
     if version is None:
-        manifest = {"epoch": 0, "step": 1, "figure": None, "files": manifest["files"]}
+        manifest = {"epoch": 0, "step": 1, "metric": None, "files": manifest["files"]}
     path.write_text(json.dumps(manifest))
     for function in (local.load, local.check, lambda name: local.newest()):
         assert error_of(function, checkpoint_name(1)) == (

@@ -18,10 +18,11 @@ from helpers.saved_states import (
     States,
     assert_complete,
     checkpoint_name,
+    newest_step,
     save_steps,
     steps_of,
 )
-from helpers.states import alike, pack, unpack
+from helpers.states import pack, states_equal, unpack
 
 from cl_ray.checkpoint import CheckpointStore
 
@@ -114,6 +115,12 @@ def save_badly(cut: Cut, folder: str, keep: int, packed: bytes, step: int) -> No
     save_steps(failing(cut, folder, keep), {step: unpack(packed)}, {step: 0.4})
 
 
+def interrupt_save(cut: Cut, store: CheckpointStore, state: dict[str, Any], step: int) -> None:
+    """Save a state as the checkpoint of a step, until the cut."""
+    folder = store.folder.removesuffix("/checkpoints")
+    interrupt(cut, save_badly, folder, store.keep, pack(state), step)
+
+
 def rollback_badly(cut: Cut, folder: str, name: str) -> None:
     failing(cut, folder, keep=3).rollback_to(name)
 
@@ -125,14 +132,11 @@ def test_an_interrupted_write_leaves_earlier_checkpoints_complete(
     file: int, fraction: float, kill: bool, local: CheckpointStore, states: States
 ) -> None:
     local.keep = 2
-    folder = local.folder.removesuffix("/checkpoints")
     save_steps(local, states, {1: 0.1, 2: 0.5})
-    interrupt(Cut(file, fraction, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3)
+    interrupt_save(Cut(file, fraction, kill=kill), local, states[3], 3)
     assert (Path(local.folder) / checkpoint_name(3)).exists()  # it had begun
     assert_complete(local, states, 1, 2)
-    newest = local.newest()
-    assert newest is not None
-    assert newest.step == 2
+    assert newest_step(local) == 2
     # The run resumes from there, reaches the same step, and nothing is left over.
     save_steps(local, states, {3: 0.4})
     assert_complete(local, states, 1, 2, 3)
@@ -144,8 +148,7 @@ def test_an_interrupted_write_leaves_earlier_checkpoints_complete(
 
 def test_an_incomplete_checkpoint_is_deleted_later(local: CheckpointStore, states: States) -> None:
     save_steps(local, states, {1: 0.1})
-    folder = local.folder.removesuffix("/checkpoints")
-    interrupt(Cut(1, 0.5), save_badly, folder, local.keep, pack(states[2]), 2)
+    interrupt_save(Cut(1, 0.5), local, states[2], 2)
     save_steps(local, states, {3: 0.2})  # the run resumed at other steps, as with other workers
     assert_complete(local, states, 1, 3)
     assert not (Path(local.folder) / checkpoint_name(2)).exists()
@@ -156,10 +159,7 @@ def test_interrupted_after_its_manifest_a_checkpoint_is_complete(
     kill: bool, local: CheckpointStore, states: States
 ) -> None:
     save_steps(local, states, {1: 0.5, 2: 0.5})
-    folder = local.folder.removesuffix("/checkpoints")
-    interrupt(
-        Cut(4, 0.5, kill=kill), save_badly, folder, local.keep, pack(states[3]), 3
-    )  # best.txt
+    interrupt_save(Cut(4, 0.5, kill=kill), local, states[3], 3)  # in best.txt
     assert_complete(local, states, 1, 2, 3)
     save_steps(local, states, {4: 0.6})
     assert_complete(local, states, 2, 3, 4)
@@ -172,16 +172,11 @@ def test_an_interrupted_deletion_leaves_the_others_complete(
 ) -> None:
     local.keep = 1
     save_steps(local, states, {1: 0.1, 2: 0.5})
-    folder = local.folder.removesuffix("/checkpoints")
-    interrupt(
-        Cut(deletion=deletion), save_badly, folder, local.keep, pack(states[3]), 3
-    )  # deletes 2
+    interrupt_save(Cut(deletion=deletion), local, states[3], 3)  # deletes 2
     assert steps_of(local) == ([1, 2, 3] if deletion == 0 else [1, 3])
     for manifest in local.list():
         local.check(manifest.name)
-    newest = local.newest()
-    assert newest is not None
-    assert newest.step == 3
+    assert newest_step(local) == 3
     save_steps(local, states, {4: 0.5})
     assert_complete(local, states, 1, 4)
 
@@ -205,8 +200,7 @@ def test_saved_again_and_interrupted_the_previous_one_is_the_newest(
 ) -> None:
     """As in a notebook that saves in `on_log` at an epoch's last step, and at its end."""
     save_steps(local, states, {1: None, 2: None})
-    folder = local.folder.removesuffix("/checkpoints")
-    interrupt(Cut(file, 0.5), save_badly, folder, local.keep, pack(states[3]), 2)
+    interrupt_save(Cut(file, 0.5), local, states[3], 2)
     assert_complete(local, states, 1)
     save_steps(local, {2: states[3]}, {2: 0.1})
-    assert alike(local.load(checkpoint_name(2)), states[3])
+    assert states_equal(local.load(checkpoint_name(2)), states[3])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.ranks import together
+from helpers.ranks import run_on_ranks
 from torch import Tensor, nn
 
 from cl_ray import distributed
@@ -76,7 +76,7 @@ def observe() -> dict[str, Any]:
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     if request.param == "no group":
         return [observe()]
-    return together(observe, int(request.param[0]))
+    return run_on_ranks(observe, int(request.param[0]))
 
 
 def test_world(ranks: list[dict[str, Any]]) -> None:

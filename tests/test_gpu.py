@@ -16,16 +16,16 @@ from helpers.five_steps import (
     global_batch,
     largest_difference,
     move_batch,
-    small,
+    small_config,
     take_five_steps,
     weights_of,
 )
-from helpers.ranks import together
+from helpers.ranks import run_on_ranks
 from helpers.run_folder import save_run, trained_run
 from helpers.small_run import SMALL_RUN
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader, PairLoader, StreamingLoader
+from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.gan import ContrastiveGAN
@@ -70,7 +70,7 @@ def test_replayed_steps_equal_eager_ones() -> None:
     steps = [move_batch(global_batch(number, "views"), "cuda") for number in range(8)]
 
     def after(use_cuda_graph: bool) -> dict[str, torch.Tensor]:
-        gan = build_gan(small(), device="cuda")
+        gan = build_gan(small_config(), device="cuda")
         assert gan.use_cuda_graph
         gan._update_networks.enabled = use_cuda_graph
         for number, batch in enumerate(steps):
@@ -83,7 +83,7 @@ def test_replayed_steps_equal_eager_ones() -> None:
 
 def test_two_workers_share_a_gpu() -> None:
     cases = CASES[:3]
-    ours = together(take_five_steps, 2, cases, "cuda")[0]
+    ours = run_on_ranks(take_five_steps, 2, cases, "cuda")[0]
     for one, many in zip(take_five_steps(cases), ours, strict=True):
         assert largest_difference(many.weights, one.weights) < 1e-9
 
@@ -95,7 +95,7 @@ def test_bfloat16_is_close_to_float32(objective: str) -> None:
     batch = move_batch(global_batch(0, "views"), "cuda")
 
     def first(dtype: torch.dtype) -> tuple[ContrastiveGAN, dict[str, torch.Tensor]]:
-        gan = build_gan(small(losses=losses), dtype, "cuda")
+        gan = build_gan(small_config(losses=losses), dtype, "cuda")
         return gan, gan.train_step(batch)
 
     (gan, coarse), (_, fine) = first(torch.bfloat16), first(torch.float32)
@@ -107,7 +107,7 @@ def test_bfloat16_is_close_to_float32(objective: str) -> None:
 @pytest.mark.parametrize("negatives", ["far", "hard"])
 def test_pairs_equal_those_of_the_cpu(digits: str, negatives: str) -> None:
     fields = {"negatives": negatives, "candidates": 4, "mode": "labels"}
-    config = small(data=digits, pairs=fields)
+    config = small_config(data=digits, pairs=fields)
 
     def batches(device: str) -> list[torch.Tensor]:
         shard = InMemoryLoader.read(Partition(Dataset.open(digits), config), device)
@@ -119,11 +119,13 @@ def test_pairs_equal_those_of_the_cpu(digits: str, negatives: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
-def test_resumes_as_if_never_stopped(digits: str, kind: type[PairLoader]) -> None:
-    config = small(data=digits, epochs=2)
+def test_resumes_as_if_never_stopped(
+    digits: str, kind: type[InMemoryLoader] | type[StreamingLoader]
+) -> None:
+    config = small_config(data=digits, epochs=2)
 
     def run() -> Trainer:
-        shard = kind.read(Partition(Dataset.open(digits), config), "cuda")  # type: ignore[attr-defined]
+        shard = kind.read(Partition(Dataset.open(digits), config), "cuda")
         return Trainer(config, shard, "cuda", torch.float64)
 
     whole, begun, again = run(), run(), run()

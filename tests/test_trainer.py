@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.five_steps import SHAPE, small
-from helpers.ranks import together
-from helpers.states import alike, pack, unpack
+from helpers.five_steps import SHAPE, small_config
+from helpers.ranks import run_on_ranks
+from helpers.states import pack, states_equal, unpack
 
 from cl_ray import distributed
 from cl_ray.batch import Losses
@@ -38,7 +38,7 @@ def build(loader: str, data: str, dtype: torch.dtype = torch.float32, **fields: 
     """Build this rank's trainer; a streaming worker has several windows."""
     optimizer = {"lr_decay_fraction": 0.5, **fields.pop("optimizer", {})}
     fields = {"epochs": EPOCHS, "shards": {"window": 16}, "log_every": 2, **fields}
-    config = small(data=data, optimizer=optimizer, **fields)
+    config = small_config(data=data, optimizer=optimizer, **fields)
     rank, workers = distributed.world()
     partition = Partition(Dataset.open(data), config, workers, rank)
     return Trainer(config, LOADERS[loader].read(partition), dtype=dtype)
@@ -128,7 +128,7 @@ def one(data: str) -> dict[str, RankRuns]:
 @pytest.fixture(scope="module")
 def two(data: str, one: dict[str, RankRuns]) -> list[dict[str, RankRuns]]:
     states = {loader: one[loader].whole.states[1, 2] for loader in LOADERS}
-    return together(run_on_rank, 2, data, states)
+    return run_on_ranks(run_on_rank, 2, data, states)
 
 
 @pytest.mark.parametrize("workers", ["one", "two"])
@@ -143,14 +143,14 @@ def test_resumed_equals_uninterrupted(
         assert set(runs.whole.states) == {*positions, (EPOCHS, 0)}
         for (epoch, _), (metrics, end) in runs.resumed.items():
             assert metrics == runs.whole.metrics[epoch:]
-            assert alike(unpack(end), unpack(runs.whole.end))
-        assert alike(unpack(runs.whole.end), unpack(ranks[0].whole.end))
+            assert states_equal(unpack(end), unpack(runs.whole.end))
+        assert states_equal(unpack(runs.whole.end), unpack(ranks[0].whole.end))
 
 
 def test_loaders_differ_in_their_pairs(one: dict[str, RankRuns]) -> None:
     """Otherwise the tests above would try one loader only."""
     in_memory, streaming = (unpack(one[loader].whole.end) for loader in LOADERS)
-    assert not alike(in_memory, streaming)
+    assert not states_equal(in_memory, streaming)
 
 
 def train_by_hand(gan: ContrastiveGAN, trainer: Trainer, epoch: int) -> list[Losses]:
@@ -176,7 +176,7 @@ def test_an_epoch_is_its_batches_in_order(loader: str, data: str) -> None:
         for means, of_steps in logged:
             for name, value in means.items():
                 assert value == pytest.approx(mean(of_steps, name), rel=1e-12)
-    assert alike(gan.state_dict(), trainer.gan.state_dict())
+    assert states_equal(gan.state_dict(), trainer.gan.state_dict())
     places = [(log.epoch, log.position, log.step) for log in logs]
     assert places == [(0, 4, 4), (0, 6, 6), (1, 4, 10), (1, 6, 12)]
     assert [log.images for log in logs] == [48, 23, 48, 23]
@@ -214,7 +214,7 @@ def test_epoch_without_steps_left_takes_none(
     assert losses(trainer.train_epoch(logs.append)) == whole.metrics[0]
     assert not logs
     assert trainer.preview_batch is None
-    assert alike(trainer.state_dict(), unpack(whole.states[1, 0]))
+    assert states_equal(trainer.state_dict(), unpack(whole.states[1, 0]))
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -227,11 +227,11 @@ def test_other_number_of_workers_restarts_the_epoch(
     assert (trainer.epochs, trainer.position) == (1, 0)
     gan = ContrastiveGAN(trainer.config, SHAPE)
     gan.load_state_dict(unpack(packed)["gan"])
-    assert alike(trainer.gan.state_dict(), gan.state_dict())
+    assert states_equal(trainer.gan.state_dict(), gan.state_dict())
     # The whole epoch follows; its first part on two workers is not counted.
     steps = train_by_hand(gan, trainer, epoch=1)
     metrics = losses(trainer.train_epoch())
-    assert alike(trainer.gan.state_dict(), gan.state_dict())
+    assert states_equal(trainer.gan.state_dict(), gan.state_dict())
     for name, value in metrics.items():
         assert value == pytest.approx(mean(steps, name), rel=1e-5)
     of_one = unpack(one[loader].whole.states[1, 2])
@@ -239,7 +239,7 @@ def test_other_number_of_workers_restarts_the_epoch(
         state = rank[loader].from_one_worker
         assert (state["epochs"], state["position"], state["sums"]) == (1, 0, {})
         assert state["workers"] == 2
-        assert alike(state["gan"], of_one["gan"])
+        assert states_equal(state["gan"], of_one["gan"])
 
 
 def error_of(trainer: Trainer) -> str:
@@ -290,7 +290,7 @@ def diverge(data: str) -> list[str]:
 
 
 def test_all_ranks_raise_at_once(data: str) -> None:
-    first, second = together(diverge, 2, data)
+    first, second = run_on_ranks(diverge, 2, data)
     assert first == second
     assert re.match(r"\w/\w+ became (nan|-?inf) at step [123] \(epoch 1\)", first[0])
     # At the first step rank 0's own part is still finite.
@@ -342,7 +342,7 @@ def test_hard_negatives_are_chosen_by_the_current_discriminator(data: str) -> No
     assert len(excess) == STEPS
     assert sum(excess) / STEPS > 0.02
     resumed.train_epoch()  # from the middle of the epoch
-    assert alike(resumed.gan.state_dict(), whole.gan.state_dict())
+    assert states_equal(resumed.gan.state_dict(), whole.gan.state_dict())
 
 
 def test_hard_negatives_need_all_images_in_memory(data: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.datasets import mnist, write_images
-from helpers.made_images import Make, read_sorted
+from helpers.random_images import WriteSource, read_sorted
 
 from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
@@ -14,7 +14,7 @@ from cl_ray.errors import UserError
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def write_source(tmp_path: Path) -> WriteSource:
     """Makes a dataset of a source; returns its record and its train rows in source order."""
 
     def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, RowBatch]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.made_images import METADATA, images, raw_images
+from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray.data import dataset as dataset_module
 from cl_ray.data.dataset import Dataset, RowRange, SplitInfo, sample_rows

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.made_images import Make, pixels, read_sorted, save
+from helpers.random_images import WriteSource, pixels, read_sorted, save
 from PIL import Image
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
 
 
-def test_folder_with_classes(tmp_path: Path, make: Make) -> None:
+def test_folder_with_classes(tmp_path: Path, write_source: WriteSource) -> None:
     stored = pixels(12)
     names = [f"{kind}/{number}.png" for kind in ("ant", "bee", "cat") for number in range(4)]
     for name, image in zip(names, stored, strict=True):
@@ -28,7 +28,7 @@ def test_folder_with_classes(tmp_path: Path, make: Make) -> None:
     save(tmp_path / "in" / "__MACOSX" / "x.png", stored[0])
     (tmp_path / "in" / "ant" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "in" / "readme.txt").write_text("x")
-    info, rows = make(tmp_path / "in")
+    info, rows = write_source(tmp_path / "in")
     assert np.array_equal(rows.image[..., 0], stored)
     assert rows.label is not None
     assert rows.label.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -52,12 +52,12 @@ def test_folder_without_classes_as_uri(tmp_path: Path) -> None:
     assert np.array_equal(rows.image[..., 0], stored)
 
 
-def test_folder_with_splits(tmp_path: Path, make: Make) -> None:
+def test_folder_with_splits(tmp_path: Path, write_source: WriteSource) -> None:
     stored = pixels(6, 30, 30, 3)
     names = ("train/a/1", "train/b/1", "train/b/deep/2", "test/b/1", "valid/a/1", "valid/b/1")
     for name, image in zip(names, stored, strict=True):
         save(tmp_path / "in" / f"{name}.png", image)
-    info, rows = make(tmp_path / "in")
+    info, rows = write_source(tmp_path / "in")
     assert {split: part.rows for split, part in info.splits.items()} == {
         "train": 3, "test": 1, "val": 2,
     }  # fmt: skip
@@ -71,24 +71,26 @@ def test_folder_with_splits(tmp_path: Path, make: Make) -> None:
     assert test.label.tolist() == [1]
 
 
-def test_size_scales_the_shorter_side_and_cuts_the_middle(tmp_path: Path, make: Make) -> None:
+def test_size_scales_the_shorter_side_and_cuts_the_middle(
+    tmp_path: Path, write_source: WriteSource
+) -> None:
     wide = np.zeros((64, 128), np.uint8)
     wide[:, 32:96] = 200  # the middle square
     tall = np.full((96, 32), 10, np.uint8)
     tall[32:64] = np.arange(32) * 8
     save(tmp_path / "in" / "1.png", wide)
     save(tmp_path / "in" / "2.png", tall)
-    _, rows = make(tmp_path / "in", size=32)
+    _, rows = write_source(tmp_path / "in", size=32)
     assert rows.image.shape == (2, 32, 32, 1)
     assert rows.image[0].min() > 180  # the filter reaches a little over the edge
     assert np.array_equal(rows.image[1, ..., 0], tall[32:64])  # the right size is left untouched
 
 
-def test_size_is_antialiased(tmp_path: Path, make: Make) -> None:
+def test_size_is_antialiased(tmp_path: Path, write_source: WriteSource) -> None:
     stripes = np.zeros((280, 280), np.uint8)
     stripes[:, ::2] = 255
     save(tmp_path / "in" / "1.png", stripes)
-    _, rows = make(tmp_path / "in", size=28)
+    _, rows = write_source(tmp_path / "in", size=28)
     assert abs(rows.image.astype(int) - 127.5).max() < 12
 
 
@@ -107,46 +109,48 @@ def test_size_refusals_name_the_first_such_file(
     assert "0.png is 96 × 96, and sides are 28 to 64" in refused(tmp_path / "large")
 
 
-def test_grey_and_colour(tmp_path: Path, make: Make, refused: Callable[..., str]) -> None:
+def test_grey_and_colour(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
     grey = save(tmp_path / "in" / "1.png", pixels(1, 28, 28)[0])
     color = save(tmp_path / "in" / "2.png", pixels(1, 28, 28, 3)[0])
     message = refused(tmp_path / "in")
     assert "2.png is in colour and" in message
     assert "1.png is grey: add `--color grey` or `--color rgb`" in message
-    _, rows = make(tmp_path / "in", color="rgb")
+    _, rows = write_source(tmp_path / "in", color="rgb")
     assert np.array_equal(rows.image[0], np.repeat(grey[..., None], 3, axis=2))
     assert np.array_equal(rows.image[1], color)
-    _, rows = make(tmp_path / "in", color="grey")
+    _, rows = write_source(tmp_path / "in", color="grey")
     luma = color @ [0.299, 0.587, 0.114]
     assert np.array_equal(rows.image[0, ..., 0], grey)
     assert abs(rows.image[1, ..., 0] - luma).max() <= 1
 
 
-def test_other_modes_that_lose_nothing(tmp_path: Path, make: Make) -> None:
+def test_other_modes_that_lose_nothing(tmp_path: Path, write_source: WriteSource) -> None:
     few = pixels(1, 28, 28, 3)[0] // 128 * 255  # 8 colours: a palette holds them
     bits = pixels(1, 28, 28)[0] // 128 * 255
     save(tmp_path / "in" / "1.png", few, "RGBA")
     save(tmp_path / "in" / "2.gif", few)
     save(tmp_path / "in" / "3.webp", few, lossless=True)
-    _, rows = make(tmp_path / "in")
+    _, rows = write_source(tmp_path / "in")
     assert all(np.array_equal(image, few) for image in rows.image)
     with Image.open(tmp_path / "in" / "2.gif") as image:
         assert image.mode == "P"
     save(tmp_path / "grey" / "1.png", bits, "1")
     save(tmp_path / "grey" / "2.png", bits, "LA")
     save(tmp_path / "grey" / "3.tif", bits)
-    _, rows = make(tmp_path / "grey")
+    _, rows = write_source(tmp_path / "grey")
     assert rows.image.shape[3] == 1
     assert all(np.array_equal(image[..., 0], bits) for image in rows.image)
 
 
-def test_photographs_are_turned_as_they_say(tmp_path: Path, make: Make) -> None:
+def test_photographs_are_turned_as_they_say(tmp_path: Path, write_source: WriteSource) -> None:
     array = np.full((28, 28), 250, np.uint8)
     array[:8] = 0
     exif = Image.Exif()
     exif[0x0112] = 6  # turn right by a quarter
     save(tmp_path / "in" / "1.jpg", array, exif=exif, quality=100)
-    _, rows = make(tmp_path / "in")
+    _, rows = write_source(tmp_path / "in")
     assert rows.image[0, :, -8:].max() < 10
     assert rows.image[0, :, :-8].min() > 240
 
@@ -240,43 +244,45 @@ FORMS: dict[str, tuple[np.ndarray, Callable[[], Any]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_parquet_forms(tmp_path: Path, make: Make, form: str) -> None:
+def test_parquet_forms(tmp_path: Path, write_source: WriteSource, form: str) -> None:
     stored, column = FORMS[form]
     parquet(tmp_path / "in", {"image": column(), "label": [k // 4 for k in range(12)]})
-    info, rows = make(f"file://{tmp_path}/in")
+    info, rows = write_source(f"file://{tmp_path}/in")
     assert np.array_equal(rows.image, stored.reshape(12, *stored.shape[1:3], -1))
     assert rows.label is not None
     assert rows.label.tolist() == [k // 4 for k in range(12)]
     assert info.classes is None
 
 
-def test_parquet_names_of_classes(tmp_path: Path, make: Make) -> None:
+def test_parquet_names_of_classes(tmp_path: Path, write_source: WriteSource) -> None:
     image = FORMS["hugging face"][1]()
     names = ["cat", "ant", "bee"] * 4
     parquet(tmp_path / "text", {"pic": image, "kind": names})
-    info, rows = make(tmp_path / "text", label_column="kind")
+    info, rows = write_source(tmp_path / "text", label_column="kind")
     assert info.classes == ["ant", "bee", "cat"]
     assert rows.label is not None
     assert [info.classes[k] for k in rows.label] == names
     parquet(tmp_path / "category", {"pic": image, "label": pa.array(names).dictionary_encode()})
-    assert make(tmp_path / "category")[0].classes == ["ant", "bee", "cat"]
+    assert write_source(tmp_path / "category")[0].classes == ["ant", "bee", "cat"]
     features = {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}
     table = pa.table({"image": image, "label": [0, 1, 2] * 4}).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     (tmp_path / "hub").mkdir()
     pq.write_table(table, tmp_path / "hub" / "0.parquet")
-    assert make(tmp_path / "hub")[0].classes == ["zero", "one", "two"]
-    assert make(tmp_path / "hub", label_column="none")[1].label is None
+    assert write_source(tmp_path / "hub")[0].classes == ["zero", "one", "two"]
+    assert write_source(tmp_path / "hub", label_column="none")[1].label is None
 
 
-def test_parquet_splits(tmp_path: Path, make: Make, refused: Callable[..., str]) -> None:
+def test_parquet_splits(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
     image = FORMS["flat list"][1]()
     folder = tmp_path / "in" / "data"
     parquet(folder, {"image": image[:5]}, "train-00000-of-00002-abc.parquet")
     parquet(folder, {"image": image[5:8]}, "train-00001-of-00002-abc.parquet")
     parquet(folder, {"image": image[8:]}, "validation-00000-of-00001.parquet")
-    info, rows = make(tmp_path / "in")
+    info, rows = write_source(tmp_path / "in")
     assert {split: part.rows for split, part in info.splits.items()} == {"train": 8, "val": 4}
     assert np.array_equal(rows.image[..., 0], GREY[:8])
     parquet(folder, {"image": image}, "more.parquet")

@@ -13,7 +13,7 @@ import ray
 import ray.data
 import ray.train
 from helpers.local_ray import local_ray
-from helpers.made_images import flip_byte
+from helpers.random_images import flip_byte
 from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
-from helpers.made_images import Make, pixels, save
+from helpers.random_images import WriteSource, pixels, save
 
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.errors import UserError
 
 
-def test_labels_left_out_and_test_held_out(tmp_path: Path, make: Make) -> None:
+def test_labels_left_out_and_test_held_out(tmp_path: Path, write_source: WriteSource) -> None:
     for k, image in enumerate(pixels(10)):
         save(tmp_path / "in" / str(k % 2) / f"{k}.png", image)
-    info, rows = make(tmp_path / "in", label_column="none", test_fraction=0.3)
+    info, rows = write_source(tmp_path / "in", label_column="none", test_fraction=0.3)
     assert (info.labelled, info.classes, rows.label) == (False, None, None)
     assert (info.splits["train"].rows, info.splits["test"].rows) == (7, 3)
 
@@ -67,14 +67,14 @@ def test_config_becomes_flags() -> None:
             SourceConfig(source="MNIST", out="x", **wrong)
 
 
-def test_copy_of_a_data_set_is_the_same(tmp_path: Path, make: Make) -> None:
+def test_copy_of_a_data_set_is_the_same(tmp_path: Path, write_source: WriteSource) -> None:
     for k, image in enumerate(pixels(90)):
         save(tmp_path / "in" / "abc"[k % 3] / f"{k}.png", image)
     first, copy = str(tmp_path / "first"), str(tmp_path / "copy")
     info = write_dataset(SourceConfig(source=f"{tmp_path}/in", out=first, licence="CC0", seed=3))
     again = write_dataset(SourceConfig(source=first, out=copy, seed=3))
     assert again.model_copy(update={"name": "first"}) == info
-    larger, rows = make(first, size=32, color="rgb")
+    larger, rows = write_source(first, size=32, color="rgb")
     assert (larger.shape, larger.classes, larger.source) == (
         (32, 32, 3),
         ["a", "b", "c"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.made_images import Make, read_sorted
+from helpers.random_images import WriteSource, read_sorted
 
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
@@ -26,9 +26,9 @@ def packaged(split: str) -> dict[bytes, tuple[int, int]]:
 
 
 def test_channels_are_packaged_digits_and_labels_and_ids_say_which(
-    tmp_path: Path, make: Make
+    tmp_path: Path, write_source: WriteSource
 ) -> None:
-    info, _ = make("stacked-mnist", seed=5, **COUNTS)
+    info, _ = write_source("stacked-mnist", seed=5, **COUNTS)
     assert info.shape == STACKED_SHAPE
     assert info.classes is not None
     assert (len(info.classes), info.classes[7], info.classes[-1]) == (1000, "007", "999")
@@ -47,10 +47,10 @@ def test_channels_are_packaged_digits_and_labels_and_ids_say_which(
         assert len(set(rows.label.tolist())) > count / 2  # no digit goes with another one
 
 
-def test_the_seed_says_everything(make: Make) -> None:
-    first, rows = make("stacked-mnist", seed=1, **COUNTS)
-    second, again = make("stacked-mnist", seed=1, **COUNTS)
-    other, others = make("stacked-mnist", seed=2, **COUNTS)
+def test_the_seed_says_everything(write_source: WriteSource) -> None:
+    first, rows = write_source("stacked-mnist", seed=1, **COUNTS)
+    second, again = write_source("stacked-mnist", seed=1, **COUNTS)
+    other, others = write_source("stacked-mnist", seed=2, **COUNTS)
     assert first == second  # the hash of each file included
     assert np.array_equal(rows.image, again.image)
     assert not np.array_equal(rows.image, others.image)
@@ -59,12 +59,14 @@ def test_the_seed_says_everything(make: Make) -> None:
     assert not np.array_equal(sample_triples("train", 300, 1), sample_triples("test", 300, 1))
 
 
-def test_a_copy_is_still_known_and_a_changed_one_is_not(tmp_path: Path, make: Make) -> None:
-    make("stacked-mnist", **COUNTS)
+def test_a_copy_is_still_known_and_a_changed_one_is_not(
+    tmp_path: Path, write_source: WriteSource
+) -> None:
+    write_source("stacked-mnist", **COUNTS)
     made = (tmp_path / "made" / "set").rename(tmp_path / "first")
-    copy, _ = make(made)
+    copy, _ = write_source(made)
     assert is_stacked_mnist(copy)
-    small, rows = make("stacked-mnist", size=32, color="grey", **COUNTS)
+    small, rows = write_source("stacked-mnist", size=32, color="grey", **COUNTS)
     assert rows.image.shape == (300, 32, 32, 1)
     assert not is_stacked_mnist(small)
     assert not is_stacked_mnist(Dataset.open("mnist").info)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.made_images import Make, pixels, save
+from helpers.random_images import WriteSource, pixels, save
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -25,9 +25,11 @@ def fashion(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def test_torchvision_by_name(tmp_path: Path, make: Make, refused: Callable[..., str]) -> None:
+def test_torchvision_by_name(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
     images, labels = fashion(tmp_path / "root")
-    info, rows = make("FashionMNIST", root=str(tmp_path / "root"))
+    info, rows = write_source("FashionMNIST", root=str(tmp_path / "root"))
     assert np.array_equal(rows.image[..., 0], images)
     assert rows.label is not None
     assert np.array_equal(rows.label, labels)
@@ -39,13 +41,13 @@ def test_torchvision_by_name(tmp_path: Path, make: Make, refused: Callable[..., 
     assert "test split of its own" in message
 
 
-def test_torchvision_with_split_val_and_no_test(tmp_path: Path, make: Make) -> None:
+def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: WriteSource) -> None:
     images = pixels(4, 40, 60, 3)
     for number, name in enumerate(
         ("train/n01440764", "train/n02979186", "val/n01440764", "val/n02979186")
     ):
         save(tmp_path / "root" / "imagenette2" / name / "1.jpeg", images[number], quality=95)
-    info, rows = make("Imagenette", root=str(tmp_path / "root"), size=32)
+    info, rows = write_source("Imagenette", root=str(tmp_path / "root"), size=32)
     assert {split: part.rows for split, part in info.splits.items()} == {"train": 2, "val": 2}
     assert info.classes == ["tench, Tinca tinca", "cassette player"]
     assert info.shape == (32, 32, 3)

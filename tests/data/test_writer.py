@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
-from helpers.made_images import METADATA, images, raw_images
+from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray import storage as storage_module
 from cl_ray.data.dataset import Dataset

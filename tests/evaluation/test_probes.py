@@ -76,8 +76,8 @@ def test_the_penalty_is_selected_on_held_out_images() -> None:
     x, _ = blobs(600, 400, 2, 0)
     doubt = np.random.default_rng(5).standard_normal(600)
     _, strong = linear_probe(x, (x[:, 0] + 2 * doubt > 0).astype(int), x)
-    alike = np.stack([x[:, 0], x[:, 0] + x[:, 1] / 20], 1)
-    predicted, weak = linear_probe(alike, (x[:, 1] > 0).astype(int), alike)
+    features = np.stack([x[:, 0], x[:, 0] + x[:, 1] / 20], 1)
+    predicted, weak = linear_probe(features, (x[:, 1] > 0).astype(int), features)
     assert strong == 1e-1
     assert weak < 1e-2
     assert (predicted == (x[:, 1] > 0)).mean() > 0.9

@@ -50,7 +50,7 @@ class Case:
         losses |= {self.penalty: 2.0} if self.penalty else {}
         losses |= {"form": "contrad"} if self.contrad else {}
         spectral_norm = self.objective == "least-squares"
-        return small(
+        return small_config(
             augment={"shift": 0.2, "erase": 0.1} if self.contrad else {},
             pairs={"mode": self.mode},
             condition=self.condition,
@@ -98,7 +98,7 @@ class Outcome:
     metrics: list[Losses]
 
 
-def small(**fields: Any) -> Config:
+def small_config(**fields: Any) -> Config:
     """Return a config of small networks for a batch of PAIRS."""
     fields = {"batch_size": PAIRS, "seed": 3, "generator": G, "discriminator": D, **fields}
     return Config.model_validate(fields)

@@ -19,7 +19,7 @@ SLOW = ["cl_ray.checkpoint", "cl_ray.trainer", "safetensors.torch", "torch._dyna
 """Modules that take seconds to import; torch._dynamo at an optimizer's first use."""
 
 
-def together(function: Callable[..., Any], workers: int, *arguments: Any) -> list[Any]:
+def run_on_ranks(function: Callable[..., Any], workers: int, *arguments: Any) -> list[Any]:
     """Call `function(*arguments)`, a module-level function, on each rank; return all results.
 
     Raises:

@@ -94,6 +94,6 @@ def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
     journal.close()
 
 
-def folder_of(path: Path) -> RunStorage:
+def run_storage(path: Path) -> RunStorage:
     """The run folder at a local path."""
     return RunStorage.at(str(path.parent), path.name)

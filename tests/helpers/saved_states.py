@@ -4,11 +4,11 @@ from typing import Any
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.gan import ContrastiveGAN
-from helpers.five_steps import SHAPE, small
-from helpers.states import alike
+from helpers.five_steps import SHAPE, small_config
+from helpers.states import states_equal
 
 States = dict[int, dict[str, Any]]
-METADATA = {"config": small().to_yaml(), "shape": list(SHAPE), "classes": [], "counts": []}
+METADATA = {"config": small_config().to_yaml(), "shape": list(SHAPE), "classes": [], "counts": []}
 FILES = ["generator.safetensors", "discriminator.safetensors", "state.pt"]
 
 
@@ -18,7 +18,7 @@ def checkpoint_name(step: int) -> str:
 
 def small_gan() -> ContrastiveGAN:
     shallow = {"depth": 1, "width": 4}
-    return ContrastiveGAN(small(generator=shallow, discriminator=shallow), SHAPE)
+    return ContrastiveGAN(small_config(generator=shallow, discriminator=shallow), SHAPE)
 
 
 def save_steps(
@@ -34,9 +34,14 @@ def steps_of(checkpoints: CheckpointStore) -> list[int]:
     return [manifest.step for manifest in checkpoints.list()]
 
 
+def newest_step(checkpoints: CheckpointStore) -> int | None:
+    newest = checkpoints.newest()
+    return newest and newest.step
+
+
 def assert_complete(checkpoints: CheckpointStore, states: States, *steps: int) -> None:
     """Check that there are checkpoints of these steps and no others, each as it was saved."""
     assert steps_of(checkpoints) == list(steps)
     for step in steps:
-        assert alike(checkpoints.load(checkpoint_name(step)), states[step])
+        assert states_equal(checkpoints.load(checkpoint_name(step)), states[step])
         checkpoints.check(checkpoint_name(step))

@@ -19,12 +19,12 @@ def unpack(packed: bytes) -> dict[str, Any]:
     return torch.load(io.BytesIO(packed), weights_only=True)
 
 
-def alike(ours: Any, theirs: Any) -> bool:
+def states_equal(ours: Any, theirs: Any) -> bool:
     """Return whether two states are equal, every tensor to its last bit."""
     if isinstance(ours, Tensor):
         return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(alike(ours[k], theirs[k]) for k in ours)
+        return ours.keys() == theirs.keys() and all(states_equal(ours[k], theirs[k]) for k in ours)
     if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+        return len(ours) == len(theirs) and all(map(states_equal, ours, theirs))
     return ours == theirs

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from helpers.made_images import METADATA, pixels, raw_images
+from helpers.random_images import METADATA, pixels, raw_images
 from helpers.run_folder import save_run, trained_run
 
 import cl_ray

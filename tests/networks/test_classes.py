@@ -36,12 +36,12 @@ def normal(*shape: int) -> torch.Tensor:
 def test_each_sample_has_its_own_class(family: str) -> None:
     network = generator(family)
     z, labels = normal(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
-    together = network.decode(z, labels=labels)
+    batch = network.decode(z, labels=labels)
     for number, label in enumerate(labels.tolist()):
         alone = network.decode(z[number : number + 1], labels=torch.tensor([label]))
-        assert torch.allclose(alone[0], together[number], rtol=0, atol=1e-12)
+        assert torch.allclose(alone[0], batch[number], rtol=0, atol=1e-12)
         other = network.decode(z[number : number + 1], labels=torch.tensor([(label + 1) % 4]))
-        assert not torch.allclose(other[0], together[number], atol=1e-3)
+        assert not torch.allclose(other[0], batch[number], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,11 +72,11 @@ def test_truncation_pulls_styles_to_the_mean_of_their_class() -> None:
     network = generator("style")
     assert network.class_embedding is not None
     labels = torch.tensor([0, 1, 0, 1, 2, 2])
-    alike = network.decode(normal(6, 8), truncation=0.0, labels=labels)
+    truncated = network.decode(normal(6, 8), truncation=0.0, labels=labels)
     for a, b in ((0, 2), (1, 3), (4, 5)):
-        assert torch.allclose(alike[a], alike[b], rtol=0, atol=1e-10)
+        assert torch.allclose(truncated[a], truncated[b], rtol=0, atol=1e-10)
     for a, b in ((0, 1), (0, 4), (1, 4)):
-        assert not torch.allclose(alike[a], alike[b], atol=1e-3)
+        assert not torch.allclose(truncated[a], truncated[b], atol=1e-3)
     mean = network.decoder.mean_style(network.class_embedding(labels))  # type: ignore[operator]
     z = to_sphere(torch.randn(4096, 8, generator=torch.Generator().manual_seed(0))).double()
     for number, label in enumerate(labels):

@@ -134,8 +134,8 @@ def test_truncation_pulls_styles_to_their_mean() -> None:
     network, _ = generator()
     z = torch.randn(5, 7, dtype=DOUBLE)
     free = network.decode(z)
-    alike = network.decode(z, truncation=0.0)
-    assert torch.allclose(alike, alike[:1].expand_as(alike), rtol=0, atol=1e-12)
+    truncated = network.decode(z, truncation=0.0)
+    assert torch.allclose(truncated, truncated[:1].expand_as(truncated), rtol=0, atol=1e-12)
     stds = [free.std(0).mean()]
     for truncation in (0.7, 0.3):
         stds.append(network.decode(z, truncation=truncation).std(0).mean())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.reported_run import EPOCHS, folder_of
+from helpers.reported_run import EPOCHS, run_storage
 from PIL import Image
 
 import cl_ray
@@ -58,7 +58,7 @@ def test_images_are_laid_out_row_by_row(channels: int) -> None:
 
 
 def test_saved_samples_are_those_of_the_ema_generator(trained: Path) -> None:
-    images = read_saved_images(folder_of(trained), "samples", EPOCHS)
+    images = read_saved_images(run_storage(trained), "samples", EPOCHS)
     assert images.shape == (64, 28, 28, 1)  # grey
     random, loaded = torch.Generator().manual_seed(0), cl_ray.load(trained)
     assert loaded.prior is not None
@@ -68,7 +68,7 @@ def test_saved_samples_are_those_of_the_ema_generator(trained: Path) -> None:
 
 
 def test_the_strip_has_a_row_an_epoch(trained: Path) -> None:
-    folder = folder_of(trained)
+    folder = run_storage(trained)
     rows = epoch_strip(folder, max_epochs=12, columns=10)
     assert [row.label for row in rows] == ["1", "2", "3"]
     for row in rows:
@@ -78,7 +78,7 @@ def test_the_strip_has_a_row_an_epoch(trained: Path) -> None:
 
 
 def test_pairs_are_in_columns(trained: Path) -> None:
-    folder = folder_of(trained)
+    folder = run_storage(trained)
     images = read_saved_images(folder, "pairs", EPOCHS)
     columns = len(images) // 4
     assert columns * 4 == len(images)  # x+, G(x+), x-, G(x-) of each
@@ -96,14 +96,14 @@ def test_a_short_last_row_is_no_image(channels: int, tmp_path: Path) -> None:
     sheet = uint8_grid(images, columns=16).permute(1, 2, 0).numpy()
     (tmp_path / "samples").mkdir()
     Image.fromarray(sheet).save(tmp_path / "samples" / "samples-0001.png")
-    again = read_saved_images(folder_of(tmp_path), "samples", 1)
+    again = read_saved_images(run_storage(tmp_path), "samples", 1)
     expected = ((images + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert again.shape == expected.shape
     assert np.abs(again - expected).max() <= 1
 
 
 def test_missing_or_damaged_grids_are_left_out(copied: Path) -> None:
-    folder = folder_of(copied)
+    folder = run_storage(copied)
     file = copied / "samples" / "samples-0002.png"
     file.write_bytes(file.read_bytes()[:300])
     (copied / "samples" / "pairs-0003.png").write_text("no PNG")

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from helpers.reported_run import EPOCHS, RECORDS, folder_of
+from helpers.reported_run import EPOCHS, RECORDS, run_storage
 
 from cl_ray.report.records import list_files, read_curves, read_epochs, read_record
 
 
 def test_curves_are_read_from_the_events_by_step(trained: Path) -> None:
-    folder = folder_of(trained)
+    folder = run_storage(trained)
     found = read_curves(folder, read_epochs(folder))
     assert {"d/adversarial", "g/adversarial", "score/real", "score/fake"} <= set(found)
     assert not [name for name in found if name.startswith("epoch/")]
@@ -25,7 +25,7 @@ def test_curves_are_read_from_the_events_by_step(trained: Path) -> None:
 
 def test_without_events_there_is_a_point_an_epoch(copied: Path) -> None:
     shutil.rmtree(copied / "tensorboard")
-    folder = folder_of(copied)
+    folder = run_storage(copied)
     lines = read_epochs(folder)
     found = read_curves(folder, lines)
     assert found["g/adversarial"].steps.tolist() == [10, 20, 30]
@@ -36,7 +36,7 @@ def test_without_events_there_is_a_point_an_epoch(copied: Path) -> None:
 
 
 def test_incomplete_lines_and_records_are_left_out(copied: Path) -> None:
-    folder = folder_of(copied)
+    folder = run_storage(copied)
     metrics = copied / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-30])
     assert [line["epoch"] for line in read_epochs(folder)] == [1, 2]
@@ -51,7 +51,7 @@ def test_nan_and_inf_are_left_out(tmp_path: Path) -> None:
         '{"epoch": 1, "step": 5, "d/adversarial": NaN, "g/adversarial": 2.0}\n'
         '{"epoch": 2, "step": 10, "d/adversarial": NaN, "g/adversarial": Infinity}\n'
     )
-    folder = folder_of(tmp_path)
+    folder = run_storage(tmp_path)
     found = read_curves(folder, read_epochs(folder))
     assert set(found) == {"g/adversarial"}
     assert found["g/adversarial"].steps.tolist() == [5]

@@ -10,7 +10,7 @@ from PIL import Image
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
 from cl_ray.data.writer import DatasetMetadata, RawImage
 
-Make = Callable[..., tuple[DatasetInfo, RowBatch]]
+WriteSource = Callable[..., tuple[DatasetInfo, RowBatch]]
 METADATA = DatasetMetadata(name="tiny", source="a test", licence="CC0")
 
 
