@@ -29,28 +29,15 @@ _NAME_SIZE = (0.04, 0.07)
 _PROJECTOR = "tensorboard/projector_config.pbtxt"
 
 
-@dataclass(frozen=True)
-class EmbeddingMap:
-    """Embeddings of images as points on a plane.
-
-    Args:
-        points: [n, 2].
-        components: Principal components that t-SNE saw, float32 [n, at most 50].
-        variance: Fraction of the features' variance in those.
-        dimensions: Dimensions of the features.
-    """
-
-    points: NDArray[np.float64]
-    components: Floats
-    variance: float
-    dimensions: int
-
-
-def embedding_map(features: Floats) -> EmbeddingMap:
+def embedding_map(features: Floats) -> tuple[NDArray[np.float64], Floats, float]:
     """Map features [n, d], n at least 10, by t-SNE of their principal components.
 
     Only which points are near each other has a meaning; the axes and the distance of clusters
     have none (van der Maaten and Hinton, 2008).
+
+    Returns:
+        The points [n, 2], the components that t-SNE saw, float32 [n, at most 50], and the fraction
+        of the features' variance in those.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -61,7 +48,7 @@ def embedding_map(features: Floats) -> EmbeddingMap:
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
     points = tsne.fit_transform(components).astype(np.float64)
-    return EmbeddingMap(points, components, variance, features.shape[1])
+    return points, components, variance
 
 
 @dataclass(frozen=True)
@@ -69,15 +56,19 @@ class EmbeddingPlot:
     """A map of D's embeddings, and what was mapped.
 
     Args:
-        map: The points.
-        chart: The points as a chart, coloured by label.
+        chart: The points on a plane, coloured by label.
+        components: Principal components that t-SNE saw, float32 [n, at most 50].
+        variance: Fraction of the embeddings' variance in those.
+        dimensions: Dimensions of the embeddings.
         split: The split of the images.
         rows: The images.
         names: The names of their labels; None if they have none.
     """
 
-    map: EmbeddingMap
     chart: Chart
+    components: Floats
+    variance: float
+    dimensions: int
     split: str
     rows: RowBatch
     names: list[str] | None
@@ -89,10 +80,11 @@ def plot_embedding(
     """Map D's embeddings of images; None if they are fewer than 10."""
     if len(rows.id) < MIN_IMAGES:
         return None
-    plane = embedding_map(run.embed(rows.image))
+    features = run.embed(rows.image)
+    points, components, variance = embedding_map(features)
     names = None if rows.label is None else [_class_name(dataset, i) for i in rows.label.tolist()]
-    chart = _map_chart(plane.points, names, rows.label)
-    return EmbeddingPlot(plane, chart, split, rows, names)
+    chart = _map_chart(points, names, rows.label)
+    return EmbeddingPlot(chart, components, variance, features.shape[1], split, rows, names)
 
 
 def _map_chart(
@@ -158,7 +150,7 @@ def write_projector(folder: RunStorage, step: int, plot: EmbeddingPlot) -> None:
         # A writer in the run's own folder would leave an empty file of events each time.
         writer = SummaryWriter(place)
         writer.add_embedding(
-            torch.from_numpy(plot.map.components), metadata, images.expand(-1, 3, -1, -1), step,
+            torch.from_numpy(plot.components), metadata, images.expand(-1, 3, -1, -1), step,
             tag="discriminator", metadata_header=header,
         )  # fmt: skip
         writer.close()
