@@ -26,8 +26,13 @@ from cl_ray.report.curves import (
 from cl_ray.report.embedding import MAX_IMAGES, EmbeddingPlot, plot_embedding, write_projector
 from cl_ray.report.images import epoch_strip, pair_grids, saved_epochs
 from cl_ray.report.records import read_curves, read_epochs, read_record
-from cl_ray.report.summary import headline, headline_stats, run_details
-from cl_ray.report.tables import fidelity_rows, representation_table
+from cl_ray.report.summary import (
+    fidelity_rows,
+    headline,
+    headline_stats,
+    representation_table,
+    run_details,
+)
 from cl_ray.storage import RunStorage
 
 _FILE = "report.html"
