@@ -19,12 +19,7 @@ from cl_ray.cli import EXIT_INTERRUPTED
 
 
 def command(arguments: Sequence[str], prog: str = "cl-ray tune") -> None:
-    """Run `cl-ray tune`.
-
-    Args:
-        arguments: The flags.
-        prog: The program as it is typed, for its messages.
-    """
+    """Run `cl-ray tune`, which its messages call `prog`."""
     from cl_ray.tuning.search import prepare_search
 
     search, finished = None, False

@@ -48,11 +48,7 @@ class _UnpickledCallback(Callback):
 class StudyCallback(_UnpickledCallback):
     """Records every trial in the study as it starts, reports and ends.
 
-    Args:
-        search: The search, whose leaderboard is written when a trial ends.
-        study: Its study.
-        storage: Where the study is stored.
-        show: Called with a line on what happened, which may be empty, and all trials.
+    It calls `show` with a line on what happened, which may be empty, and all trials.
     """
 
     def __init__(
@@ -193,10 +189,6 @@ class InterruptCallback(_UnpickledCallback):
     Ray Tune's own handler waits until every trial has finished its epoch. Here the trials are
     signalled instead: each saves at its next logged step and waits for its end. The driver waits
     for that, not for long, and shuts Ray down.
-
-    Args:
-        stop_signal: The search's `StopSignal`.
-        say: Prints a line.
     """
 
     def __init__(self, stop_signal: "ray.actor.ActorHandle[Any]", say: Callable[[str], None]):

@@ -71,14 +71,7 @@ def metric_cost(result: TrialResult, metric: SearchMetric) -> float:
 def write_leaderboard(
     folder: RunStorage, results: list[TrialResult], metrics: list[SearchMetric], base: Config
 ) -> None:
-    """Write leaderboard.csv, leaderboard.json and best.yaml.
-
-    Args:
-        folder: The search's folder.
-        results: All trials.
-        metrics: What is optimized.
-        base: The config that best.yaml changes, without the search's own economies.
-    """
+    """Write leaderboard.csv, leaderboard.json, and best.yaml: `base` with the best values."""
     ranked = rank_trials(results, metrics)
     front = {r.number for r in pareto_front([r for r in results if r.is_valid], metrics)}
     rows: list[dict[str, Any]] = [
@@ -177,14 +170,7 @@ def _format(value: Any) -> str:
 
 
 class SearchProgress:
-    """Shows a running search: a live table in a terminal, lines elsewhere.
-
-    Args:
-        console: Where to print.
-        metrics: What is optimized.
-        epochs: Epochs of a whole trial.
-        trials: How many trials there will be.
-    """
+    """Shows a running search: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, console: Console, metrics: list[SearchMetric], epochs: int, trials: int):
         self.console, self.metrics, self.epochs, self.trials = console, metrics, epochs, trials

@@ -80,9 +80,7 @@ class TrialResources:
 def allocate_trials(search: Search, local: bool) -> TrialResources:
     """Return how many trials run at once, from what the cluster has and its autoscaler may add.
 
-    Args:
-        search: The search.
-        local: Whether the cluster is this machine alone.
+    A local cluster's CPUs and GPUs are divided among all trials.
 
     Raises:
         InsufficientResourcesError: So many can never run at once, or not even one.
@@ -137,11 +135,6 @@ class StudySearch(Searcher):
 
     `ray.tune.search.optuna.OptunaSearch` cannot resume a study's unfinished trials. The study
     hears of results from `StudyCallback`, which is called before a driver may be killed.
-
-    Args:
-        study: The study.
-        search: The search.
-        unfinished: Numbers of the trials to resume first.
     """
 
     def __init__(self, study: optuna.Study, search: Search, unfinished: list[int]):
@@ -169,13 +162,11 @@ class StudySearch(Searcher):
 def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialScheduler:
     """Build the scheduler that stops trials early, or changes them on the way.
 
+    ASHA compares new trials with the ended ones of a resumed search, `earlier`.
+
     Population-based training is that of Jaderberg et al. (2017): a trial of the worst quarter
     copies a trial of the best quarter, which is its networks, EMA generator, optimizers, position
     and architecture. Its rates and weights are perturbed; its number stays.
-
-    Args:
-        search: The search.
-        earlier: Ended trials of a resumed search, which ASHA compares new ones with.
     """
     kind, metric = search.options.resolved_scheduler, search.metrics[0]
     by: dict[str, Any] = {"time_attr": "epoch", "metric": metric.name, "mode": metric.mode}

@@ -218,10 +218,6 @@ class Search:
 def prepare_search(arguments: Sequence[str], prog: str) -> Search:
     """Return the search that the flags ask for, new or resumed, with everything checked.
 
-    Args:
-        arguments: The flags.
-        prog: Name of the program in the help.
-
     Raises:
         UserError: One sentence on what is wrong and how to fix it.
     """

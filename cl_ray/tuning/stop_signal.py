@@ -61,11 +61,7 @@ def start_stop_signal(search: str) -> "ray.actor.ActorHandle[Any]":
 
 
 class StopListener:
-    """A trial's side of the signal.
-
-    Args:
-        signal: The search's `StopSignal`; None is never set.
-    """
+    """A trial's side of the search's `StopSignal`; None is never set."""
 
     def __init__(self, signal: "ray.actor.ActorHandle[Any] | None"):
         self.signal = signal

@@ -32,12 +32,7 @@ _JOURNAL = "study.log"
 
 @dataclass(frozen=True)
 class SearchMetric:
-    """A metric that is optimized.
-
-    Args:
-        name: Its name in the evaluation.
-        maximize: Whether larger is better.
-    """
+    """A metric of the evaluation that is optimized."""
 
     name: str
     maximize: bool
@@ -182,13 +177,8 @@ def build_sampler(
     """Build the sampler that proposes values.
 
     Optuna 4 and 5 have different defaults of TPE, so they are set here: multivariate for one
-    metric, and constant liar, which keeps trials that run at the same time apart.
-
-    Args:
-        kind: `tpe`, `random` or `nsga2`.
-        seed: Seed of the sampler.
-        trials: Trials of the whole search.
-        num_metrics: How many metrics are optimized.
+    metric, and constant liar, which keeps trials that run at the same time apart. `trials` is how
+    many the whole search has; the first third of them, four to ten, is random.
     """
     if kind == "random":
         return SeededRandomSampler(seed)
@@ -245,13 +235,7 @@ def unfinished_trials(study: optuna.Study) -> list[int]:
 def ask_point(
     study: optuna.Study, suggest: Callable[[optuna.Trial], Values], number: int | None
 ) -> dict[str, Any]:
-    """Return a trial's `number` and `values`: a new trial's, or those of one to resume.
-
-    Args:
-        study: The study.
-        suggest: Draws the values of an Optuna trial.
-        number: The trial to resume; None asks for a new one.
-    """
+    """Return the `number` and `values` of a new trial, or of the one of this number to resume."""
     if number is not None:
         recorded = study.get_trials(deepcopy=False)[number]
         if "values" in recorded.user_attrs:

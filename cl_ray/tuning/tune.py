@@ -41,12 +41,7 @@ _SCHEDULERS = {
 
 
 def run_search(search: Search, console: Console, prog: str) -> bool:
-    """Run a search until all its trials have ended, or Ctrl-C stops it.
-
-    Args:
-        search: The search, whose lock is held.
-        console: Where to print.
-        prog: The program that resumes it, as it is typed.
+    """Run a search, whose lock is held, until all its trials have ended or Ctrl-C stops it.
 
     Returns:
         Whether all trials have ended.
@@ -162,15 +157,9 @@ def print_summary(
     finished: bool,
     prog: str,
 ) -> None:
-    """Print the leaderboard, where the files are, and how to continue; write report.html.
+    """Print the leaderboard, where the files are, and how to continue.
 
-    Args:
-        search: The search.
-        results: Its trials.
-        storage: Where its study is.
-        console: Where to print.
-        finished: Whether all trials have ended; only then the report is written.
-        prog: The program that resumes the search, as it is typed.
+    If all trials have ended, write report.html.
     """
     if not results:
         return
