@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+from helpers import commands
 from helpers.run_folder import build_trainer, save_run
 from helpers.small_run import SMALL_RUN
 from PIL import Image
@@ -302,15 +303,15 @@ def test_data_prints_a_summary(
 
 
 def test_data_shows_progress_in_a_terminal() -> None:
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, legacy_windows=False)
+    output = io.StringIO()
+    terminal = Console(file=output, force_terminal=True, width=100, legacy_windows=False)
     with DatasetProgress(terminal) as progress:
         progress.report("reading train", 1000, None)
         progress.bars.refresh()
         progress.report("reading train", 2000, 2000)
         progress.report("writing train", 1500, 2000)
         progress.bars.refresh()
-    assert isinstance(terminal.file, io.StringIO)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     assert re.search(r"reading train .* 1,000 images", shown)
     assert re.search(r"reading train .* 2,000 images\s+writing train .* 1,500 images", shown)
 
@@ -324,10 +325,10 @@ def test_data_shows_progress_in_a_terminal() -> None:
     ],
 )
 def test_data_without_labels_or_names(changes: dict[str, Any], classes: str) -> None:
-    console = Console(file=io.StringIO(), width=40)
-    print_dataset_summary(Dataset.open("mnist").info.model_copy(update=changes), "x", console)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
+    console = Console(width=40)
+    with console.capture() as printed:
+        print_dataset_summary(Dataset.open("mnist").info.model_copy(update=changes), "x", console)
+    lines = printed.get().splitlines()
     assert re.fullmatch(f"classes   {classes}", lines[4])
     assert "train     60,000 images in 4 files, 9.0 MB" in lines
 
@@ -356,10 +357,7 @@ def test_images_become_data_and_a_run(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 25, "b": 24}, "RGB")
 
     def cl_ray_command(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "cl_ray", *arguments],
-            capture_output=True, text=True, cwd=tmp_path, timeout=300,
-        )  # fmt: skip
+        done = commands.cl_ray(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import cl_ray
 
 from cl_ray import doctor
 from cl_ray.commands.doctor import command
@@ -157,17 +158,16 @@ cluster.shutdown()
 @pytest.mark.ray
 def test_every_node_of_a_cluster(tmp_path: Path) -> None:
     """Two nodes on this machine, of which one has a GPU that does not exist."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "COLUMNS": "220"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    head = subprocess.Popen([sys.executable, "-c", HEAD], env=environment, **pipes)
+    environment = {"RAY_AUTH_MODE": "disabled", "COLUMNS": "220"}
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD], env={**os.environ, **environment},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         assert head.stdout is not None
         address = head.stdout.readline().strip()
-        done = subprocess.run(
-            [sys.executable, "-m", "cl_ray", "doctor", f"--address={address}",
-             f"--storage={tmp_path}/runs", "--workers=3"],
-            capture_output=True, text=True, env=environment, timeout=200, cwd=ROOT,
-        )  # fmt: skip
+        flags = [f"--address={address}", f"--storage={tmp_path}/runs", "--workers=3"]
+        done = cl_ray("doctor", *flags, cwd=ROOT, **environment)
     finally:
         head.communicate()
     assert done.returncode == 1, done.stderr

@@ -10,10 +10,13 @@ from typing import Any
 from helpers.small_run import SMALL_RUN
 
 
-def cl_ray(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def cl_ray(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output has 200 columns."""
     return subprocess.run(
         [sys.executable, "-m", "cl_ray", *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
@@ -28,7 +31,7 @@ def run_flags(folder: Path, data: str) -> list[str]:
 
 def train(folder: Path, data: str, *flags: str, **environment: str) -> str:
     """Train a small run to its end; return what it printed."""
-    done = cl_ray("train", *run_flags(folder, data), *flags, **environment)
+    done = cl_ray("train", *run_flags(folder, data), *flags, cwd=None, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from helpers.small_run import SMALL_RUN
+from helpers.commands import train
 from rich.console import Console
 
 from cl_ray.config import build_config
@@ -65,7 +65,7 @@ class Head:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         print(line, file=self.process.stdin, flush=True)
         assert self.answer() == "done"
@@ -87,19 +87,19 @@ def head(request: pytest.FixtureRequest) -> Iterator[Head]:
         head.process.communicate()  # the end of its input is the end of it
 
 
-def asked(**fields: Any) -> WorkerResources:
+def plan(**fields: Any) -> WorkerResources:
     return plan_workers(build_config({"batch_size": 120, **fields}), local=False)
 
 
-def refused(**fields: Any) -> str:
+def plan_error(**fields: Any) -> str:
     with pytest.raises(InsufficientResourcesError) as caught:
-        asked(**fields)
+        plan(**fields)
     return str(caught.value)
 
 
-def until(there: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any]) -> None:
     for _ in range(120):
-        if there():
+        if condition():
             return
         time.sleep(0.5)
     raise AssertionError("timeout")
@@ -137,13 +137,13 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
         assert not local  # joined, not started here
 
     assert find_autoscaler() is None
-    assert refused() == (
+    assert plan_error() == (
         "workers 1 with 1 CPU each need 1 CPU; the cluster has 0: take a smaller --cpus-per-worker."
     )
-    head.tell("external")
-    until(find_autoscaler)
+    head.send("external")
+    wait_until(find_autoscaler)
     assert find_autoscaler() == UNKNOWN_AUTOSCALER
-    assert asked(workers=40, gpus_per_worker=1).waits_for == (
+    assert plan(workers=40, gpus_per_worker=1).waits_for == (
         "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )
     assert str(allocate_trials(search, local=False)) == (
@@ -152,11 +152,11 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
     pool = allocate_actors(None, None, 1, local=False, num_parts=99)
     assert str(pool) == ("1 actor, 1 CPU and 1 GPU each; --actors asks the autoscaler for more")
     assert allocate_actors(5, None, 1, local=False, num_parts=99) == ActorPool(5, 1, 1)
-    head.tell("end")
-    head.tell("bootstrap")
+    head.send("end")
+    head.send("bootstrap")
     assert find_autoscaler() == FOUND
-    assert asked(workers=2).waits_for == "2 CPU, which the autoscaler may add"
-    assert asked(workers=8, gpus_per_worker=1).waits_for == (
+    assert plan(workers=2).waits_for == "2 CPU, which the autoscaler may add"
+    assert plan(workers=8, gpus_per_worker=1).waits_for == (
         "8 CPU and 8 GPU, which the autoscaler may add"
     )
     # As many as fit: the most that the autoscaler may bring the cluster to.
@@ -170,19 +170,19 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
     assert allocate_actors(None, None, None, local=False, num_parts=7) == ActorPool(7, 1, 0)
     with pytest.raises(UserError, match="An actor of 7 CPU fits no node of the cluster"):
         allocate_actors(None, 7, None, local=False, num_parts=99)
-    assert refused(workers=15) == (
+    assert plan_error(workers=15) == (
         "workers 15 with 1 CPU each need 15 CPU; the cluster has 0 and its autoscaler may add 13: "
         "take --workers 13, or a smaller --cpus-per-worker."
     )
-    assert refused(workers=10, gpus_per_worker=1) == (
+    assert plan_error(workers=10, gpus_per_worker=1) == (
         "workers 10 with 1 GPU each need 10 GPU; the cluster has 0 and its autoscaler may add 8: "
         "take --workers 8, or a smaller --gpus-per-worker."
     )
-    assert refused(workers=3, cpus_per_worker=4) == (
+    assert plan_error(workers=3, cpus_per_worker=4) == (
         "workers 3 with 4 CPU each do not fit: the cluster's nodes, 1 of them, have room for 0, "
         "with those that its autoscaler may add for 2: take --workers 2, or give each less."
     )
-    assert refused(cpus_per_worker=7) == (
+    assert plan_error(cpus_per_worker=7) == (
         "workers 1 with 7 CPU each do not fit: the cluster's nodes, 1 of them, have room for 0, "
         "with those that its autoscaler may add for 0: give each less."
     )
@@ -190,18 +190,10 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
 
 @pytest.mark.parametrize("head", ["2"], indirect=True)  # of the version that `ray up` starts
 def test_a_run_waits_for_its_node(head: Head, make_digits: Any, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
-            f"--data={make_digits(100)}", *SMALL_RUN,
-        ],
-        env={**os.environ, "RAY_ADDRESS": head.address, "COLUMNS": "200"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Waiting for 1 CPU, which the autoscaler may add.\n" in done.stdout
+    printed = train(tmp_path / "demo", make_digits(100), RAY_ADDRESS=head.address)
+    assert "Waiting for 1 CPU, which the autoscaler may add.\n" in printed
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert (summary["status"], summary["workers"]) == ("finished", 1)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     assert sorted(node["Resources"].get("CPU", 0) for node in nodes) == [0, 1]
-    assert asked() == WorkerResources(1, 0, 1, None)
+    assert plan() == WorkerResources(1, 0, 1, None)

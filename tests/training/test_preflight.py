@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import os
 import signal
 import socket
@@ -17,9 +16,9 @@ import filelock
 import pytest
 import ray
 import torch
+from helpers.commands import run_flags
 from helpers.processes import children
 from helpers.run_folder import save_run, trained_run
-from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
 from cl_ray import LaunchOptions, cli, train
@@ -172,12 +171,11 @@ def config(trainer: Trainer) -> Config:
 
 def attempt(config: Config, storage: Path) -> tuple[str, str]:
     """What `train` prints, and its error, with an address that no cluster has."""
-    console = Console(file=io.StringIO(), width=60)
+    console = Console(width=60)
     config = config.model_copy(update={"storage": str(storage), "name": "demo"})
-    with pytest.raises(UserError) as ended:
+    with console.capture() as printed, pytest.raises(UserError) as ended:
         train(config, LaunchOptions(address="nonsense"), console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue(), str(ended.value)
+    return printed.get(), str(ended.value)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +267,8 @@ def locked(folder: RunStorage, holder: int) -> str:
 def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
     make_digits: Any, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable, "-m", "cl_ray", "train", "--name=demo", f"--storage={tmp_path}",
-        f"--data={make_digits(200)}", "--epochs=100000", "--evaluation.every=0", *SMALL_RUN,
-    ]  # fmt: skip
+    flags = [*run_flags(tmp_path / "demo", make_digits(200)), "--epochs=100000"]
+    command = [sys.executable, "-m", "cl_ray", "train", *flags, "--evaluation.every=0"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline().startswith("Starting Ray")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from helpers.commands import cl_ray, run_flags
 from helpers.processes import children
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -81,14 +82,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Nod
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
-def cl_ray(nodes: Nodes, *flags: str) -> subprocess.CompletedProcess[str]:
-    address = f"--address={nodes.address}"
-    return run(sys.executable, "-m", "cl_ray", "train", address, *flags)
+def train(nodes: Nodes, *flags: str) -> subprocess.CompletedProcess[str]:
+    return cl_ray("train", f"--address={nodes.address}", *flags, RAY_AUTH_MODE="disabled")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +94,7 @@ def digits(make_digits: Any) -> str:
 @pytest.fixture(scope="module")
 def trained(nodes: Nodes, bucket: Any, digits: str) -> str:
     """The output of a run of two epochs on S3, with one or two workers; two fit."""
-    done = cl_ray(
+    done = train(
         nodes, "--name=demo", f"--storage={bucket.uri('runs', user='me:pass@')}",
         f"--data={digits}", "--workers", "1", "2", "--epochs=2",
         "--checkpoint.keep=1", *SMALL_RUN,
@@ -113,10 +108,7 @@ def test_a_folder_that_one_node_does_not_see_is_refused_before_anything_is_train
 ) -> None:
     if not nodes.apart:
         pytest.skip("only root can give a node a mount namespace of its own")
-    done = cl_ray(
-        nodes, "--name=demo", f"--storage={nodes.unshared}", f"--data={digits}", "--workers=2",
-        *SMALL_RUN,
-    )  # fmt: skip
+    done = train(nodes, *run_flags(nodes.unshared / "demo", digits), "--workers=2")
     assert done.returncode == 1
     assert done.stderr == (
         f"cl-ray: storage '{nodes.unshared}' is not shared: {socket.gethostname()} cannot see it; "
@@ -200,7 +192,11 @@ def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, buck
     before = bucket.files("runs/demo/")
     config = Config.from_yaml(before["config.yaml"].decode())
     more = config.model_copy(update={"storage": storage, "epochs": 3, "workers": 1})
-    done = run(sys.executable, "-c", SCRIPT, more.model_dump_json(), nodes.address)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, more.model_dump_json(), nodes.address],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "worker 0 of 1: " in done.stdout
     assert "resumes from step-00000014" in done.stdout
@@ -220,7 +216,7 @@ def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, buck
     assert events < {name for name in after if name.startswith("tensorboard/")}
     assert all(after[name] == before[name] for name in events)
 
-    done = cl_ray(nodes, "--name=demo", f"--storage={storage}")
+    done = train(nodes, "--name=demo", f"--storage={storage}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to resume it.\n"
