@@ -36,7 +36,7 @@ def steps_of(checkpoints: CheckpointStore) -> list[int]:
 
 def newest_step(checkpoints: CheckpointStore) -> int | None:
     newest = checkpoints.newest()
-    return newest and newest.step
+    return None if newest is None else newest.step
 
 
 def assert_complete(checkpoints: CheckpointStore, states: States, *steps: int) -> None:
