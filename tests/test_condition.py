@@ -11,6 +11,8 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.datasets import write_images
+from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from helpers.small_run import SMALL_RUN
 from PIL import Image
@@ -21,7 +23,6 @@ from cl_ray.config import build_config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
@@ -29,6 +30,7 @@ from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import TrainedModel
 
 CONDITIONS = ["classifier", "projection"]
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,8 @@ def digits(make_digits: Callable[[int], str]) -> str:
 @pytest.fixture(scope="module", params=CONDITIONS)
 def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
-    few = {
-        "depth": 2,
-        "width": 4,
-        "latent": 2,
-    }  # so few that the codes of most classes have a density
+    # So few latent dimensions that the codes of most classes have a density.
+    few = {"depth": 2, "width": 4, "latent": 2}
     run = trained_run(digits, condition=request.param, generator=few)
     return save_run(run, tmp_path_factory.mktemp("runs"), step=10)
 
@@ -51,15 +50,6 @@ def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> TrainedModel:
     return cl_ray.load(folder)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in arguments])
-    assert end.value.code == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
 
 
 @pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
@@ -87,29 +77,17 @@ def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: i
 
 
 def test_labels_without_names_are_counted_from_the_files(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
-
-    def written(name: str, labels: list[int]) -> Dataset:
-        pictures = [RawImage(x, k, "noise") for x, k in zip(images, labels, strict=True)]
-        write_splits({"train": pictures}, str(tmp_path / name), DatasetMetadata(name, "noise"))
-        found = Dataset.open(str(tmp_path / name))
-        return Dataset(found.location, found.info.model_copy(update={"classes": None}))
-
-    assert written("five", [0, 4] * 20).class_names() == list("01234")
+    five = write_images(tmp_path / "five", train=(NOISE, [0, 4] * 20))
+    assert Dataset.open(five).class_names() == list("01234")
+    far = write_images(tmp_path / "far", train=(NOISE, [0, 10_000] * 20))
     with pytest.raises(UserError, match=r"labels of .*far are 0 to 10000; .* write the dataset"):
-        written("far", [0, 10_000] * 20).class_names()
+        Dataset.open(far).class_names()
 
 
 def test_data_without_labels_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
-    data = str(tmp_path / "noise")
-    write_splits(
-        {"train": [RawImage(x, None, "noise") for x in images]},
-        data,
-        DatasetMetadata("noise", "noise"),
-    )
+    data = write_images(tmp_path / "noise", train=(NOISE, [None] * 40))
     flags = [f"--data={data}", f"--storage={tmp_path}/runs", "--condition=classifier"]
     assert "condition `classifier` needs labels" in refused(capsys, "train", *flags)
     assert not (tmp_path / "runs").exists()
@@ -168,13 +146,8 @@ def test_images_are_rebuilt_and_scored_as_of_their_class(run: TrainedModel, digi
 def test_labels_of_other_classes_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
-    for name, labels in (("animals", [0, 1] * 20), ("bare", [None] * 40)):
-        about = DatasetMetadata(
-            name, "noise", classes=["cat", "dog"] if name == "animals" else None
-        )
-        pictures = [RawImage(x, k, "noise") for x, k in zip(images, labels, strict=True)]
-        write_splits({"train": pictures}, str(tmp_path / name), about)
+    write_images(tmp_path / "animals", ["cat", "dog"], train=(NOISE, [0, 1] * 20))
+    write_images(tmp_path / "bare", train=(NOISE, [None] * 40))
     around = ["generate", folder, f"--out={tmp_path}/out", f"--around={tmp_path}/animals"]
     for command in (around, ["evaluate", folder, f"--data={tmp_path}/animals"]):
         said = refused(capsys, *command)

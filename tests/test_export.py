@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers.datasets import write_images
+from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from numpy.typing import NDArray
 
@@ -52,17 +53,6 @@ def runs(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         trainer = trained_run(data[name], **networks)
         folders[name] = save_run(trainer, folder / name, step=4)
     return folders
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the error of `cl-ray export`, one sentence."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(["export", *arguments])
-    assert end.value.code == 1
-    message = capsys.readouterr().err
-    assert message.startswith("cl-ray: ")
-    assert message.count("\n") == 1
-    return message.removeprefix("cl-ray: ").rstrip()
 
 
 def open_onnx(folder: Path, name: str) -> Callable[..., NDArray[Any]]:
@@ -151,7 +141,7 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(
     arguments = (run, f"--out={out}", "--format=torch")
     cli.main(["export", *arguments])
     first = (out / "model.json").read_bytes()
-    assert refused(capsys, *arguments) == (
+    assert refused(capsys, "export", *arguments) == (
         f"{out} already exists: give another --out, or --overwrite to replace it."
     )
     cli.main(["export", str(runs["colour"]), *arguments[1:], "--overwrite"])
@@ -159,16 +149,18 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(
 
     (out / "notes.txt").write_text("mine")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert refused(capsys, *arguments, "--overwrite") == (
+    assert refused(capsys, "export", *arguments, "--overwrite") == (
         f"{out} holds notes.txt, which is not part of an export: give another --out."
     )
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     (tmp_path / "file").touch()
-    assert refused(capsys, run, f"--out={tmp_path}/file", "--overwrite") == (
+    assert refused(capsys, "export", run, f"--out={tmp_path}/file", "--overwrite") == (
         f"{tmp_path}/file is a file: give a folder as --out."
     )
-    assert "s3://bucket/model is a URI" in refused(capsys, run, "--out=s3://me:pass@bucket/model")
+    assert "s3://bucket/model is a URI" in refused(
+        capsys, "export", run, "--out=s3://me:pass@bucket/model"
+    )
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
@@ -180,7 +172,9 @@ def test_files_that_compute_something_else_are_refused(
     form: str,
 ) -> None:
     monkeypatch.setattr(cl_ray.export, "to_unit", lambda images: 1.01 * to_unit(images))
-    message = refused(capsys, str(runs["grey"]), f"--out={tmp_path}/model", f"--format={form}")
+    message = refused(
+        capsys, "export", str(runs["grey"]), f"--out={tmp_path}/model", f"--format={form}"
+    )
     ending = {"onnx": "onnx", "torch": "pt2"}[form]
     assert message.startswith(f"encode.{ending}, for 1 images, differs from PyTorch by 0.0")
     assert list(tmp_path.iterdir()) == []
@@ -193,11 +187,13 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, run = f"--out={tmp_path}/model", str(runs["grey"])
-    assert "not a run folder" in refused(capsys, str(tmp_path / "none"), out)
-    assert "there are: step-00000004" in refused(capsys, run, out, "--checkpoint=step-00000005")
+    assert "not a run folder" in refused(capsys, "export", str(tmp_path / "none"), out)
+    assert "there are: step-00000004" in refused(
+        capsys, "export", run, out, "--checkpoint=step-00000005"
+    )
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "config.yaml").write_bytes((runs["grey"] / "config.yaml").read_bytes())
-    assert "no checkpoint yet" in refused(capsys, str(tmp_path / "young"), out)
+    assert "no checkpoint yet" in refused(capsys, "export", str(tmp_path / "young"), out)
     with pytest.raises(SystemExit) as end:
         cli.main(["export", run, out, "--format=tflite"])
     assert end.value.code == 2
@@ -205,7 +201,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(
     with pytest.raises(cl_ray.UserError, match="format 'tflite' is unknown; there are: onnx, "):
         cl_ray.export.export(run, tmp_path / "model", "tflite")  # type: ignore[arg-type]
     monkeypatch.setattr(cl_ray.export, "_PACKAGES", {"onnx": ("onnx", "no_such_runtime")})
-    assert refused(capsys, run, out) == (
+    assert refused(capsys, "export", run, out) == (
         "--format onnx needs no_such_runtime: `pip install no_such_runtime`."
     )
     assert [file.name for file in tmp_path.iterdir()] == ["young"]

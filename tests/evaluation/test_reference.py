@@ -58,13 +58,6 @@ def test_the_packaged_reference_is_as_good_as_recorded(mnist: ReferenceClassifie
     assert np.median(probabilities[np.arange(10_000), test.label]) > 0.99
 
 
-def test_features_do_not_depend_on_the_batch(mnist: ReferenceClassifier) -> None:
-    images, _ = mnist_images("test", 600)
-    whole = mnist.features(images)
-    assert np.allclose(whole, mnist.features(images[::-1].copy())[::-1], atol=1e-4)
-    assert np.allclose(whole[3:5], mnist.features(images[3:5]), atol=1e-4)
-
-
 def test_a_saved_reference_is_the_same(mnist: ReferenceClassifier, tmp_path: Path) -> None:
     path = tmp_path / "again.safetensors"
     mnist.save(str(path))
