@@ -38,7 +38,7 @@ def partition_of(
     return Partition(dataset, config, workers, rank)
 
 
-def same(ours: list[PairBatch], theirs: list[PairBatch]) -> bool:
+def batches_equal(ours: list[PairBatch], theirs: list[PairBatch]) -> bool:
     return len(ours) == len(theirs) and all(
         torch.equal(getattr(a, name), getattr(b, name))
         for a, b in zip(ours, theirs, strict=True)
@@ -166,7 +166,7 @@ def test_starting_at_a_step_gives_the_tail(
         whole = list(LOADERS[kind].read(partition).batches(1))
         assert len(whole) == partition.steps
         for start in range(partition.steps + 1):
-            assert same(list(loader.batches(1, start)), whole[start:])
+            assert batches_equal(list(loader.batches(1, start)), whole[start:])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -187,12 +187,12 @@ def test_batches_follow_from_seed_epoch_workers_and_rank(
     torch.manual_seed(1)
     np.random.seed(1)
     state = torch.random.get_rng_state()
-    assert same(batches(), first)
+    assert batches_equal(batches(), first)
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is not used
     loader = LOADERS[kind].read(partition_of(dataset, workers=2, **fields))
     later = list(loader.batches(1))
-    assert same(list(loader.batches(0)), first)  # whatever was read before
-    assert same(batches(epoch=1), later)
+    assert batches_equal(list(loader.batches(0)), first)  # whatever was read before
+    assert batches_equal(batches(epoch=1), later)
     for other in (later, batches(rank=1), batches(workers=3), batches(seed=4)):
         assert not torch.equal(
             torch.cat([b.positive for b in other])[:60], torch.cat([b.positive for b in first])[:60]
@@ -223,7 +223,7 @@ def test_the_order_of_arrival_does_not_matter(
     assert rows.label is not None
     order = np.random.default_rng(0).permutation(len(rows.id))
     shuffled = RowBatch(rows.id[order], rows.image[order], rows.label[order])
-    assert same(*(list(InMemoryLoader(partition, r).batches(2)) for r in (rows, shuffled)))
+    assert batches_equal(*(list(InMemoryLoader(partition, r).batches(2)) for r in (rows, shuffled)))
     window, again = (sample_window_pairs(partition, r, epoch=2, window=5) for r in (rows, shuffled))
     assert window.keys() == again.keys() >= {"id", "positive", "negative"}
     assert ("partner" in window) == (mode == "labels")
@@ -246,5 +246,5 @@ def test_windows_before_the_start_are_not_read(small_groups: Callable[[int], Dat
     assert ends[4] == 12 * 12  # where a step begins with a window
     for start in (0, 1, 5, 12, 28):
         batches = StreamingLoader(partition, read_windows).batches(0, start)
-        assert same(list(batches), whole[start:])
+        assert batches_equal(list(batches), whole[start:])
         assert asked[-1] == np.searchsorted(ends, start * 12, side="right")

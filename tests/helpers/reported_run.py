@@ -84,14 +84,14 @@ def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
     )  # fmt: skip
     folder.write("config.yaml", config.to_yaml().encode())
     run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
-    journal, checkpoints = RunLogger(folder, run, config), CheckpointStore(*folder.open())
+    logger, checkpoints = RunLogger(folder, run, config), CheckpointStore(*folder.open())
     for _ in range(epochs):
-        metrics = run.train_epoch(journal.log_steps)
-        journal.log_epoch(metrics)
+        metrics = run.train_epoch(logger.log_steps)
+        logger.log_epoch(metrics)
         checkpoints.save(
             run.state_dict(), epoch=run.epochs, step=run.gan.steps, metric=1 / run.epochs
         )
-    journal.close()
+    logger.close()
 
 
 def run_storage(path: Path) -> RunStorage:

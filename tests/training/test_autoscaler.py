@@ -25,9 +25,9 @@ from cl_ray.training.resources import (
     UNKNOWN_AUTOSCALER,
     Autoscaler,
     InsufficientResourcesError,
-    NodeType,
     WorkerResources,
     find_autoscaler,
+    max_capacity,
     plan_workers,
 )
 from cl_ray.tuning.runner import allocate_trials
@@ -45,9 +45,7 @@ CONFIG = {
         },
     },
 }  # fmt: skip
-FOUND = Autoscaler(
-    (NodeType({"CPU": 0}, 0), NodeType({"CPU": 1}, 3), NodeType({"CPU": 6, "GPU": 4}, 2)), 3
-)
+FOUND = Autoscaler((({"CPU": 0}, 0), ({"CPU": 1}, 3), ({"CPU": 6, "GPU": 4}, 2)), 3)
 
 
 class Head:
@@ -107,15 +105,15 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 def test_the_capacity_that_an_autoscaler_may_reach() -> None:
     """The largest nodes first, up to the limits of each type and of all."""
-    assert FOUND.max_capacity(lambda node: node.get("CPU", 0)) == 6 + 6 + 1
-    assert FOUND.max_capacity(lambda node: node.get("GPU", 0)) == 4 + 4
-    some = Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 1), NodeType({"CPU": 9}, 0)), 2)
-    assert some.max_capacity(lambda node: node["CPU"]) == float("inf")
-    assert (
-        Autoscaler((NodeType({"CPU": 2}, 2), NodeType({}, 0)), 9).max_capacity(lambda n: n["CPU"])
-        == 4
-    )
-    assert UNKNOWN_AUTOSCALER.max_capacity(lambda node: node["CPU"]) == float("inf")
+
+    def capacity(autoscaler: Autoscaler, kind: str = "CPU") -> float:
+        return max_capacity(lambda node: node.get(kind, 0), [], autoscaler)
+
+    assert capacity(FOUND) == 6 + 6 + 1
+    assert capacity(FOUND, "GPU") == 4 + 4
+    assert capacity(Autoscaler((({"CPU": 2}, 2), ({}, 1), ({"CPU": 9}, 0)), 2)) == float("inf")
+    assert capacity(Autoscaler((({"CPU": 2}, 2), ({}, 0)), 9)) == 4
+    assert capacity(UNKNOWN_AUTOSCALER) == float("inf")
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,13 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def asked(local: bool = True, **fields: Any) -> WorkerResources:
+def plan(local: bool = True, **fields: Any) -> WorkerResources:
     return plan_workers(build_config({"batch_size": 120, **fields}), local)
 
 
-def refused(local: bool = True, **fields: Any) -> str:
+def plan_error(local: bool = True, **fields: Any) -> str:
     with pytest.raises(UserError) as caught:
-        asked(local, **fields)
+        plan(local, **fields)
     return str(caught.value)
 
 
@@ -53,21 +53,21 @@ def test_a_local_machine_is_divided_among_the_workers(
     workers: Any, cpus: float, gpus: float
 ) -> None:
     none: dict[str, Any] = {"every": 0}
-    assert asked(workers=workers, evaluation=none) == WorkerResources(cpus, gpus, int(cpus), None)
-    assert asked(workers=workers, device="cpu") == WorkerResources(cpus, 0, int(cpus), None)
+    assert plan(workers=workers, evaluation=none) == WorkerResources(cpus, gpus, int(cpus), None)
+    assert plan(workers=workers, device="cpu") == WorkerResources(cpus, 0, int(cpus), None)
 
 
 @pytest.mark.parametrize(("workers", "cpus"), [(1, 3), (2, 1), (3, 1), (4, 1), ((1, 2), 2)])
 def test_workers_on_gpus_leave_a_cpu_to_evaluations(workers: Any, cpus: float) -> None:
     """If each then has one of its own, and the number of workers is fixed."""
-    assert asked(workers=workers).cpus == cpus
+    assert plan(workers=workers).cpus == cpus
 
 
 def test_a_gpu_that_is_named_must_be_asked_for() -> None:
     """On a cluster, where workers have none by default."""
-    assert asked(False, device="cuda", gpus_per_worker=1).gpus == 1
-    assert asked(device="cuda").gpus == 1
-    assert refused(False, device="cuda") == (
+    assert plan(False, device="cuda", gpus_per_worker=1).gpus == 1
+    assert plan(device="cuda").gpus == 1
+    assert plan_error(False, device="cuda") == (
         "device 'cuda' is for workers that have a GPU, and these have none: give "
         "--gpus-per-worker, or take device auto or cpu."
     )
@@ -75,7 +75,7 @@ def test_a_gpu_that_is_named_must_be_asked_for() -> None:
 
 def test_fractions_of_gpus_can_all_be_placed() -> None:
     """Six workers on two GPUs: rounding must leave none out."""
-    ours = asked(workers=(1, 6), cpus_per_worker=0.5)
+    ours = plan(workers=(1, 6), cpus_per_worker=0.5)
     assert ours.gpus == 0.3333
 
     class Worker:
@@ -90,44 +90,44 @@ def test_fractions_of_gpus_can_all_be_placed() -> None:
 
 
 def test_a_cluster_gives_only_what_is_requested() -> None:
-    assert asked(local=False) == WorkerResources(1, 0, 1, None)
-    assert asked(local=False, workers=4) == WorkerResources(1, 0, 1, None)
-    assert asked(local=False, workers=2, gpus_per_worker=1, cpus_per_worker=2) == WorkerResources(
+    assert plan(local=False) == WorkerResources(1, 0, 1, None)
+    assert plan(local=False, workers=4) == WorkerResources(1, 0, 1, None)
+    assert plan(local=False, workers=2, gpus_per_worker=1, cpus_per_worker=2) == WorkerResources(
         2, 1, 2, None
     )
-    assert asked(local=False, gpus_per_worker=0.25, workers=4) == WorkerResources(1, 0.25, 1, None)
+    assert plan(local=False, gpus_per_worker=0.25, workers=4) == WorkerResources(1, 0.25, 1, None)
 
 
 def test_threads_are_the_cpus_rounded_down_or_as_requested() -> None:
-    assert asked(cpus_per_worker=3.5).threads == 3
-    assert asked(cpus_per_worker=0.5).threads == 1
-    assert asked(cpus_per_worker=2, threads=7).threads == 7
+    assert plan(cpus_per_worker=3.5).threads == 3
+    assert plan(cpus_per_worker=0.5).threads == 1
+    assert plan(cpus_per_worker=2, threads=7).threads == 7
 
 
 def test_more_than_the_cluster_has() -> None:
-    assert refused(workers=6) == (
+    assert plan_error(workers=6) == (
         "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 4, or a smaller "
         "--cpus-per-worker."
     )
-    assert refused(workers=2, cpus_per_worker=3) == (
+    assert plan_error(workers=2, cpus_per_worker=3) == (
         "workers 2 with 3 CPU each need 6 CPU; the cluster has 4: take --workers 1, or a smaller "
         "--cpus-per-worker."
     )
-    assert refused(cpus_per_worker=5) == (
+    assert plan_error(cpus_per_worker=5) == (
         "workers 1 with 5 CPU each need 5 CPU; the cluster has 4: take a smaller --cpus-per-worker."
     )
-    assert refused(local=False, workers=3, gpus_per_worker=1) == (
+    assert plan_error(local=False, workers=3, gpus_per_worker=1) == (
         "workers 3 with 1 GPU each need 3 GPU; the cluster has 2: take --workers 2, or a smaller "
         "--gpus-per-worker."
     )
     # Of an elastic run, the least number must fit.
-    assert asked(workers=(4, 6), local=False) == WorkerResources(1, 0, 1, None)
-    assert "workers 5 with 1 CPU each need 5 CPU" in refused(workers=(5, 6), local=False)
+    assert plan(workers=(4, 6), local=False) == WorkerResources(1, 0, 1, None)
+    assert "workers 5 with 1 CPU each need 5 CPU" in plan_error(workers=(5, 6), local=False)
 
 
 def test_an_error_carries_what_is_missing_and_speaks_of_the_caller_s_unit() -> None:
     with pytest.raises(InsufficientResourcesError) as caught:
-        asked(local=False, workers=3, gpus_per_worker=1)
+        plan(local=False, workers=3, gpus_per_worker=1)
     shortage = caught.value.shortage
     assert shortage == Shortage(3, 1, 1, "GPU", available=2, may_add=None, fits=2)
     error = InsufficientResourcesError(shortage, "concurrent 3 with", "--concurrent 2", "trial")
@@ -141,20 +141,20 @@ def test_an_error_carries_what_is_missing_and_speaks_of_the_caller_s_unit() -> N
 
 
 def test_a_sum_that_suffices_in_parts_that_do_not() -> None:
-    assert refused(workers=3, gpus_per_worker=0.6) == (
+    assert plan_error(workers=3, gpus_per_worker=0.6) == (
         "workers 3 with 1 CPU and 0.6 GPU each do not fit: the cluster's nodes, 1 of them, have "
         "room for 2: take --workers 2, or give each less."
     )
-    assert asked(workers=2, gpus_per_worker=0.6).gpus == 0.6
+    assert plan(workers=2, gpus_per_worker=0.6).gpus == 0.6
 
 
 def test_numbers_of_gpus_that_no_worker_can_have() -> None:
     with pytest.raises(
         UserError, match=r"gpus_per_worker 1\.5 must be a whole number or less than"
     ):
-        asked(gpus_per_worker=1.5)
+        plan(gpus_per_worker=1.5)
     with pytest.raises(UserError, match=r"gpus_per_worker 0\.5 does not fit device 'cpu'"):
-        asked(gpus_per_worker=0.5, device="cpu")
+        plan(gpus_per_worker=0.5, device="cpu")
 
 
 def test_a_ray_that_this_process_started_is_local() -> None:

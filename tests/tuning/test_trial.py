@@ -57,7 +57,7 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
     ]
 
 
-def same(ours: Trainer, theirs: Trainer) -> bool:
+def trainers_equal(ours: Trainer, theirs: Trainer) -> bool:
     """Whether both have the same weights, to the bit."""
     pairs = zip(weights(ours), weights(theirs), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
@@ -87,7 +87,7 @@ def test_it_trains_and_evaluates_as_a_run_with_those_values(whole: Whole) -> Non
     trainer = Trainer(config, loader, device, dtype)
     for _ in range(EPOCHS):
         trainer.train_epoch()
-    assert same(trainer, trial.trainer)
+    assert trainers_equal(trainer, trial.trainer)
 
     metrics = trial.evaluator.evaluate(cl_ray.load(trial.folder.uri)).metrics()
     assert results[-1]["frechet"] == pytest.approx(metrics["frechet"], rel=1e-4)
@@ -107,7 +107,7 @@ def test_the_process_is_reused_by_other_trials(whole: Whole, digits: str, tmp_pa
     results = [trial.step() for _ in range(EPOCHS)]
     assert trial.evaluator is evaluator
     assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1]]
-    assert same(trial.trainer, whole[0].trainer)
+    assert trainers_equal(trial.trainer, whole[0].trainer)
     assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == ["0000", "0001"]
 
 
@@ -129,7 +129,7 @@ def test_another_process_resumes_and_repeats_nothing(
         results.append(resumed.step())
     assert [r["epoch"] for r in results] == [2, 3]
     assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1][1:]]
-    assert same(resumed.trainer, whole[0].trainer)
+    assert trainers_equal(resumed.trainer, whole[0].trainer)
 
 
 def interrupt(trial: LocalTrial, stop: str) -> None:
@@ -208,13 +208,13 @@ def test_a_diverged_trial_of_a_population_continues_with_another_s_weights(
     assert not any(r["done"] for r in results)
     assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.005}))
     worse.load_checkpoint(state)
-    assert same(worse.trainer, better.trainer)
+    assert trainers_equal(worse.trainer, better.trainer)
     assert worse.trainer.gan.g_optimizer.state_dict()["state"][0]["step"] == 10
     result = worse.step()
     assert (result["epoch"], result["status"]) == (2, "running")
     assert worse.trainer.gan.d_optimizer.param_groups[0]["lr"] == 0.005
     better.step()
-    assert not same(worse.trainer, better.trainer)  # the rates differ
+    assert not trainers_equal(worse.trainer, better.trainer)  # the rates differ
     newest = CheckpointStore(*worse.folder.open()).newest()  # what it resumes from after a kill
     assert newest is not None
     assert newest.step == 20
@@ -231,10 +231,10 @@ def test_the_copied_weights_may_be_of_another_architecture(digits: str, tmp_path
     copied = {**VALUES, "optimizer.lr_g": 0.002}
     assert worse.reset_config(point(0, copied))
     worse.load_checkpoint(state)
-    assert same(worse.trainer, better.trainer)
+    assert trainers_equal(worse.trainer, better.trainer)
     assert worse.step()["values"] == copied
     # Killed before the study knows of it, the weights decide the architecture.
     resumed = start(tmp_path / "worse", digits, own, exploits=True)
-    assert same(resumed.trainer, worse.trainer)
+    assert trainers_equal(resumed.trainer, worse.trainer)
     assert resumed.values == {**own, "generator.depth": VALUES["generator.depth"]}
     assert resumed.run_config.generator.depth == VALUES["generator.depth"]
