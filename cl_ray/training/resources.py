@@ -109,44 +109,20 @@ class InsufficientResourcesError(UserError):
 
 
 @dataclass(frozen=True)
-class NodeType:
-    """A type of node that an autoscaler may start.
-
-    Args:
-        resources: What one has; None if that is known only when one is up.
-        max_nodes: The most nodes of this type.
-    """
-
-    resources: NodeResources | None
-    max_nodes: int
-
-
-@dataclass(frozen=True)
 class Autoscaler:
     """The limits of an autoscaler, the head node left out.
 
     Args:
-        types: The types of nodes.
+        node_types: For each type of node what one has, None if that is known only when one is up,
+            and the most nodes of that type.
         max_nodes: The most nodes of all types together.
     """
 
-    types: tuple[NodeType, ...]
+    node_types: tuple[tuple[NodeResources | None, int], ...]
     max_nodes: int
 
-    def max_capacity(self, measure: Callable[[NodeResources], float]) -> float:
-        """The largest sum of a measure over the nodes that may be there; infinite if unknown."""
-        values = [
-            (measure(t.resources) if t.resources else math.inf, t.max_nodes) for t in self.types
-        ]
-        total, left = 0.0, self.max_nodes
-        for value, max_nodes in sorted(values, reverse=True):
-            count = min(max_nodes, left)
-            total += count * value if count else 0
-            left -= count
-        return total
 
-
-UNKNOWN_AUTOSCALER = Autoscaler((NodeType(None, 1),), 1)
+UNKNOWN_AUTOSCALER = Autoscaler(((None, 1),), 1)
 """An autoscaler whose limits are not known."""
 
 
@@ -156,12 +132,10 @@ def find_autoscaler() -> Autoscaler | None:
     if not settings:
         return None
     try:
-        node_types: dict[str, dict[str, Any]] = settings["available_node_types"]  # type: ignore[index]
-        types = tuple(
-            NodeType(t.get("resources"), int(t.get("max_workers", 0))) for t in node_types.values()
-        )
-        max_nodes = settings.get("max_workers", sum(t.max_nodes for t in types))  # type: ignore[union-attr]
-        return Autoscaler(types, int(max_nodes))
+        types: dict[str, dict[str, Any]] = settings["available_node_types"]  # type: ignore[index]
+        limits = tuple((t.get("resources"), int(t.get("max_workers", 0))) for t in types.values())
+        max_nodes = settings.get("max_workers", sum(most for _, most in limits))  # type: ignore[union-attr]
+        return Autoscaler(limits, int(max_nodes))
     except (AttributeError, KeyError, TypeError, ValueError):
         return UNKNOWN_AUTOSCALER
 
@@ -188,8 +162,14 @@ def max_capacity(
     now = sum(map(measure, nodes))
     if autoscaler is None:
         return now
+    values = [(measure(n) if n else math.inf, most) for n, most in autoscaler.node_types]
+    added, left = 0.0, autoscaler.max_nodes
+    for value, most in sorted(values, reverse=True):
+        count = min(most, left)
+        added += count * value if count else 0
+        left -= count
     head: NodeResources = next((node for node in nodes if HEAD_RESOURCE in node), {})
-    return max(now, measure(head) + autoscaler.max_capacity(measure))
+    return max(now, measure(head) + added)
 
 
 def workers_per_node(node: NodeResources, cpus: float, gpus: float) -> int:
