@@ -64,12 +64,3 @@ def test_known_values_of_the_losses() -> None:
     half = (up + down) / 2
     wanted = torch.tensor([log2, half, half, 400.0, 400.0], dtype=torch.float64)
     assert torch.allclose(pair_confusion(margin), wanted, rtol=0, atol=1e-12)
-
-
-def test_pair_confusion_is_least_where_d_cannot_tell() -> None:
-    margin = torch.linspace(-3, 3, 61, dtype=torch.float64).requires_grad_()
-    loss = pair_confusion(margin)
-    (gradient,) = torch.autograd.grad(loss.sum(), margin)
-    assert int(loss.argmin()) == 30
-    assert torch.equal(gradient.sign()[[0, 60]], torch.tensor([-1.0, 1.0], dtype=torch.float64))
-    assert gradient[30].abs() < 1e-12
