@@ -19,9 +19,11 @@ from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, redact_credentials
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import (
+    check_checkpoint_metric,
     check_local_resources,
+    check_pairs,
+    check_reference,
     check_resumable,
-    check_run,
     check_shared_storage,
     exclusive_lock,
     starts_local_ray,
@@ -71,7 +73,9 @@ def train(
     dataset = Dataset.open(config.data)
     locations = {"storage": folder.storage, "data": dataset.location}
     config = config.model_copy(update={k: redact_credentials(v) for k, v in locations.items()})
-    check_run(config, dataset)
+    check_pairs(config, dataset)
+    check_reference(config, dataset)
+    check_checkpoint_metric(config, dataset)
     if starts_local_ray(launch.address):
         check_local_resources(config)
     folder.create()

@@ -34,17 +34,6 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of a file system without locks."""
 
 
-def check_run(config: Config, dataset: Dataset) -> None:
-    """Check that a run can train on its data and be evaluated, without reading an image.
-
-    Raises:
-        UserError: See `check_pairs`, `check_reference` and `check_checkpoint_metric`.
-    """
-    check_pairs(config, dataset)
-    check_reference(config, dataset)
-    check_checkpoint_metric(config, dataset)
-
-
 def check_pairs(config: Config, dataset: Dataset) -> None:
     """Check that pairs can be formed from the data.
 
