@@ -55,9 +55,6 @@ def refusal(config: Config, storage: Path) -> str:
     [
         ("--data=nowhere", "nowhere"),
         ("--storage=/proc/runs", "cannot be written"),
-        ("--batch-size=33 --workers=2", "batch_size 33 cannot be divided among 2 workers"),
-        ("--preset=huge", "'huge' is unknown; there are: quick, mnist"),
-        ("--losses.temperature=0", "temperature 0.0 is refused"),
         ("--pairs.candidates=400", "pairs.candidates 400 needs more than the 400 images"),
         ("--checkpoint.metric=g/recon", "'g/recon' is not among the metrics of an epoch"),
         ("--workers=64 --cpus-per-worker=1000", "cpus_per_worker 1000 is more than this"),
