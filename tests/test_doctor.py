@@ -18,6 +18,7 @@ from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 
 ROOT = Path(__file__).parent.parent
+HEAD = ROOT / "tests" / "helpers" / "head.py"
 TESTED = {"ray": "2.60.0", "torch": "2.14.1"}
 GOOD = MachineInfo("m", "3.11.7", {"ray": "2.60.0", "torch": "2.14.1+cu129"}, 2, 2)
 
@@ -142,25 +143,12 @@ def test_all_reduce_of_one_process() -> None:
     assert doctor.all_reduce_ones(0, 1, address, gpu=False) == 1.0
 
 
-HEAD = """
-import sys, tempfile, time
-from ray.cluster_utils import Cluster
-folder = tempfile.mkdtemp(prefix="ray-")
-node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-cluster.add_node(num_cpus=2)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
-
 @pytest.mark.ray
 def test_every_node_of_a_cluster(tmp_path: Path) -> None:
     """Two nodes on this machine, of which one has a GPU that does not exist."""
     environment = {"RAY_AUTH_MODE": "disabled", "COLUMNS": "220"}
     head = subprocess.Popen(
-        [sys.executable, "-c", HEAD], env={**os.environ, **environment},
+        [sys.executable, str(HEAD), "2"], env={**os.environ, **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,17 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cl_ray.config import Config
 
 pytestmark = pytest.mark.ray
-HEAD = """
-import sys, tempfile
-from ray.cluster_utils import Cluster
-folder = tempfile.mkdtemp(prefix="ray-")
-node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-print(cluster.address, folder, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
+HEAD = Path(__file__).parents[1] / "helpers" / "head.py"
 NODE = """
 import sys
 from ray._private.node import Node
@@ -70,16 +59,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Nod
         assert started[-1].stdout is not None
         return started[-1].stdout.readline().strip()
 
-    folder = ""
     try:
-        address, folder = start(sys.executable, "-c", HEAD).split()
+        address = start(sys.executable, str(HEAD))
         second = [sys.executable, "-c", NODE, address]
         assert start(*(hide if apart else []), *second) == "up"
         yield Nodes(address, unshared, apart)
     finally:
         for process in reversed(started):
             process.communicate()  # the end of its input is the end of it
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def train(nodes: Nodes, *flags: str) -> subprocess.CompletedProcess[str]:
