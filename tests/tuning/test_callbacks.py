@@ -1,6 +1,5 @@
 """Callbacks: Ctrl-C within an epoch, and resources that a killed process had reserved."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers.commands import read_metrics
 from helpers.local_ray import local_ray
 from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
@@ -88,8 +88,8 @@ def test_trials_save_within_the_epoch_and_resume_there(
     done = run_search(f"--storage={tmp_path}", "--resume=s")
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in range(trials):
-        text = (folder / "trials" / f"{trial:04d}" / "metrics.jsonl").read_text()
-        assert [json.loads(line)["step"] for line in text.splitlines()] == [STEPS]
+        lines = read_metrics(folder / "trials" / f"{trial:04d}")
+        assert [line["step"] for line in lines] == [STEPS]
         assert leaderboard(folder)[trial]["status"] != "running"
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from helpers.commands import read_metrics
 from helpers.local_ray import local_ray
 from helpers.processes import children
 from helpers.small_search import COMMAND, leaderboard, run_search
@@ -239,6 +240,6 @@ def test_trials_of_two_workers_end_where_they_are_stopped_or_killed(
     assert {row["status"] for row in rows.values()} == {"finished", "stopped"}, output
     for number, row in rows.items():
         run = folder / "trials" / f"{number:04d}"
-        assert len((run / "metrics.jsonl").read_text().splitlines()) == row["epoch"]
+        assert len(read_metrics(run)) == row["epoch"]
         assert "\nworkers: 2\n" in (run / "config.yaml").read_text()
         assert row["metrics"]["reconstruction"] == row["history"][str(row["epoch"])]

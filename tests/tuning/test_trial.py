@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from helpers.small_search import CONFIG
+from helpers.states import states_equal
 
 import cl_ray
 from cl_ray.checkpoint import CheckpointStore
@@ -50,17 +51,13 @@ def point(number: int, values: dict[str, Any]) -> dict[str, Any]:
     return {"point": {"number": number, "values": values}}
 
 
-def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [
-        w.detach().clone()
-        for w in (*trainer.gan.generator.parameters(), *trainer.gan.discriminator.parameters())
-    ]
-
-
 def trainers_equal(ours: Trainer, theirs: Trainer) -> bool:
     """Whether both have the same weights, to the bit."""
-    pairs = zip(weights(ours), weights(theirs), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    one, other = (
+        (trainer.gan.generator.state_dict(), trainer.gan.discriminator.state_dict())
+        for trainer in (ours, theirs)
+    )
+    return states_equal(one, other)
 
 
 VALUES = {"optimizer.lr_g": 0.004, "generator.depth": 2}

@@ -1,6 +1,5 @@
 """The story of a search: a trial is killed, then the driver, then Ctrl-C; it resumes."""
 
-import json
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+from helpers.commands import read_metrics
 from helpers.processes import children
 from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
@@ -54,15 +54,11 @@ class Story:
         self.output.append(output)
         exists = (self.folder / "leaderboard.json").exists()
         files = self.folder.glob("trials/*/metrics.jsonl")
-        lines = {int(f.parent.name): self.lines(int(f.parent.name)) for f in files}
+        lines = {int(file.parent.name): read_metrics(file.parent) for file in files}
         self.states.append((leaderboard(self.folder) if exists else {}, lines))
 
     def run_folder(self, trial: int) -> Path:
         return self.folder / "trials" / f"{trial:04d}"
-
-    def lines(self, trial: int) -> list[dict[str, Any]]:
-        text = (self.run_folder(trial) / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
 
     def study(self) -> optuna.Study:
         storage = JournalStorage(JournalFileBackend(str(self.folder / "study.log")))
@@ -113,7 +109,7 @@ def test_every_trial_ends_once(story: Story) -> None:
     assert sorted(rows) == list(range(8))
     assert {row["status"] for row in rows.values()} <= {"finished", "failed", "diverged"}
     for number, row in rows.items():
-        epochs = [line["epoch"] for line in story.lines(number)]
+        epochs = [line["epoch"] for line in read_metrics(story.run_folder(number))]
         finished = row["status"] == "finished"
         assert epochs == [1, 2, 3] if finished else epochs == list(range(1, len(epochs) + 1))
 
