@@ -11,7 +11,7 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.datasets import write_images
+from helpers.datasets import labels_of, write_images
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from helpers.small_run import SMALL_RUN
@@ -59,8 +59,7 @@ def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: i
     config = config.model_copy(update={"shards": config.shards.model_copy(update={"window": 70})})
     dataset = Dataset.open(digits)
     rows = dataset.read("train")
-    assert rows.label is not None
-    label_of = {i.tobytes(): int(k) for i, k in zip(rows.image, rows.label, strict=True)}
+    label_of = {i.tobytes(): int(k) for i, k in zip(rows.image, labels_of(rows), strict=True)}
     seen = 0
     for rank in range(workers):
         for batch in kind.read(Partition(dataset, config, workers, rank)).batches(epoch=1, start=2):
@@ -115,14 +114,13 @@ def test_a_class_is_asked_for_by_name_or_number(run: TrainedModel) -> None:
 
 def test_images_are_rebuilt_and_scored_as_of_their_class(run: TrainedModel, digits: str) -> None:
     rows = Dataset.open(digits).read("train")
-    assert rows.label is not None
-    ours = run.reconstruct(rows.image, rows.label)
-    assert np.array_equal(ours, run.decode(run.encode(rows.image), labels=rows.label))
-    wrong = (rows.label + 1) % 10
+    ours = run.reconstruct(rows.image, labels_of(rows))
+    assert np.array_equal(ours, run.decode(run.encode(rows.image), labels=labels_of(rows)))
+    wrong = (labels_of(rows) + 1) % 10
     assert not np.array_equal(ours, run.reconstruct(rows.image, wrong))
-    told, mistaken = run.score(rows.image, rows.label), run.score(rows.image, wrong)
+    told, mistaken = run.score(rows.image, labels_of(rows)), run.score(rows.image, wrong)
     with pytest.raises(UserError, match="give 300 labels, one an image, not 5"):
-        run.score(rows.image, rows.label[:5])
+        run.score(rows.image, labels_of(rows)[:5])
     if run.config.condition == "projection":
         assert not np.allclose(told, mistaken, atol=1e-3)
         for ask in (run.classify, run.reconstruct):
@@ -161,7 +159,6 @@ def test_labels_of_other_classes_are_refused(
 def test_how_many_samples_are_of_their_class_is_measured(run: TrainedModel, digits: str) -> None:
     dataset = Dataset.open(digits)
     train = dataset.read("train")
-    assert train.label is not None
 
     class Sorter(TrainedModel):
         """Gives real images of the classes asked for, every fourth of another class."""
@@ -169,8 +166,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: TrainedModel, digi
         def decode(self, latents: Any, truncation: float = 1.0, labels: Any = None) -> Any:
             kinds = labels.copy()
             kinds[::4] = (kinds[::4] + 5) % 10
-            assert train.label is not None
-            places = [np.flatnonzero(train.label == kind) for kind in kinds]
+            places = [np.flatnonzero(labels_of(train) == kind) for kind in kinds]
             return train.image[[place[i % len(place)] for i, place in enumerate(places)]]
 
     asked: list[int] = []
@@ -192,8 +188,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: TrainedModel, digi
     assert figure.value == pytest.approx(0.75, abs=0.03)
     assert figure.real_baseline > 0.95
     test = Evaluator(dataset, measured).images()[1]
-    assert test.label is not None
-    assert sorted(test.label) == sorted(asked)  # as often as among the real images
+    assert sorted(labels_of(test)) == sorted(asked)  # as often as among the real images
     samples = run.decode(run.latents(100, 0, labels=np.array(asked)), labels=np.array(asked))
     reference = ReferenceClassifier.load("mnist")
     right = (reference.labels(reference.features(samples)) == asked).mean()
@@ -278,8 +273,7 @@ def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path)
     out = tmp_path / "variants.parquet"
     main(["generate", str(cats), f"--around={digits}", "--actors=1", f"--out={out}"])
     table, rows = pq.read_table(out), Dataset.open(digits).read("train")
-    assert rows.label is not None
-    of = dict(zip(rows.id.tolist(), rows.label.tolist(), strict=True))
+    of = dict(zip(rows.id.tolist(), labels_of(rows).tolist(), strict=True))
     assert table["label"].to_pylist() == [of[i] for i in table["source"].to_pylist()]
     with pytest.raises(SystemExit):
         main(["train", *[f.replace("classifier", "projection") for f in flags], "--epochs=3"])

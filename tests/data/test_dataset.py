@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.datasets import labels_of
 from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray.data import dataset as dataset_module
@@ -34,15 +35,13 @@ def test_packaged_digits_are_mnist() -> None:
     train, test = data.read("train"), data.read("test")
     assert train.image.shape == (60000, 28, 28, 1)
     assert test.image.shape == (10000, 28, 28, 1)
-    assert train.label is not None
-    assert test.label is not None
     # The published counts, first digits, mean and standard deviation.
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(train.label).tolist() == counts
+    assert np.bincount(labels_of(train)).tolist() == counts
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert np.bincount(test.label).tolist() == counts
-    assert train.label[np.argsort(train.id)][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert test.label[np.argsort(test.id)][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert np.bincount(labels_of(test)).tolist() == counts
+    assert labels_of(train)[np.argsort(train.id)][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert labels_of(test)[np.argsort(test.id)][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     scaled = train.image / np.float32(255)
     assert round(float(scaled.mean()), 4) == 0.1307
     assert round(float(scaled.std()), 4) == 0.3081
@@ -74,16 +73,14 @@ def test_packaged_files_are_as_recorded() -> None:
 def test_classes_are_counted_of_whole_and_of_part() -> None:
     data = Dataset.open("mnist")
     for split in ("train", "test"):
-        labels = data.read(split).label
-        assert labels is not None
+        labels = labels_of(data.read(split))
         assert data.class_counts(split) == np.bincount(labels).tolist()
     first, *others = data.info.splits["train"].shards
     cut = [first, others[0].model_copy(update={"rows": 1024})]
     rows = first.rows + 1024
     part = SplitInfo(rows=rows, shards=cut, distances=data.info.splits["train"].distances)
     fewer = Dataset("mnist", data.info.model_copy(update={"splits": {"train": part}}))
-    labels = data.read("train").label
-    assert labels is not None
+    labels = labels_of(data.read("train"))
     assert fewer.class_counts("train") == np.bincount(labels[:rows]).tolist()
     with pytest.raises(UserError, match="has no split validation"):
         data.class_counts("validation")
@@ -119,8 +116,7 @@ def test_round_trip(tmp_path: Path, channels: int, labels: bool, prefix: str) ->
         assert np.array_equal(np.sort(rows.id), np.arange(count))
         assert np.array_equal(rows.image, pixels[rows.id])
         if labels:
-            assert rows.label is not None
-            assert np.array_equal(rows.label, rows.id % 3)
+            assert np.array_equal(labels_of(rows), rows.id % 3)
         else:
             assert rows.label is None
     assert sorted(os.listdir(tmp_path / "sub")) == ["set"]
@@ -149,14 +145,12 @@ def test_columns_row_groups_and_files_on_disk(tmp_path: Path, big: tuple[str, np
 def test_ranges_are_read_in_the_given_order(big: tuple[str, np.ndarray]) -> None:
     data = Dataset.open(big[0])
     whole = data.read("train")
-    assert whole.label is not None
     ranges = [RowRange(0, 2, 3, 30), RowRange(0, 0, 84, 85), RowRange(0, 2, 0, 5)]
     index = np.r_[173:200, 84, 170:175]
     part = data.read("train", ranges)
     assert np.array_equal(part.id, whole.id[index])
     assert np.array_equal(part.image, big[1][part.id])
-    assert part.label is not None
-    assert np.array_equal(part.label, whole.label[index])
+    assert np.array_equal(labels_of(part), labels_of(whole)[index])
     assert data.read("train", []).image.shape == (0, 64, 64, 3)
 
 
@@ -233,9 +227,8 @@ def test_one_image_has_no_distance(tmp_path: Path) -> None:
 
 def test_sampled_rows_do_not_repeat_and_have_all_classes() -> None:
     rows = sample_rows(Dataset.open("mnist"), "train", 2000, seed=3)
-    assert rows.label is not None
     assert len(np.unique(rows.id)) == len(rows.image) == 2000
-    assert len(np.unique(rows.label)) == 10
+    assert len(np.unique(labels_of(rows))) == 10
 
 
 def test_as_many_rows_are_sampled_as_asked_for_from_small_row_groups(

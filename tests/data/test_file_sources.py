@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, read_sorted, save
 from PIL import Image
 
@@ -30,15 +31,13 @@ def test_folder_with_classes(tmp_path: Path, write_source: WriteSource) -> None:
     (tmp_path / "in" / "readme.txt").write_text("x")
     info, rows = write_source(tmp_path / "in")
     assert np.array_equal(rows.image[..., 0], stored)
-    assert rows.label is not None
-    assert rows.label.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert labels_of(rows).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert (info.classes, info.source, info.name) == (
         ["ant", "bee", "cat"],
         f"{tmp_path}/in",
         "set",
     )
-    mixed = Dataset.open(str(tmp_path / "made" / "set")).read("train").label
-    assert mixed is not None
+    mixed = labels_of(Dataset.open(str(tmp_path / "made" / "set")).read("train"))
     assert mixed.tolist() != sorted(mixed.tolist())
 
 
@@ -63,12 +62,10 @@ def test_folder_with_splits(tmp_path: Path, write_source: WriteSource) -> None:
     }  # fmt: skip
     assert list(info.splits) == ["train", "test", "val"]
     assert np.array_equal(rows.image, stored[:3])
-    assert rows.label is not None
-    assert rows.label.tolist() == [0, 1, 1]
+    assert labels_of(rows).tolist() == [0, 1, 1]
     test = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), "test")
     assert np.array_equal(test.image, stored[3:4])
-    assert test.label is not None
-    assert test.label.tolist() == [1]
+    assert labels_of(test).tolist() == [1]
 
 
 def test_size_scales_the_shorter_side_and_cuts_the_middle(
@@ -249,8 +246,7 @@ def test_parquet_forms(tmp_path: Path, write_source: WriteSource, form: str) -> 
     parquet(tmp_path / "in", {"image": column(), "label": [k // 4 for k in range(12)]})
     info, rows = write_source(f"file://{tmp_path}/in")
     assert np.array_equal(rows.image, stored.reshape(12, *stored.shape[1:3], -1))
-    assert rows.label is not None
-    assert rows.label.tolist() == [k // 4 for k in range(12)]
+    assert labels_of(rows).tolist() == [k // 4 for k in range(12)]
     assert info.classes is None
 
 
@@ -260,8 +256,7 @@ def test_parquet_names_of_classes(tmp_path: Path, write_source: WriteSource) -> 
     parquet(tmp_path / "text", {"pic": image, "kind": names})
     info, rows = write_source(tmp_path / "text", label_column="kind")
     assert info.classes == ["ant", "bee", "cat"]
-    assert rows.label is not None
-    assert [info.classes[k] for k in rows.label] == names
+    assert [info.classes[k] for k in labels_of(rows)] == names
     parquet(tmp_path / "category", {"pic": image, "label": pa.array(names).dictionary_encode()})
     assert write_source(tmp_path / "category")[0].classes == ["ant", "bee", "cat"]
     features = {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import labels_of
 
 from cl_ray.batch import PairBatch
 from cl_ray.data.config import PairDataConfig
@@ -51,8 +52,7 @@ class Identify:
 
     def __init__(self, dataset: Dataset):
         rows = dataset.read("train")
-        assert rows.label is not None
-        self.labels = dict(zip(rows.id.tolist(), rows.label.tolist(), strict=True))
+        self.labels = dict(zip(rows.id.tolist(), labels_of(rows).tolist(), strict=True))
         self.by_pixels = {i.tobytes(): int(n) for i, n in zip(rows.image, rows.id, strict=True)}
         assert len(self.by_pixels) == len(rows.id)  # no two digits alike
         self.pixels = {int(n): i / 255.0 for i, n in zip(rows.image, rows.id, strict=True)}
@@ -220,9 +220,8 @@ def test_the_order_of_arrival_does_not_matter(
     fields: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 60}}
     partition = partition_of(small_groups(347), workers=2, rank=1, **fields)
     rows = partition.dataset.read("train", partition.row_ranges(0))
-    assert rows.label is not None
     order = np.random.default_rng(0).permutation(len(rows.id))
-    shuffled = RowBatch(rows.id[order], rows.image[order], rows.label[order])
+    shuffled = RowBatch(rows.id[order], rows.image[order], labels_of(rows)[order])
     assert batches_equal(*(list(InMemoryLoader(partition, r).batches(2)) for r in (rows, shuffled)))
     window, again = (sample_window_pairs(partition, r, epoch=2, window=5) for r in (rows, shuffled))
     assert window.keys() == again.keys() >= {"id", "positive", "negative"}

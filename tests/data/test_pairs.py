@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.datasets import labels_of
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
@@ -47,8 +48,7 @@ def digits() -> tuple[Dataset, Tensor, Tensor]:
     """300 of the packaged digits."""
     data = Dataset.open("mnist")
     rows = data.read("train", [RowRange(0, 0, 0, 300)])
-    assert rows.label is not None
-    return data, torch.from_numpy(rows.image), torch.from_numpy(rows.label)
+    return data, torch.from_numpy(rows.image), torch.from_numpy(labels_of(rows))
 
 
 @pytest.mark.parametrize(("quantile", "candidates"), [(0.1, 2), (0.5, 1), (0.9, 2), (0.9, 8)])

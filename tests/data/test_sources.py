@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
+from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
 from cl_ray.data.sources import SourceConfig, write_dataset
@@ -80,5 +81,4 @@ def test_copy_of_a_data_set_is_the_same(tmp_path: Path, write_source: WriteSourc
         ["a", "b", "c"],
         info.source,
     )
-    assert rows.label is not None
-    assert rows.label.tolist() == [0] * 30 + [1] * 30 + [2] * 30
+    assert labels_of(rows).tolist() == [0] * 30 + [1] * 30 + [2] * 30

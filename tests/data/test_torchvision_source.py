@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
 
@@ -31,8 +32,7 @@ def test_torchvision_by_name(
     images, labels = fashion(tmp_path / "root")
     info, rows = write_source("FashionMNIST", root=str(tmp_path / "root"))
     assert np.array_equal(rows.image[..., 0], images)
-    assert rows.label is not None
-    assert np.array_equal(rows.label, labels)
+    assert np.array_equal(labels_of(rows), labels)
     assert info.splits["test"].rows == 7
     assert (info.source, info.name) == ("torchvision FashionMNIST", "set")
     assert info.classes is not None
@@ -51,8 +51,7 @@ def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: Wr
     assert {split: part.rows for split, part in info.splits.items()} == {"train": 2, "val": 2}
     assert info.classes == ["tench, Tinca tinca", "cassette player"]
     assert info.shape == (32, 32, 3)
-    assert rows.label is not None
-    assert rows.label.tolist() == [0, 1]
+    assert labels_of(rows).tolist() == [0, 1]
 
 
 def test_torchvision_that_cannot_be_downloaded(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from helpers.datasets import labels_of
 from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray import storage as storage_module
@@ -43,8 +44,7 @@ def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
     # Both are numbered 0, 1, ... in the source's order, and it is not the tail that is held out.
     assert origin == [sorted(origin[0]), sorted(origin[1])]
     assert origin[1] != list(range(30, 40))
-    assert test.label is not None
-    assert test.label[np.argsort(test.id)].tolist() == [number % 3 for number in origin[1]]
+    assert labels_of(test)[np.argsort(test.id)].tolist() == [number % 3 for number in origin[1]]
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])

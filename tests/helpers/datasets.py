@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 Split = tuple[np.ndarray, Iterable[Any]]
@@ -29,5 +29,10 @@ def mnist(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first packaged digits of a split and their labels."""
     data = Dataset.open("mnist")
     rows = data.read(split, data.row_groups(split)[: 1 + count // data.info.row_group])
+    return rows.image[:count], labels_of(rows)[:count]
+
+
+def labels_of(rows: RowBatch) -> np.ndarray:
+    """Return the labels of rows that must have some."""
     assert rows.label is not None
-    return rows.image[:count], rows.label[:count]
+    return rows.label
