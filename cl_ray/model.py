@@ -416,7 +416,9 @@ def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> Tra
             raise UserError(f"{folder} has {missing}: train it further.")
         name = manifest.name
     files = checkpoints.networks(name)
-    metadata = read_metadata(files[WEIGHTS["ema_generator"]])
+    blob = files[WEIGHTS["ema_generator"]]
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])  # of safetensors
+    metadata = json.loads(header["__metadata__"]["cl_ray"])
     height, width, channels = metadata["shape"]
     weights = {part: safetensors.torch.load(files[file]) for part, file in WEIGHTS.items()}
     for part, state in weights.items():
@@ -438,13 +440,6 @@ def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> Tra
         counts=tuple(metadata["counts"]),
         prior=Prior(**safetensors.torch.load(files[PRIOR_FILE])) if PRIOR_FILE in files else None,
     )
-
-
-def read_metadata(blob: bytes) -> dict[str, Any]:
-    """Read the metadata of a safetensors file: a JSON header after its length in 8 bytes."""
-    length = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + length])
-    return dict(json.loads(header["__metadata__"]["cl_ray"]))
 
 
 def _systematic_sample(counts: Tensor, random: torch.Generator) -> Tensor:

@@ -23,7 +23,10 @@ def digits() -> Any:
     return mnist("train", 1001)
 
 
-def weights(network: Classifier) -> torch.Tensor:
+def trained_weights(digits: Any, **changes: Any) -> torch.Tensor:
+    """Return the weights of a short training with changed settings, as one vector."""
+    config = TINY.model_copy(update={"epochs": 2, **changes})
+    network = train_classifier(digits[0][:128], digits[1][:128], 10, config)
     return torch.cat([part.flatten().double() for part in network.state_dict().values()])
 
 
@@ -61,31 +64,20 @@ def test_digits_are_learned(digits: Any) -> None:
 
 
 def test_only_the_seed_decides(digits: Any) -> None:
-    images, labels = digits[0][:64], digits[1][:64]
-
-    def trained(**changes: Any) -> torch.Tensor:
-        config = TINY.model_copy(update={"epochs": 1, **changes})
-        return weights(train_classifier(images, labels, 10, config))
-
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first = trained()
+    first = trained_weights(digits)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(trained(), first)
-    assert not torch.equal(trained(seed=1), first)
-    assert not torch.equal(trained(average=0), first)
+    assert torch.equal(trained_weights(digits), first)
+    assert not torch.equal(trained_weights(digits, seed=1), first)
 
 
 def test_the_weights_are_averaged(digits: Any) -> None:
     """Averaging over no time at all is the network itself; over long, the middle of its way."""
-    images, labels = digits[0][:256], digits[1][:256]
-    config = TINY.model_copy(update={"epochs": 2})
-    last = weights(train_classifier(images, labels, 10, config.model_copy(update={"average": 0.0})))
-    slow = weights(
-        train_classifier(images, labels, 10, config.model_copy(update={"average": 0.999}))
-    )
-    start = weights(train_classifier(images, labels, 10, config.model_copy(update={"lr": 1e-9})))
+    last = trained_weights(digits, average=0.0)
+    slow = trained_weights(digits, average=0.999)
+    start = trained_weights(digits, lr=1e-9)
     assert 0 < (slow - last).norm() < (start - last).norm()
 
 
