@@ -32,9 +32,7 @@ class BaseConfig(BaseModel):
 def marks(*names: Mark, not_searchable: str | None = None) -> dict[str, Any]:
     """Return marks for `Field(json_schema_extra=marks(...))`.
 
-    Args:
-        names: Marks without a text.
-        not_searchable: Why a search space must not contain the field; adds that mark.
+    `not_searchable` adds that mark, with the reason as its text.
     """
     given = dict.fromkeys(names, "")
     if not_searchable:

@@ -119,11 +119,8 @@ class CheckpointStore:
     def set_metric(self, name: str, metric: float | None) -> None:
         """Set the metric of a checkpoint that was saved without one, and unpin it.
 
-        The metric goes into a file of its own, because a manifest is never written twice.
-
-        Args:
-            name: The checkpoint's name.
-            metric: Its value, smaller is better; None if it could not be measured.
+        The metric goes into a file of its own, because a manifest is never written twice. It is
+        None if it could not be measured.
         """
         self.pinned.discard(name)
         if metric is not None and self._manifest(name):

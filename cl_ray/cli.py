@@ -74,13 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
-    """Parse flags into a config; tyro prints the help and reports unknown flags.
+    """Parse flags into a config of that kind; tyro prints the help and reports unknown flags.
 
-    Args:
-        kind: Class of the config.
-        arguments: The flags.
-        prog: Name of the program in the help.
-        default: Instance that gives the values of the other flags.
+    A `default` gives the values of the flags that are left out.
 
     Raises:
         UserError: A value is out of its range, or values contradict each other.

@@ -265,12 +265,7 @@ def build_config(fields: dict[str, Any], where: str = "the config") -> Config:
 
 
 def explain_validation_error(error: ValidationError, section: str = "") -> str:
-    """Describe the first problem that pydantic found, so that a user can fix it.
-
-    Args:
-        error: The validation error.
-        section: The part that was validated, such as `optimizer.`; empty for the whole config.
-    """
+    """Describe the first problem that pydantic found in a section, such as `optimizer.`."""
     first = error.errors()[0]
     field = section + ".".join(
         str(part) for part in first["loc"] if not str(part).startswith(("int", "tuple"))

@@ -31,13 +31,8 @@ def ray_session(
 ) -> Iterator[bool]:
     """Start Ray or join a cluster, and shut down what was started.
 
-    A Ray that this process is connected to already is used and left running.
-
-    Args:
-        address: The cluster's address; see `cluster_address`.
-        dashboard: Start the dashboard with a local Ray, and print its address.
-        verbose: Show Ray's own messages and the workers' output.
-        console: Where to print.
+    A Ray that this process is connected to already is used and left running. The arguments are
+    those of `LaunchOptions`.
 
     Yields:
         Whether Ray runs on this machine for this process only.
@@ -84,12 +79,7 @@ def ray_session(
 def handle_signal(
     number: signal.Signals, handler: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Handle a signal by another function within the context, and restore the handler after it.
-
-    Args:
-        number: The signal.
-        handler: Its handler; None only restores the one of before.
-    """
+    """Handle a signal by another function, if given, and restore the present handler at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows handlers only in the main thread
         return

@@ -152,12 +152,9 @@ def max_capacity(
     nodes: list[NodeResources],
     autoscaler: Autoscaler | None,
 ) -> float:
-    """The largest sum of a measure over the nodes that are there or may be added.
+    """The largest sum of a measure over the nodes that are there or that an autoscaler may add.
 
-    Args:
-        measure: Of a node's resources: an amount, or a number of workers.
-        nodes: The nodes that are there.
-        autoscaler: The cluster's, if it has one; if its limits are unknown the sum is infinite.
+    It is infinite if the autoscaler's limits are unknown.
     """
     now = sum(map(measure, nodes))
     if autoscaler is None:
@@ -256,12 +253,7 @@ def wait_for_resources(
     """Wait until the cluster has the workers' resources free; Ctrl-C interrupts it.
 
     The placement group that this creates is what the autoscaler sees. Ray Train waits too, but
-    Ctrl-C does not interrupt that.
-
-    Args:
-        resources: Those of each worker.
-        workers: Number of workers.
-        report: Called once with what it waits for, if it does.
+    Ctrl-C does not interrupt that. `report` is called with what it waits for, if it does.
     """
     import ray
 
