@@ -238,9 +238,11 @@ def test_a_missing_run_or_checkpoint_is_one_sentence(
     for flags, complaint in (
         ([str(tmp_path / "nowhere")], "nowhere is not a run folder: it does not exist"),
         ([str(copied), "--checkpoint=step-00000099"], "There is no checkpoint step-00000099"),
-        ([str(copied), "--device=gpu"], "gpu"),
     ):
         assert complaint in refused(capsys, "report", *flags)
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(copied), "--device=gpu"])
+    assert "gpu" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
     assert not (copied / "report.html").exists()
 
