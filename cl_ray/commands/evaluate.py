@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -87,7 +88,7 @@ def command(arguments: Sequence[str]) -> None:
         evaluation = evaluator.evaluate(model, thorough=True, tell=tell)
     folder = RunStorage.from_uri(asked.run)
     print_evaluation(evaluation, console)
-    folder.write("evaluation.json", json.dumps(evaluation.to_dict(), indent=1).encode())
+    folder.write("evaluation.json", json.dumps(asdict(evaluation), indent=1).encode())
     console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)
 
 

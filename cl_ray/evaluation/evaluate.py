@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one checkpoint.
+    """Metrics of one checkpoint; as a dictionary, the content of evaluation.json.
 
     Args:
         checkpoint: Its name.
@@ -134,10 +134,6 @@ class Evaluation:
     reconstruction: Reconstruction
     notes: list[str]
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of evaluation.json, plain values."""
-        return asdict(self)
 
     def metrics(self) -> dict[str, float]:
         """Return all metrics by name; those of G's encoder and of pixels with a prefix."""

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import ray
@@ -324,7 +325,7 @@ class RankZeroHooks:
                 request.epoch, request.step, {**metrics, "seconds": evaluation.seconds}
             )
             self.evaluation = evaluation
-            text = json.dumps(evaluation.to_dict(), indent=1)
+            text = json.dumps(asdict(evaluation), indent=1)
             self.folder.write("evaluation.json", text.encode())
             kind, _, name = self.checkpoint_metric.partition("/")
             value = metrics.get(name) if kind == "evaluation" else None
