@@ -1,8 +1,21 @@
 """Processes that a test started."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
+
+def wait_for(condition: Callable[[], Found], what: str, pause: float = 0.02) -> Found:
+    """Wait until a condition holds; return its value."""
+    deadline = time.monotonic() + 300  # a busy machine is slow
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timeout: {what}"
+        time.sleep(pause)
+    return found
 
 
 def children(pid: int) -> Iterator[tuple[int, str]]:

@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from helpers.commands import train
+from helpers.processes import wait_for
 from rich.console import Console
 
 from cl_ray.config import build_config
@@ -95,14 +95,6 @@ def plan_error(**fields: Any) -> str:
     return str(caught.value)
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    for _ in range(120):
-        if condition():
-            return
-        time.sleep(0.5)
-    raise AssertionError("timeout")
-
-
 def test_the_capacity_that_an_autoscaler_may_reach() -> None:
     """The largest nodes first, up to the limits of each type and of all."""
 
@@ -139,8 +131,7 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
         "workers 1 with 1 CPU each need 1 CPU; the cluster has 0: take a smaller --cpus-per-worker."
     )
     head.send("external")
-    wait_until(find_autoscaler)
-    assert find_autoscaler() == UNKNOWN_AUTOSCALER
+    assert wait_for(find_autoscaler, "the autoscaler", pause=0.5) == UNKNOWN_AUTOSCALER
     assert plan(workers=40, gpus_per_worker=1).waits_for == (
         "40 CPU and 40 GPU from the autoscaler, whose limit is not known here"
     )

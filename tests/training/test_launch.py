@@ -6,14 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 from helpers.commands import cl_ray, read_metrics, run_flags, train
-from helpers.processes import children
+from helpers.processes import children, wait_for
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -114,16 +113,24 @@ def test_a_finished_run_is_left_as_it_is(trained: tuple[int, Path, str]) -> None
     assert weights(folder) == before
 
 
-def wait_for(condition: Any, what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"timeout: {what}"
-        time.sleep(0.02)
-
-
 def start(folder: Path, data: str, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cl_ray", "train", *run_flags(folder, data), *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def interrupt(folder: Path, data: str, step: int, number: signal.Signals, *flags: str) -> str:
+    """Send a run a signal after the checkpoint of a step; return what it printed."""
+    process = start(folder, data, "--checkpoint.every=7", *flags)
+    try:
+        manifest = folder / "checkpoints" / f"step-{step:08d}" / "manifest.json"
+        wait_for(manifest.exists, "the checkpoint")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    return output
 
 
 def test_killed_worker_ends_with_the_same_weights(
@@ -162,17 +169,8 @@ def test_ctrl_c_leaves_a_resumable_run(
     if workers == 2:
         pytest.skip("one worker shows it")
     folder = storage / "interrupted"
-    process = start(folder, digits, "--epochs=3", "--checkpoint.every=7")
-    try:
-        manifest = folder / "checkpoints" / "step-00000028" / "manifest.json"
-        wait_for(manifest.exists, "a checkpoint within the second epoch")
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, output
+    output = interrupt(folder, digits, 28, signal.SIGINT, "--epochs=3")  # in the second epoch
     assert "with the run's --name it resumes from the last checkpoint" in output
-    assert "Traceback" not in output
     # How often a run logs, saves and evaluates changes nothing that it computes.
     seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--evaluation.every=0"]
     again = train(folder, digits, "--epochs=3", *seldom, "--log-every=3")
@@ -187,18 +185,9 @@ def test_ctrl_c_leaves_a_resumable_run(
 
 def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
     """What `ray job stop`, Kubernetes and batch systems send."""
-    process = start(storage / "ended", digits, "--epochs=100", "--checkpoint.every=7")
-    try:
-        manifest = storage / "ended" / "checkpoints" / "step-00000007" / "manifest.json"
-        wait_for(manifest.exists, "a checkpoint")
-        process.terminate()
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, output
+    output = interrupt(storage / "ended", digits, 7, signal.SIGTERM, "--epochs=100")
     assert output.splitlines()[-1].startswith("cl-ray: stopped; ")
     assert "SIGTERM" not in output
-    assert "Traceback" not in output
 
 
 def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:
@@ -208,18 +197,15 @@ def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, d
         return [p for p, title in children(process.pid) if "TrainController" in title]
 
     try:
-        wait_for(controllers, "Ray Train's controller")
-        (victim,) = controllers()
+        (victim,) = wait_for(controllers, "Ray Train's controller")
         os.kill(victim, signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 1, output
-    assert output.splitlines()[-1].startswith("cl-ray: Ray Train's controller is lost: process ")
-    assert (
-        f"{CONNECTION_LOST}; the same command with --name lost resumes the run. ("
-        in output.splitlines()[-1]
-    )
+    message = output.splitlines()[-1]
+    assert message.startswith("cl-ray: Ray Train's controller is lost: process ")
+    assert f"{CONNECTION_LOST}; the same command with --name lost resumes the run. (" in message
     assert "Traceback" not in output
 
 

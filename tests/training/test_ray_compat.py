@@ -4,7 +4,6 @@ The autoscaler's settings are tested with real autoscalers in test_autoscaler.py
 """
 
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import ray
 import ray.data
 from helpers.local_ray import local_ray
+from helpers.processes import wait_for
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -141,10 +141,7 @@ def test_placement_groups_of_a_dead_actor_are_found(cluster: Any) -> None:
     ray.get(actor.reserve.remote("theirs"))
     assert ray_compat.orphaned_placement_groups() == []
     ray.kill(actor)
-    deadline = time.monotonic() + 60
-    while not (found := ray_compat.orphaned_placement_groups()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    found = wait_for(ray_compat.orphaned_placement_groups, "the group without an actor")
     table = ray.util.placement_group_table()
     assert [table[group.id.hex()]["name"] for group in found] == ["theirs"]
     for group in (mine, *found):
