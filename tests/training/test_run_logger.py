@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from helpers.commands import read_metrics, run_flags
+from helpers.local_ray import local_ray
 from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
@@ -32,15 +33,8 @@ LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """The metrics port of a Ray that updates it twice a second."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    yield ray.nodes()[0]["MetricsExportPort"]
-    ray.shutdown()
+    with local_ray(cpus=2, _system_config={"metrics_report_interval_ms": 500}):
+        yield ray.nodes()[0]["MetricsExportPort"]
 
 
 @pytest.fixture(scope="module")
