@@ -5,15 +5,11 @@ from typing import Any
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.storage import RunStorage
-from cl_ray.trainer import Trainer
 from cl_ray.training.run_logger import RunLogger
+from helpers.datasets import mnist, write_images
+from helpers.run_folder import build_trainer
 
-SMALL = {"depth": 2, "width": 4}
 TRAIN, TEST, EPOCHS = 300, 90, 3
 RECORDS = EPOCHS * 5
 """Ten steps an epoch, a record every two of them."""
@@ -61,30 +57,20 @@ EVALUATION: dict[str, Any] = {
 
 def write_digits(folder: Path, labelled: bool = True, test: bool = True) -> str:
     """Some packaged digits as a data set, with labels and a split test or without."""
-    mnist = Dataset.open("mnist")
-    splits = {}
-    for split, count in {"train": TRAIN, "test": TEST}.items():
-        rows = mnist.read(split, mnist.row_groups(split)[:1])
-        assert rows.label is not None
-        splits[split] = [
-            RawImage(image, int(label) if labelled else None, f"{split} {i}")
-            for i, (image, label) in enumerate(zip(rows.image, rows.label, strict=True))
-        ][:count]
-    if not test:
-        del splits["test"]
-    write_splits(splits, str(folder), DatasetMetadata("digits", "MNIST"))
-    return str(folder)
+    splits: dict[str, Any] = {}
+    for split, count in {"train": TRAIN, **({"test": TEST} if test else {})}.items():
+        images, labels = mnist(split, count)
+        splits[split] = images, labels if labelled else [None] * count
+    return write_images(folder, **splits)
 
 
 def train(folder: RunStorage, data: str, epochs: int = EPOCHS) -> None:
     """A run in this process, with all that a worker writes down."""
-    config = Config(
-        name=folder.name, storage=folder.storage, data=data, epochs=epochs, batch_size=32,
-        log_every=2, seed=7, generator=SMALL, discriminator=SMALL,
-    )  # fmt: skip
-    folder.write("config.yaml", config.to_yaml().encode())
-    run = Trainer(config, InMemoryLoader.read(Partition(Dataset.open(data), config)))
-    logger, checkpoints = RunLogger(folder, run, config), CheckpointStore(*folder.open())
+    where = {"name": folder.name, "storage": folder.storage}
+    run = build_trainer(data, **where, epochs=epochs, log_every=2, seed=7)
+    assert isinstance(run.config, Config)
+    folder.write("config.yaml", run.config.to_yaml().encode())
+    logger, checkpoints = RunLogger(folder, run, run.config), CheckpointStore(*folder.open())
     for _ in range(epochs):
         metrics = run.train_epoch(logger.log_steps)
         logger.log_epoch(metrics)
