@@ -215,7 +215,7 @@ def test_generate_makes_one_class_or_sorts_them_into_folders(
     out = f"--out={tmp_path}/none"
     assert "class 'cat' is unknown" in refused(capsys, *common, "--class=cat", out)
     around = ["generate", folder, "--around=mnist", "--class=7", out]
-    assert "class 7 is of no use with --around" in refused(capsys, *around)
+    assert "class 7 cannot be combined with --around" in refused(capsys, *around)
     plain = save_run(trained_run(run.config.data), tmp_path, step=10)
     said = refused(capsys, "generate", plain, "--class=7", out)
     assert "trained without classes. Train one with --condition" in said
