@@ -1,14 +1,12 @@
 """A GPU gives the results of the CPU, and the commands work on it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.commands import cl_ray, run_flags
 from helpers.five_steps import (
     CASES,
     Case,
@@ -22,7 +20,6 @@ from helpers.five_steps import (
 )
 from helpers.ranks import run_on_ranks
 from helpers.run_folder import save_run, trained_run
-from helpers.small_run import SMALL_RUN
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
@@ -37,14 +34,9 @@ FREE = "discriminator.score.bias"
 """Has no effect on objectives of score differences: its gradient is rounding."""
 
 
-def cl_ray(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_ray", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+def succeed(*words: str) -> str:
+    """Return what a command printed, which must succeed."""
+    done = cl_ray(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -72,7 +64,7 @@ def test_replayed_steps_equal_eager_ones() -> None:
     def after(use_cuda_graph: bool) -> dict[str, torch.Tensor]:
         gan = build_gan(small_config(), device="cuda")
         assert gan.use_cuda_graph
-        gan._update_networks.enabled = use_cuda_graph
+        gan._graphed_update.enabled = use_cuda_graph
         for number, batch in enumerate(steps):
             gan.set_lr_scale(1 - number / 10)
             gan.train_step(batch)
@@ -145,14 +137,7 @@ def test_visible_gpu_is_used_only_if_allotted() -> None:
 
 
 def test_train_and_evaluate(digits: str, tmp_path: Path) -> None:
-    said = cl_ray(
-        "train",
-        "--name=demo",
-        f"--storage={tmp_path}",
-        f"--data={digits}",
-        "--epochs=2",
-        *SMALL_RUN,
-    )
+    said = succeed("train", *run_flags(tmp_path / "demo", digits), "--epochs=2")
     assert torch.cuda.get_device_name() in said
     summary = json.loads((tmp_path / "demo/summary.json").read_text())
     assert summary["status"] == "finished"
@@ -161,7 +146,7 @@ def test_train_and_evaluate(digits: str, tmp_path: Path) -> None:
 
 def test_two_workers_train_on_one_gpu(digits: str, tmp_path: Path) -> None:
     flags = ["--workers=2", "--gpus-per-worker=0.5", "--cpus-per-worker=1", "--epochs=1"]
-    cl_ray("train", "--name=two", f"--storage={tmp_path}", f"--data={digits}", *flags, *SMALL_RUN)
+    succeed("train", *run_flags(tmp_path / "two", digits), *flags)
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["workers"] == 2
     assert torch.cuda.get_device_name() in summary["device"]
@@ -172,5 +157,5 @@ def test_generate_and_embed(digits: str, tmp_path: Path) -> None:
     for gpus in ("1", "0.5"):
         for words in (["generate", "--count=3000"], ["embed", f"--data={digits}", "--split=train"]):
             out = tmp_path / f"{words[0]}{gpus}.parquet"
-            cl_ray(words[0], str(run), *words[1:], f"--gpus-per-actor={gpus}", f"--out={out}")
+            succeed(words[0], str(run), *words[1:], f"--gpus-per-actor={gpus}", f"--out={out}")
             assert list(out.iterdir()) if out.is_dir() else out.stat().st_size
