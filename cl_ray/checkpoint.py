@@ -198,9 +198,7 @@ class CheckpointStore:
         Raises:
             UserError: As `load`.
         """
-        manifest = self._manifest(name)
-        if manifest is None:
-            return
+        manifest = self._existing(name)
         for file in manifest.files:
             damage = self._damage(manifest, file)
             if damage:
