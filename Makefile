@@ -23,8 +23,8 @@ lint: setup-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	MYPYPATH=tests $(VENV)/bin/mypy tests
-	MYPYPATH=benchmarks:tests $(VENV)/bin/mypy benchmarks
+	MYPYPATH=tests $(VENV)/bin/mypy --cache-dir .mypy_cache/tests tests
+	MYPYPATH=benchmarks:tests $(VENV)/bin/mypy --cache-dir .mypy_cache/benchmarks benchmarks
 
 setup: $(VENV)/.ready
 

@@ -32,7 +32,7 @@ def measure(config: Config, dataset: Dataset, eager: bool) -> float:
     loader = InMemoryLoader.read(Partition(dataset, config), device)
     gan = Trainer(config, loader, device, dtype).gan
     if eager:
-        gan._update_networks.enabled = False
+        gan._graphed_update.enabled = False
     batches = loader.batches(0)
     for step in range(WARMUP + STEPS):
         if step == WARMUP:

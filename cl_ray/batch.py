@@ -12,7 +12,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 Losses = dict[str, Tensor]
-"""Loss of each pair of this rank's batch, [b], by name."""
+"""By name: the loss of each pair of this rank's batch, [b], or the rank's part of its mean."""
 
 
 class PairBatch(NamedTuple):

@@ -78,7 +78,7 @@ class ContrastiveGAN:
         self.d_optimizer = NetworkOptimizer(discriminator, "d", config, self.use_cuda_graph)
         self.objective = OBJECTIVES[config.losses.objective]
         self.steps = 0
-        self._update_networks = GraphedStep(self.update_networks, enabled=self.use_cuda_graph)
+        self._graphed_update = GraphedStep(self.update_networks, enabled=self.use_cuda_graph)
 
     def train_step(self, batch: PairBatch) -> Losses:
         """Take `d_steps` steps of D, then one step of G.
@@ -93,7 +93,7 @@ class ContrastiveGAN:
         step_noise = sample_step_noise(
             self.config, self.shape, noise_dim, self.steps, pairs, self.device, self.dtype
         )
-        metrics = self._update_networks(batch, step_noise)
+        metrics = self._graphed_update(batch, step_noise)
         # The decay ramps up, so that the first steps are forgotten.
         decay = min(self.config.optimizer.ema_decay, (1 + self.steps) / (10 + self.steps))
         update_ema(self.ema_generator, self.generator, decay)
@@ -122,11 +122,11 @@ class ContrastiveGAN:
         self, d: DiscriminatorPass, seen: DiscriminatorInput, batch: PairBatch, noise: StepNoise
     ) -> Losses:
         """Compute D's losses from its output `d` on the images that it has `seen`."""
-        weights, tau = self.config.losses, self.config.losses.temperature
+        loss_config, tau = self.config.losses, self.config.losses.temperature
         scores = Scores.stack(d.fake, d.real)
         losses = {"adversarial": self.objective(scores, "discriminator")}
-        losses |= view_losses(d, batch.present, weights)
-        if weights.pair:
+        losses |= view_losses(d, batch.present, loss_config)
+        if loss_config.pair:
             right, wrong = d.fake.positive.embedding, d.fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding, right, wrong, tau)
             losses["pair"] = pair_classification(margin)
@@ -136,7 +136,12 @@ class ContrastiveGAN:
             losses["classification"] = of_real + of_fake
         labels = None if batch.labels is None else batch.labels[:, 0]
         return losses | discriminator_penalties(
-            self.discriminator, weights, seen.real.positive, seen.fake.noise, noise.penalty, labels
+            self.discriminator,
+            loss_config,
+            seen.real.positive,
+            seen.fake.noise,
+            noise.penalty,
+            labels,
         )
 
     def generator_loss(
@@ -147,8 +152,8 @@ class ContrastiveGAN:
         The pair score's anchor, D's embedding of x+, is from D's pass `d` before its update: one
         step old, which saves a pass.
         """
-        weights, tau = self.config.losses, self.config.losses.temperature
-        score_real = weights.objective in RELATIVISTIC
+        loss_config, tau = self.config.losses, self.config.losses.temperature
+        score_real = loss_config.objective in RELATIVISTIC
         d_fake, scores = forward.discriminate_fakes(
             self.discriminator, g.fake, batch, noise, score_real
         )
@@ -158,9 +163,9 @@ class ContrastiveGAN:
             "adversarial": self.objective(scores, "generator"),
             "reconstruction": (of_positive + of_negative) / 2,
         }
-        if weights.uniformity:
+        if loss_config.uniformity:
             losses["uniformity"] = uniformity(g.latents, batch.present)
-        if weights.pair_confusion:
+        if loss_config.pair_confusion:
             right, wrong = d_fake.positive.embedding, d_fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding.detach(), right, wrong, tau)
             losses["pair_confusion"] = pair_confusion(margin)
@@ -196,4 +201,4 @@ class ContrastiveGAN:
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.steps = state["steps"]
-        self._update_networks.reset()  # graphs read the memory of the old optimizer state
+        self._graphed_update.reset()  # graphs read the memory of the old optimizer state
