@@ -61,9 +61,10 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
     """Writes datasets of the first packaged digits; returns their folders."""
-    digits = list(zip(*mnist("train", 2000), strict=True))
+    digits = list(zip(*mnist("train", 2048)  # two row groups, strict=True))
 
     def make(count: int) -> str:
+        assert count <= len(digits)
         folder: Path = tmp_path_factory.mktemp("digits") / f"digits{count}"
         images = [RawImage(image, int(label), "digit") for image, label in digits[:count]]
         write_splits({"train": images}, str(folder), DatasetMetadata("digits", "MNIST"))

@@ -72,10 +72,9 @@ def test_mounted_files_exist_and_packages_are_pinned(target: str) -> None:
     assert "ray==2.60.0" in (ROOT / "constraints.txt").read_text()
 
 
-def test_search_report_dependencies_are_installed() -> None:
+def test_search_dependencies_are_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    packages = project["optional-dependencies"]["tuning"]
-    assert any(package.startswith("plotly") for package in packages)
+    assert "tuning" in project["optional-dependencies"]
     for target in TARGETS:
         assert "--extra tuning" in "\n".join(read(f"{target}.yaml")["setup_commands"]), target
     assert "'.[tuning]'" in (CLUSTER / "kubernetes" / "Dockerfile").read_text()
