@@ -61,7 +61,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
     """Writes datasets of the first packaged digits; returns their folders."""
-    digits = list(zip(*mnist("train", 2048)  # two row groups, strict=True))
+    digits = list(zip(*mnist("train", 2048), strict=True))
 
     def make(count: int) -> str:
         assert count <= len(digits)
