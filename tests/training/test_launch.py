@@ -162,12 +162,11 @@ def test_killed_worker_ends_with_the_same_weights(
         assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
 
 
+@pytest.mark.parametrize("trained", [1], indirect=True)
 def test_ctrl_c_leaves_a_resumable_run(
     trained: tuple[int, Path, str], storage: Path, digits: str
 ) -> None:
-    workers, whole, _ = trained
-    if workers == 2:
-        pytest.skip("one worker shows it")
+    _, whole, _ = trained
     folder = storage / "interrupted"
     output = interrupt(folder, digits, 28, signal.SIGINT, "--epochs=3")  # in the second epoch
     assert "with the run's --name it resumes from the last checkpoint" in output
@@ -227,12 +226,11 @@ def test_a_nan_or_inf_loss_ends_the_run(storage: Path, digits: str) -> None:
     assert not list((folder / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.parametrize("trained", [1], indirect=True)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
     trained: tuple[int, Path, str],
 ) -> None:
-    workers, folder, _ = trained
-    if workers == 2:
-        pytest.skip("one worker shows it")
+    _, folder, _ = trained
     before = weights(folder)
     file = folder / "checkpoints" / "step-00000066" / "state.pt"
     whole = file.read_bytes()
