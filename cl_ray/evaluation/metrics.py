@@ -6,7 +6,7 @@ Evaluations, evaluation.json, curves, tables, `checkpoint.metric` and the search
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
@@ -116,8 +116,10 @@ def _predicts_labels(context: MetricContext) -> str | None:
 
 
 def _knows_classes(context: MetricContext) -> str | None:
-    """The reference's classes are those of the data."""
-    name = str(context.reference)
+    """The reference's classes are those of the data; without a reference, that is what lacks."""
+    if context.reference is None:
+        return None
+    name = context.reference
     if name != STACKED and not name.startswith(f"{INCEPTION}:") and context.dataset.info.labelled:
         classes = ReferenceClassifier.load(name).metadata.classes
         if classes == context.dataset.class_names():
@@ -151,44 +153,46 @@ def _kernel(samples: Samples) -> float:
     return kernel_distance(samples.real, samples.features, samples.seed)
 
 
-_REFERENCE = (_has_reference,)
 _PROBED = (_has_labels, _has_few_classes)
 
-SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
-    Metric("frechet", "Fréchet distance", _frechet, _REFERENCE, False, relative=True),
-    Metric("kernel", "kernel distance", _kernel, _REFERENCE, False),
-    Metric("precision", "precision", lambda s: s.manifolds["precision"], _REFERENCE),
-    Metric("recall", "recall", lambda s: s.manifolds["recall"], _REFERENCE),
-    Metric("density", "density", lambda s: s.manifolds["density"], _REFERENCE),
-    Metric("coverage", "coverage", lambda s: s.manifolds["coverage"], _REFERENCE),
+_OF_SAMPLES: tuple[Metric[Samples, float], ...] = (
+    Metric("frechet", "Fréchet distance", _frechet, (), False, relative=True),
+    Metric("kernel", "kernel distance", _kernel, (), False),
+    Metric("precision", "precision", lambda s: s.manifolds["precision"]),
+    Metric("recall", "recall", lambda s: s.manifolds["recall"]),
+    Metric("density", "density", lambda s: s.manifolds["density"]),
+    Metric("coverage", "coverage", lambda s: s.manifolds["coverage"]),
     Metric(
         "label_entropy",
         "entropy of the labels, nats",
         lambda s: label_entropy(s.histogram),
-        (*_REFERENCE, _predicts_labels),
+        (_predicts_labels,),
     ),
     Metric(
         "label_balance",
         "rarest label : commonest",
         lambda s: label_balance(s.histogram),
-        (*_REFERENCE, _predicts_labels),
+        (_predicts_labels,),
     ),
     Metric(
         "class_accuracy",
-        "of the class asked for",
+        "samples of the requested class",
         class_accuracy,
-        (_is_conditional, *_REFERENCE, _knows_classes),
+        (_is_conditional, _knows_classes),
         baseline="test",
     ),
     Metric(
         "classification_accuracy",
         "accuracy of a classifier trained on them",
         classification_accuracy_score,
-        (*_REFERENCE, _has_labels, _knows_classes),
+        (_has_labels, _knows_classes),
         thorough=True,
     ),
 )
-"""Of generated images, beside the real-data baseline."""
+SAMPLE_METRICS = tuple(
+    replace(metric, requires=(*metric.requires, _has_reference)) for metric in _OF_SAMPLES
+)
+"""Of generated images, beside the real-data baseline; without a reference none are generated."""
 
 MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
     Metric("modes", "modes with a sample", lambda h: float((h > 0).sum()), (_is_stacked,)),
