@@ -39,7 +39,7 @@ def test_three_machines_from_up_to_down(
 
         def joined() -> bool:
             nodes = client.get_json(cloud, "/nodes?view=summary")["data"]["summary"]
-            alive = {n["ip"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
+            alive = {n.get("ip") for n in nodes if n["raylet"].get("state") == "ALIVE"}
             return alive == set(ADDRESSES)
 
         wait_for(joined, 150, "both workers")

@@ -4,6 +4,7 @@ The autoscaler's settings are tested with real autoscalers in test_autoscaler.py
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cl_ray.storage import RunStorage
 from cl_ray.training import ray_compat
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see tests/
 
 
 def test_ray_reads_the_variables_that_are_set() -> None:
