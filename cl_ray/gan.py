@@ -122,11 +122,11 @@ class ContrastiveGAN:
         self, d: DiscriminatorPass, seen: DiscriminatorInput, batch: PairBatch, noise: StepNoise
     ) -> Losses:
         """Compute D's losses from its output `d` on the images that it has `seen`."""
-        loss_config, tau = self.config.losses, self.config.losses.temperature
+        options, tau = self.config.losses, self.config.losses.temperature
         scores = Scores.stack(d.fake, d.real)
         losses = {"adversarial": self.objective(scores, "discriminator")}
-        losses |= view_losses(d, batch.present, loss_config)
-        if loss_config.pair:
+        losses |= view_losses(d, batch.present, options)
+        if options.pair:
             right, wrong = d.fake.positive.embedding, d.fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding, right, wrong, tau)
             losses["pair"] = pair_classification(margin)
@@ -136,12 +136,7 @@ class ContrastiveGAN:
             losses["classification"] = of_real + of_fake
         labels = None if batch.labels is None else batch.labels[:, 0]
         return losses | discriminator_penalties(
-            self.discriminator,
-            loss_config,
-            seen.real.positive,
-            seen.fake.noise,
-            noise.penalty,
-            labels,
+            self.discriminator, options, seen.real.positive, seen.fake.noise, noise.penalty, labels
         )
 
     def generator_loss(
@@ -152,8 +147,8 @@ class ContrastiveGAN:
         The pair score's anchor, D's embedding of x+, is from D's pass `d` before its update: one
         step old, which saves a pass.
         """
-        loss_config, tau = self.config.losses, self.config.losses.temperature
-        score_real = loss_config.objective in RELATIVISTIC
+        options, tau = self.config.losses, self.config.losses.temperature
+        score_real = options.objective in RELATIVISTIC
         d_fake, scores = forward.discriminate_fakes(
             self.discriminator, g.fake, batch, noise, score_real
         )
@@ -163,9 +158,9 @@ class ContrastiveGAN:
             "adversarial": self.objective(scores, "generator"),
             "reconstruction": (of_positive + of_negative) / 2,
         }
-        if loss_config.uniformity:
+        if options.uniformity:
             losses["uniformity"] = uniformity(g.latents, batch.present)
-        if loss_config.pair_confusion:
+        if options.pair_confusion:
             right, wrong = d_fake.positive.embedding, d_fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding.detach(), right, wrong, tau)
             losses["pair_confusion"] = pair_confusion(margin)
