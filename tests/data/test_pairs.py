@@ -205,8 +205,13 @@ def test_pools_without_pairs_are_refused(
 
 
 def test_the_smallest_pool_is_accepted() -> None:
-    sampler(pixel(*range(6)), None, 0.001, candidates=5)
-    sampler(THREE, None, 0.1, mode="views")
+    for made, count in (
+        (sampler(pixel(*range(6)), None, 0.001, candidates=5), 6),
+        (sampler(THREE, None, 0.1, mode="views"), len(THREE)),
+    ):
+        positives = torch.arange(count)
+        _, negatives = made.sample(positives, seeded())
+        assert (negatives != positives).all()
 
 
 @pytest.mark.parametrize("mode", MODES)

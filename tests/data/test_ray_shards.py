@@ -101,7 +101,7 @@ def test_partitions_beyond_the_budget_stream_the_same_batches(dataset: Dataset, 
     assert list(read_windows(part, 0, len(part.windows(0)))) == []
 
 
-def test_windows_that_arrive_late_or_in_parts_are_put_read_sorted(dataset: Dataset) -> None:
+def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset) -> None:
     part = partition(dataset, shards=STREAMED)
     first = part.windows(0)[0][0]
 
