@@ -42,7 +42,7 @@ def test_modes_from_the_data_to_the_page(
         f"{found['mode_kl'][which]:.4f}" for which in ("value", "real_baseline")
     )
     assert "samples of each label" not in shown  # a thousand numbers
-    assert "too many for the linear probe and the scores of few labels" in shown
+    assert "Not measured of this data of more than 200 classes: linear probe, 10 labels" in shown
     assert "No classifier was trained on the samples" in shown
 
     main(["report", str(folder), "--no-projector"])
