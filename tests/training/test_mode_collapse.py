@@ -43,7 +43,7 @@ def test_modes_from_the_data_to_the_page(
     )
     assert "samples of each label" not in shown  # a thousand numbers
     assert "Not measured of this data of more than 200 classes: linear probe, 10 labels" in shown
-    assert "No classifier was trained on the samples" in shown
+    assert "accuracy of a classifier trained on them." in shown
 
     main(["report", str(folder), "--no-projector"])
     page = (folder / "report.html").read_text()
