@@ -55,7 +55,7 @@ class Samples:
         labels: int64 [N], the classes that the images were generated as, or their labels; None if
             there are none.
         order: Rows of `images` in random order, for metrics over random subsets.
-        real: float32 [M, d], reference features of real test images.
+        real_features: float32 [M, d], reference features of real test images.
         test: The labelled test images that a classifier is scored on.
         reference: Computes features, and labels if it is a classifier.
         seed: Seed of random subsets.
@@ -66,26 +66,27 @@ class Samples:
         images: Pixels,
         labels: Labels | None,
         order: NDArray[np.int64],
-        real: Floats,
+        real_features: Floats,
         test: RowBatch,
         reference: Reference,
         seed: int,
     ):
         self.images, self.labels, self.order = images, labels, order
-        self.real, self.test, self.reference, self.seed = real, test, reference, seed
+        self.real_features, self.test = real_features, test
+        self.reference, self.seed = reference, seed
 
     @cached_property
     def features(self) -> Floats:
         """Reference features, float32 [N, d], in random order."""
         features = self.reference.features(self.images[self.order])
-        for kind, checked in {"real": self.real, "generated": features}.items():
+        for kind, checked in {"real": self.real_features, "generated": features}.items():
             check_finite(checked, f"the {kind} image")
         return features
 
     @cached_property
     def manifolds(self) -> dict[str, float]:
         """See `manifold_metrics`."""
-        return manifold_metrics(self.real, self.features)
+        return manifold_metrics(self.real_features, self.features)
 
     @cached_property
     def predicted(self) -> Labels:

@@ -146,11 +146,11 @@ def _has_few_classes(context: MetricContext) -> str | None:
 
 
 def _frechet(samples: Samples) -> float:
-    return frechet_distance(samples.real, samples.features)
+    return frechet_distance(samples.real_features, samples.features)
 
 
 def _kernel(samples: Samples) -> float:
-    return kernel_distance(samples.real, samples.features, samples.seed)
+    return kernel_distance(samples.real_features, samples.features, samples.seed)
 
 
 _PROBED = (_has_labels, _has_few_classes)
