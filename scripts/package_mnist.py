@@ -41,7 +41,8 @@ LICENCE = """\
 The Parquet files in this folder hold the MNIST database of handwritten digits by Yann LeCun,
 Corinna Cortes and Christopher J. C. Burges (http://yann.lecun.com/exdb/mnist), made from NIST's
 Special Databases 1 and 3. The pixels and labels are unchanged; only the file format and the order
-of the rows differ, and `id` gives each row's place in the original order.
+of the rows differ, and `id` gives each row's place in the original order. The original training
+images are the splits train (55,000) and validation (5,000, drawn at random, of every class alike).
 
 They hold the copyright and make it available under the terms of the Creative Commons
 Attribution-Share Alike 3.0 licence (https://creativecommons.org/licenses/by-sa/3.0/), which applies
@@ -76,7 +77,9 @@ def main() -> None:
     raw = args.root / "MNIST" / "raw"
     (args.out / "LICENCE.md").unlink(missing_ok=True)  # no part of a dataset, so in the way
     splits = {"train": raw_images(raw, "train"), "test": raw_images(raw, "t10k")}
-    info = write_splits(splits, str(args.out), METADATA, overwrite=True, level=22)
+    info = write_splits(
+        splits, str(args.out), METADATA, validation_fraction=1 / 12, overwrite=True, level=22
+    )
     (args.out / "LICENCE.md").write_text(LICENCE)
     total = sum(shard.bytes for split in info.splits.values() for shard in split.shards)
     print(f"{args.out}: {total:,} bytes")

@@ -23,7 +23,7 @@ _MAX_LISTED = 40
 
 
 class EvaluateCommand(BaseConfig):
-    """Measure a run's samples and features, beside the same metrics of real images."""
+    """Measure a run's samples and features on the split test, beside those of real images."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")
@@ -38,8 +38,8 @@ class EvaluateCommand(BaseConfig):
     samples: int = Field(
         10_000,
         gt=5,
-        description="Generated images, compared with as many real test images. Modes of stacked "
-        "digits are always counted in 26,000, as in papers.",
+        description="Generated images, compared with as many real ones of the split test. Modes "
+        "of stacked digits are always counted in 26,000, as in papers.",
     )
     images: int | None = Field(
         None, gt=5, description="Training images that probes are fitted to; None is all."
@@ -74,9 +74,15 @@ def command(arguments: Sequence[str]) -> None:
         samples=asked.samples,
         images=asked.images or max(6, dataset.info.splits["train"].rows),
     )
-    evaluator = Evaluator(dataset, config, asked.seed)
+    evaluator = Evaluator(dataset, config, "test", asked.seed)
     device = f"{model.device.type}, {torch.get_num_threads()} threads"
-    console.print(f"{asked.run}, {model.checkpoint}, on {device}", highlight=False, soft_wrap=True)
+    chosen = "last"
+    if asked.checkpoint == "best":
+        held_out = "validation" in dataset.info.splits
+        chosen = f"chosen on {'the split validation' if held_out else 'training images'}"
+    console.print(
+        f"{asked.run}, {model.checkpoint} ({chosen}), on {device}", highlight=False, soft_wrap=True
+    )
     with console.status("") as status:
 
         def tell(step: str) -> None:
@@ -102,7 +108,7 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
             f"{fidelity.count:,} samples, over {fidelity.features}",
             "samples",
             "real images",
-            title="Generation",
+            title=f"Generation, against the split {evaluation.split}",
             title_justify="left",
         )
         for name, metric in fidelity.metrics.items():
@@ -132,7 +138,7 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
             f"Representation, trained on pairs by {evaluation.pairs}{labels}; probes fitted to "
-            f"{evaluation.probe_images:,} training images"
+            f"{evaluation.probe_images:,} training images, scored on the split {evaluation.split}"
         )
         table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")
         scores = list(evaluation.representation.values())

@@ -5,6 +5,8 @@ neither check page checksums, nor address rows by row group, nor find the packag
 path differs from node to node. Imports neither torch nor ray, so that reading processes start fast.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ class SplitInfo(BaseConfig):
 class DatasetInfo(BaseConfig):
     """The content of `dataset.json`."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     name: str
     source: str = Field(description="Where the images are from.")
     licence: str | None
@@ -86,6 +88,17 @@ class DatasetInfo(BaseConfig):
         if height != width or not MIN_SIDE <= height <= MAX_SIDE or channels not in (1, 3):
             raise ValueError(f"{shape} is not a square of {MIN_SIDE} to {MAX_SIDE}, grey or RGB")
         return shape
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images, their order, labels and classes, wherever the files lie."""
+        described = self.model_dump(mode="json", include={"shape", "classes", "row_group"})
+        splits = {
+            name: [(shard.sha256, shard.rows) for shard in split.shards]
+            for name, split in self.splits.items()
+        }
+        text = json.dumps({**described, "splits": splits}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -202,6 +215,22 @@ class Dataset:
                     f"{shard.bytes:,} recorded: {_REPAIR}."
                 )
         return cls(location if location == PACKAGED else absolute_location(location), info)
+
+    def check_same(self, fingerprint: str | None) -> None:
+        """Check that these are the images that a run or a search was started on.
+
+        Args:
+            fingerprint: `DatasetInfo.fingerprint` as it was recorded; None if it was not.
+
+        Raises:
+            UserError: They are others.
+        """
+        if fingerprint not in (None, self.info.fingerprint):
+            raise UserError(
+                f"{self.location} has other images or classes than it was started on (fingerprint "
+                f"{self.info.fingerprint}, not {fingerprint}): give the same data, or take "
+                "another --name."
+            )
 
     def row_groups(self, split: str) -> list[RowRange]:
         """Return all row groups of a split, whole, in order.

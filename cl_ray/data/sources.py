@@ -29,6 +29,8 @@ from cl_ray.data.file_sources import (
 from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
+    MIN_HELD_OUT,
+    VALIDATION_FRACTION,
     ProgressCallback,
     SourceSplits,
     check_output_free,
@@ -52,7 +54,7 @@ class SourceConfig(BaseConfig):
         description="A torchvision dataset (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
         f"(the packaged one), `{STACKED}` (three packaged digits as the channels of an image, 1000 "
         "classes), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. A folder "
-        "of images may have a subfolder per class, and train/ and test/ on top.",
+        "of images may have a subfolder per class, and train/, validation/ and test/ on top.",
     )
     out: str = Field(min_length=1, description="Folder or URI that the dataset is written to.")
     size: int | None = Field(
@@ -67,11 +69,20 @@ class SourceConfig(BaseConfig):
         "keep", description="Convert to grey or rgb; `keep` refuses a mixture of the two."
     )
     root: str = Field("data", description="Folder of torchvision's downloads.")
+    validation_fraction: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Fraction of the training images, of every class alike, to hold out as the "
+        "split validation: checkpoints and settings are chosen by it. None is "
+        f"{VALIDATION_FRACTION:g}, if the source has no such split and at least "
+        f"{MIN_HELD_OUT / VALIDATION_FRACTION:.0f} images.",
+    )
     test_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Fraction of the images, drawn at random, to hold out for testing.",
+        description="The same for the split test, which only `cl-ray evaluate` measures on.",
     )
     count: int | None = Field(
         None,
@@ -81,7 +92,8 @@ class SourceConfig(BaseConfig):
     test_count: int | None = Field(
         None,
         ge=1,
-        description=f"Test images of {STACKED}; by default {STACKED_COUNTS['test']:,}.",
+        description=f"Test images of {STACKED}, and as many validation images; by default "
+        f"{STACKED_COUNTS['test']:,}.",
     )
     image_column: str | None = Field(
         None, description="Parquet column of the images: uint8 pixels or encoded files."
@@ -131,6 +143,7 @@ def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None
             name=os.path.basename(open_filesystem(config.out)[1]),
             licence=config.licence or metadata.licence,
         ),
+        validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
         overwrite=config.overwrite,
@@ -146,7 +159,7 @@ def read_source(config: SourceConfig) -> SourceSplits:
     """
     source = config.source
     convert = partial(to_pixels, size=config.size, color=config.color)
-    requested = {"train": config.count, "test": config.test_count}
+    requested = {split: config.test_count for split in STACKED_COUNTS} | {"train": config.count}
     if source == STACKED:
         counts = {split: requested[split] or count for split, count in STACKED_COUNTS.items()}
         return read_stacked_mnist(counts, config.seed, convert)

@@ -14,27 +14,27 @@ from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, DatasetInfo, RowBatc
 from cl_ray.data.file_sources import Convert
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 
-STACKED_COUNTS = {"train": 60_000, "test": 10_000}
+STACKED_COUNTS = {"train": 60_000, "validation": 10_000, "test": 10_000}
 """Default number of images of each split."""
 STACKED_MODES = 1000
 STACKED_SHAPE = (28, 28, 3)
 
 _SOURCE = "Stacked MNIST (Metz et al., 2017) of the packaged digits"
 """The beginning of `source` in dataset.json; the seed follows."""
-_STREAMS = {"train": 0, "test": 1}
+_STREAMS = {"train": 0, "test": 1, "validation": 2}
 
 
 def sample_triples(split: str, count: int, seed: int) -> NDArray[np.int64]:
     """Sample the digits of each image; a pure function, so that an image's id determines them.
 
     Args:
-        split: `train` or `test`; digits are of the same split of the packaged data.
+        split: `train`, `validation` or `test`; digits are of that split of the packaged data.
         count: Number of images. A larger count only appends images.
         seed: The random seed.
 
     Returns:
-        [count, 3], ids of the packaged digits in red, green and blue of the image of that id, each
-        drawn uniformly with replacement.
+        [count, 3], places in `load_digits(split)` of the digits in red, green and blue of each
+        image, drawn uniformly with replacement.
     """
     digits = Dataset.open(PACKAGED).info.splits[split].rows
     random = np.random.default_rng([seed, _STREAMS[split]])
@@ -47,7 +47,7 @@ def mode_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def load_digits(split: str) -> RowBatch:
-    """Load all packaged digits of a split, labelled, sorted by their ids 0, 1, 2 and so on."""
+    """Load all packaged digits of a split, labelled, sorted by their ids."""
     return Dataset.open(PACKAGED).read(split).sorted_by_id()
 
 
@@ -55,7 +55,7 @@ def read_stacked_mnist(counts: dict[str, int], seed: int, convert: Convert) -> S
     """Stack digits; each image is made lazily.
 
     Args:
-        counts: Number of images of `train` and `test`.
+        counts: Number of images by split.
         seed: Determines the digits, see `sample_triples`.
         convert: Makes pixels of an image.
     """

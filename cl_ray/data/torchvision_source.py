@@ -67,7 +67,7 @@ def read_torchvision(
         whole = parameters["split"].default
         choices = {"train": {"split": whole}, "test": {"split": "test"}}
         if whole == "train":  # "trainval" includes it
-            choices["val"] = {"split": "val"}
+            choices["validation"] = {"split": "val"}
     found = {split: _open(name, kind, root, choice) for split, choice in choices.items()}
     sets = {split: opened for split, opened in found.items() if opened is not None}
     classes = getattr(sets["train"], "classes", None)

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +33,16 @@ from cl_ray.data.dataset import (
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem
 
-SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
 """Names of splits in a source, and their names here."""
+VALIDATION_FRACTION, MIN_HELD_OUT = 0.1, 10
+"""What is held out by default to choose settings and checkpoints by."""
 GROUP_BYTES = 2**20
 """Pixels of a row group."""
 GROUPS_PER_SHARD = 16
@@ -43,6 +52,8 @@ _DISTANCE_SAMPLE = 2048
 _REPORT_INTERVAL = 1000
 """Images between two calls of the progress callback."""
 _SHARD_FILE = re.compile(r"[a-z]+-\d{5}-of-\d{5}\.parquet")
+
+_T = TypeVar("_T")
 
 ProgressCallback = Callable[[str, int, int | None], None]
 """Called with the stage, the images done, and their total (None: unknown)."""
@@ -87,11 +98,13 @@ class _SpooledSplit:
         image: [m, H, W, C] uint8.
         label: [m] int64, or empty.
         rows: [n] indices into the m images.
+        id: [n] int64, each row's place in the source's order.
     """
 
     image: NDArray[np.uint8]
     label: NDArray[np.int64]
     rows: NDArray[np.intp]
+    id: NDArray[np.int64]
 
 
 def write_splits(
@@ -99,6 +112,7 @@ def write_splits(
     out: str,
     metadata: DatasetMetadata,
     *,
+    validation_fraction: float | None = 0.0,
     test_fraction: float = 0.0,
     seed: int = 0,
     overwrite: bool = False,
@@ -111,12 +125,14 @@ def write_splits(
     that an incomplete folder is never taken for a dataset.
 
     Args:
-        splits: The images of `train`, and of `test` and `val` if there are such; all of one shape,
-            all or none labelled.
+        splits: The images of `train`, and of `validation` and `test` if there are such; all of one
+            shape, all or none labelled.
         out: A folder or the URI of one.
         metadata: The rest of `dataset.json`.
-        test_fraction: Fraction of `train`, in [0, 1), drawn at random, that becomes the split
-            `test`.
+        validation_fraction: Fraction of `train`, in [0, 1), that becomes the split `validation`:
+            drawn at random, of every class alike. None is VALIDATION_FRACTION, unless there is
+            such a split or less than MIN_HELD_OUT images would be in it.
+        test_fraction: The same for the split `test`.
         seed: Determines the order of the rows, those held out and the sample for the distances.
         overwrite: Replace the dataset that is at `out`.
         level: Of zstd compression, 1 to 22.
@@ -126,8 +142,14 @@ def write_splits(
         UserError: `out` exists or cannot be written, or the images do not fit together.
     """
     check_output_free(out, overwrite)
-    if test_fraction and "test" in splits:
-        raise UserError("The source has a test split of its own: leave --test-fraction out.")
+    fractions = {"test": test_fraction, "validation": validation_fraction}
+    if "validation" in splits and validation_fraction is None:
+        fractions["validation"] = 0.0
+    for split, fraction in fractions.items():
+        if fraction and split in splits:
+            raise UserError(
+                f"The source has a {split} split of its own: leave --{split}-fraction out."
+            )
     filesystem, path = open_filesystem(out)
     local = isinstance(filesystem, pafs.LocalFileSystem)
     parent, name = os.path.split(path)
@@ -139,8 +161,7 @@ def write_splits(
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
             parts = _spool(splits, work, metadata.classes, report)
             random = np.random.default_rng(seed)
-            if test_fraction:
-                parts |= _hold_out(parts["train"], test_fraction, random)
+            parts |= _hold_out(parts["train"], fractions, random)
             if local:
                 folder = os.path.join(work, "new")
             else:
@@ -162,7 +183,7 @@ def write_splits(
                         ),
                         distances=_distances(part, random),
                     )
-                    for split, part in parts.items()
+                    for split, part in _in_order(parts).items()
                 },
             )
             with filesystem.open_output_stream(f"{folder}/{INFO_FILE}") as stream:
@@ -213,7 +234,7 @@ def _spool(
     """Copy all images to flat files in the folder `work`; check that they fit together."""
     first: RawImage | None = None
     parts = {}
-    for split in sorted(splits, key=list(SPLIT_NAMES).index):
+    for split in _in_order(splits):
         labels, indices = array("q"), array("q")
         file = os.path.join(work, f"{split}.raw")
         with open(file, "wb") as stream:
@@ -233,8 +254,14 @@ def _spool(
             np.memmap(file, np.uint8, "r", shape=(len(indices), *first.image.shape)),
             np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64),
             np.argsort(np.frombuffer(indices, np.int64), kind="stable"),
+            np.arange(len(indices)),
         )
     return parts
+
+
+def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
+    """Return the splits as they are written: train, validation, test."""
+    return {split: splits[split] for split in sorted(splits, key=list(SPLIT_NAMES).index)}
 
 
 def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> None:
@@ -273,20 +300,39 @@ def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> N
 
 
 def _hold_out(
-    train: _SpooledSplit, fraction: float, random: np.random.Generator
+    train: _SpooledSplit, fractions: Mapping[str, float | None], random: np.random.Generator
 ) -> dict[str, _SpooledSplit]:
-    """Divide the source's `train` into the splits `train` and `test`."""
+    """Divide the source's `train` into what stays of it and the splits that are held out."""
     count = len(train.rows)
-    tests = round(count * fraction)
-    if not 0 < tests < count:
-        raise UserError(
-            f"--test-fraction {fraction} of {count} images leaves one split empty: choose another."
-        )
-    held_out = np.isin(np.arange(count), random.choice(count, tests, replace=False))
+    sizes = {split: round(count * part) for split, part in fractions.items() if part}
+    for split, size in sizes.items():
+        if size == 0 or sum(sizes.values()) >= count:
+            raise UserError(
+                f"--{split}-fraction {fractions[split]:g} of {count} images leaves a split empty: "
+                "choose another."
+            )
+    default = round(count * VALIDATION_FRACTION)
+    if None in fractions.values() and default >= MIN_HELD_OUT:
+        sizes["validation"] = default
+    parts, left = {}, np.arange(count)
+    for split, size in sizes.items():
+        held_out = np.zeros(len(left), bool)
+        labels = train.label[train.rows[left]] if train.label.size else np.zeros(len(left))
+        held_out[_stratified_sample(labels, size, random)] = True
+        parts[split], left = left[held_out], left[~held_out]
     return {
-        "train": replace(train, rows=train.rows[~held_out]),
-        "test": replace(train, rows=train.rows[held_out]),
+        split: replace(train, rows=train.rows[rows], id=train.id[rows])
+        for split, rows in {"train": left, **parts}.items()
     }
+
+
+def _stratified_sample(
+    labels: NDArray[Any], count: int, random: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw `count` indices of labels [n], of every class its fraction up to one."""
+    shuffled = random.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return by_class[((np.arange(count) + random.random()) * len(labels) / count).astype(np.intp)]
 
 
 def _write_shards(
@@ -319,11 +365,13 @@ def _write_shards(
     return shards
 
 
-def _parquet(split: _SpooledSplit, ids: NDArray[np.intp], row_group: int, level: int) -> memoryview:
+def _parquet(
+    split: _SpooledSplit, order: NDArray[np.intp], row_group: int, level: int
+) -> memoryview:
     """Return one Parquet file, of about GROUPS_PER_SHARD × GROUP_BYTES of pixels."""
-    rows = split.rows[ids]
+    rows = split.rows[order]
     image = pa.FixedShapeTensorArray.from_numpy_ndarray(split.image[rows])
-    columns = {"id": pa.array(ids, pa.int64()), "image": image}
+    columns = {"id": pa.array(split.id[order], pa.int64()), "image": image}
     if split.label.size:
         columns["label"] = pa.array(split.label[rows], pa.int64())
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]

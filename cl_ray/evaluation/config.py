@@ -22,6 +22,9 @@ class EvaluationConfig(BaseConfig):
         "for the packaged digits, `stacked-mnist` for such data, else none.",
     )
     samples: int = Field(
-        10_000, gt=5, description="Generated images, compared with as many real test images."
+        10_000,
+        gt=5,
+        description="Generated images, compared with as many real images of the split validation, "
+        "or with all of them.",
     )
     images: int = Field(10_000, gt=5, description="Training images that probes are fitted to.")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Reconstruction:
     """Mean squared error of G(x), pixels in [0, 1].
 
     Args:
-        error: Of the test images.
+        error: Of the held-out images.
         mean_image: Of the mean training image in the place of every reconstruction.
     """
 
@@ -111,13 +111,14 @@ class Evaluation:
         checkpoint: Its name.
         step: Training steps taken.
         data: Name of the dataset.
+        split: Its split that was measured on; `train` for training images, without a better one.
         pairs: `pairs.mode` of the run; representations of the mode `labels` are supervised.
         supervision: Labels that the training saw, in words; empty for none.
         probe_images: Training images that probes were fitted to: fewer give lower scores.
         fidelity: Of the samples; None without a reference.
         modes: Of the samples of stacked digits; else None.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
-        reconstruction: Of the test images.
+        reconstruction: Of the split's images.
         notes: A sentence for each thing that was not measured, or measured differently.
         seconds: Time taken.
     """
@@ -125,6 +126,7 @@ class Evaluation:
     checkpoint: str
     step: int
     data: str
+    split: str
     pairs: str
     supervision: str
     probe_images: int
@@ -173,18 +175,18 @@ def summary_line(evaluation: Evaluation) -> str:
         ]
         parts.append(f"{' and '.join(shown)} of {evaluation.probe_images:,} training images")
     parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
-    return ", ".join(parts)
+    return f"{', '.join(parts)} (split {evaluation.split})"
 
 
 class FidelityEvaluator:
-    """Measures generated images against real test images, beside the real-data baseline.
+    """Measures generated images against held-out real ones, beside the real-data baseline.
 
     Real features and baselines are computed once, so a second call takes half the time.
 
     Args:
         reference: Computes the features that are compared.
         train: Training images, for the baselines.
-        test: Test images.
+        held_out: Real images that the networks were not trained on.
         count: Images of each set, drawn at random; None is as many as the smaller of the two has.
         seed: Seed of all random draws.
 
@@ -196,25 +198,25 @@ class FidelityEvaluator:
         self,
         reference: Reference,
         train: RowBatch,
-        test: RowBatch,
+        held_out: RowBatch,
         count: int | None = None,
         seed: int = 0,
     ):
-        available = min(len(train.image), len(test.image))
+        available = min(len(train.image), len(held_out.image))
         self.reference, self.seed = reference, seed
-        self.train, self.test = train, test
+        self.train, self.held_out = train, held_out
         self.count = available if count is None else count
         if not MANIFOLD_NEIGHBOURS < self.count <= available:
             raise UserError(
                 f"{self.count} images of each kind cannot be compared: there are "
-                f"{len(train.image)} training and {len(test.image)} test images, and it takes more "
-                f"than {MANIFOLD_NEIGHBOURS}."
+                f"{len(train.image)} training and {len(held_out.image)} held-out images, and it "
+                f"takes more than {MANIFOLD_NEIGHBOURS}."
             )
-        self.real = reference.features(test.image[self._order(len(test.image))])
+        self.real = reference.features(held_out.image[self._order(len(held_out.image))])
         train = _rows(train, self._order(len(train.image)))
         self._baseline_samples = {
-            "train": self._samples(train.image, train.label, np.arange(self.count)),
-            "test": self._samples(test.image, test.label, np.arange(len(test.image))),
+            name: self._samples(rows.image, rows.label, np.arange(len(rows.image)))
+            for name, rows in {"train": train, "held_out": held_out}.items()
         }
         self._baselines: dict[str, float] = {}
 
@@ -259,7 +261,7 @@ class FidelityEvaluator:
         return np.random.default_rng(self.seed).permutation(count)[: self.count]
 
     def _samples(self, images: Pixels, labels: Labels | None, order: NDArray[np.int64]) -> Samples:
-        return Samples(images, labels, order, self.real, self.test, self.reference, self.seed)
+        return Samples(images, labels, order, self.real, self.held_out, self.reference, self.seed)
 
 
 class ModeEvaluator:
@@ -271,12 +273,13 @@ class ModeEvaluator:
 
     Args:
         reference: Reads the samples, and the real digits for the baseline.
+        split: Split of the packaged digits that the baseline is of.
         seed: Seed of the draw of real triples.
     """
 
-    def __init__(self, reference: StackedReference, seed: int = 0):
-        self.reference, self.seed = reference, seed
-        real = load_digits("test").image
+    def __init__(self, reference: StackedReference, split: str = "test", seed: int = 0):
+        self.reference, self.split, self.seed = reference, split, seed
+        real = load_digits(split).image
         self._digits = reference.digits.labels(reference.digits.features(real))
 
     def measure(self, samples: Pixels) -> ModeCoverage:
@@ -288,7 +291,7 @@ class ModeEvaluator:
         Raises:
             UserError: They are of another shape or not uint8.
         """
-        triples = sample_triples("test", len(samples), self.seed)
+        triples = sample_triples(self.split, len(samples), self.seed)
         found, real = (
             np.bincount(labels, minlength=STACKED_MODES)
             for labels in (self.labels(samples), mode_labels(self._digits[triples]))
@@ -329,16 +332,29 @@ class Evaluator:
     """Evaluates models on one dataset. What depends on the data only is computed once.
 
     Args:
-        dataset: Its split `test` is measured on; without one, part of the training images.
+        dataset: The data.
         config: Reference, and numbers of images.
+        split: The split that is measured on: `validation` for everything that chooses, `test` to
+            report. Where there is none, `test` is replaced by `validation`, and that by part of
+            the training images, which a note says.
         seed: Seed of all random draws.
 
     Raises:
         UserError: The reference does not exist or does not take such images.
     """
 
-    def __init__(self, dataset: Dataset, config: EvaluationConfig, seed: int = 0):
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: EvaluationConfig,
+        split: Literal["validation", "test"] = "validation",
+        seed: int = 0,
+    ):
         self.dataset, self.config, self.seed = dataset, config, seed
+        wanted = (
+            ("validation", "train") if split == "validation" else ("test", "validation", "train")
+        )
+        self.split = next(name for name in wanted if name in dataset.info.splits)
         self.notes: list[str] = []
         name = resolve_reference(dataset, config.reference)
         self.reference = load_features(name) if name else None
@@ -354,8 +370,12 @@ class Evaluator:
                 f"{list(self.reference.shape or ())}, {dataset.info.name} has "
                 f"{list(dataset.info.shape)}: give another reference."
             )
-        if "test" not in dataset.info.splits:
-            self.notes.append("There is no split test: measured on training images.")
+        if self.split != split:
+            instead = "training images" if self.split == "train" else f"the split {self.split}"
+            self.notes.append(
+                f"The data has no split {split}: measured on {instead}. `cl-ray data` holds images "
+                f"out with --{split}-fraction."
+            )
         if not dataset.info.labelled:
             self.notes.append("The images have no labels, so the representation was not measured.")
         self._fidelity: FidelityEvaluator | None = None
@@ -379,22 +399,24 @@ class Evaluator:
         start = time.perf_counter()
         model.check_classes(self.dataset)
         tell("images")
-        train, test = self.images()
+        train, held_out = self.images()
         context = MetricContext.of(self.dataset, self.config, model.config.condition)
         with _limited_threads():
             fidelity = self._measure_fidelity(model, context, thorough, tell)
             modes = self._measure_modes(model, thorough, tell)
             representation, missing = self._probe(model, context, thorough, tell)
         tell("reconstruction")
-        copies = model.reconstruct(test.image, test.label if model.classes else None)
-        mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), test.image.shape)
+        real = held_out.image
+        copies = model.reconstruct(real, held_out.label if model.classes else None)
+        mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), real.shape)
         reconstruction = Reconstruction(
-            RECONSTRUCTION.compute((copies, test.image)), RECONSTRUCTION.compute((mean, test.image))
+            RECONSTRUCTION.compute((copies, real)), RECONSTRUCTION.compute((mean, real))
         )
         return Evaluation(
             checkpoint=model.checkpoint,
             step=model.step,
             data=self.dataset.info.name,
+            split=self.split,
             pairs=model.config.pairs.mode,
             supervision=model.config.supervision,
             probe_images=len(train.image),
@@ -407,17 +429,17 @@ class Evaluator:
         )
 
     def images(self) -> tuple[RowBatch, RowBatch]:
-        """Return the training images that probes are fitted to, and the test images."""
+        """Return the training images that probes are fitted to, and those measured on."""
         if self._images is None:
             sizes = self.config.images, self.config.samples
-            if "test" in self.dataset.info.splits:
+            if self.split != "train":
                 train = sample_rows(self.dataset, "train", sizes[0], self.seed)
-                test = sample_rows(self.dataset, "test", sizes[1], self.seed)
+                held_out = sample_rows(self.dataset, self.split, sizes[1], self.seed)
             else:  # disjoint
                 rows = sample_rows(self.dataset, "train", sum(sizes), self.seed)
                 cut = max(len(rows.id) - sizes[1], len(rows.id) // 2)
-                train, test = _rows(rows, slice(0, cut)), _rows(rows, slice(cut, None))
-            self._images = train, test
+                train, held_out = _rows(rows, slice(0, cut)), _rows(rows, slice(cut, None))
+            self._images = train, held_out
         return self._images
 
     def _measure_fidelity(
@@ -427,14 +449,15 @@ class Evaluator:
             return None
         if self._fidelity is None:
             tell("real images")
-            train, test = self.images()
-            count = min(self.config.samples, len(train.image), len(test.image))
+            train, held_out = self.images()
+            count = min(self.config.samples, len(train.image), len(held_out.image))
             if count <= MANIFOLD_NEIGHBOURS:
                 raise UserError(
                     f"{self.dataset.location} has too few images to be evaluated on: it takes "
-                    f"more than {MANIFOLD_NEIGHBOURS} training and test images."
+                    f"more than {MANIFOLD_NEIGHBOURS} images of each of the splits train and "
+                    f"{self.split}."
                 )
-            self._fidelity = FidelityEvaluator(self.reference, train, test, count, self.seed)
+            self._fidelity = FidelityEvaluator(self.reference, train, held_out, count, self.seed)
         tell("samples")
         images, labels = self._generate(model, self._fidelity.count)
         tell("distances")
@@ -459,15 +482,15 @@ class Evaluator:
         if not isinstance(self.reference, StackedReference):
             return None
         tell("modes")
-        self._modes = self._modes or ModeEvaluator(self.reference, self.seed)
+        self._modes = self._modes or ModeEvaluator(self.reference, self.split, self.seed)
         count = MODE_SAMPLES if thorough else self.config.samples
         return self._modes.measure(self._generate(model, count)[0])
 
     def _probe(
         self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
     ) -> tuple[dict[str, dict[str, ProbeScore]], list[str]]:
-        train, test = self.images()
-        if train.label is None or test.label is None:
+        train, held_out = self.images()
+        if train.label is None or held_out.label is None:
             return {}, []
         features: dict[str, Callable[[Pixels], Floats]] = {"discriminator": model.embed}
         if thorough:
@@ -481,7 +504,11 @@ class Evaluator:
         for owner, compute in features.items():
             tell(f"representation: {owner}")
             data = ProbeData(
-                compute(train.image), train.label, compute(test.image), test.label, self.seed
+                compute(train.image),
+                train.label,
+                compute(held_out.image),
+                held_out.label,
+                self.seed,
             )
             found[owner], notes = evaluate_representation(data, metrics)
         return found, notes  # which depend on the labels only

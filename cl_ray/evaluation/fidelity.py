@@ -55,8 +55,8 @@ class Samples:
         labels: int64 [N], the classes that the images were generated as, or their labels; None if
             there are none.
         order: Rows of `images` in random order, for metrics over random subsets.
-        real_features: float32 [M, d], reference features of real test images.
-        test: The labelled test images that a classifier is scored on.
+        real_features: float32 [M, d], reference features of held-out real images.
+        held_out: Held-out real images, on whose labels a classifier is scored.
         reference: Computes features, and labels if it is a classifier.
         seed: Seed of random subsets.
     """
@@ -67,12 +67,12 @@ class Samples:
         labels: Labels | None,
         order: NDArray[np.int64],
         real_features: Floats,
-        test: RowBatch,
+        held_out: RowBatch,
         reference: Reference,
         seed: int,
     ):
         self.images, self.labels, self.order = images, labels, order
-        self.real_features, self.test = real_features, test
+        self.real_features, self.held_out = real_features, held_out
         self.reference, self.seed = reference, seed
 
     @cached_property
@@ -233,7 +233,7 @@ def classification_accuracy_score(
     The samples' labels are the classes that they were generated as, or else the reference's.
 
     Args:
-        samples: Generated images, and the labelled test images.
+        samples: Generated images, and labelled held-out images.
         config: How the classifier is built and trained; the default takes twenty seconds of one
             core for 10,000 digits.
 
@@ -244,8 +244,8 @@ def classification_accuracy_score(
     labels = samples.predicted if samples.labels is None else samples.labels
     config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=_NO_VIEWS)
     network = train_classifier(samples.images, labels, samples.reference.classes, config)
-    predicted = classifier_outputs(network, samples.test.image).argmax(1)
-    return float((predicted == samples.test.label).mean())
+    predicted = classifier_outputs(network, samples.held_out.image).argmax(1)
+    return float((predicted == samples.held_out.label).mean())
 
 
 def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> float:

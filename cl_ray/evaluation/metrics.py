@@ -83,7 +83,7 @@ class Metric(Generic[Input, Value]):
         thorough: Whether it takes so long that only `cl-ray evaluate` computes it.
         relative: Whether NAME_over_baseline is a metric, too: this one over its baseline.
         baseline: Real images that take the samples' place for its real-data baseline: as many
-            training images, or the test images where a baseline must be of unseen ones.
+            training images, or the held-out images where a baseline must be of unseen ones.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Metric(Generic[Input, Value]):
     larger_is_better: bool = True
     thorough: bool = False
     relative: bool = False
-    baseline: Literal["train", "test"] = "train"
+    baseline: Literal["train", "held_out"] = "train"
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +179,7 @@ _OF_SAMPLES: tuple[Metric[Samples, float], ...] = (
         "samples of the requested class",
         class_accuracy,
         (_is_conditional, _knows_classes),
-        baseline="test",
+        baseline="held_out",
     ),
     Metric(
         "classification_accuracy",

@@ -136,14 +136,3 @@ def evaluation_charts(epochs: list[dict[str, Any]]) -> list[Chart]:
             }
             charts.append(line_chart(title, found, fraction=FRACTIONS.issuperset(names.values())))
     return charts
-
-
-def is_evaluated_on_fewer(config: Config | None, evaluation: dict[str, Any] | None) -> bool:
-    """Return whether evaluations while training used fewer images than evaluation.json."""
-    if config is None or evaluation is None:
-        return False
-    fidelity = evaluation.get("fidelity") or {}
-    own = config.evaluation
-    return own.images < (evaluation.get("probe_images") or 0) or own.samples < (
-        fidelity.get("count") or 0
-    )

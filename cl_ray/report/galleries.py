@@ -22,7 +22,7 @@ _SAMPLES_PER_GRID = 32
 _STEPS, _INTERPOLATIONS = 10, 4
 _SHOWN, _NEAREST = 8, 5
 _COMPARED = 400
-"""Samples, and test images, whose nearest training image is searched."""
+"""Samples, and held-out images, whose nearest training image is searched."""
 _BANK_BYTES = 100_000_000
 """Training images that are searched, at most: all 60,000 digits, or 8,000 of 64 x 64 in colour."""
 _BLOCK = 2000
@@ -116,10 +116,10 @@ class Neighbours:
 
     Args:
         rows: A sample, with the distance as its label, and the images nearest to it.
-        chart: The distribution of distances, of samples and of real test images.
+        chart: The distribution of distances, of samples and of held-out real images.
         median: Median distance of a sample to its nearest training image.
-        baseline: The same of real test images; None where there are none.
-        nearer: Fraction of samples that are nearer than all but 1 % of the test images.
+        baseline: The same of held-out real images; None where there are none.
+        nearer: Fraction of samples that are nearer than all but 1 % of the held-out images.
         count: Number of samples.
         bank: Number of training images that were searched.
         is_whole: Whether those are all training images.
@@ -136,9 +136,9 @@ class Neighbours:
 
 
 def nearest_training_images(
-    run: TrainedModel, dataset: Dataset, test: RowBatch | None
+    run: TrainedModel, dataset: Dataset, held_out: RowBatch | None
 ) -> Neighbours:
-    """Find the nearest training images of samples, and compare with those of test images."""
+    """Find the nearest training images of samples, and compare with those of held-out images."""
     most = _BANK_BYTES // int(np.prod(dataset.info.shape))
     train = sample_rows(dataset, "train", most, SEED)
     samples = run.generate(_COMPARED, SEED)
@@ -156,9 +156,9 @@ def nearest_training_images(
     ]
     groups = {"samples": ("fake", nearest)}
     baseline = nearer = None
-    if test is not None:
-        real = nearest_pixels(train.image, test.image[:_COMPARED], 1)[1][:, 0]
-        groups["real test images"] = ("real", real)
+    if held_out is not None:
+        real = nearest_pixels(train.image, held_out.image[:_COMPARED], 1)[1][:, 0]
+        groups["held-out real images"] = ("real", real)
         baseline = float(np.median(real))
         nearer = float((nearest < np.quantile(real, 0.01)).mean())
     return Neighbours(

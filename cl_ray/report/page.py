@@ -14,18 +14,18 @@ from plotly.offline import get_plotlyjs
 from cl_ray.config import Config, differences, preset
 from cl_ray.data.dataset import Dataset, sample_rows
 from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.report import galleries
 from cl_ray.report.charts import PALETTE
 from cl_ray.report.curves import (
     evaluation_charts,
-    is_evaluated_on_fewer,
     loss_balance,
     training_charts,
 )
 from cl_ray.report.embedding import MAX_IMAGES, EmbeddingPlot, plot_embedding, write_projector
 from cl_ray.report.images import epoch_strip, pair_grids, saved_epochs
-from cl_ray.report.records import read_curves, read_epochs, read_record
+from cl_ray.report.records import read_curves, read_record
 from cl_ray.report.summary import (
     fidelity_rows,
     headline,
@@ -104,7 +104,8 @@ def write_run_report(
             ) from error
     summary = read_record(folder, "summary.json")
     evaluation = read_record(folder, "evaluation.json") or {}
-    epochs = read_epochs(folder)
+    note = partial(missing.__setitem__, "metrics")
+    epochs = _try(missing, "metrics", lambda: read_epochs(folder, note)) or []
     curves = read_curves(folder, epochs)
     epoch_ends = [int(line["step"]) for line in epochs]
     parts = {name: evaluation.get(name) or {} for name in ("fidelity", "modes", "representation")}
@@ -128,7 +129,6 @@ def write_run_report(
         "curves": training_charts(curves, epoch_ends),
         "balance": loss_balance(curves, epoch_ends, config),
         "progress": evaluation_charts(epochs),
-        "fewer": is_evaluated_on_fewer(config, evaluation),
         "fidelity": parts["fidelity"],
         "fidelity_rows": fidelity_rows(parts["fidelity"]),
         "modes": parts["modes"],
@@ -206,14 +206,14 @@ def _show_networks(
     shown["noise_interpolation"] = galleries.noise_interpolation(run)
     if dataset is None:
         return shown
-    split = "test" if "test" in dataset.info.splits else "train"
+    split = next(s for s in ("test", "validation", "train") if s in dataset.info.splits)
     rows = _try(missing, "data", lambda: sample_rows(dataset, split, MAX_IMAGES, galleries.SEED))
     if rows is None:
         return shown
     shown["image_interpolation"] = galleries.image_interpolation(run, rows)
-    test = rows if split == "test" else None
+    held_out = rows if split != "train" else None
     shown["neighbours"] = _try(
-        missing, "data", lambda: galleries.nearest_training_images(run, dataset, test)
+        missing, "data", lambda: galleries.nearest_training_images(run, dataset, held_out)
     )
     shown["embedding"] = plot_embedding(run, dataset, rows, split)
     if shown["embedding"] is None:

@@ -75,7 +75,7 @@ def headline_stats(
     for name in ("knn_1", "linear_probe"):
         score = scores.get(name) or {}
         if score.get("accuracy") is not None:
-            what = "accuracy on test images, of D’s representation"
+            what = f"accuracy on the split {measured.get('split', 'test')}, of D’s representation"
             stats.append(Stat(metric_title(name), format_percent(score["accuracy"]), what))
     reconstruction = measured.get("reconstruction") or {}
     if reconstruction.get("error") is not None:
@@ -177,7 +177,7 @@ _DISPLAYS = {
     "label_entropy": _Display("of the labels that the reference predicts"),
     "label_balance": _Display("1 : 1 is even", _one_to, 1),
     "class_accuracy": _Display("samples for which the reference predicts it", format_percent, 1),
-    "classification_accuracy": _Display("on real test images", format_percent, 1),
+    "classification_accuracy": _Display("on held-out real images", format_percent, 1),
     "modes": _Display("", "{:.0f}".format),
     "mode_kl": _Display(relative=True),
 }

@@ -42,7 +42,13 @@ from cl_ray.tuning.callbacks import (
     trial_number,
 )
 from cl_ray.tuning.search import Search
-from cl_ray.tuning.study import TrialResult, ask_point, trial_results, unfinished_trials
+from cl_ray.tuning.study import (
+    TrialResult,
+    ask_point,
+    missing_trials,
+    trial_results,
+    unfinished_trials,
+)
 from cl_ray.tuning.trial import DistributedTrial, LocalTrial, TrialContext
 
 _MAX_ATTEMPTS = 2
@@ -93,8 +99,8 @@ def allocate_trials(search: Search, local: bool) -> TrialResources:
         fits = max_capacity(on_node, live_nodes(), None if local else find_autoscaler())
         unknown = math.isinf(fits)
         fits = sum(map(on_node, live_nodes())) if unknown else fits
-        concurrent = max(1, min(int(fits) // workers, search.num_trials))
-        may_grow = unknown and concurrent < search.num_trials
+        concurrent = max(1, min(int(fits) // workers, search.options.trials))
+        may_grow = unknown and concurrent < search.options.trials
     return TrialResources(concurrent, workers, _plan_trials(search, concurrent, local), may_grow)
 
 
@@ -209,15 +215,14 @@ def run_trials(
     recorder: StudyCallback,
     interrupt: InterruptCallback,
 ) -> None:
-    """Run trials until the study has all of them, unfinished ones first.
+    """Run trials until so many have ended as the search has: unfinished, enqueued, new ones.
 
     Raises:
         Interrupted: Ctrl-C was pressed; what the trials did is saved.
     """
-    unfinished, results = unfinished_trials(study), trial_results(study)
-    count = len(unfinished) + max(0, search.num_trials - len(results))
-    if not count:
-        return
+    results = trial_results(study)
+    count = missing_trials(results, search.options.trials)
+    unfinished = unfinished_trials(study)[:count]
     pbt = search.options.scheduler == "pbt"
     searcher: dict[str, Any] = {}
     param_space: dict[str, Any] = {}
@@ -236,9 +241,7 @@ def run_trials(
         param_space=param_space,
         tune_config=tune.TuneConfig(
             **searcher,
-            scheduler=build_scheduler(
-                search, [result for result in results if result.number not in unfinished]
-            ),
+            scheduler=build_scheduler(search, [r for r in results if r.has_ended]),
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"{search.name}-{trial_number(trial):04d}",
@@ -290,7 +293,7 @@ def _build_trainable(
     else:
         config = search.trial_config
         partition = Partition(search.dataset, config)
-        evaluator = Evaluator(search.dataset, config.evaluation, config.seed)
+        evaluator = Evaluator(search.dataset, config.evaluation, seed=config.seed)
         evaluator.images()
         rows = None
         if partition.resident:

@@ -16,7 +16,7 @@ from helpers.datasets import labels_of
 from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray.data import dataset as dataset_module
-from cl_ray.data.dataset import Dataset, RowRange, SplitInfo, sample_rows
+from cl_ray.data.dataset import Dataset, RowBatch, RowRange, SplitInfo, sample_rows
 from cl_ray.data.writer import write_splits
 from cl_ray.errors import UserError
 
@@ -32,12 +32,19 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
 
 def test_packaged_digits_are_mnist() -> None:
     data = Dataset.open("mnist")
-    train, test = data.read("train"), data.read("test")
+    kept, held_out, test = (data.read(split) for split in ("train", "validation", "test"))
+    train = RowBatch(
+        np.concatenate([kept.id, held_out.id]),
+        np.concatenate([kept.image, held_out.image]),
+        np.concatenate([labels_of(kept), labels_of(held_out)]),
+    )
+    assert kept.image.shape == (55000, 28, 28, 1)
     assert train.image.shape == (60000, 28, 28, 1)
     assert test.image.shape == (10000, 28, 28, 1)
     # The published counts, first digits, mean and standard deviation.
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(labels_of(train)).tolist() == counts
+    assert np.abs(np.bincount(labels_of(held_out)) - np.divide(counts, 12)).max() <= 1
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(labels_of(test)).tolist() == counts
     assert labels_of(train)[np.argsort(train.id)][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]

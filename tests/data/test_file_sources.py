@@ -58,9 +58,9 @@ def test_folder_with_splits(tmp_path: Path, write_source: WriteSource) -> None:
         save(tmp_path / "in" / f"{name}.png", image)
     info, rows = write_source(tmp_path / "in")
     assert {split: part.rows for split, part in info.splits.items()} == {
-        "train": 3, "test": 1, "val": 2,
+        "train": 3, "validation": 2, "test": 1,
     }  # fmt: skip
-    assert list(info.splits) == ["train", "test", "val"]
+    assert list(info.splits) == ["train", "validation", "test"]
     assert np.array_equal(rows.image, stored[:3])
     assert labels_of(rows).tolist() == [0, 1, 1]
     test = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), "test")
@@ -278,7 +278,10 @@ def test_parquet_splits(
     parquet(folder, {"image": image[5:8]}, "train-00001-of-00002-abc.parquet")
     parquet(folder, {"image": image[8:]}, "validation-00000-of-00001.parquet")
     info, rows = write_source(tmp_path / "in")
-    assert {split: part.rows for split, part in info.splits.items()} == {"train": 8, "val": 4}
+    assert {split: part.rows for split, part in info.splits.items()} == {
+        "train": 8,
+        "validation": 4,
+    }
     assert np.array_equal(rows.image[..., 0], GREY[:8])
     parquet(folder, {"image": image}, "more.parquet")
     assert "data/more.parquet names none" in refused(tmp_path / "in")

@@ -34,14 +34,15 @@ def test_channels_are_packaged_digits_and_labels_and_ids_say_which(
     assert (len(info.classes), info.classes[7], info.classes[-1]) == (1000, "007", "999")
     assert info.licence == "CC BY-SA 3.0"
     assert is_stacked_mnist(info)
-    for split, count in (("train", 300), ("test", 120)):
+    for split, count in (("train", 300), ("validation", 120), ("test", 120)):
         known = packaged(split)
+        ids = sorted(number for number, _ in known.values())
         rows = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), split)
         assert len(rows.id) == count
         chosen = sample_triples(split, count, seed=5)
         for number, image, label in zip(rows.id, rows.image, labels_of(rows), strict=True):
             stacked = [known[image[..., channel].tobytes()] for channel in range(3)]
-            assert [digit for digit, _ in stacked] == chosen[number].tolist()
+            assert [digit for digit, _ in stacked] == [ids[place] for place in chosen[number]]
             assert int("".join(str(digit) for _, digit in stacked)) == label
         assert len(set(labels_of(rows).tolist())) > count / 2  # no digit goes with another one
 

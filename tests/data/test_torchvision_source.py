@@ -48,7 +48,10 @@ def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: Wr
     ):
         save(tmp_path / "root" / "imagenette2" / name / "1.jpeg", images[number], quality=95)
     info, rows = write_source("Imagenette", root=str(tmp_path / "root"), size=32)
-    assert {split: part.rows for split, part in info.splits.items()} == {"train": 2, "val": 2}
+    assert {split: part.rows for split, part in info.splits.items()} == {
+        "train": 2,
+        "validation": 2,
+    }
     assert info.classes == ["tench, Tinca tinca", "cassette player"]
     assert info.shape == (32, 32, 3)
     assert labels_of(rows).tolist() == [0, 1]

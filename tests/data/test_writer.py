@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -27,29 +28,46 @@ def test_seed_decides_the_order_and_the_bytes(tmp_path: Path) -> None:
     assert orders[0] != sorted(orders[0]) != orders[2] != orders[0]
 
 
-def test_held_out_images_are_a_random_share_of_train(tmp_path: Path) -> None:
-    pixels = images(40)
-    write_splits(
-        {"train": raw_images(pixels, True)}, str(tmp_path / "set"), METADATA, test_fraction=0.25
+@pytest.mark.parametrize(
+    ("fractions", "counts"),
+    [
+        ({"test_fraction": 0.25}, {"train": 90, "test": 30}),
+        ({"validation_fraction": None}, {"train": 108, "validation": 12}),
+        (
+            {"validation_fraction": 0.1, "test_fraction": 0.25},
+            {"train": 78, "validation": 12, "test": 30},
+        ),
+    ],
+)
+def test_held_out_images_are_random_ones_of_every_class(
+    tmp_path: Path, fractions: dict[str, Any], counts: dict[str, int]
+) -> None:
+    pixels = images(120)
+    out = str(tmp_path / "set")
+    write_splits({"train": raw_images(pixels, True)}, out, METADATA, **fractions)
+    data = Dataset.open(out)
+    assert {split: part.rows for split, part in data.info.splits.items()} == counts
+    found = {split: data.read(split) for split in counts}
+    everything = np.concatenate([rows.id for rows in found.values()])
+    assert sorted(everything) == list(range(120))
+    for split, rows in found.items():
+        assert np.array_equal(rows.image, pixels[rows.id])
+        assert labels_of(rows).tolist() == [number % 3 for number in rows.id]
+        assert np.bincount(labels_of(rows)).tolist() == [counts[split] // 3] * 3
+        gaps = np.diff(np.sort(rows.id))
+        assert split == "train" or len({*gaps.tolist()}) > 1  # neither the tail nor every tenth
+
+
+def test_few_images_have_no_validation_split_by_default(tmp_path: Path) -> None:
+    info = write_splits(
+        {"train": raw_images(images(90))}, str(tmp_path / "set"), METADATA, validation_fraction=None
     )
-    data = Dataset.open(str(tmp_path / "set"))
-    train, test = data.read("train"), data.read("test")
-    assert (len(train.id), len(test.id)) == (30, 10)
-    place = {image.tobytes(): number for number, image in enumerate(pixels)}
-    origin = [
-        [place[image.tobytes()] for image in rows.image[np.argsort(rows.id)]]
-        for rows in (train, test)
-    ]
-    assert sorted(origin[0] + origin[1]) == list(range(40))
-    # Both are numbered 0, 1, ... in the source's order, and it is not the tail that is held out.
-    assert origin == [sorted(origin[0]), sorted(origin[1])]
-    assert origin[1] != list(range(30, 40))
-    assert labels_of(test)[np.argsort(test.id)].tolist() == [number % 3 for number in origin[1]]
+    assert list(info.splits) == ["train"]
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(UserError, match="leaves one split empty"):
+    with pytest.raises(UserError, match="leaves a split empty"):
         write_splits(
             {"train": raw_images(images(4))},
             str(tmp_path / "set"),
@@ -59,10 +77,12 @@ def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> Non
     assert os.listdir(tmp_path) == []
 
 
-def test_holding_out_beside_a_test_split_is_refused(tmp_path: Path) -> None:
-    splits = {"train": raw_images(images(4)), "test": raw_images(images(4))}
-    with pytest.raises(UserError, match="test split of its own"):
-        write_splits(splits, str(tmp_path / "set"), METADATA, test_fraction=0.5)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_holding_out_beside_such_a_split_is_refused(tmp_path: Path, split: str) -> None:
+    splits = {"train": raw_images(images(4)), split: raw_images(images(4))}
+    fraction: dict[str, Any] = {f"{split}_fraction": 0.5}
+    with pytest.raises(UserError, match=f"a {split} split of its own: leave --{split}-fraction"):
+        write_splits(splits, str(tmp_path / "set"), METADATA, **fraction)
 
 
 def bad(image: np.ndarray, label: int | None = None) -> RawImage:

@@ -110,15 +110,14 @@ def test_distance_moves_variants_away_from_the_reconstruction(
 
 def test_read_rows_across_groups_and_shards() -> None:
     dataset = Dataset.open("mnist")  # four files, row groups of 1,024
-    groups = [group.stop for group in dataset.row_groups("train")]
     assert len(dataset.info.splits["train"].shards) == 4
     whole = dataset.read("train")
-    edge = sum(groups[:16])  # of the first file
+    edge = dataset.info.splits["train"].shards[0].rows
     for start, stop in ((0, 1), (1000, 3000), (edge - 5, edge + 5)):
         rows = read_rows(dataset, "train", start, stop)
         assert np.array_equal(rows.id, whole.id[start:stop])
         assert np.array_equal(rows.image, whole.image[start:stop])
-    assert len(read_rows(dataset, "train", 59_990, 60_000).id) == 10
+    assert len(read_rows(dataset, "train", 54_990, 55_000).id) == 10
 
 
 def test_part_size_is_bounded_and_aligned(model: TrainedModel, dataset: Dataset) -> None:

@@ -70,7 +70,7 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
     assert "still training" not in text
     assert "0.0213" in section(text, "pairs")
     assert "all 300 training images" in section(text, "neighbours")
-    assert "90 test images" in section(text, "embeddings")
+    assert "90 images of the split test" in section(text, "embeddings")
 
 
 def test_a_run_that_is_still_training(copied: Path) -> None:
@@ -126,9 +126,9 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
     train(folder, data, epochs=1)
     made = write_run_report(folder.uri)
     text = text_of(made.location)
-    assert "300 training images" in section(text, "embeddings")
+    assert "300 images of the split train" in section(text, "embeddings")
     assert "have no labels, so the points have one colour" in section(text, "embeddings")
-    assert "of a real test image" not in section(text, "neighbours")
+    assert "of a held-out real image" not in section(text, "neighbours")
     assert made.projector
     metadata = next((tmp_path / "demo" / "tensorboard").rglob("metadata.tsv")).read_text()
     assert metadata.splitlines()[0] == "id\tsplit"
@@ -154,22 +154,12 @@ def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: s
     assert "None" not in section(text, "metrics")
 
 
-@pytest.mark.parametrize(
-    ("count", "probe_images", "fewer"),
-    [(10_000, 300, False), (10_001, 300, True), (10, 20_000, True)],
-)
-def test_evaluations_on_fewer_images_are_named(
-    copied: Path, count: int, probe_images: int, fewer: bool
-) -> None:
+def test_the_split_of_evaluations_while_training_is_named(copied: Path) -> None:
     lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     told = [json.dumps(ln | {"evaluation/knn_1": 0.9 + 0.01 * ln["epoch"]}) for ln in lines]
     (copied / "metrics.jsonl").write_text("\n".join(told) + "\n")
-    evaluation = EVALUATION | {
-        "probe_images": probe_images, "fidelity": EVALUATION["fidelity"] | {"count": count},
-    }  # fmt: skip
-    run_storage(copied).write("evaluation.json", json.dumps(evaluation).encode())
     metrics = section(text_of(write_run_report(copied, projector=False).location), "metrics")
-    assert ("Evaluated on fewer images than above" in metrics) == fewer
+    assert "Measured on training images, as the data has no split validation." in metrics
     assert "1-NN from 91.00% to 93.00%" in metrics  # the description of the chart
 
 

@@ -211,7 +211,7 @@ def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, buck
     assert bucket.files("runs/demo/") == after
 
 
-STEPS = -(-60_000 // 32)
+STEPS = -(-55_000 // 32)
 
 
 def test_a_killed_run_has_the_curves_before_its_checkpoint(bucket: Any, tmp_path: Path) -> None:
