@@ -51,17 +51,6 @@ def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def read_epochs(folder: RunStorage) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without a last one that is still being written."""
-    lines = []
-    for line in (folder.read("metrics.jsonl") or b"").decode(errors="replace").splitlines():
-        try:
-            lines.append(dict(json.loads(line)))
-        except ValueError:
-            break
-    return lines
-
-
 def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
     """Return each metric by step, from TensorBoard's events, else from metrics.jsonl.
 

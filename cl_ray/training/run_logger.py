@@ -1,9 +1,8 @@
 """A run's log, written by rank 0: metrics.jsonl, TensorBoard, sample images, Prometheus gauges."""
 
-import json
+import io
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
 from cl_ray.config import Config, differences, preset
+from cl_ray.metrics_file import MetricsFile
 from cl_ray.networks.normalize import to_unit
 from cl_ray.step_log import Metrics, StepLog
 from cl_ray.storage import RunStorage, StorageMirror
@@ -28,23 +28,35 @@ HPARAMS_METRICS = (
     "epoch/g/reconstruction",
 )
 """Curves whose last values TensorBoard's HPARAMS tab shows beside the hyperparameters."""
+EVENT_FILE_BYTES = 256 * 1024
+"""Size from which events go into another file on an object store, where a file can only be sent
+again whole."""
 
 
 class RunLogger:
     """Writes the log of a run, or of a search's trial, into its folder.
 
     Lines of epochs that the trainer has not finished are dropped, as it will write them again.
+
+    Args:
+        folder: The run folder.
+        trainer: Where the run is.
+        config: Its config.
+        search: The search that it is a trial of.
+        note: Called with a sentence on a line of metrics.jsonl that is left out.
     """
 
     def __init__(
-        self, folder: RunStorage, trainer: Trainer, config: Config, search: str | None = None
+        self,
+        folder: RunStorage,
+        trainer: Trainer,
+        config: Config,
+        search: str | None = None,
+        note: Callable[[str], object] = print,
     ):
-        self.trainer, self._mirror = trainer, StorageMirror(folder)
+        self.folder, self.trainer, self._mirror = folder, trainer, StorageMirror(folder)
+        self.metrics = MetricsFile(folder, trainer.epochs, note)
         self._gauges = PrometheusGauges(search or folder.name, folder.name if search else "")
-        lines = map(json.loads, (folder.read("metrics.jsonl") or b"").decode().splitlines())
-        self._metrics_file = self._mirror.path / "metrics.jsonl"
-        self._metrics_file.parent.mkdir(parents=True, exist_ok=True)
-        self._write_lines([line for line in lines if line["epoch"] <= trainer.epochs])
         self._events = SummaryWriter(
             str(self._mirror.path / "tensorboard"), purge_step=trainer.gan.steps + 1
         )
@@ -67,40 +79,42 @@ class RunLogger:
     def log_epoch(self, metrics: Metrics) -> None:
         """Write a finished epoch: its line, curves, gauges and image grids."""
         step, epoch = self.trainer.gan.steps, self.trainer.epochs
-        with self._metrics_file.open("a") as lines:
-            lines.write(json.dumps({"epoch": epoch, "step": step, **metrics}) + "\n")
+        self.metrics.add(epoch, step, metrics)
         for name, value in metrics.items():
             self._events.add_scalar(f"epoch/{name}", value, step)
         self._gauges.set({"epoch": epoch, "step": step, **metrics})
         for name, grid in {"samples": self.sample_grid(), "pairs": self.pair_grid()}.items():
             self._events.add_image(name, grid, step)
-            file = self._mirror.path / "samples" / f"{name}-{epoch:04d}.png"
-            file.parent.mkdir(exist_ok=True)
-            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
+            png = io.BytesIO()
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(png, "png")
+            self.folder.write(f"samples/{name}-{epoch:04d}.png", png.getvalue())
         self.flush()
 
     def log_evaluation(self, epoch: int, step: int, metrics: Metrics) -> None:
         """Add an evaluation's metrics to the line of its epoch, and write them as curves."""
         named = {f"evaluation/{name}": value for name, value in metrics.items()}
-        self._write_lines(
-            [line | named if line["epoch"] == epoch else line for line in self._lines()]
-        )
+        self.metrics.add(epoch, step, named)
         for name, value in named.items():
             self._events.add_scalar(name, value, step)
         self._gauges.set(named)
         self.flush()
 
     def lacks_evaluation(self, epoch: int) -> bool:
-        """Whether the line of an epoch has no evaluation."""
-        return any(
-            line["epoch"] == epoch and not any(k.startswith("evaluation/") for k in line)
-            for line in self._lines()
+        """Whether no line of an epoch has an evaluation."""
+        return not any(
+            line["epoch"] == epoch and any(k.startswith("evaluation/") for k in line)
+            for line in self.metrics.lines
         )
 
     def flush(self) -> None:
         """Write everything to the run folder."""
         self._events.flush()
+        full = self.folder.remote and self._mirror.size() >= EVENT_FILE_BYTES
+        if full:  # the next event opens a file
+            self._events.close()
         self._mirror.push()
+        if full:
+            self._mirror.clear()
 
     def close(self) -> None:
         """Write what is still in memory, also of a run that is interrupted."""
@@ -136,15 +150,6 @@ class RunLogger:
                 labels = batch.labels[batch.present][: GRID_IMAGES // 4, number]
             columns += [x, g.decode(g.encode(x), labels=labels)]
         return uint8_grid(torch.stack(columns, 1).flatten(0, 1))
-
-    def _lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._metrics_file.read_text().splitlines()]
-
-    def _write_lines(self, lines: list[dict[str, Any]]) -> None:
-        """Replace all lines at once: a kill leaves the old ones or the new ones."""
-        new = self._metrics_file.with_suffix(".new")
-        new.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        new.replace(self._metrics_file)
 
     def _log_hyperparameters(self, config: Config) -> None:
         """Write what TensorBoard's HPARAMS tab compares runs by."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from helpers.reported_run import EPOCHS, RECORDS, run_storage
 
-from cl_ray.report.records import list_files, read_curves, read_epochs, read_record
+from cl_ray.metrics_file import read_epochs
+from cl_ray.report.records import list_files, read_curves, read_record
 
 
 def test_curves_are_read_from_the_events_by_step(trained: Path) -> None:
