@@ -1,25 +1,73 @@
 """Errors that a user can fix, and text that is safe to show."""
 
-import re
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+import yaml
+
+from cl_ray.uri import redact
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`)",
+    errno.EROFS: "mount it writable or take another folder",
+    errno.EACCES: "give this user access or take another folder",
+    errno.EPERM: "give this user access or take another folder",
+    errno.EIO: "check the disk",
+}
+"""What to do about storage that fails; a restart does not help."""
 
 
 class UserError(Exception):
     """A mistake that the user can fix: what is wrong, where, and how to fix it.
 
-    The command line shows the message without a traceback. Credentials in a URI of the message
-    are removed.
+    The command line shows the message without a traceback. What may be secret in a URI of the
+    message is removed.
     """
 
     def __init__(self, message: str):
-        super().__init__(redact_credentials(message))
+        super().__init__(redact(message))
 
 
-def redact_credentials(text: str) -> str:
-    """Return a text without the user and password of the URIs in it; their options stay."""
-    return re.sub(r"(?<=://)[^/@?\s]*:[^/@?\s]*@", "", text)
+class StorageError(UserError):
+    """Storage is full, read-only, forbidden or failing; once mended, the same command goes on."""
+
+
+@contextlib.contextmanager
+def storage_errors(place: object) -> Iterator[None]:
+    """Turn an OSError of storage that fails into one sentence on what to do.
+
+    Args:
+        place: What is named if the error does not name a file.
+
+    Raises:
+        StorageError: In place of such an OSError; any other one stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if error.errno is None or remedy is None:
+            raise
+        path = error.filename if isinstance(error.filename, str) else place
+        reads = error.errno in (errno.EACCES, errno.EPERM, errno.EIO)
+        raise StorageError(
+            f"{path} cannot be {'read or ' if reads else ''}written "
+            f"({os.strerror(error.errno)}): {remedy}, then give the same command again."
+        ) from error
 
 
 def first_error_line(error: BaseException) -> str:
     """Return the first line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def yaml_error_reason(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML text and in which line, without quoting the text."""
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable"
+    return f"{reason}, line {mark.line + 1}" if mark else str(reason)
