@@ -142,7 +142,7 @@ def digit_evaluator() -> Evaluator:
 @cache
 def mode_evaluator() -> ModeEvaluator:
     """Build this process's counter of modes once."""
-    return ModeEvaluator(StackedReference())
+    return ModeEvaluator(StackedReference(), "validation")
 
 
 def measure(trainer: Trainer, table: str) -> Row:

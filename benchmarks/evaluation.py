@@ -17,12 +17,12 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 EPOCHS = 4
-IMAGES = {"train": 12_800, "test": 10_000}
+IMAGES = {"train": 12_800, "validation": 5_000}
 WARMUP_RECORDS = 3
 
 
 def write_digits(folder: str) -> None:
-    """Write a dataset of the first packaged digits, with labels and a split test."""
+    """Write a dataset of the first packaged digits, with labels and a split validation."""
     packaged, splits = Dataset.open("mnist"), {}
     for split, count in IMAGES.items():
         groups = packaged.row_groups(split)[: 1 + count // packaged.info.row_group]

@@ -20,6 +20,7 @@ from cl_ray.evaluation.evaluate import (
     FidelityEvaluator,
     MetricValue,
     evaluate_representation,
+    summary_line,
 )
 from cl_ray.evaluation.fidelity import Samples, frechet_distance
 from cl_ray.evaluation.metrics import PROBE_METRICS, SAMPLE_METRICS, Metric
@@ -35,9 +36,9 @@ FAST = [metric for metric in UNCONDITIONAL if not metric.thorough]
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Digits with a split test, sorted by class, as a folder of images would be."""
+    """Digits of three splits, sorted by class, as a folder of images would be."""
     splits: dict[str, Any] = {}
-    for split, count in {"train": TRAIN, "test": TEST}.items():
+    for split, count in {"train": TRAIN, "validation": TEST, "test": TEST}.items():
         images, labels = mnist(split, count)
         order = np.argsort(labels, kind="stable")
         splits[split] = images[order], labels[order]
@@ -53,10 +54,10 @@ def folder(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_metrics_are_functions_of_samples_and_features(folder: Path, digits: str) -> None:
     model, dataset = load(folder), Dataset.open(digits)
     before = torch.get_rng_state()
-    evaluator = Evaluator(dataset, CONFIG)
+    evaluator = Evaluator(dataset, CONFIG, "test")
     found = evaluator.evaluate(model)
     assert evaluator.evaluate(model).metrics() == found.metrics()
-    assert Evaluator(dataset, CONFIG).evaluate(model).metrics() == found.metrics()
+    assert Evaluator(dataset, CONFIG, "test").evaluate(model).metrics() == found.metrics()
     assert torch.equal(torch.get_rng_state(), before)
     train, test = dataset.read("train"), dataset.read("test")
     assert train.label is not None
@@ -75,16 +76,38 @@ def test_metrics_are_functions_of_samples_and_features(folder: Path, digits: str
     mean = (train.image / 255).mean(0)
     assert found.reconstruction.mean_image == pytest.approx(((test.image / 255 - mean) ** 2).mean())
     assert (found.checkpoint, found.step, found.pairs) == (model.checkpoint, 25, "views")
+    assert found.split == "test"
     assert not found.notes
 
 
-def test_without_a_split_test_no_image_is_on_both_sides(make_digits: Any) -> None:
+def test_everything_is_chosen_on_the_split_validation(folder: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    evaluator = Evaluator(dataset, CONFIG)
+    held_out = evaluator.images()[1].sorted_by_id().image
+    assert np.array_equal(held_out, dataset.read("validation").sorted_by_id().image)
+    found = evaluator.evaluate(load(folder))
+    assert found.split == "validation"
+    assert summary_line(found).endswith("(split validation)")
+    assert found.metrics() != Evaluator(dataset, CONFIG, "test").evaluate(load(folder)).metrics()
+
+
+def test_without_a_held_out_split_no_image_is_on_both_sides(make_digits: Any) -> None:
     config = EvaluationConfig(samples=40, images=70)
     evaluator = Evaluator(Dataset.open(make_digits(90)), config)
-    train, test = evaluator.images()
-    assert (len(train.id), len(test.id)) == (50, 40)
-    assert not set(train.id.tolist()) & set(test.id.tolist())
-    assert any("no split test" in note for note in evaluator.notes)
+    train, held_out = evaluator.images()
+    assert (len(train.id), len(held_out.id)) == (50, 40)
+    assert not set(train.id.tolist()) & set(held_out.id.tolist())
+    assert any(
+        note.startswith("The data has no split validation: measured on training images.")
+        for note in evaluator.notes
+    )
+
+
+def test_a_missing_split_test_is_replaced_by_validation(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "d", train=mnist("train", 60), validation=mnist("test", 30))
+    evaluator = Evaluator(Dataset.open(data), EvaluationConfig(reference="mnist"), "test")
+    assert evaluator.split == "validation"
+    assert "The data has no split test: measured on the split validation." in evaluator.notes[0]
 
 
 def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +121,7 @@ def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
     assert "no labels" in text
     letters = [f"letter {number}" for number in range(13)]
     split = images, labels + 3
-    renamed = write_images(tmp_path / "letters", classes=letters, train=split, test=split)
+    renamed = write_images(tmp_path / "letters", classes=letters, train=split, validation=split)
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
     found = Evaluator(Dataset.open(renamed), config).evaluate(load(folder), thorough=True)
     assert found.fidelity
@@ -163,11 +186,11 @@ def test_too_few_or_many_images_are_refused(
             FidelityEvaluator(fidelity.reference, train, test, count)
 
 
-def test_baselines_are_of_random_training_images_or_of_all_test_images(
+def test_baselines_are_of_random_training_images_or_of_all_held_out_ones(
     batches: dict[str, RowBatch],
 ) -> None:
     """The samples keep their order, and each training image its label."""
-    given: dict[str, list[Samples]] = {"train": [], "test": []}
+    given: dict[str, list[Samples]] = {"train": [], "held_out": []}
 
     def record(split: str) -> Any:
         def compute(samples: Samples) -> float:
@@ -181,7 +204,7 @@ def test_baselines_are_of_random_training_images_or_of_all_test_images(
     )
     metrics: list[Metric[Samples, float]] = [
         Metric("a", "A", record("train")),
-        Metric("b", "B", record("test"), baseline="test"),
+        Metric("b", "B", record("held_out"), baseline="held_out"),
     ]
     images, labels = batches["train"].image[:50], np.full(50, 3)
     for _ in range(2):
@@ -198,7 +221,7 @@ def test_baselines_are_of_random_training_images_or_of_all_test_images(
     label_of = {image.tobytes(): label for image, label in pairs}
     assert [label_of[image.tobytes()] for image in drawn.images] == drawn.labels.tolist()
     assert not np.array_equal(drawn.images, images)
-    assert given["test"][0].images is batches["test"].image
+    assert given["held_out"][0].images is batches["test"].image
 
 
 def test_the_command_writes_the_table_and_the_file(
@@ -220,6 +243,8 @@ def test_the_command_writes_the_table_and_the_file(
         for scores in saved["representation"].values():
             assert f"{scores[probe.name]['accuracy']:.2%}" in row
             assert scores[probe.name]["seconds"] >= 0
+    assert saved["split"] == "test"
+    assert "Generation, against the split test" in shown
     assert "trained on pairs by views" in shown
     assert "real-data baseline" in shown
     assert sum(saved["fidelity"]["histogram"]) == TEST

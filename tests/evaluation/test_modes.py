@@ -76,4 +76,4 @@ def test_modes_are_counted_while_training(evaluator: ModeEvaluator, tmp_path: Pa
     assert f"{(histogram > 0).sum()} of 1000 modes in 400 samples" in summary_line(found)
     assert found.representation["discriminator"].keys() == {"knn_1", "knn_20"}
     assert found.fidelity
-    assert found.fidelity.count == 60  # as many as there are test images
+    assert found.fidelity.count == 60  # as many as there are validation images
