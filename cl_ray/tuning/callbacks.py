@@ -1,25 +1,29 @@
 """Callbacks of Ray Tune: record trials in the study, stop on Ctrl-C, release lost resources."""
 
-import pickle
+import functools
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 import ray
 import ray.actor
-from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.util.placement_group import remove_placement_group
 
-from cl_ray.errors import UserError
-from cl_ray.training.ray_compat import failure_reason, optuna_trial, orphaned_placement_groups
+from cl_ray.errors import StorageError, UserError, storage_errors
+from cl_ray.training.ray_compat import (
+    lost_process_reason,
+    optuna_trial,
+    orphaned_placement_groups,
+    tune_failure,
+)
 from cl_ray.training.ray_session import handle_signal
 from cl_ray.tuning.leaderboard import format_values, write_leaderboard
 from cl_ray.tuning.search import Search
@@ -45,6 +49,25 @@ class _UnpickledCallback(Callback):
         return Callback, ()
 
 
+def _ends_search_if_storage_fails(method: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an event of `StudyCallback`: failing storage ends the search in `on_step_end`.
+
+    Of an exception that an event raises, Ray Tune keeps only the traceback, as text. Events after
+    it are ignored, so that the trials that run are resumed.
+    """
+
+    @functools.wraps(method)
+    def event(self: "StudyCallback", *arguments: Any, **named: Any) -> None:
+        if self.storage_error is None:
+            try:
+                with storage_errors(self.search.folder):
+                    method(self, *arguments, **named)
+            except StorageError as error:
+                self.storage_error = error
+
+    return event
+
+
 class StudyCallback(_UnpickledCallback):
     """Records every trial in the study as it starts, reports and ends.
 
@@ -61,15 +84,20 @@ class StudyCallback(_UnpickledCallback):
         self.search, self.study, self.storage, self.show = search, study, storage, show
         self.results = {result.number: result for result in trial_results(study)}
         self._running: dict[int, optuna.Trial] = {}
+        self.storage_error: StorageError | None = None
 
+    @_ends_search_if_storage_fails
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Record that a trial starts or resumes."""
         self._record_start(trial)
 
+    @_ends_search_if_storage_fails
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         """Record an epoch."""
+        if "storage_fault" in result:
+            raise StorageError(result["storage_fault"])
         number, metrics = int(result["number"]), self.search.metrics
         before, recorded = self.results[number], self._running[number]
         after = self.results[number] = _updated(before, result, metrics)
@@ -80,27 +108,28 @@ class StudyCallback(_UnpickledCallback):
                 if epoch not in before.history:  # also one that a killed driver missed
                     recorded.report(value, epoch)
         self.storage.push()
-        for reason in result.get("worker_failures", ()):
-            self._show(f"trial {number}: {reason}")
+        for note in result["notes"]:
+            self._show(f"trial {number}: {note}")
         scores = "  ".join(f"{m.name} {after.metrics[m.name]:.4g}" for m in metrics if valid)
         speed = f"  {result['speed']:,.0f} images/s" if result["speed"] else ""
         place = f"epoch {after.epoch}/{self.search.options.epochs}"
         self._show(f"trial {number} {place}  {after.reason or scores}{speed}")
 
+    @_ends_search_if_storage_fails
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
         """Record that a trial has ended, by itself or stopped early."""
         result = self.results[trial_number(trial)]
-        self._record_end(
-            replace(result, status="stopped") if result.status == "running" else result
-        )
+        self._record_end(result if result.has_ended else replace(result, status="stopped"))
 
+    @_ends_search_if_storage_fails
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Show why a trial is tried again."""
         self._record_start(trial)
         self._show(f"trial {trial_number(trial)} is tried once more: {self._failure_reason(trial)}")
 
+    @_ends_search_if_storage_fails
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Record that a trial has failed for good."""
         self._record_start(trial)
@@ -108,21 +137,33 @@ class StudyCallback(_UnpickledCallback):
         self._record_end(replace(result, status="failed", reason=self._failure_reason(trial)))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
-        """Update what is shown."""
+        """Update what is shown: which trials run, and which wait for resources or for others."""
+        if self.storage_error:
+            raise self.storage_error
+        for trial in trials:
+            result = self._result(trial)
+            if not result.has_ended:
+                status = "running" if trial.status == Trial.RUNNING else "waiting"
+                self.results[result.number] = replace(result, status=status)
         self._show()
+
+    def _result(self, trial: Trial) -> TrialResult:
+        """Return what is known of a trial."""
+        number, values = trial_number(trial), trial.config["point"]["values"]
+        known = self.results.get(number, TrialResult(number, "waiting", values))
+        return known if known.epoch else replace(known, values=values)
 
     def _record_start(self, trial: Trial) -> None:
         """Record a trial at its first event, which is an error if it could not be set up."""
-        number, values = trial_number(trial), trial.config["point"]["values"]
+        number = trial_number(trial)
         if number in self._running:
             return
-        known = self.results.get(number)
-        self.results[number] = known or TrialResult(number, "running", values)
+        result = self.results[number] = replace(self._result(trial), status="running")
         self._running[number] = optuna_trial(self.study, number)
         self._show(
-            f"trial {number} resumes after epoch {known.epoch}"
-            if known
-            else f"trial {number} starts: {format_values(values)}"
+            f"trial {number} resumes after epoch {result.epoch}"
+            if result.epoch
+            else f"trial {number} starts: {format_values(result.values)}"
         )
         self.storage.push()  # before the trial writes anything to its folder
 
@@ -130,18 +171,16 @@ class StudyCallback(_UnpickledCallback):
         number = result.number
         finish_trial(self.study, self._running[number], result, self.search.metrics)
         self.results[number] = result
-        search, results = self.search, list(self.results.values())
-        write_leaderboard(search.folder, results, search.metrics, search.config)
+        write_leaderboard(self.search, list(self.results.values()))
         self.storage.push()
         ends = {"stopped": f"is stopped after epoch {result.epoch}", "finished": "is finished"}
         self._show(f"trial {number} {ends.get(result.status, f'{result.status}: {result.reason}')}")
 
     def _failure_reason(self, trial: Trial) -> str:
         """Return the error that the trial wrote down, or how its process ended."""
-        if trial.pickled_error_file:
-            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            if isinstance(error, RayActorError) and not error.actor_init_failed:
-                return failure_reason(error)
+        text = tune_failure(trial)
+        if re.match(r"The actor (died unexpectedly|\w+ is unavailable)", text):
+            return lost_process_reason(text)
         file = f"{trial_number(trial):04d}/{ERROR_FILE}"
         lines = (self.search.trials_folder.read(file) or b"").decode().strip().splitlines()
         if not lines:

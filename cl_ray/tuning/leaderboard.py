@@ -13,14 +13,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from cl_ray.config import Config
-from cl_ray.storage import RunStorage
+from cl_ray.data.partition import TRAIN_SPLIT
 from cl_ray.training.progress import format_duration, pluralize
+from cl_ray.tuning.search import Search
 from cl_ray.tuning.space import Values, apply_values
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
-_UNRANKED = {"running": 1, "collapsed": 2, "diverged": 2, "failed": 3}
+_UNRANKED = {"running": 1, "waiting": 2, "collapsed": 3, "diverged": 3, "failed": 4}
 """The order, after the ranked trials, of those whose metrics cannot be ranked."""
+_MIN_COLUMN = 6
+"""Characters to which the heading of a field may be folded."""
 _REFRESH_INTERVAL = 0.5
 """Seconds between two pictures of the live table."""
 
@@ -29,7 +31,7 @@ def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list
     """Return the best first: by the metric, or by the Pareto front, then the mean rank."""
     ranked = [result for result in results if result.is_valid]
     if len(metrics) > 1:
-        front = {result.number for result in pareto_front(ranked, metrics)}
+        front = {result.number for result in search_front(results, metrics)}
         ranks = {result.number: 0 for result in ranked}
         for metric in metrics:
             for rank, result in enumerate(sorted(ranked, key=lambda r: metric_cost(r, metric))):
@@ -43,9 +45,36 @@ def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list
 
 def best_trial(results: list[TrialResult], metrics: list[SearchMetric]) -> TrialResult | None:
     """Return the best of the finished trials, else of all that can be ranked."""
-    finished = [result for result in results if result.status == "finished"]
-    order = rank_trials(finished or [r for r in results if r.is_valid], metrics)
+    order = rank_trials(_candidates(results), metrics)
     return order[0] if order else None
+
+
+def describe_best(results: list[TrialResult], metrics: list[SearchMetric]) -> str:
+    """Return a sentence on the best trial, its metrics and why it is the best, if there is one."""
+    best = best_trial(results, metrics)
+    if best is None:
+        return ""
+    scores = ", ".join(f"{m.name} {best.metrics[m.name]:.5g}" for m in metrics)
+    pool = pluralize(len(_candidates(results)), f"{best.status} trial")
+    if len(metrics) > 1:
+        front = len(search_front(results, metrics))
+        pool = (
+            f"{pluralize(front, 'trial')} of the Pareto front, by the mean of its ranks among "
+            f"{pool}"
+        )
+    after = pluralize(best.epoch, "epoch")
+    return f"Trial {best.number} is the best of {pool}: {scores} after {after}."
+
+
+def _candidates(results: list[TrialResult]) -> list[TrialResult]:
+    """Return the finished trials, else all that can be ranked."""
+    finished = [result for result in results if result.status == "finished"]
+    return finished or [result for result in results if result.is_valid]
+
+
+def search_front(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
+    """Return the Pareto front of the finished trials, else of all that can be ranked."""
+    return pareto_front(_candidates(results), metrics)
 
 
 def pareto_front(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
@@ -68,12 +97,11 @@ def metric_cost(result: TrialResult, metric: SearchMetric) -> float:
     return -value if metric.maximize else value
 
 
-def write_leaderboard(
-    folder: RunStorage, results: list[TrialResult], metrics: list[SearchMetric], base: Config
-) -> None:
-    """Write leaderboard.csv, leaderboard.json, and best.yaml: `base` with the best values."""
+def write_leaderboard(search: Search, results: list[TrialResult]) -> None:
+    """Write leaderboard.csv, leaderboard.json, and best.yaml: the config with the best values."""
+    folder, metrics = search.folder, search.metrics
     ranked = rank_trials(results, metrics)
-    front = {r.number for r in pareto_front([r for r in results if r.is_valid], metrics)}
+    front = {result.number for result in search_front(results, metrics)}
     rows: list[dict[str, Any]] = [
         {"place": place, "trial": r.number, "front": r.number in front, **r.to_dict()}
         for place, r in enumerate(ranked, 1)
@@ -91,16 +119,20 @@ def write_leaderboard(
     folder.write("leaderboard.csv", text.getvalue().encode())
     best = best_trial(results, metrics)
     if best:
-        folder.write("best.yaml", _best_yaml(best, metrics, base, folder.name).encode())
+        folder.write("best.yaml", _best_yaml(search, results, best).encode())
 
 
-def _best_yaml(result: TrialResult, metrics: list[SearchMetric], base: Config, search: str) -> str:
+def _best_yaml(search: Search, results: list[TrialResult], best: TrialResult) -> str:
     """Return the config of a trial as `cl-ray train --config` takes it."""
-    config = apply_values(base, result.values).model_dump(mode="json", exclude={"name", "storage"})
-    scores = ", ".join(f"{m.name} {result.metrics[m.name]:.5g}" for m in metrics)
+    config = apply_values(search.config, best.values)
+    fields = config.model_dump(mode="json", exclude={"name", "storage"})
+    images = search.dataset.info.splits[TRAIN_SPLIT].rows
+    evaluation = search.trial_config.evaluation
     return (
-        f"# Trial {result.number} of the search {search}, after {result.epoch} epochs: {scores}.\n"
-        f"{yaml.safe_dump(config, sort_keys=False)}"
+        f"# Search {search.name}. {describe_best(results, search.metrics)}\n"
+        f"# An epoch was {images:,} training images; metrics are of {evaluation.samples:,} samples "
+        f"and {evaluation.images:,} images.\n"
+        f"{yaml.safe_dump(fields, sort_keys=False)}"
     )
 
 
@@ -110,48 +142,54 @@ def leaderboard_table(
     epochs: int,
     console: Console,
     max_rows: int = 20,
-    wrap: bool = True,
 ) -> Table:
-    """Return a table of the first trials, with a column for each searched field.
+    """Return a table of the first trials, a line each, with the searched fields that differ.
 
-    Where the console is too narrow for that, all values are in one column, on several lines, or
-    left out if not `wrap`.
+    Where the console is too narrow, headings are on several lines, then the last fields left out.
+    A star marks the Pareto front of several metrics.
     """
     shown = ranked[:max_rows]
-    fields = list(dict.fromkeys(field for result in ranked for field in result.values))
-    cells = [[_format(result.values.get(field, "–")) for field in fields] for result in shown]
-    table = _table(shown, metrics, epochs, [short_name(field) for field in fields], cells)
+    front = search_front(ranked, metrics) if len(metrics) > 1 else []
+    fields = [
+        field
+        for field in dict.fromkeys(field for result in ranked for field in result.values)
+        if len(ranked) == 1 or len({repr(result.values.get(field)) for result in ranked}) > 1
+    ]
     unlimited = console.options.update(max_width=10_000)
-    if Measurement.get(console, unlimited, table).maximum <= console.width:
-        return table
-    if not wrap:
-        return _table(shown, metrics, epochs, [], [[] for _ in shown])
-    table = _table(shown, metrics, epochs, [""], [[format_values(r.values)] for r in shown])
-    table.columns[-1].justify = "left"
+    table = Table()
+    for compact, count in [(False, len(fields)), *((True, n) for n in range(len(fields), -1, -1))]:
+        table = Table(box=None, pad_edge=False, collapse_padding=compact, header_style="bold")
+        for heading in ("#" if compact else "trial", "state", "" if compact else "epoch"):
+            table.add_column(heading, justify="left" if heading == "state" else "right")
+        for metric in metrics:
+            table.add_column(metric.name, justify="right")
+        rows = [[_format(r.values.get(f, "–"), compact) for f in fields[:count]] for r in shown]
+        for field, *cells in zip(fields[:count], *rows, strict=True):
+            _add_field(table, short_name(field), max(map(len, cells)), compact)
+        for result, cells in zip(shown, rows, strict=True):
+            style = "" if result.is_valid else "cyan" if result.status == "running" else "dim"
+            scores = (result.metrics.get(metric.name) for metric in metrics)
+            table.add_row(
+                f"{'*' if result in front else ''}{result.number}",
+                result.status,
+                f"{result.epoch}/{epochs}",
+                *("–" if score is None else f"{score:.4g}" for score in scores),
+                *cells,
+                style=style,
+            )
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
     return table
 
 
-def _table(
-    results: list[TrialResult],
-    metrics: list[SearchMetric],
-    epochs: int,
-    headings: list[str],
-    cells: list[list[str]],
-) -> Table:
-    """Return a table of the trials, with their `cells` under the `headings`."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("trial", "state", "epoch", *(m.name for m in metrics)):
-        table.add_column(heading, justify="right" if heading != "state" else "left", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for result, values in zip(results, cells, strict=True):
-        scores = [
-            f"{result.metrics[m.name]:.4g}" if m.name in result.metrics else "–" for m in metrics
-        ]
-        style = "" if result.is_valid else "dim" if result.status != "running" else "cyan"
-        place = f"{result.epoch}/{epochs}"
-        table.add_row(str(result.number), result.status, place, *scores, *values, style=style)
-    return table
+def _add_field(table: Table, name: str, width: int, compact: bool) -> None:
+    """Add the column of a field, whose cells have that width; a compact heading has lines."""
+    if compact and len(name) > width:
+        name = name.replace("_", " ")
+        width = max(width, min(_MIN_COLUMN, max(map(len, name.split()))))
+        table.add_column(name, justify="right", width=width, overflow="fold")
+    else:
+        table.add_column(name, justify="right")
 
 
 def format_values(values: Values) -> str:
@@ -165,8 +203,16 @@ def short_name(field: str) -> str:
     return f"{ {'generator': 'G ', 'discriminator': 'D '}.get(section, '') }{name}"
 
 
-def _format(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _format(value: Any, compact: bool = False) -> str:
+    """Return a value in few characters."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:g}"
+    if len(text) > _MIN_COLUMN:
+        text = f"{value:.3g}"
+    if len(text) > _MIN_COLUMN and compact:
+        text = f"{value:.1e}".replace("e-0", "e-")
+    return text
 
 
 class SearchProgress:
@@ -189,7 +235,7 @@ class SearchProgress:
 
     def show(self, line: str, results: list[TrialResult]) -> None:
         """Print a line, if there is one, or update the table."""
-        ended = sum(result.status != "running" for result in results)
+        ended = sum(result.has_ended for result in results)
         self._ended_before = ended if self._ended_before is None else self._ended_before
         if not self.console.is_terminal:
             if line:
@@ -200,12 +246,9 @@ class SearchProgress:
 
     def _render(self, results: list[TrialResult], ended: int) -> Group:
         """Return the table, running trials first, over a line on the whole search."""
-        running = [r for r in results if r.status == "running"]
-        ranked = [r for r in rank_trials(results, self.metrics) if r.status != "running"]
-        height = max(4, self.console.height - 4)
-        table = leaderboard_table(
-            [*running, *ranked], self.metrics, self.epochs, self.console, height, wrap=False
-        )
+        order = sorted(rank_trials(results, self.metrics), key=lambda result: result.has_ended)
+        height = max(4, self.console.height - 6)  # below headings of three lines
+        table = leaderboard_table(order, self.metrics, self.epochs, self.console, height)
         parts = [f"{ended}/{pluralize(self.trials, 'trial')}"]
         best = best_trial(results, self.metrics)
         if best:

@@ -15,7 +15,13 @@ from cl_ray.tuning.importance import (
     importance_summary,
     parameter_importances,
 )
-from cl_ray.tuning.leaderboard import best_trial, rank_trials, short_name
+from cl_ray.tuning.leaderboard import (
+    best_trial,
+    describe_best,
+    rank_trials,
+    search_front,
+    short_name,
+)
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import TrialResult
 
@@ -34,14 +40,16 @@ def write_report(search: Search, results: list[TrialResult]) -> str:
     context: dict[str, Any] = {
         "name": search.name,
         "folder": str(search.folder),
+        "headline": describe_best(results, search.metrics) or "No trial can be ranked.",
         "sentence": sentence,
         "stats": search_stats(search, results),
-        "train": f"cl-ray train --config {shlex.quote(str(search.folder))}/best.yaml",
-        "best": best_trial(results, search.metrics),
+        "train": best_trial(results, search.metrics)
+        and f"cl-ray train --config {shlex.quote(str(search.folder))}/best.yaml",
         "history": history_charts(results, search.metrics, search.space),
         "importance": importance,
         "values": value_charts(comparable, epoch, metric, search.space),
         "images": trial_images(search, results),
+        "front": len(search.metrics) > 1,
         "table": trial_table(search, results),
     }
     write_page(search.folder, render_page("search.html", context, package="cl_ray.tuning"))
@@ -85,9 +93,13 @@ def trial_images(search: Search, results: list[TrialResult]) -> dict[str, str]:
 def trial_table(
     search: Search, results: list[TrialResult]
 ) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-    """Return all trials, the best first: column names; whether a row is ranked, and its cells."""
+    """Return all trials, the best first: column names; whether a row is ranked, and its cells.
+
+    A star marks the Pareto front of several metrics.
+    """
     fields, names = list(search.space.parameters), [metric.name for metric in search.metrics]
     head = ["trial", "state", "epoch", *names, *map(short_name, fields), ""]
+    front = search_front(results, search.metrics) if len(names) > 1 else []
     rows = []
     for result in rank_trials(results, search.metrics):
         scores = [result.metrics.get(name, "–") for name in names]
@@ -96,6 +108,7 @@ def trial_table(
             format_number(value) if isinstance(value, float) else str(value)
             for value in [*scores, *values]
         ]
-        cells = [str(result.number), result.status, str(result.epoch), *numbers, result.reason]
+        number = f"{result.number}{' *' if result in front else ''}"
+        cells = [number, result.status, str(result.epoch), *numbers, result.reason]
         rows.append((result.is_valid, cells))
     return head, rows

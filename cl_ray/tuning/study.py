@@ -22,10 +22,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import RunStorage
 from cl_ray.training.ray_compat import optuna_trial
 from cl_ray.tuning.space import Values
+from cl_ray.uri import public_uri, remember_secrets
 
 _JOURNAL = "study.log"
 
@@ -59,7 +60,7 @@ class TrialResult:
 
     Args:
         number: Its number, which names its folder.
-        status: running, finished, stopped (early), diverged, collapsed or failed.
+        status: waiting, running, finished, stopped (early), diverged, collapsed or failed.
         values: Its values of the searched fields.
         metrics: Its last metrics, those that are optimized among them.
         epoch: Epochs that it has trained.
@@ -82,6 +83,11 @@ class TrialResult:
         """Whether its metrics can be ranked."""
         return self.status in ("finished", "stopped")
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it trains no further."""
+        return self.status not in ("waiting", "running")
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the number."""
         return {name: value for name, value in asdict(self).items() if name != "number"}
@@ -98,6 +104,7 @@ class StudyStorage:
 
     def __init__(self, folder: RunStorage, url: str | None):
         self.folder, self.url = folder, url
+        remember_secrets(url or "")
         self.path = Path(folder.uri) / _JOURNAL
         if folder.remote:
             self._local = tempfile.TemporaryDirectory(prefix=f"{folder.name}-")
@@ -132,14 +139,14 @@ class StudyStorage:
             self.folder.write(_JOURNAL, self.path.read_bytes())
 
     def __str__(self) -> str:
-        return redact_credentials(self.url) if self.url else f"{self.folder}/{_JOURNAL}"
+        return public_uri(self.url) if self.url else f"{self.folder}/{_JOURNAL}"
 
 
 def _open_database(url: str) -> BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:
-        shown = redact_credentials(url)
+        shown = public_uri(url)
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ModuleNotFoundError):
             cause = cause.__cause__ or cause.__context__
@@ -211,16 +218,16 @@ def has_study(storage: BaseStorage, name: str) -> bool:
 
 
 def trial_results(study: optuna.Study) -> list[TrialResult]:
-    """Return every trial that was started, by number."""
-    trials = study.get_trials(deepcopy=False)
-    return [trial_result(trial) for trial in trials if trial.state != TrialState.WAITING]
+    """Return every trial, by number."""
+    return [trial_result(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def trial_result(trial: FrozenTrial) -> TrialResult:
-    """Return a trial as the study records it."""
-    fields = {"values": trial.user_attrs.get("values", dict(trial.params))}
-    if trial.state == TrialState.RUNNING:
-        fields |= {**trial.user_attrs.get("progress", {}), "status": "running"}
+    """Return a trial as the study records it; one that has not ended waits to be run."""
+    drawn = trial.params or trial.system_attrs.get("fixed_params", {})  # the latter if enqueued
+    fields = {"values": trial.user_attrs.get("values", dict(drawn))}
+    if not trial.state.is_finished():
+        fields |= {**trial.user_attrs.get("progress", {}), "status": "waiting"}
     else:
         fields |= {"status": "failed", **trial.user_attrs.get("outcome", {})}
     fields["history"] = {int(epoch): v for epoch, v in fields.get("history", {}).items()}
@@ -229,7 +236,13 @@ def trial_result(trial: FrozenTrial) -> TrialResult:
 
 def unfinished_trials(study: optuna.Study) -> list[int]:
     """Return the numbers of the trials that were started and have not ended."""
-    return [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial.number for trial in running]
+
+
+def missing_trials(results: list[TrialResult], trials: int) -> int:
+    """Return how many trials are left to run, of so many in all; failed ones count as run."""
+    return max(0, trials - sum(result.has_ended for result in results))
 
 
 def ask_point(

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import shlex
+import warnings
 
 import optuna
+from optuna.trial import TrialState
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import check_shared_storage
 from cl_ray.training.progress import format_duration, pluralize
@@ -17,9 +18,10 @@ from cl_ray.training.ray_compat import configure_tune_environment
 from cl_ray.training.ray_session import ray_session
 from cl_ray.tuning.leaderboard import (
     SearchProgress,
-    best_trial,
+    describe_best,
     leaderboard_table,
     rank_trials,
+    search_front,
     write_leaderboard,
 )
 from cl_ray.tuning.search import Search
@@ -28,8 +30,8 @@ from cl_ray.tuning.study import (
     TrialResult,
     build_sampler,
     has_study,
+    missing_trials,
     trial_results,
-    unfinished_trials,
 )
 
 _SCHEDULERS = {
@@ -52,16 +54,17 @@ def run_search(search: Search, console: Console, prog: str) -> bool:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = StudyStorage(search.folder, search.options.study)
     study = open_search_study(search, storage)
-    _print_plan(search, trial_results(study), console)
-    if unfinished_trials(study) or len(trial_results(study)) < search.num_trials:
-        _run_on_ray(search, study, storage, console)
     results = trial_results(study)
-    write_leaderboard(search.folder, results, search.metrics, search.config)
+    _print_plan(search, results, console)
+    if missing_trials(results, search.options.trials):
+        _run_on_ray(search, study, storage, console)
+        results = trial_results(study)
+    write_leaderboard(search, results)
     storage.push()
-    finished = not unfinished_trials(study) and len(results) >= search.num_trials
+    finished = not missing_trials(results, search.options.trials)
     print_summary(search, results, storage, console, finished, prog)
     if finished and not any(result.is_valid for result in results):
-        first = results[0]
+        first = next(result for result in results if result.has_ended)
         raise UserError(
             "No trial has metrics that can be ranked: trial "
             f"{first.number} {first.status}: {first.reason}"
@@ -88,7 +91,7 @@ def _run_on_ray(
         check_shared_storage(search.folder)
         waits_for = resources.each.waits_for
         console.print(f"{resources}." + (f" Waiting for {waits_for}." if waits_for else ""))
-        with SearchProgress(console, search.metrics, options.epochs, search.num_trials) as progress:
+        with SearchProgress(console, search.metrics, options.epochs, options.trials) as progress:
             recorder = StudyCallback(search, study, storage, progress.show)
             interrupt = InterruptCallback(start_stop_signal(search.name), console.print)
             with contextlib.suppress(Interrupted):
@@ -119,12 +122,18 @@ def open_search_study(search: Search, storage: StudyStorage) -> optuna.Study:
         study = optuna.create_study(storage=opened, study_name=name, directions=directions)
     else:
         raise UserError(f"There is no study {name}: start it with --name {name}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([metric.name for metric in search.metrics])
     # A resumed sampler must not repeat its draws; the random one does not.
-    done = 0 if options.sampler == "random" else len(trial_results(study))
+    started = len([t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING])
     study.sampler = build_sampler(
-        options.sampler, options.seed + done, search.num_trials, len(search.metrics)
+        options.sampler,
+        options.seed + (0 if options.sampler == "random" else started),
+        options.trials,
+        len(search.metrics),
     )
-    if not trial_results(study):
+    if not started:
         for point in search.space.initial_points(search.trial_config):
             study.enqueue_trial(point, skip_if_exists=True)
     return study
@@ -136,11 +145,12 @@ def _print_plan(search: Search, results: list[TrialResult], console: Console) ->
     metrics = " and ".join(
         f"{m.name} ({'larger' if m.maximize else 'smaller'} is better)" for m in search.metrics
     )
-    done = f", {sum(r.status != 'running' for r in results)} of them done" if results else ""
+    ended = sum(result.has_ended for result in results)
+    done = f", {ended} of them done" if ended else ""
     images = search.dataset.info.splits["train"].rows
     console.print(
         Text(
-            f"Search {search.name}: {pluralize(search.num_trials, 'trial')}{done}, each of up to "
+            f"Search {search.name}: {pluralize(options.trials, 'trial')}{done}, each of up to "
             f"{pluralize(options.epochs, 'epoch')} of {images:,} images, for {metrics}.\n"
             f"Sampler {options.sampler}: {pluralize(len(search.space.parameters), 'field')}; "
             f"{_SCHEDULERS[options.resolved_scheduler]}."
@@ -163,10 +173,10 @@ def print_summary(
     """
     if not results:
         return
-    ranked = rank_trials(results, search.metrics)
-    table: Table = leaderboard_table(ranked, search.metrics, search.options.epochs, console)
+    metrics = search.metrics
+    ranked = rank_trials(results, metrics)
     console.print()
-    console.print(table)
+    console.print(leaderboard_table(ranked, metrics, search.options.epochs, console))
     summary = None
     if finished:
         from cl_ray.tuning.report import write_report
@@ -174,19 +184,25 @@ def print_summary(
         summary = write_report(search, results)
     folder = search.folder
     seconds, epochs = sum(r.seconds for r in results), sum(r.epoch for r in results)
-    best = shlex.quote(redact_credentials(RunStorage(folder.uri, "best.yaml").uri))
-    has_best = best_trial(results, search.metrics) is not None
+    config = shlex.quote(RunStorage(folder.uri, "best.yaml").uri)
+    best = describe_best(results, metrics)
+    front = [str(r.number) for r in search_front(results, metrics)] if len(metrics) > 1 else []
     # optuna-dashboard reads no object store.
     dashboard = search.options.study or not folder.remote
     lines = {
+        "best": best or "no trial can be ranked",
+        "front": front
+        and f"trials {', '.join(front)} (*): no other is as good in all metrics and better in one",
         "trained": f"{pluralize(epochs, 'epoch')} in {format_duration(seconds)} of training",
         "summary": summary,
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
         "report": summary and f"{folder}/report.html",
-        "best": f"cl-ray train --config {best}" if has_best else "no trial can be ranked",
+        "train": best and f"cl-ray train --config {config}",
         "look": f"tensorboard --logdir {shlex.quote(str(folder))}/trials",
         "study": dashboard and f"optuna-dashboard {shlex.quote(str(storage))}",
-        "resume": finished and f"{search.resume_command(prog)} --trials MORE",
+        "resume": finished
+        and search.options.scheduler != "pbt"
+        and f"{search.resume_command(prog)} --trials MORE",
     }
     console.print()
     for name, value in lines.items():
