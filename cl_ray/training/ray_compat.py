@@ -5,6 +5,7 @@ Each function names the version in which it was seen and the reason why no publi
 Ray and Optuna are imported inside the functions: the environment must be set before Ray starts.
 """
 
+import ipaddress
 import os
 import re
 import warnings
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import optuna
+    from ray.tune.experiment import Trial
     from ray.tune.schedulers import PopulationBasedTraining
     from ray.util.placement_group import PlacementGroup
 
@@ -53,6 +55,19 @@ TUNE_ENVIRONMENT = {
 """Variables that Ray Tune reads, only some of them documented (Ray 2.60)."""
 
 
+LOCAL_RAY_ENVIRONMENT = {
+    # The node's address is 127.0.0.1, as where Ray supports no clusters, and all servers of a node
+    # bind to its address. `ray.init(_node_ip_address="127.0.0.1")` takes the machine's instead.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Workers on this machine run the driver's Python. Under `uv run` Ray would upload the working
+    # directory and start `uv run` for each of them.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # The metrics port answers everybody.
+    "RAY_enable_metrics_collection": "0",
+}
+"""Variables of a Ray that is started on this machine for one process, undocumented (Ray 2.60)."""
+
+
 def configure_ray_environment(dashboard: bool) -> None:
     """Set the variables that Ray reads when it starts; those that the user has set stay.
 
@@ -62,6 +77,107 @@ def configure_ray_environment(dashboard: bool) -> None:
         os.environ.setdefault(name, value)
     if dashboard:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+
+
+@contextmanager
+def local_ray_environment(dashboard: bool) -> Iterator[None]:
+    """Have a Ray that starts within the context bind its servers to 127.0.0.1.
+
+    Its processes inherit the variables, and this one has read two of them already. With a dashboard
+    there are metrics too. What the user has set stays.
+    """
+    from ray._private import ray_constants
+
+    added = {k: v for k, v in LOCAL_RAY_ENVIRONMENT.items() if k not in os.environ}
+    if dashboard:
+        added.pop("RAY_enable_metrics_collection", None)
+    constants = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "ENABLE_RAY_CLUSTER",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
+    }
+    before = {constants[k]: getattr(ray_constants, constants[k]) for k in added if k in constants}
+    os.environ.update(added)
+    for name in before:
+        setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(ray_constants, name, value)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def on_loopback() -> bool:
+    """Whether the node of the connected Ray has a loopback address, so that there is no other."""
+    import ray
+
+    return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free here, within the limit of a container.
+
+    Ray 2.60 takes a share of them for its object store; no public API tells.
+    """
+    from ray._private.utils import estimate_available_memory
+
+    return int(estimate_available_memory())
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a job that `ray job submit` or KubeRay started.
+
+    Ray 2.60: the variable by which such a driver is given its runtime environment.
+    """
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def gcs_address(address: str) -> str:
+    """The address HOST:PORT of a cluster's GCS; `auto` is the cluster that runs on this machine.
+
+    Raises:
+        ConnectionError: No cluster runs here.
+        ValueError: The address has another form.
+    """
+    from ray._private import services
+    from ray._private.authentication import authentication_token_setup
+
+    if address == "auto":  # as `ray.init` does: a cluster on this machine may be sent the token
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
+    found = services.canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ConnectionError("no Ray cluster runs on this machine")
+    return str(found)
+
+
+def ask_gcs(address: str, timeout: float) -> str:
+    """Ask a GCS for the cluster's id; return the name of gRPC's status, such as "OK".
+
+    Ray 2.60 repeats this question for minutes, whatever the status is, when it joins a cluster.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def ray_runs_here() -> bool:
+    """Whether a node of any Ray cluster runs on this machine.
+
+    Ray 2.60 looks for the process in the same way, and a driver that finds none waits in vain.
+    """
+    from ray._private import services
+
+    return bool(services.find_node_ids())
 
 
 def configure_tune_environment() -> None:
@@ -120,20 +236,24 @@ def worker_error(error: BaseException) -> BaseException:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Describe in one line why a process was lost, or what was raised in it.
-
-    Ray 2.60 puts the process, its address and the cause of an `ActorDiedError` only into its text.
-    """
-    from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+    """Describe in one line why a process was lost, or what was raised in it."""
+    from ray.exceptions import RayActorError, RayTaskError
 
     error = worker_error(error)
     if isinstance(error, RayTaskError):
         return " ".join(str(error.cause).split())
     if not isinstance(error, RayActorError):
         return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    if isinstance(error, ActorUnavailableError):
+    return lost_process_reason(str(error))
+
+
+def lost_process_reason(text: str) -> str:
+    """Describe in one line why a process was lost, from the text of a `RayActorError`.
+
+    Ray 2.60 puts the process, its address and the cause only into that text.
+    """
+    if re.match(r"The actor \w+ is unavailable: ", text):
         return f"its process {CONNECTION_LOST}"
-    text = str(error)
     found = (re.search(rf"\t{field}: (\S+)", text) for field in ("pid", "ip"))
     pid, address = (match.group(1) if match else "?" for match in found)
     cause = re.search(r"The actor (is dead|died because).*", text, re.S)
@@ -141,6 +261,17 @@ def failure_reason(error: BaseException) -> str:
     if "Worker unexpectedly exits with a connection error" in reason:
         reason = CONNECTION_LOST
     return f"process {pid} on {address}: {reason[:300]}"
+
+
+def tune_failure(trial: "Trial") -> str:
+    """Return the text of the error by which a trial of Ray Tune failed last; empty if it has none.
+
+    Ray 2.60 appends it to `Trial.error_file`, and has the error itself only as a pickle.
+    """
+    if not trial.error_file:
+        return ""
+    text = Path(trial.error_file).read_text("utf-8", errors="replace")
+    return re.split(r"^Failure # \d+ \(occurred at .*\)\n", text, flags=re.M)[-1]
 
 
 def orphaned_placement_groups() -> "list[PlacementGroup]":
