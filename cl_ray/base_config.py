@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from cl_ray.errors import UserError
+from cl_ray.uri import uri_problem
 
 FORMAT_VERSION = 2
 """Version of the files of runs, checkpoints and searches. A file without one has version 1."""
@@ -20,9 +21,22 @@ Mark = Literal["changeable_on_resume", "not_searchable", "architecture"]
 
 
 class BaseConfig(BaseModel):
-    """A frozen record that refuses unknown fields, NaN and Inf."""
+    """A frozen record that refuses unknown fields, NaN, Inf and URIs that may hold a secret.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The field `study` is the URL of a database.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _check_uri(cls, value: Any, info: ValidationInfo) -> Any:
+        is_study = info.field_name == "study"
+        if isinstance(value, str) and (problem := uri_problem(value, is_study)):
+            raise ValueError(f"{info.field_name} {problem}")
+        return value
 
     def to_yaml(self) -> str:
         """Return all fields as YAML, nested parts as mappings."""

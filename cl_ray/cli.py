@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,8 @@ from pydantic import ValidationError
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.config import check_name, explain_validation_error
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, storage_errors
+from cl_ray.uri import redact, remember_secrets, uri_problem
 
 EXIT_INTERRUPTED = 130
 """The shell's exit status of a program that Ctrl-C stopped."""
@@ -61,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name not in COMMANDS:
             raise UserError(f"There is no command {name!r}; there are: {', '.join(COMMANDS)}.")
-        import_module(f"cl_ray.commands.{name}").command(arguments[1:])
+        check_uris(arguments[1:])
+        with storage_errors("A file"):
+            import_module(f"cl_ray.commands.{name}").command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)
         sys.exit(1)
@@ -71,6 +76,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"cl-ray: stopped{_INTERRUPT_HINTS.get(name, '')}.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # the message of a library may hold a secret that it was given
+        sys.exit(redact(traceback.format_exc()))
+
+
+def check_uris(arguments: Sequence[str]) -> None:
+    """Check the URIs in the arguments of a command before anything shows or stores them.
+
+    Raises:
+        UserError: One may hold a secret, or cannot be read: the flag is named, the URI not shown.
+    """
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+        uri = re.search(r"[A-Za-z][\w+.-]*://.*", argument, re.DOTALL)
+        if uri is None:
+            continue
+        is_study = flag == "--study"
+        if problem := uri_problem(uri[0], is_study):
+            raise UserError(f"{flag if re.fullmatch('--[a-z._-]+', flag) else 'A URI'} {problem}.")
+        if is_study:
+            remember_secrets(uri[0])
 
 
 def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:

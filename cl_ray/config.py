@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version, marks
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, yaml_error_reason
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.train_config import TrainerConfig
 
@@ -175,9 +175,18 @@ class Config(TrainerConfig, RunIdentityConfig):
         """Read the config.yaml that a run wrote; it must state its format version.
 
         Raises:
-            UserError: As `from_yaml`.
+            UserError: It is empty or not a run's, or as `from_yaml`.
         """
-        check_format_version(_parse_fields(text, where).get("format_version", 1), where)
+        fields = _parse_fields(text, where)
+        missing = [name for name in RunIdentityConfig.model_fields if name not in fields]
+        if "format_version" in fields or not missing:
+            check_format_version(fields.get("format_version", 1), where)
+        if missing:
+            what = f"it has no field {missing[0]!r}" if fields else "it is empty"
+            raise UserError(
+                f"{where} is not the config of a run: {what}; put back the run's own, or take "
+                "another --name."
+            )
         return cls.from_yaml(text, where)
 
     @classmethod
@@ -331,7 +340,7 @@ def _parse_fields(text: str, where: str) -> dict[str, Any]:
     try:
         fields = yaml.load(text, _UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{where} is not YAML: {yaml_error_reason(error)}.") from error
     if not isinstance(fields, dict):
         raise UserError(f"{where} must be a mapping of fields to values.")
     return fields

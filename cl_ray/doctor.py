@@ -3,21 +3,21 @@
 import os
 import re
 import socket
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from cl_ray.environment import package_version
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
+from cl_ray.training.auth_token import readable_by_others, token_file
+from cl_ray.training.machine import Finding, State, check_machine_for_ray
 
-State = Literal["ok", "warning", "failure"]
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
 """Packages that must have the same versions on all nodes."""
 
@@ -26,18 +26,11 @@ _MAX_CLOCK_OFFSET = 2.0
 """Seconds between two clocks from which S3 and TLS may refuse requests."""
 _TIMEOUT = 120.0
 """Seconds that nodes have to answer and to reach one another."""
+_NEW_TOKEN = (
+    "(umask 077; ray get-auth-token --generate); chmod go= ~/.ray ~/.ray/auth_token; "
+    "export RAY_AUTH_MODE=token"
+)
 _COUNT_GPUS = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check of a node; `advice` is empty if there is nothing to fix."""
-
-    check: str
-    node: str
-    state: State
-    found: str
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,10 @@ def _usable_gpus() -> int | str:
     if done.returncode or len(words) != 2:
         return (done.stderr.strip().splitlines() or ["no answer"])[-1]
     return "torch is built for CPUs" if words[1] == "None" else int(words[0])
+
+
+def _machine_findings() -> list[Finding]:
+    return list(check_machine_for_ray())
 
 
 def read_constraints(file: Path) -> dict[str, str]:
@@ -125,21 +122,26 @@ def check_gpus(machine: MachineInfo, ray_gpus: float | None = None) -> Finding:
     return Finding("GPUs", machine.name, state, found, advice)
 
 
-def check_token(home: Path | None = None) -> Finding:
-    """Check that this machine has a token of Ray that only its owner can read, and uses it."""
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray/auth_token")
+def check_token(cluster: bool = True) -> Finding:
+    """Check that this machine has a token of Ray that only its owner can read, and uses it.
+
+    Without a cluster it may have none, as Ray makes one when it starts here.
+    """
+    mode, file = os.environ.get("RAY_AUTH_MODE", ""), token_file()
     in_environment = bool(os.environ.get("RAY_AUTH_TOKEN"))
     state: State = "failure"
-    if not in_environment and not file.is_file():
-        found = f"no {file}"
-        advice = "(umask 077; ray get-auth-token --generate); export RAY_AUTH_MODE=token"
-    elif file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        found, advice = f"others can read {file}", f"chmod 600 {file}"
-    elif mode != "token":
+    if (mode or "token").lower() != "token" or (cluster and not mode):
         found, advice = f"RAY_AUTH_MODE is {mode or 'not set'}", "export RAY_AUTH_MODE=token"
+    elif in_environment:
+        state, found, advice = "ok", "in RAY_AUTH_TOKEN", ""
+    elif not file or not file.is_file():
+        found, advice = f"no {file or 'token, as HOME is not set'}", _NEW_TOKEN
+        if not cluster:
+            state, found, advice = "ok", f"{found} yet: a run here makes one", ""
+    elif readable_by_others(file):
+        found, advice = f"others can read {file}", f"chmod 700 {file.parent}; chmod 600 {file}"
     else:
-        state, found, advice = "ok", "in RAY_AUTH_TOKEN" if in_environment else str(file), ""
+        state, found, advice = "ok", str(file), ""
     return Finding("token", socket.gethostname(), state, found, advice)
 
 
@@ -149,7 +151,9 @@ def check_dashboard(address: str) -> Finding:
     import urllib.request
 
     try:
-        urllib.request.urlopen(f"http://{address}/api/version", timeout=10)
+        # Not by a proxy, which does not know the cluster's addresses.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        direct.open(f"http://{address}/api/version", timeout=10)
     except urllib.error.HTTPError as error:
         if error.code == 401:
             return Finding("dashboard", address, "ok", "asks for the token")
@@ -185,7 +189,8 @@ def check_machine(storage: str | None, constraints: Path) -> Iterator[Finding]:
     machine = inspect_machine()
     yield check_versions(machine, read_constraints(constraints))
     yield check_gpus(machine)
-    yield check_token()
+    yield check_token(cluster=False)
+    yield from check_machine_for_ray()
     if storage:
         yield from _check_writes(storage, [])
 
@@ -206,6 +211,9 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
             continue
         yield check_versions(machine, tested)
         yield check_gpus(machine, node["Resources"].get("GPU", 0.0))
+        findings = _result(_submit(node, _machine_findings))
+        if not isinstance(findings, Exception):  # else the node has just died
+            yield from findings
         before = time.time()
         clock = _result(_submit(node, read_clock))
         if not isinstance(clock, Exception):  # else the node has just died
@@ -226,7 +234,7 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
 def _check_writes(storage: str, nodes: list[Any]) -> Iterator[Finding]:
     """Write a file here and on every node, and look for the nodes' files from here."""
     folder = RunStorage.at(storage, f".doctor-{uuid4().hex}")
-    shown = redact_credentials(folder.storage)
+    shown = folder.storage
     error = try_write(folder, "this-machine")
     if error or not nodes:
         yield check_storage(socket.gethostname(), error, True, shown)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -19,6 +20,9 @@ _REMEDIES = {
     errno.EIO: "check the disk",
 }
 """What to do about storage that fails; a restart does not help."""
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(Exception):
@@ -29,7 +33,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(redact(message))
+        super().__init__(printable(redact(message)))
 
 
 class StorageError(UserError):
@@ -58,6 +62,22 @@ def storage_errors(place: object) -> Iterator[None]:
             f"{path} cannot be {'read or ' if reads else ''}written "
             f"({os.strerror(error.errno)}): {remedy}, then give the same command again."
         ) from error
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text with its control characters escaped, such as `\\x1b`.
+
+    A terminal obeys them, and names of classes and files, notes and errors of libraries may hold
+    some. Escaped as well: what overrides the direction of writing (Unicode Standard Annex 9,
+    section 2), and surrogates, which cannot be encoded.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay, such as a line feed.
+    """
+    return _UNPRINTABLE.sub(
+        lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode(), text
+    )
 
 
 def first_error_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cl_ray.data.writer import replace_atomically
 from cl_ray.environment import package_version
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
 from cl_ray.model import TrainedModel, load
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
@@ -200,7 +200,7 @@ def _check_free(out: str, overwrite: bool) -> Path:
     """Return the folder to write; raise if it holds anything but an export to overwrite."""
     if "://" in out:
         raise UserError(
-            f"{redact_credentials(out)} is a URI: export to a folder, and copy that there."
+            f"{out} is a URI: export to a folder, and copy that there."
         )
     path = Path(out).expanduser().absolute()
     if not path.exists():
@@ -324,7 +324,7 @@ def _metadata(
         latents = "what `sample` gives for standard normal noise and uniform numbers in [0, 1)"
     packages = ("cl-ray", "torch", *_PACKAGES[format])
     return {
-        "run": redact_credentials(run),
+        "run": run,
         "checkpoint": model.checkpoint,
         "step": model.step,
         "format": format,

@@ -1,15 +1,23 @@
 """Locations of files: local paths and URIs of any pyarrow filesystem, and the run folder."""
 
+import contextlib
+import errno
 import os
+import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.fs
 
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.uri import uri_problem
+
+LEASE_FILE = ".lease"
+"""File of a run's or a search's folder that names the driver whose processes may write there."""
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -19,7 +27,7 @@ def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
         location: A local path, or a URI such as `s3://bucket/key`.
 
     Raises:
-        UserError: The URI's filesystem is unknown or cannot be reached.
+        UserError: The URI's filesystem is unknown or cannot be reached, or it may hold a secret.
     """
     return _connect(absolute_location(location))
 
@@ -36,13 +44,70 @@ def _connect(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def absolute_location(location: str) -> str:
-    """Return a location that means the same in any working directory."""
+    """Return a location that means the same in any working directory.
+
+    Raises:
+        UserError: It is a URI that may hold a secret.
+    """
+    if problem := uri_problem(location):
+        raise UserError(f"The URI {problem}.")
     return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
-def redact_uri(location: str) -> str:
-    """Return a location without the credentials and options that a URI may carry."""
-    return redact_credentials(location).partition("?")[0] if "://" in location else location
+def without_options(location: str) -> str:
+    """Return a location without the options of a URI, as it is shown."""
+    return location.partition("?")[0] if "://" in location else location
+
+
+def write_file(path: Path, blob: bytes) -> None:
+    """Write a local file, so that a crash or a power cut leaves the old content or the new one.
+
+    When this returns, the content and the file's name are on the disk. If it fails, the old file
+    is unchanged and nothing else is left.
+
+    Raises:
+        OSError: It cannot be written; the error names the file.
+    """
+    temporary = path.with_name(f".{path.name}.new")  # after a kill, the next write takes it over
+    try:
+        create_folder(path.parent)
+        with temporary.open("wb") as stream:
+            stream.write(blob)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def create_folder(path: Path) -> None:
+    """Create a local folder and its parents, which are on the disk when this returns."""
+    if not path.is_dir():
+        create_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a local file's content, or the names in a folder, to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some file systems do not sync folders, and a folder may be writable but not readable.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+class LeaseLostError(UserError):
+    """Another driver has taken over the folder of a run or a search."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +117,37 @@ class RunStorage:
     Args:
         storage: Absolute path or URI of the parent folder.
         name: The run's name.
+        lease: The folder whose lease a driver has taken, and what it wrote there; see `take_lease`.
     """
 
     storage: str
     name: str
+    lease: "tuple[RunStorage, bytes] | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, storage: str, name: str) -> "RunStorage":
-        """Return the folder of a run; relative paths and file:// become absolute paths."""
+        """Return the folder of a run; relative paths and file:// become absolute paths.
+
+        Raises:
+            UserError: The storage is a URI that may hold a secret.
+        """
+        storage = absolute_location(storage)
         if storage.startswith("file://"):
             storage = open_filesystem(storage)[1]
-        return cls(
-            storage if "://" in storage else str(Path(storage).expanduser().absolute()), name
-        )
+        return cls(storage, name)
 
     @classmethod
     def from_uri(cls, uri: "str | Path") -> "RunStorage":
-        """Return the run folder at a path or URI; options (`?scheme=http`) go to the storage."""
-        place, mark, options = str(uri).partition("?") if "://" in str(uri) else (uri, "", "")
-        storage, _, name = str(place).rstrip("/").rpartition("/")
-        return cls.at(f"{storage or '.'}{mark}{options}", name)
+        """Return the run folder at a path or URI; options (`?scheme=http`) go to the storage.
+
+        Raises:
+            UserError: It is a URI that may hold a secret.
+        """
+        place, mark, options = absolute_location(str(uri)), "", ""
+        if "://" in place:
+            place, mark, options = place.partition("?")
+        storage, _, name = place.rstrip("/").rpartition("/")
+        return cls.at(f"{storage or '/'}{mark}{options}", name)
 
     @classmethod
     def existing(cls, uri: "str | Path") -> "RunStorage":
@@ -106,8 +182,8 @@ class RunStorage:
         return f"{place.rstrip('/')}/{self.name}{mark}{options}"
 
     def __str__(self) -> str:
-        """Return the path or URI to show, without credentials and options."""
-        return redact_uri(self.uri)
+        """Return the path or URI to show, without options."""
+        return without_options(self.uri)
 
     def open(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Return the filesystem and the folder's path on it.
@@ -128,15 +204,46 @@ class RunStorage:
         """
         filesystem, path = self.open()
         try:
-            filesystem.create_dir(path, recursive=True)
-            with filesystem.open_output_stream(f"{path}/.writable") as stream:
-                stream.write(b"")
+            if self.remote:
+                filesystem.create_dir(path, recursive=True)
+            self.write(".writable", b"A full disk takes an empty file.")
             filesystem.delete_file(f"{path}/.writable")
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or first_error_line(error)
             raise UserError(
-                f"storage {self.storage!r} cannot be written: {first_error_line(error)}; use "
-                "another --storage."
+                f"storage {self.storage!r} cannot be written: {reason}; mend that or use another "
+                "--storage."
             ) from error
+
+    def subfolder(self, name: str) -> "RunStorage":
+        """Return a folder in this one, under the same lease."""
+        return RunStorage(self.uri, name, self.lease)
+
+    def take_lease(self) -> "RunStorage":
+        """Return the folder for a driver and its workers, who alone can write to it from now on.
+
+        Workers of an earlier driver, which was killed or runs on another machine, no longer can:
+        every write checks that the lease is still the writer's.
+        """
+        holder = f"process {os.getpid()} on {socket.gethostname()}\n{uuid4().hex}\n".encode()
+        self.write(LEASE_FILE, holder)
+        return replace(self, lease=(self, holder))
+
+    def check_lease(self) -> None:
+        """Check that no other driver has taken the folder's lease, if this one has it.
+
+        Raises:
+            LeaseLostError: One has.
+        """
+        if self.lease is None:
+            return
+        folder, ours = self.lease
+        holder = folder.read(LEASE_FILE) or b"nobody\n"
+        if holder != ours:
+            raise LeaseLostError(
+                f"{folder} was taken over by {holder.decode().partition(chr(10))[0]}, and this "
+                "process stops: only one can write there."
+            )
 
     def exists(self) -> bool:
         """Return whether the folder holds anything."""
@@ -152,25 +259,28 @@ class RunStorage:
             return stream.read()
 
     def write(self, file: str, blob: bytes) -> None:
-        """Write a file atomically: a reader sees the old content or the new one."""
+        """Write a file atomically and durably: see `write_file`.
+
+        An object store shows an object only when it is complete and durable.
+
+        Raises:
+            OSError: It cannot be written.
+            LeaseLostError: Another driver has taken the folder.
+        """
+        self.check_lease()
         filesystem, path = self.open()
-        target = f"{path}/{file}"
-        if self.remote:  # an object store shows an object only when it is complete
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(blob)
+        if not self.remote:
+            write_file(Path(path, file), blob)
             return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=Path(target).parent, delete=False) as stream:
+        with filesystem.open_output_stream(f"{path}/{file}") as stream:
             stream.write(blob)
-        Path(stream.name).chmod(0o644)
-        Path(stream.name).replace(target)
 
 
 class StorageMirror:
     """A local folder whose files are copied to the run folder by `push`.
 
-    For a local run folder it is that folder itself. Ray Train uploads neither metrics nor
-    TensorBoard events, and an object store cannot append.
+    For a local run folder it is that folder itself. TensorBoard's events are written there: an
+    object store cannot append.
     """
 
     def __init__(self, folder: RunStorage):
@@ -184,11 +294,20 @@ class StorageMirror:
 
     def push(self) -> None:
         """Upload every file that changed since the last call."""
-        if not self.folder.remote:
-            return
-        for file in sorted(self.path.rglob("*")):
-            if file.is_file():
-                state = (file.stat().st_size, file.stat().st_mtime_ns)
-                if self._pushed.get(file) != state:
-                    self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
-                    self._pushed[file] = state
+        for file in self._files():
+            state = (file.stat().st_size, file.stat().st_mtime_ns)
+            if self._pushed.get(file) != state:
+                self.folder.write(str(file.relative_to(self.path)), file.read_bytes())
+                self._pushed[file] = state
+
+    def size(self) -> int:
+        """Return the bytes of the files that `push` may upload."""
+        return sum(file.stat().st_size for file in self._files())
+
+    def clear(self) -> None:
+        """Delete the local copies of what was uploaded and does not change any more."""
+        for file in self._files():
+            file.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(filter(Path.is_file, self.path.rglob("*"))) if self.folder.remote else []

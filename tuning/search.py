@@ -5,17 +5,20 @@ python tuning/search.py                                     # a small search: mi
 python tuning/search.py --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
 python tuning/search.py --space rates                       # learning rates only
 python tuning/search.py --resume s1 --trials 24             # eight more trials
-python tuning/search.py --scheduler pbt --population 4      # population-based training
+python tuning/search.py --scheduler pbt --trials 4          # population-based training
 python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cl_ray.cli import check_uris
 from cl_ray.commands.tune import command
 from cl_ray.errors import UserError
+from cl_ray.uri import redact
 
 PROG = "python tuning/search.py"
 
@@ -23,9 +26,12 @@ PROG = "python tuning/search.py"
 def main() -> None:
     """Run the search; on a user's mistake print one sentence and exit with status 1."""
     try:
+        check_uris(sys.argv[1:])
         command(sys.argv[1:], PROG)
     except UserError as error:
         sys.exit(f"{PROG}: {error}")
+    except Exception:
+        sys.exit(redact(traceback.format_exc()))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
 
 from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
+from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import DatasetInfo
-from cl_ray.errors import redact_credentials
-from cl_ray.storage import absolute_location, redact_uri
+from cl_ray.storage import absolute_location, without_options
 
 _LOG_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -24,9 +23,11 @@ _LISTED_CLASSES = 10
 def command(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
     from cl_ray.data.sources import SourceConfig, write_dataset
+    from cl_ray.training.preflight import check_outlives_job
 
     source = parse_flags(SourceConfig, arguments, prog="cl-ray data")
-    console = Console()
+    check_outlives_job(source.out, "out")
+    console = PlainConsole()
     try:
         with DatasetProgress(console) as progress:
             info = write_dataset(source, progress.report)
@@ -46,9 +47,9 @@ class DatasetProgress:
     def __init__(self, console: Console):
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:,.0f} images"),
+            TextColumn("{task.completed:,.0f} images", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -89,11 +90,9 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         files = f"{len(split.shards)} file{'s' if len(split.shards) > 1 else ''}"
         size = decimal(sum(shard.bytes for shard in split.shards))
         lines[name] = f"{split.rows:,} images in {files}, {size}"
-    lines["where"] = redact_uri(absolute_location(out))
-    lines["next"] = f"cl-ray train --data {shlex.quote(redact_credentials(out))}"
-    for name, value in lines.items():
-        line = Text.assemble((f"{name:<10}", "bold"), value)
-        console.print(line, soft_wrap=True, highlight=False)
+    lines["where"] = without_options(absolute_location(out))
+    lines["next"] = f"cl-ray train --data {shlex.quote(out)}"
+    print_fields(console, lines, 10)
 
 
 def _format_classes(info: DatasetInfo) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, LaunchOptions, build_config, preset
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
 
 
 class TrainCommand(LaunchOptions, Config):
@@ -67,9 +67,9 @@ def load_run_config(storage: str, name: str | None) -> Config | None:
         text = folder.read("config.yaml")
     except OSError as error:
         raise UserError(
-            f"storage {redact_credentials(storage)!r} cannot be read: {first_error_line(error)}."
+            f"storage {storage!r} cannot be read: {first_error_line(error)}."
         ) from error
     if text is None:
         return None
-    run = Config.from_run(text.decode(), f"{folder}/config.yaml")
+    run = Config.from_run(text.decode(errors="replace"), f"{folder}/config.yaml")
     return run.model_copy(update={"storage": folder.storage})

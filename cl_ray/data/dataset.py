@@ -11,18 +11,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import absolute_location, open_filesystem
+from cl_ray.uri import redact
 
 INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
@@ -80,6 +87,12 @@ class DatasetInfo(BaseConfig):
     classes: list[str] | None = Field(description="The name of each label, if they have names.")
     row_group: int = Field(ge=1, description="Rows of every row group but a file's last.")
     splits: dict[str, SplitInfo]
+
+    @field_validator("*")
+    @classmethod
+    def _check_uri(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read the record of any data, but without what may be secret in it."""
+        return redact(value) if isinstance(value, str) else value
 
     @field_validator("shape")
     @classmethod

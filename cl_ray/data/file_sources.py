@@ -5,13 +5,12 @@ ignores EXIF rotation, transparency, further frames and 16-bit channels. Parquet
 pyarrow's `ParquetFile`, in order and with page checksums.
 """
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +22,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cl_ray.data.dataset import DatasetInfo
+from cl_ray.data.decoding import (
+    ImageLimits,
+    MemoryBudget,
+    decode_image,
+    decoder_errors,
+    load_image,
+    open_image,
+)
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import redact_uri
+from cl_ray.storage import without_options
 
 Color = Literal["keep", "grey", "rgb"]
 Convert = Callable[[Image.Image, str], NDArray[np.uint8]]
@@ -35,39 +42,11 @@ NO_LABELS = "none"
 
 _THREADS = 8
 _CHUNK = 256
-"""Images that are read at once; bounds the memory."""
+"""Images that are read at once, at most."""
+_CHUNK_BYTES = 2**26
+"""Bytes of Parquet cells that are read at once, unless one is larger."""
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?![a-z])")
 _IMAGE_TYPES = "uint8 pixels of one shape (a tensor or fixed-size list) or encoded image files"
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image file of any format that Pillow reads, rotated as its EXIF data says.
-
-    Args:
-        data: The file's content.
-        name: What error messages call it.
-
-    Raises:
-        UserError: It cannot be decoded, holds several frames, or has more than 8 bits a channel.
-    """
-    try:
-        with Image.open(BytesIO(data)) as image:
-            # A phone's MPO is one photograph and a preview.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise UserError(f"{name} holds {frames} frames: save each as an image of its own.")
-            # Pillow silently keeps the high byte of 16-bit RGB; only the tile shows it.
-            # (BGR;16 has 5 or 6 bits a channel, all of which are kept.)
-            deep = any(
-                ";16" in str(tile[3]) and "BGR;16" not in str(tile[3]) for tile in image.tile
-            )
-            if deep or image.mode[0] in "IF":
-                raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits.")
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name} cannot be read as an image ({first_error_line(error)}): repair or remove it."
-        ) from error
 
 
 def to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> NDArray[np.uint8]:
@@ -86,8 +65,13 @@ def to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> 
     Raises:
         UserError: A pixel is transparent, or `keep` meets neither grey nor RGB.
     """
+    with decoder_errors(name):
+        return _to_pixels(image, name, size, color)
+
+
+def _to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> NDArray[np.uint8]:
     if image.has_transparency_data:
-        opaque = image.convert("RGBA")
+        opaque = image if image.mode == "RGBA" else image.convert("RGBA")
         if opaque.getchannel("A").getextrema()[0] != 255:
             raise UserError(
                 f"{name} is partly transparent: lay it on a background of your choice first."
@@ -107,7 +91,12 @@ def to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> 
 
 
 def read_image_folder(
-    location: str, filesystem: pafs.FileSystem, path: str, files: list[str], convert: Convert
+    location: str,
+    filesystem: pafs.FileSystem,
+    path: str,
+    files: list[str],
+    convert: Convert,
+    limits: ImageLimits,
 ) -> SourceSplits:
     """Find the splits and classes of a folder of image files from their paths, and read lazily.
 
@@ -120,6 +109,8 @@ def read_image_folder(
         path: Its path there.
         files: The image files in it, relative to it and sorted.
         convert: Makes pixels of an image.
+        limits: Which images are refused. All that are decoded at once have together no more
+            pixels, or bytes in their files, than the largest one may have.
 
     Raises:
         UserError: A folder beside `train` is no split, or images lie beside class folders.
@@ -145,17 +136,23 @@ def read_image_folder(
             f"{location} has class folders ({classes[0]}), but {outside} is in none: move it."
         )
     labels_by_name = {name: label for label, name in enumerate(classes)}
+    bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
 
     def load(entry: tuple[str, str | None]) -> RawImage:
         file, class_name = entry
         name = f"{location}/{file}"
-        try:
-            with filesystem.open_input_stream(f"{path}/{file}") as stream:
-                data = stream.read()
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
         label = None if class_name is None else labels_by_name[class_name]
-        return RawImage(convert(decode_image(data, name), name), label, name)
+        with contextlib.ExitStack() as held:
+            try:
+                with filesystem.open_input_file(f"{path}/{file}") as stream:
+                    limits.check_bytes(stream.size(), name)
+                    held.enter_context(bytes_read.reserve(stream.size()))
+                    data = stream.read(limits.bytes + 1)
+            except OSError as error:
+                raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
+            image = open_image(data, name, limits)
+            held.enter_context(pixels_decoded.reserve(image.width * image.height))
+            return RawImage(convert(load_image(image, name), name), label, name)
 
     def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
         with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
@@ -164,7 +161,7 @@ def read_image_folder(
 
     return (
         {split: images(entries) for split, entries in splits.items()},
-        DatasetMetadata(name=location, source=redact_uri(location), classes=classes or None),
+        DatasetMetadata(name=location, source=without_options(location), classes=classes or None),
     )
 
 
@@ -174,6 +171,7 @@ def read_parquet_source(
     path: str,
     files: list[str],
     convert: Convert,
+    limits: ImageLimits,
     image_column: str | None = None,
     label_column: str | None = None,
     info: DatasetInfo | None = None,
@@ -186,6 +184,7 @@ def read_parquet_source(
         path: Its path there.
         files: The Parquet files in it, relative to it and sorted.
         convert: Makes pixels of an image.
+        limits: Which images are refused.
         image_column: None is the column `image` or `img`, or else the only one that fits.
         label_column: None is the column `label`, if there is one; `none` is no labels.
         info: The record of the folder, if it is a dataset of this package's.
@@ -197,14 +196,14 @@ def read_parquet_source(
     if info:
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
 
-    @contextmanager
+    @contextlib.contextmanager
     def opened(file: str) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(
                 f"{path}/{file}", filesystem=filesystem, page_checksum_verification=True
             ) as parquet:
                 yield parquet
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{location}/{file} is damaged or cannot be read ({first_error_line(error)}): "
                 "copy it again."
@@ -231,13 +230,17 @@ def read_parquet_source(
         for file in files:
             with opened(file) as parquet:
                 _find_columns(parquet.schema_arrow, f"{location}/{file}", image, label or NO_LABELS)
+                shape = _pixel_shape(parquet.schema_arrow.field(image).type)
+                if shape:
+                    height, width = shape[1:] if _channels_first(shape) else shape[:2]
+                    limits.check(width, height, f"An image of {location}/{file}")
                 row = 0
-                for batch in parquet.iter_batches(_CHUNK, columns=columns):
+                for batch in parquet.iter_batches(_batch_rows(parquet, image), columns=columns):
                     names = [f"{location}/{file}, row {row + k}," for k in range(len(batch))]
                     row += len(batch)
                     labels = batch[label].to_pylist() if label else [None] * len(batch)
                     indices = batch["id"].to_pylist() if info else [None] * len(batch)
-                    decoded = _decode_column(batch[image], names)
+                    decoded = _decode_column(batch[image], names, limits)
                     for name, pixels, value, index in zip(
                         names, decoded, labels, indices, strict=True
                     ):
@@ -248,7 +251,7 @@ def read_parquet_source(
         {split: images(files) for split, files in splits.items()},
         DatasetMetadata(
             name=location,
-            source=info.source if info else redact_uri(location),
+            source=info.source if info else without_options(location),
             licence=info.licence if info else None,
             classes=classes if label else None,
         ),
@@ -349,7 +352,23 @@ def _pixel_shape(kind: pa.DataType) -> tuple[int, ...] | None:
     return None
 
 
-def _decode_column(column: pa.Array, names: list[str]) -> Iterator[Image.Image]:
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[2] not in (1, 3)
+
+
+def _batch_rows(parquet: pq.ParquetFile, image: str) -> int:
+    """Return how many rows are read at once: their images have about _CHUNK_BYTES, by the file."""
+    largest = max(1, math.prod(_pixel_shape(parquet.schema_arrow.field(image).type) or ()))
+    for group in map(parquet.metadata.row_group, range(parquet.num_row_groups)):
+        chunks = map(group.column, range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.startswith(image))
+        largest = max(largest, size // max(1, group.num_rows))
+    return max(1, min(_CHUNK, _CHUNK_BYTES // largest))
+
+
+def _decode_column(
+    column: pa.Array, names: list[str], limits: ImageLimits
+) -> Iterator[Image.Image]:
     """Yield the images of a column; `names` are what error messages call them."""
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, "bytes")
@@ -359,7 +378,7 @@ def _decode_column(column: pa.Array, names: list[str]) -> Iterator[Image.Image]:
     shape = _pixel_shape(column.type)
     if shape is None:
         for name, cell in zip(names, column, strict=True):
-            yield decode_image(cell.as_py(), name)
+            yield decode_image(cell.as_py(), name, limits)
         return
     values = column.storage if isinstance(column, pa.ExtensionArray) else column
     while pa.types.is_fixed_size_list(values.type):
@@ -368,7 +387,7 @@ def _decode_column(column: pa.Array, names: list[str]) -> Iterator[Image.Image]:
         missing = values.is_valid().index(False).as_py() * len(names) // len(values)
         raise UserError(f"{names[missing]} has a pixel missing: leave the row out.")
     pixels = values.to_numpy().reshape(len(column), *shape)
-    if len(shape) == 3 and shape[2] not in (1, 3):
+    if _channels_first(shape):
         pixels = pixels.transpose(0, 2, 3, 1)
     for image in pixels:
         yield Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)

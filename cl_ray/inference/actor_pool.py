@@ -1,6 +1,6 @@
-"""Run an inference task part by part on a pool of model actors, with Ray Data.
+"""Run an inference task part by part: in this process, or on a pool of model actors.
 
-Ray Data's `map_batches` hands part numbers to an actor pool and restarts actors. Each actor
+On a pool, Ray Data's `map_batches` hands part numbers to actors and restarts them. Each actor
 computes and writes a whole part, so only part numbers and metrics pass through Ray's object store
 and the driver, and memory grows neither with the result nor with the pool.
 
@@ -14,7 +14,7 @@ import contextlib
 import errno
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from cl_ray.environment import peak_memory
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
 from cl_ray.inference.output import OutputFolder, bytes_on_disk, class_folder_names
 from cl_ray.inference.tasks import InferenceTask, sampling_note
 from cl_ray.storage import absolute_location
@@ -44,6 +44,9 @@ MAX_BLOCKS = 4096
 """Limit of Ray Data's blocks, so that the driver's memory does not grow with the request."""
 MAX_RETRIES = 3
 """How often an actor that died is restarted, and a part retried after its actor died."""
+
+PartMetrics = dict[str, NDArray[Any]]
+"""Of one or more parts that were computed: an array with a value for each, by name."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def prepare_inference(
     task.check(model)
     part_size = task.part_size(model)
     request = {
-        "run": redact_credentials(absolute_location(run)),
+        "run": absolute_location(run),
         "checkpoint": model.checkpoint,
         "weights digest": weights_digest(model),
         **task.describe(),
@@ -227,27 +230,34 @@ def allocate_actors(
 
 
 class Predictor:
-    """An actor of the pool: holds the networks, and computes and writes one part after another."""
+    """Holds the networks, and computes and writes one part after another. An actor of the pool.
 
-    def __init__(self, job: InferenceJob, pool: ActorPool):
+    Args:
+        job: What to compute.
+        device: Where, as `cl_ray.load` takes it.
+        threads: Threads of torch; None leaves them as they are.
+    """
+
+    def __init__(self, job: InferenceJob, device: str, threads: int | None = None):
         import torch
 
         from cl_ray.device import keep_freed_memory
         from cl_ray.model import load
 
         keep_freed_memory()
-        torch.set_num_threads(max(1, int(pool.cpus)))
+        if threads:
+            torch.set_num_threads(threads)
         self.job = job
         self.load_error = ""
         try:
-            self.model = load(job.run, job.checkpoint, "cuda" if pool.gpus else "cpu")
+            self.model = load(job.run, job.checkpoint, device)
             dataset = job.task.dataset
             classes = dataset.info.classes if dataset else list(self.model.classes)
             self.class_folders = class_folder_names(classes or None)
         except UserError as error:  # possible on the driver but not on this node
             self.load_error = str(error)
 
-    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> PartMetrics:
         """Compute a batch of one part number and return one row of metrics.
 
         An error is returned as a sentence: Ray Data would wrap an exception in its traceback.
@@ -279,13 +289,48 @@ class Predictor:
         return {name: np.array([value]) for name, value in metrics.items()}
 
 
-def run_inference(job: InferenceJob, pool: ActorPool) -> Iterator[InferenceProgress]:
-    """Compute all missing parts and yield the progress after each. Ray runs already.
+def run_inference(job: InferenceJob, pool: ActorPool | None = None) -> Iterator[InferenceProgress]:
+    """Compute all missing parts and yield the progress after each.
+
+    Args:
+        job: What to compute.
+        pool: Where, by Ray, which runs already; None computes in this process.
 
     Raises:
         UserError: A part cannot be read, computed or written, or an actor keeps dying. Parts that
             are written stay.
     """
+    rows = peak = 0
+    began = math.inf
+    # Closed, or the actors of a pool keep their CPUs after an error.
+    with contextlib.closing(_pool_results(job, pool) if pool else _local_results(job)) as blocks:
+        for block in blocks:
+            began = min(began, time.perf_counter() - block["seconds"].max())
+            for failed in np.flatnonzero(block["error"] != ""):
+                part_size, part_bytes = (int(block[name][failed]) for name in ("rows", "bytes"))
+                per_row = part_bytes / part_size if block["disk_full"][failed] else 0.0
+                raise UserError(_failure_message(job, str(block["error"][failed]), per_row))
+            rows += int(block["rows"].sum())
+            peak = max(peak, int(block["peak_memory"].max()))
+            yield InferenceProgress(rows, time.perf_counter() - began, peak)
+    missing = job.refresh().missing
+    if missing:
+        raise UserError(
+            f"{len(missing)} parts are not in {job.output} although they were written: is it the "
+            "same folder on all nodes?"
+        )
+    job.output.finish(job.request)
+
+
+def _local_results(job: InferenceJob) -> Generator[PartMetrics]:
+    """Compute the missing parts in this process."""
+    predictor = Predictor(job, "auto")
+    for part in job.missing:
+        yield predictor({"part": np.array([part])})
+
+
+def _pool_results(job: InferenceJob, pool: ActorPool) -> Generator[PartMetrics]:
+    """Have a pool of actors compute the missing parts."""
     import ray.data
     from ray.exceptions import RayActorError
 
@@ -301,7 +346,7 @@ def run_inference(job: InferenceJob, pool: ActorPool) -> Iterator[InferenceProgr
     with actor_restart_options(MAX_RETRIES) as restart_options:
         results = parts.map_batches(
             Predictor,
-            fn_constructor_args=(job, pool),
+            fn_constructor_args=(job, "cuda" if pool.gpus else "cpu", max(1, int(pool.cpus))),
             batch_size=1,
             # One part at work and one queued: with a longer queue one actor would end alone.
             compute=ray.data.ActorPoolStrategy(
@@ -311,32 +356,15 @@ def run_inference(job: InferenceJob, pool: ActorPool) -> Iterator[InferenceProgr
             num_gpus=pool.gpus,
             **restart_options,
         )
-    rows = peak = 0
-    began = math.inf
-    blocks = iter(results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
     try:
-        with contextlib.closing(blocks):  # without it the actors keep their CPUs after an error
-            for block in blocks:
-                began = min(began, time.perf_counter() - block["seconds"].max())
-                for failed in np.flatnonzero(block["error"] != ""):
-                    part_size, part_bytes = (int(block[name][failed]) for name in ("rows", "bytes"))
-                    per_row = part_bytes / part_size if block["disk_full"][failed] else 0.0
-                    raise UserError(_failure_message(job, str(block["error"][failed]), per_row))
-                rows += int(block["rows"].sum())
-                peak = max(peak, int(block["peak_memory"].max()))
-                yield InferenceProgress(rows, time.perf_counter() - began, peak)
+        yield from iter(
+            results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+        )
     except RayActorError as error:
         if error.actor_init_failed:
             raise  # an exception in the constructor is a bug, not a crash of the process
         reason = f"An actor died after {MAX_RETRIES} restarts: {failure_reason(error)}"
         raise UserError(_failure_message(job, reason, 0.0)) from error
-    missing = job.refresh().missing
-    if missing:
-        raise UserError(
-            f"{len(missing)} parts are not in {job.output} although they were written: is it the "
-            "same folder on all nodes?"
-        )
-    job.output.finish(job.request)
 
 
 def _failure_message(job: InferenceJob, error: str, full_disk_bytes_per_row: float) -> str:

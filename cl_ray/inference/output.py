@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import absolute_location, open_filesystem, redact_uri
+from cl_ray.storage import absolute_location, open_filesystem, without_options
 
 FileContent: TypeAlias = bytes | pa.Table
 """The content of a file: bytes as they are, or a table that becomes Parquet."""
@@ -64,7 +64,7 @@ class OutputFolder:
         return cls(absolute_location(out))
 
     def __str__(self) -> str:
-        return redact_uri(self.location)
+        return without_options(self.location)
 
     @property
     def parquet(self) -> bool:

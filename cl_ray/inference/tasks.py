@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import Dataset, RowBatch, RowRange
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from cl_ray.model import TrainedModel
@@ -72,7 +72,7 @@ class InferenceTask(ABC):
         request = {"task": type(self).__name__, **vars(self)}
         if self.dataset is not None:
             shards = "".join(x.sha256 for x in self.dataset.info.splits[request["split"]].shards)
-            request["dataset"] = redact_credentials(self.dataset.location)
+            request["dataset"] = self.dataset.location
             request["data digest"] = hashlib.sha256(shards.encode()).hexdigest()
         return {name: value for name, value in request.items() if value is not None}
 

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from cl_ray.config import Config, differences, preset
 from cl_ray.data.dataset import Dataset, sample_rows
-from cl_ray.errors import UserError, first_error_line, redact_credentials
+from cl_ray.errors import UserError, first_error_line
 from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.report import galleries
@@ -34,6 +34,7 @@ from cl_ray.report.summary import (
     run_details,
 )
 from cl_ray.storage import RunStorage
+from cl_ray.uri import redact
 
 _FILE = "report.html"
 _MAX_STRIP_EPOCHS, _STRIP_COLUMNS, _PAIR_COLUMNS = 12, 10, 8
@@ -87,7 +88,7 @@ def write_run_report(
     except UserError as error:
         if checkpoint != "last":
             raise
-        run, missing["networks"] = None, redact_credentials(str(error))
+        run, missing["networks"] = None, str(error)
     dataset = None
     if config and run:
         dataset = _try(missing, "data", partial(_open_data, config, run))
@@ -114,7 +115,7 @@ def write_run_report(
         "folder": str(folder),
         "command": shlex.quote(str(folder)),
         "config": config,
-        "yaml": redact_credentials(text),
+        "yaml": redact(text),
         "changed": _changed_fields(config),
         "epochs": epochs,
         "run": run,
@@ -183,7 +184,7 @@ def _open_data(config: Config, run: TrainedModel) -> Dataset:
     dataset = Dataset.open(config.data)
     if dataset.info.shape != run.shape:
         raise UserError(
-            f"{redact_credentials(config.data)} now holds images of {dataset.info.shape}, and the "
+            f"{config.data} now holds images of {dataset.info.shape}, and the "
             f"run was trained on {run.shape}."
         )
     return dataset
@@ -233,5 +234,5 @@ def _try(missing: dict[str, str], part: str, make: Callable[[], _T]) -> _T | Non
     try:
         return make()
     except UserError as error:
-        missing[part] = redact_credentials(str(error))
+        missing[part] = str(error)
         return None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.config import Config
-from cl_ray.errors import redact_credentials
 from cl_ray.evaluation.metrics import metric_title
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import format_number, format_percent
@@ -49,7 +48,7 @@ def headline(
     is_over = summary is not None and summary.get("epochs", 0) >= config.epochs
     state = "" if is_over else " It is still training, or was stopped before its end."
     return (
-        f"G and D trained on {redact_credentials(config.data)} for {length}, {step:,} steps of "
+        f"G and D trained on {config.data} for {length}, {step:,} steps of "
         f"{config.batch_size} pairs; {pairs}.{state}"
     )
 

@@ -16,11 +16,13 @@ from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, LaunchOptions
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError, storage_errors
+from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import (
     check_checkpoint_metric,
     check_local_resources,
+    check_outlives_job,
     check_pairs,
     check_reference,
     check_resumable,
@@ -34,7 +36,7 @@ from cl_ray.training.progress import (
     pluralize,
     start_progress_actor,
 )
-from cl_ray.training.ray_session import handle_signal, ray_session
+from cl_ray.training.ray_session import ray_session
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,27 @@ def train(
 
     Raises:
         UserError: A mistake in config, data, storage or resources, or another process trains the
-            run; raised before anything is started. Later also a NaN or Inf loss.
+            run; raised before anything is started. Later also a NaN or Inf loss, or storage that
+            is full or fails.
         KeyboardInterrupt: Ctrl-C was pressed; the same call resumes from the last checkpoint.
     """
     started = time.monotonic()
     config, launch = config or Config(), launch or LaunchOptions()
     console = console or Console()
     config = config.model_copy(update={"name": config.name or default_run_name(config)})
+    check_outlives_job(config.storage, "storage")
     folder = RunStorage.at(config.storage, str(config.name))
     dataset = Dataset.open(config.data)
     locations = {"storage": folder.storage, "data": dataset.location}
-    config = config.model_copy(update={k: redact_credentials(v) for k, v in locations.items()})
+    config = config.model_copy(update=locations)
     check_pairs(config, dataset)
     check_reference(config, dataset)
     check_checkpoint_metric(config, dataset)
     if starts_local_ray(launch.address):
         check_local_resources(config)
     folder.create()
-    with exclusive_lock(folder, "run"):
-        return _train_locked(config, folder, dataset, launch, console, started)
+    with storage_errors(folder), exclusive_lock(folder, "run"):
+        return _train_locked(config, folder.take_lease(), dataset, launch, console, started)
 
 
 def default_run_name(config: Config) -> str:
@@ -96,14 +100,17 @@ def _train_locked(
     console: Console,
     started: float,
 ) -> TrainResult:
-    checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
-    check_resumable(config, folder, checkpoints, console)
+    checkpoints = CheckpointStore(
+        *folder.open(), keep=config.checkpoint.keep, before_write=folder.check_lease
+    )
+    for note in checkpoints.set_aside_damaged():
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
+    check_resumable(config, dataset, folder, checkpoints, console)
     if launch.from_checkpoint:
         checkpoints.rollback_to(launch.from_checkpoint)
     newest = checkpoints.newest()
     if newest:
-        checkpoints.check(newest.name)
-        summary = json.loads(folder.read("summary.json") or b"{}")
+        summary = _read_summary(folder)
         if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
             console.print(
                 f"The run {folder} is finished ({pluralize(summary['epochs'], 'epoch')}); give "
@@ -119,6 +126,8 @@ def _train_locked(
         wait_for_resources(
             resources, config.worker_range[0], lambda line: console.print(line, soft_wrap=True)
         )
+        if resources.waits_for:  # on nodes that were not there before
+            check_shared_storage(folder)
         outcome = _fit(config, folder, dataset, launch, resources, console)
     summary = {
         **outcome,
@@ -133,13 +142,23 @@ def _train_locked(
             for package in ("cl-ray", "ray", "torch", "torchvision", "pyarrow")
         },
     }
-    folder.write("summary.json", json.dumps(summary, indent=1).encode())
+    # What stopped a run may be a full disk.
+    with contextlib.suppress(*() if outcome["status"] == "finished" else (OSError,)):
+        folder.write("summary.json", json.dumps(summary, indent=1).encode())
     if outcome["status"] != "finished":
         kept = checkpoints.newest()
         last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
         raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
     _print_summary(summary, folder, console)
     return TrainResult(folder.uri, summary)
+
+
+def _read_summary(folder: RunStorage) -> dict[str, Any]:
+    """Read summary.json; nothing if it is missing or damaged, as the run writes it again."""
+    try:
+        return dict(json.loads(folder.read("summary.json") or b"{}"))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _fit(
@@ -170,6 +189,9 @@ def _fit(
         reason = None
         with contextlib.suppress(ray.exceptions.RayActorError):
             reason = ray.get(actor.abort_reason.remote())
+        cause = getattr(error, "controller_failure", None)
+        if reason is None and isinstance(cause, OSError):  # as where the disk is full
+            raise cause
         if reason is None:
             raise UserError(
                 f"The workers died more than {launch.max_failures} times: "
@@ -189,13 +211,13 @@ def _fit(
 
 def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console) -> None:
     """Print how the run went, where its files are and what to do next."""
-    uri = shlex.quote(redact_credentials(folder.uri))
+    uri = shlex.quote(folder.uri)
     metrics = ", ".join(f"{k} {v:.3f}" for k, v in summary["metrics"].items() if "/" in k)
     driver, worker = (
         f"{summary[key] / 1e9:.2f} GB" for key in ("driver_peak_bytes", "worker_peak_bytes")
     )
     logs = shlex.quote(str(folder).removesuffix(f"/{folder.name}"))
-    storage = shlex.quote(redact_credentials(folder.storage))
+    storage = shlex.quote(folder.storage)
     evaluation = summary["evaluation_summary"] or "not evaluated (evaluation.every is 0)"
     for name, value in {
         "trained": f"{pluralize(summary['epochs'], 'epoch')}, "

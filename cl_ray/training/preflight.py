@@ -24,8 +24,9 @@ from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, differences
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
+from cl_ray.training.ray_compat import in_ray_job
 from cl_ray.training.ray_session import cluster_address
 from cl_ray.training.resources import InsufficientResourcesError, Shortage
 
@@ -166,6 +167,27 @@ def _local_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def check_outlives_job(location: str, flag: str) -> None:
+    """Check that what a Ray job writes to a location is still there when the job has ended.
+
+    A job runs in Ray's copy of its working directory, which is named after the code in it and lies
+    in the folder of the Ray session.
+
+    Raises:
+        UserError: The location is relative, or in that copy.
+    """
+    if not in_ray_job() or "://" in location:
+        return
+    path, here = Path(location).expanduser(), Path.cwd()
+    if path.is_absolute() and not ("runtime_resources" in here.parts and here in path.parents):
+        return
+    raise UserError(
+        f"{flag} {location!r} would lie in Ray's copy of the job's working directory, which ends "
+        f"with the cluster: give --{flag} s3://..., gs://... or an absolute path that every "
+        "machine mounts."
+    )
+
+
 def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
     """Check that all nodes of the joined cluster see a local folder, in which this one can write.
 
@@ -201,27 +223,40 @@ def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
 
 
 def check_resumable(
-    config: Config, folder: RunStorage, checkpoints: CheckpointStore, console: Console
+    config: Config,
+    dataset: Dataset,
+    folder: RunStorage,
+    checkpoints: CheckpointStore,
+    console: Console,
 ) -> None:
     """Check that the run in a folder can be resumed with a config, or print that it starts again.
 
     Raises:
-        UserError: The folder is damaged, of another format, or the run has another config.
+        UserError: The folder is damaged, of another format, or the run has another config or other
+            data.
     """
     saved, newest = folder.read("config.yaml"), checkpoints.newest()
     _check_complete(folder, checkpoints, saved is not None, newest is not None)
     if saved is None:
         return
-    changed = differences(Config.from_run(saved.decode(), f"{folder}/config.yaml"), config)
+    file = f"{folder}/config.yaml"
+    before = Config.from_run(saved.decode(errors="replace"), file)
     if newest:
-        changeable = marked_fields(Config, "changeable_on_resume")
-        changed = {field: pair for field, pair in changed.items() if field not in changeable}
-        if changed:
+        if changed := _fixed_differences(before, config):
             raise UserError(
                 f"The run {folder} has another config ({_describe(changed)}): leave those out to "
                 "resume it, or take another --name."
             )
+        metadata = checkpoints.metadata(newest.name)
+        trained = Config.from_yaml(metadata["config"], f"{folder}, {newest.name}", base=before)
+        if changed := _fixed_differences(trained, before):
+            raise UserError(
+                f"{file} is not what {newest.name} was trained with ({_describe(changed)}): put "
+                "back the run's own, or take another --name."
+            )
+        dataset.check_same(metadata.get("data"))
         return
+    changed = differences(before, config)
     changed = {k: pair for k, pair in changed.items() if k not in ("name", "storage")}
     but = f", but {_describe(changed)}" if changed else ""
     console.print(
@@ -255,6 +290,12 @@ def _check_complete(
     )
 
 
+def _fixed_differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the differences in fields that a resumed run must not change."""
+    changeable = marked_fields(Config, "changeable_on_resume")
+    return {k: pair for k, pair in differences(old, new).items() if k not in changeable}
+
+
 def _describe(changed: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{field} was {a!r}, now {b!r}" for field, (a, b) in changed.items())
 
@@ -272,7 +313,7 @@ def exclusive_lock(folder: RunStorage, kind: str) -> Iterator[None]:
     """
     file = Path(folder.uri) / ".lock"
     if folder.remote:
-        digest = hashlib.sha256(redact_credentials(folder.uri).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(folder.uri.encode()).hexdigest()[:16]
         file = Path(tempfile.gettempdir()) / f"cl_ray-{os.getuid()}-{digest}.lock"
     # Without the fallback, whose marker would survive a killed process on another machine.
     lock = filelock.FileLock(file, mode=0o600, blocking=False, fallback_to_soft=False)

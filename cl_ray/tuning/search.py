@@ -19,10 +19,11 @@ from cl_ray.base_config import (
 )
 from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, build_config, check_name, differences, merge, preset
-from cl_ray.errors import UserError, redact_credentials
+from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.storage import RunStorage
 from cl_ray.tuning.space import Space, Values, apply_values, unflatten
+from cl_ray.uri import public_uri
 
 if TYPE_CHECKING:  # `--help` must not wait for torch and pyarrow
     from cl_ray.data.dataset import Dataset
@@ -30,6 +31,9 @@ if TYPE_CHECKING:  # `--help` must not wait for torch and pyarrow
 
 SEARCH_FILE = "search.yaml"
 """File of a search's folder with its options, space and config."""
+
+_LAUNCH_OPTIONS = {"address", "dashboard", "verbose"}
+"""Where a search is run and what it shows: not stored, as a resumed one has its own."""
 
 _ECONOMICAL_EVALUATION = {"samples": 2000, "images": 2000}
 """How trials are evaluated unless the config says otherwise, so that a search takes minutes."""
@@ -54,7 +58,12 @@ class SearchOptions(BaseConfig):
     storage: str = _changeable(
         "runs", "Folder or URI under which the search's folder lies.", min_length=1
     )
-    trials: int = _changeable(12, "Trials in all.", ge=1, le=100_000)
+    trials: int = _changeable(
+        12,
+        "Trials in all, failed ones included; with scheduler pbt, the population.",
+        ge=1,
+        le=100_000,
+    )
     epochs: int = Field(3, ge=1, description="Epochs of a trial that is not stopped early.")
     images: int | None = Field(
         4096,
@@ -78,7 +87,6 @@ class SearchOptions(BaseConfig):
         "rule, or nobody; pbt is population-based training. auto: asha for one metric, none for "
         "several.",
     )
-    population: int = Field(8, ge=2, description="Trials of population-based training.")
     concurrent: int | None = _changeable(
         None, "Trials at once; None is as many as fit on the cluster.", ge=1
     )
@@ -148,6 +156,11 @@ class SearchOptions(BaseConfig):
                 "scheduler 'pbt' compares trials by one metric, and several are given: give one "
                 "--metric"
             )
+        if self.scheduler == "pbt" and self.trials < 2:
+            raise ValueError(
+                f"scheduler 'pbt' copies weights between trials, and trials {self.trials} is one "
+                "alone: take --trials 2 or more"
+            )
         return self
 
     @property
@@ -187,31 +200,31 @@ class Search:
     @property
     def trials_folder(self) -> RunStorage:
         """The folder of the trials' run folders."""
-        return RunStorage(self.folder.uri, "trials")
-
-    @property
-    def num_trials(self) -> int:
-        """How many trials there are in all."""
-        pbt = self.options.scheduler == "pbt"
-        return self.options.population if pbt else self.options.trials
+        return self.folder.subfolder("trials")
 
     def save(self) -> None:
-        """Write search.yaml, without the user and password of the study's URL."""
-        study = self.options.study and redact_credentials(self.options.study)
+        """Write search.yaml, without what may be secret in the study's URL."""
+        study = self.options.study and public_uri(self.options.study)
         record = {
             "format_version": FORMAT_VERSION,
-            "options": {**self.options.model_dump(mode="json"), "study": study},
+            "options": {
+                **self.options.model_dump(mode="json", exclude=_LAUNCH_OPTIONS),
+                "study": study,
+            },
             "study_has_credentials": study != self.options.study,
             "space": self.space.to_dict(),
             "config": self.config.model_dump(mode="json"),
+            "data": self.dataset.info.fingerprint,
         }
         self.folder.write(SEARCH_FILE, yaml.safe_dump(record, sort_keys=False).encode())
 
     def resume_command(self, prog: str) -> str:
         """Return the command that resumes the search, without credentials."""
-        storage = shlex.quote(redact_credentials(self.folder.storage))
+        storage = shlex.quote(self.folder.storage)
         study = self.options.study or ""
-        flag = " --study URL" if redact_credentials(study) != study else ""
+        flag = " --study URL" if public_uri(study) != study else ""
+        if self.options.address:
+            flag += f" --address {shlex.quote(self.options.address)}"
         return f"{prog} --resume {self.name} --storage {storage}{flag}"
 
 
@@ -251,13 +264,15 @@ def _resumed_search(
     """Return a search to resume, if the flags agree with it."""
     if record["study_has_credentials"] and options.study == before.study:
         raise UserError(
-            f"study {before.study!r} was given with a user and password, which are not stored: "
-            "give --study with them again."
+            f"study {before.study!r} was given with a user, a password or an option that is not "
+            "stored: give --study with it again."
         )
     study = options.study
-    if study and redact_credentials(study) == before.study:
+    if study and public_uri(study) == before.study:
         options = options.model_copy(update={"study": before.study})
-    changeable = marked_fields(SearchOptions, "changeable_on_resume")
+    changeable = set(marked_fields(SearchOptions, "changeable_on_resume"))
+    if before.scheduler == "pbt":
+        changeable.remove("trials")  # a population is trained at once
     changes = {
         field: (getattr(before, field), getattr(options, field))
         for field in SearchOptions.model_fields
@@ -283,7 +298,9 @@ def _resumed_search(
         )
     kept = {field: getattr(before, field) for field in ("metric", "set", "space", "config")}
     options = options.model_copy(update={**kept, "study": study})
-    return _check_search(folder, options, space, config, fresh=False)
+    search = _check_search(folder, options, space, config, fresh=False)
+    search.dataset.check_same(record.get("data"))
+    return search
 
 
 def _check_search(
@@ -301,13 +318,16 @@ def _check_search(
         check_checkpoint_metric,
         check_local_capacity,
         check_local_resources,
+        check_outlives_job,
         check_pairs,
         check_reference,
         starts_local_ray,
     )
     from cl_ray.tuning.study import SearchMetric
 
-    place = {"name": folder.name, "storage": redact_credentials(folder.storage), "resume": None}
+    check_outlives_job(options.storage, "storage")
+    check_outlives_job(folder.storage, "storage")
+    place = {"name": folder.name, "storage": folder.storage, "resume": None}
     options = options.model_copy(update=place)
     dataset = Dataset.open(config.data)
     if options.images:
@@ -340,7 +360,7 @@ def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
     # A trial without an evaluation after an epoch has collapsed.
     changes: dict[str, Any] = {
         "epochs": options.epochs,
-        "checkpoint": {"keep": 1},
+        "checkpoint": {"keep": 2},  # a damaged one is not the only one
         "evaluation": {"every": 1},
         "data": data,
     }
@@ -412,9 +432,20 @@ def _load_record(folder: RunStorage) -> dict[str, Any]:
             f"There is no search {folder}: start it with --name {folder.name}, or say where it is "
             "with --storage."
         )
-    record = yaml.safe_load(text)
+    try:
+        record = yaml.safe_load(text)
+    except yaml.YAMLError:
+        record = None
     record = record if isinstance(record, dict) else {}
-    check_format_version(record.get("format_version", 1), f"The search {folder}")
+    if "format_version" in record or "options" in record:
+        check_format_version(record.get("format_version", 1), f"The search {folder}")
+    needed = ("options", "study_has_credentials", "space", "config")
+    missing = [key for key in needed if key not in record]
+    if missing:
+        raise UserError(
+            f"{folder}/{SEARCH_FILE} is not the record of a search (it has no {missing[0]!r}): put "
+            "back the search's own, or take another --name."
+        )
     return dict(record)
 
 
@@ -422,9 +453,7 @@ def _read_record(folder: RunStorage) -> bytes | None:
     try:
         return folder.read(SEARCH_FILE)
     except OSError as error:
-        raise UserError(
-            f"storage {redact_credentials(folder.storage)!r} cannot be read: {error}."
-        ) from error
+        raise UserError(f"storage {folder.storage!r} cannot be read: {error}.") from error
 
 
 def _format(value: Any) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig, marked_fields
 from cl_ray.config import Config, build_config, explain_validation_error, leaves, merge
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, yaml_error_reason
 
 if TYPE_CHECKING:
     import optuna
@@ -122,7 +122,7 @@ class Space(BaseConfig):
         try:
             fields = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+            raise UserError(f"{where} is not YAML: {yaml_error_reason(error)}.") from error
         if not isinstance(fields, dict) or not fields:
             raise UserError(f"{where} must be a mapping of one or more fields to their ranges.")
         parameters = {}

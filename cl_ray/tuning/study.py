@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import RunStorage
+from cl_ray.storage import RunStorage, sync
 from cl_ray.training.ray_compat import optuna_trial
 from cl_ray.tuning.space import Values
 from cl_ray.uri import public_uri, remember_secrets
@@ -115,6 +115,7 @@ class StudyStorage:
 
         Raises:
             UserError: It cannot be reached or read, or needs a package that is not installed.
+            OSError: The journal cannot be written.
         """
         if self.url:
             return _open_database(self.url)
@@ -126,7 +127,11 @@ class StudyStorage:
         with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as journal:
             journal.truncate(journal.read().rfind(b"\n") + 1)
         try:
-            return JournalStorage(JournalFileBackend(str(self.path)))
+            storage = JournalStorage(JournalFileBackend(str(self.path)))
+            sync(self.path.parent)  # Optuna syncs the content
+            return storage
+        except OSError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{self.path} cannot be read as a study ({first_error_line(error)}): it was "
@@ -210,6 +215,8 @@ def has_study(storage: BaseStorage, name: str) -> bool:
     """
     try:
         return name in optuna.get_all_study_names(storage)
+    except OSError:
+        raise
     except Exception as error:
         raise UserError(
             f"The study {name} cannot be read ({first_error_line(error)}): it was written by "
