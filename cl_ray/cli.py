@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
 import traceback
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from cl_ray.base_config import BaseConfig
 from cl_ray.config import check_name, explain_validation_error
 from cl_ray.errors import UserError, storage_errors
+from cl_ray.signals import termination_as_interrupt
 from cl_ray.uri import redact, remember_secrets, uri_problem
 
 EXIT_INTERRUPTED = 130
@@ -54,6 +54,7 @@ def usage() -> str:
     )
 
 
+@termination_as_interrupt()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; on a user's mistake print one sentence and exit with status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -69,9 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             import_module(f"cl_ray.commands.{name}").command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # as in `cl-ray train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"cl-ray: stopped{_INTERRUPT_HINTS.get(name, '')}.", file=sys.stderr)

@@ -79,6 +79,7 @@ class MetricsFile:
             if blob == old:
                 continue
             if not self.folder.remote and old and blob.startswith(old):
+                self.folder.check_lease()
                 _append(Path(self.folder.uri, name), blob[len(old) :])
             else:
                 self.folder.write(name, blob)

@@ -18,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cl_ray.cli import check_uris
 from cl_ray.commands.tune import command
 from cl_ray.errors import UserError
+from cl_ray.signals import termination_as_interrupt
 from cl_ray.uri import redact
 
 PROG = "python tuning/search.py"
 
 
+@termination_as_interrupt()
 def main() -> None:
     """Run the search; on a user's mistake print one sentence and exit with status 1."""
     try:

@@ -4,7 +4,7 @@
     cl-ray tune --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
     cl-ray tune --space rates                       # learning rates only
     cl-ray tune --resume s1 --trials 24             # eight more trials
-    cl-ray tune --scheduler pbt --population 4      # population-based training
+    cl-ray tune --scheduler pbt --trials 4          # population-based training
     cl-ray tune --metric frechet --metric linear_probe        # a Pareto front
     cl-ray train --config runs/s1/best.yaml
 
@@ -14,6 +14,7 @@ that, or after a driver or machine was killed, `--resume NAME` resumes each tria
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cl_ray.cli import EXIT_INTERRUPTED
 
@@ -25,13 +26,17 @@ def command(arguments: Sequence[str], prog: str = "cl-ray tune") -> None:
     search, finished = None, False
     try:
         search = prepare_search(arguments, prog)
-        from rich.console import Console
-
+        from cl_ray.console import PlainConsole
+        from cl_ray.errors import storage_errors
         from cl_ray.training.preflight import exclusive_lock
         from cl_ray.tuning.tune import run_search
 
-        with exclusive_lock(search.folder, "search"):
-            finished = run_search(search, Console(), prog)
+        with storage_errors(search.folder), exclusive_lock(search.folder, "search"):
+            search = replace(search, folder=search.folder.take_lease())
+            console = PlainConsole()
+            if not console.is_terminal:
+                console.width = 10_000  # a log has room for all columns of a table
+            finished = run_search(search, console, prog)
     except KeyboardInterrupt:
         pass
     if not finished:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from cl_ray.config import Config, differences, preset
 from cl_ray.metrics_file import MetricsFile
 from cl_ray.networks.normalize import to_unit
 from cl_ray.step_log import Metrics, StepLog
-from cl_ray.storage import RunStorage, StorageMirror
+from cl_ray.storage import RunStorage, StorageMirror, sync
 from cl_ray.trainer import Trainer
 
 GRID_IMAGES = 64
@@ -68,6 +69,8 @@ class RunLogger:
 
     def log_steps(self, log: StepLog) -> None:
         """Write the metrics of the last steps as curves and gauges."""
+        if not self.folder.remote:  # `flush` checks where it uploads
+            self.folder.check_lease()
         speed = log.images / log.seconds
         for name, value in log.metrics.items():
             self._events.add_scalar(name, value, log.step)
@@ -107,8 +110,12 @@ class RunLogger:
         )
 
     def flush(self) -> None:
-        """Write everything to the run folder."""
+        """Write everything to the run folder, in which a power cut does not lose it."""
         self._events.flush()
+        if not self.folder.remote:
+            events = Path(self._events.log_dir)
+            for path in (*events.iterdir(), events):
+                sync(path)
         full = self.folder.remote and self._mirror.size() >= EVENT_FILE_BYTES
         if full:  # the next event opens a file
             self._events.close()
@@ -119,6 +126,7 @@ class RunLogger:
     def close(self) -> None:
         """Write what is still in memory, also of a run that is interrupted."""
         self._gauges.close()
+        self.folder.check_lease()
         self._events.close()
         self._mirror.push()
 

@@ -1,0 +1,100 @@
+"""Signals that end a command, as by Ctrl-C, and output that nobody can read any more."""
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def handle_signal(
+    number: signal.Signals, handler: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Handle a signal by another function, if given, and restore the present handler at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows handlers only in the main thread
+        return
+    before = signal.getsignal(number)
+    if handler:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Handle SIGTERM and SIGHUP like Ctrl-C.
+
+    Schedulers and `ray job stop` send SIGTERM, for which Ray's own handler prints a traceback. A
+    terminal that closes sends SIGHUP, unless that is ignored, as `nohup` has it. What is printed to
+    a closed terminal or pipe is discarded: an error there would prevent what is saved at the end.
+    """
+    with contextlib.ExitStack() as handled:
+        handled.enter_context(_discarding_unread_output())
+        handled.enter_context(handle_signal(signal.SIGTERM, _interrupt))
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handled.enter_context(handle_signal(signal.SIGHUP, _hang_up))
+        yield
+
+
+@contextlib.contextmanager
+def hangup_blocked() -> Iterator[None]:
+    """Block SIGHUP in the processes that are started meanwhile.
+
+    A terminal that closes sends it to all of them, and who saves needs them. This process receives
+    at the end what came meanwhile.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _interrupt(*signal_and_frame: Any) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, as in a program that a script started with `&`
+        raise KeyboardInterrupt
+    handler(*signal_and_frame)
+
+
+def _hang_up(*signal_and_frame: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell and the kernel each send one
+    _interrupt(*signal_and_frame)
+
+
+class _Output(io.FileIO):
+    """A standard stream, whose output is discarded once its terminal or its reader is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        return len(data)
+
+
+@contextlib.contextmanager
+def _discarding_unread_output() -> Iterator[None]:
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        with contextlib.suppress(AttributeError, OSError):  # no file, as in a notebook
+            stream.flush()
+            output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            kept = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering")}
+            setattr(sys, name, io.TextIOWrapper(output, **kept))
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
