@@ -7,8 +7,9 @@ A space is a YAML file that names one field of the config in each entry. The fil
 import contextlib
 import difflib
 import random
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -124,13 +125,18 @@ class Space(BaseConfig):
         except yaml.YAMLError as error:
             raise UserError(f"{where} is not YAML: {yaml_error_reason(error)}.") from error
         if not isinstance(fields, dict) or not fields:
-            raise UserError(f"{where} must be a mapping of one or more fields to their ranges.")
+            raise UserError(
+                f"{where} must be a mapping of one or more fields to their ranges. "
+                f"{_correct_line('optimizer.lr_g')}"
+            )
         parameters = {}
         for field, given in fields.items():
             try:
                 parameters[str(field)] = Parameter.model_validate(given)
             except ValidationError as error:
-                raise UserError(f"In {where}, {field}: {_explain(error)}.") from error
+                raise UserError(
+                    f"In {where}, {field}: {_explain(error)}. {_correct_line(str(field))}"
+                ) from error
         return cls(parameters=_sort_by_dependency(parameters, where))
 
     @classmethod
@@ -162,34 +168,40 @@ class Space(BaseConfig):
         Raises:
             UserError: A field is unknown or must not be searched, or a value is refused.
         """
-        known = dict(leaves(base.model_dump()))
-        for field, parameter in self.parameters.items():
+        for field in self.parameters:
             for fixed, reason in marked_fields(Config, "not_searchable").items():
                 if field == fixed or field.startswith(f"{fixed}."):
                     raise UserError(f"In {where}: {field} cannot be searched: {reason}.")
-            if field not in known:
+            try:
+                self._check_field(field, base, where)
+            except UserError as error:
+                raise UserError(f"{error} {_correct_line(field, base)}") from error
+
+    def _check_field(self, field: str, base: Config, where: str) -> None:
+        known, parameter = dict(leaves(base.model_dump())), self.parameters[field]
+        if field not in known:
+            raise UserError(
+                f"In {where}: there is no field {field!r} in the config "
+                f"(the nearest is {_nearest(field, known)!r})."
+            )
+        for other in parameter.depends_on:
+            if other not in known:
                 raise UserError(
-                    f"In {where}: there is no field {field!r} in the config "
-                    f"(the nearest is {_nearest(field, known)!r})."
+                    f"In {where}, {field}: it depends on {other!r}, which is no field of the "
+                    f"config (the nearest is {_nearest(other, known)!r})."
                 )
-            for other in parameter.depends_on:
-                if other not in known:
+        for other, wanted in parameter.when.items():
+            searched = self.parameters.get(other)
+            for value in _as_list(wanted):
+                if not (searched.contains(value) if searched else value == known[other]):
                     raise UserError(
-                        f"In {where}, {field}: it depends on {other!r}, which is no field of the "
-                        f"config (the nearest is {_nearest(other, known)!r})."
+                        f"In {where}, {field}: {other} is never {value!r}, as its `when` "
+                        "requires: search that too, or leave it out."
                     )
-            for other, wanted in parameter.when.items():
-                searched = self.parameters.get(other)
-                for value in _as_list(wanted):
-                    if not (searched.contains(value) if searched else value == known[other]):
-                        raise UserError(
-                            f"In {where}, {field}: {other} is never {value!r}, as its `when` "
-                            "requires: search that too, or leave it out."
-                        )
-            if parameter.at_most:
-                self._check_at_most(field, parameter, known, where)
-            for value in parameter.bounds():
-                apply_values(base, self._values_with(field, value, known), f"{where}, {field}")
+        if parameter.at_most:
+            self._check_at_most(field, parameter, known, where)
+        for value in parameter.bounds():
+            apply_values(base, self._values_with(field, value, known), f"{where}, {field}")
 
     def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
         """Draw a value for each active field from an Optuna trial."""
@@ -322,12 +334,73 @@ def _parse_numbers(given: Any) -> Any:
     return given
 
 
-def _nearest(field: str, known: dict[str, Any]) -> str:
+def _nearest(field: str, known: Iterable[str]) -> str:
     return (difflib.get_close_matches(field, known, 1, 0.0) or [""])[0]
+
+
+def _correct_line(field: str, base: Config | None = None) -> str:
+    """Return a sentence with a line that searches the field, or the nearest one that there is."""
+    base = base or Config()
+    fixed = tuple(marked_fields(Config, "not_searchable"))
+    own = {f: v for f, v in leaves(base.model_dump()) if not f.startswith(fixed)}
+    field = field if field in own else _nearest(field, own)
+    given = example_range(field, own[field], base)
+    line = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=1000).strip()
+    return f"A correct line is `{field}: {line}`; {_SPACES / 'template.yaml'} explains the format."
+
+
+def example_range(field: str, value: Any, base: Config) -> dict[str, Any]:
+    """Return a range of a field that the config accepts: that of a shipped space, if any has one.
+
+    Args:
+        field: Its dotted name.
+        value: Its value in the config, around which other ranges lie.
+        base: The config.
+    """
+
+    def accepted(value: Any) -> bool:
+        try:
+            apply_values(base, {field: value})
+        except UserError:
+            return False
+        return True
+
+    spaces = (Space.load(name).parameters for name in ("template", "balance", "objectives"))
+    shipped = next((space[field] for space in spaces if field in space), None)
+    if shipped:
+        given = shipped.model_dump(exclude_defaults=True, exclude={"at_most", "when"})
+        if shipped.kind == "int":
+            given["low"], given["high"] = shipped.bounds()
+    else:
+        section, _, name = field.rpartition(".")
+        kind = type(getattr(base, section)) if section else Config
+        choices = (
+            [False, True]
+            if isinstance(value, bool)
+            else get_args(kind.model_fields[name].annotation)
+        )
+        if choices:
+            given = {"kind": "choice", "values": [*choices]}
+        elif isinstance(value, int):
+            given = {"kind": "int", "low": value // 2, "high": 2 * value or 1}
+        elif value:
+            given = {"kind": "log", "low": value / 2, "high": value * 2}
+        else:
+            given = {"kind": "float", "low": 0.0, "high": 0.5}
+    if "values" in given:
+        return {**given, "values": [choice for choice in given["values"] if accepted(choice)]}
+    ends = {end: given[end] if accepted(given[end]) else value for end in ("low", "high")}
+    if ends["low"] < ends["high"]:
+        return given | ends
+    return {"kind": "choice", "values": [value]}
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
+    if not first["loc"] and first["type"] == "model_type":
+        return f"{first['input']!r} is no range"
+    if first["type"] == "missing":
+        return f"it has no {first['loc'][0]}"
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(Parameter.model_fields)
         return f"{first['loc'][-1]!r} is not known; a range has {allowed}"

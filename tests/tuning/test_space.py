@@ -1,14 +1,17 @@
 """Search spaces: the shipped files, drawing, dependencies, and refusals."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import yaml
 
+from cl_ray.base_config import marked_fields
 from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
-from cl_ray.tuning.space import Space, apply_values
+from cl_ray.tuning.space import Space, apply_values, example_range
 
 BASE = preset("quick")
 BALANCE = Space.load("balance")
@@ -176,9 +179,66 @@ losses.contrastive: {kind: float, low: 1, high: 2, at_most: losses.pair}
             "losses.r1: losses.objective is never 'hinged', as its `when` requires",
         ),
         (CIRCLE, "depend on each other in a circle"),
+        (f"{RATE}: [0.1, 0.2]", "lr_g: [0.1, 0.2] is no range"),
+        (f"{RATE}: {{low: 0.1, high: 0.2}}", "lr_g: it has no kind"),
     ],
 )
 def test_invalid_spaces_are_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         Space.from_yaml(text).check(BASE)
     assert message in str(caught.value)
+
+
+RATE_LINE = "A correct line is `optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}`"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{RATE}: {{kind: log, low: 0, high: 0.1}}", RATE_LINE),
+        (f"{RATE}: {{kind: log, low: 0.1, high: 3}}", RATE_LINE),
+        ("lr_g: {kind: log, low: 0.1, high: 0.2}", RATE_LINE),
+        ("optimizer: {lr_g: {kind: log, low: 0.1, high: 0.2}}", RATE_LINE),
+        ("[1]", RATE_LINE),
+        (f"{DEPTH}: {{kind: int, low: 2, high: 13}}", f"`{DEPTH}: {{kind: int, low: 2, high: 5}}`"),
+        ("losses.pair: 3", "`losses.pair: {kind: log, low: 0.05, high: 0.2}`"),
+        ("losses.r2: 3", "`losses.r2: {kind: float, low: 0.0, high: 0.5}`"),
+        ("losses.form: 3", "`losses.form: {kind: choice, values: [info-nce, contrad]}`"),
+        (
+            "losses.objective: {kind: choice, values: [non-saturating, wasserstein]}",
+            "`losses.objective: {kind: choice, values: [non-saturating, hinge]}`",
+        ),
+    ],
+)
+def test_a_refusal_has_a_correct_line_and_says_where_the_format_is(text: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Space.from_yaml(text).check(BASE)
+    assert line in str(caught.value)
+    assert Path(str(caught.value).split()[-4]).name == "template.yaml"
+    assert "kind: choice" in Path(str(caught.value).split()[-4]).read_text()
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        BASE,
+        preset("mnist"),
+        apply_values(
+            BASE,
+            {
+                "losses.objective": "wasserstein",
+                "losses.gradient_penalty": 10.0,
+                "optimizer.beta1": 0.0,
+                "generator.depth": 12,
+            },
+        ),
+    ],
+    ids=["quick", "mnist", "wasserstein"],
+)
+def test_the_example_of_every_field_is_accepted(base: Config) -> None:
+    fixed = tuple(marked_fields(Config, "not_searchable"))
+    fields = {f: v for f, v in leaves(base.model_dump()) if not f.startswith(fixed)}
+    assert {"seed", "losses.r1", "discriminator.spectral_norm", "precision"} <= set(fields)
+    for field, value in fields.items():
+        line = yaml.safe_dump({field: example_range(field, value, base)})
+        Space.from_yaml(line).check(base)
