@@ -65,7 +65,7 @@ def storage_errors(place: object) -> Iterator[None]:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return a text with its control characters escaped, such as `\\x1b`.
+    r"""Return a text with its control characters escaped, such as `\x1b`.
 
     A terminal obeys them, and names of classes and files, notes and errors of libraries may hold
     some. Escaped as well: what overrides the direction of writing (Unicode Standard Annex 9,

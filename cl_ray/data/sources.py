@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     open_dataset_location,
 )
+from cl_ray.data.decoding import MAX_PIXELS, ImageLimits
 from cl_ray.data.file_sources import (
     NO_LABELS,
     Color,
@@ -67,6 +69,12 @@ class SourceConfig(BaseConfig):
     )
     color: Color = Field(
         "keep", description="Convert to grey or rgb; `keep` refuses a mixture of the two."
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        description="Refuse images with more pixels, before they are decoded. The largest one "
+        "takes up to 16 bytes of memory a pixel.",
     )
     root: str = Field("data", description="Folder of torchvision's downloads.")
     validation_fraction: float | None = Field(
@@ -129,6 +137,12 @@ def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None
             local `out` is unchanged.
     """
     check_output_free(config.out, config.overwrite)  # before a download
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, unusual sizes
+        return _write_dataset(config, progress)
+
+
+def _write_dataset(config: SourceConfig, progress: ProgressCallback | None) -> DatasetInfo:
     splits, metadata = read_source(config)
     if config.label_column == NO_LABELS:
         splits = {
@@ -159,6 +173,7 @@ def read_source(config: SourceConfig) -> SourceSplits:
     """
     source = config.source
     convert = partial(to_pixels, size=config.size, color=config.color)
+    limits = ImageLimits(config.max_pixels, None if config.size else MAX_SIDE)
     requested = {split: config.test_count for split in STACKED_COUNTS} | {"train": config.count}
     if source == STACKED:
         counts = {split: requested[split] or count for split, count in STACKED_COUNTS.items()}
@@ -171,7 +186,7 @@ def read_source(config: SourceConfig) -> SourceSplits:
     bare = "/" not in source and source not in (".", "..", PACKAGED)
     names = torchvision_names() if bare else {}
     if source in names:
-        return read_torchvision(source, names[source], config.root, convert)
+        return read_torchvision(source, names[source], config.root, convert, limits)
     filesystem, path = open_dataset_location(source)
     try:
         kind = filesystem.get_file_info(path).type
@@ -197,7 +212,7 @@ def read_source(config: SourceConfig) -> SourceSplits:
             f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
         )
     if images:
-        return read_image_folder(source, filesystem, path, images, convert)
+        return read_image_folder(source, filesystem, path, images, convert, limits)
     if parquet:
         info = Dataset.open(source).info if INFO_FILE in files else None
         return read_parquet_source(
@@ -206,6 +221,7 @@ def read_source(config: SourceConfig) -> SourceSplits:
             path,
             parquet,
             convert,
+            limits,
             config.image_column,
             config.label_column,
             info,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cl_ray.data.decoding import ImageLimits, limited_pillow
 from cl_ray.data.file_sources import Convert
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
@@ -47,7 +48,7 @@ def torchvision_names() -> dict[str, Callable[..., Any]]:
 
 
 def read_torchvision(
-    name: str, kind: Callable[..., Any], root: str, convert: Convert
+    name: str, kind: Callable[..., Any], root: str, convert: Convert, limits: ImageLimits
 ) -> SourceSplits:
     """Open one of torchvision's datasets; download it if it is not there.
 
@@ -56,6 +57,7 @@ def read_torchvision(
         kind: Its constructor, of `torchvision_names`.
         root: The folder of torchvision's files.
         convert: Makes pixels of an image.
+        limits: Which images are refused.
 
     Raises:
         UserError: It is not under `root` and cannot be downloaded, or is not of single images.
@@ -73,9 +75,12 @@ def read_torchvision(
     classes = getattr(sets["train"], "classes", None)
     if classes is not None:  # ImageNet has several names for each
         classes = [c if isinstance(c, str) else ", ".join(map(str, c)) for c in classes]
-    _, label = _read_item(sets["train"], 0, f"{name} train 0")
+    _, label = _read_item(sets["train"], 0, f"{name} train 0", limits)
     return (
-        {split: _images(opened, f"{name} {split}", convert) for split, opened in sets.items()},
+        {
+            split: _images(opened, f"{name} {split}", convert, limits)
+            for split, opened in sets.items()
+        },
         DatasetMetadata(
             name=name,
             source=f"torchvision {name}",
@@ -115,20 +120,23 @@ def _open(name: str, kind: Callable[..., Any], root: str, choice: dict[str, Any]
         socket.setdefaulttimeout(before)
 
 
-def _read_item(opened: Any, index: int, name: str) -> tuple[Image.Image, int | None]:
+def _read_item(
+    opened: Any, index: int, name: str, limits: ImageLimits
+) -> tuple[Image.Image, int | None]:
     """Return an image of a dataset and its label, if that is a class."""
-    try:
+    with limited_pillow(name, limits):
         item = opened[index]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{name} cannot be read ({first_error_line(error)}).") from error
     if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
         raise UserError(f"{name} is not a single image: give another dataset.")
     image, label = item
     return image, int(label) if isinstance(label, int | np.integer) else None
 
 
-def _images(opened: Any, split: str, convert: Convert) -> Iterator[RawImage]:
+def _images(
+    opened: Any, split: str, convert: Convert, limits: ImageLimits
+) -> Iterator[RawImage]:
     for index in range(len(opened)):
         name = f"{split} {index}"
-        image, label = _read_item(opened, index, name)
+        image, label = _read_item(opened, index, name, limits)
+        limits.check(*image.size, name)
         yield RawImage(convert(image, name), label, name)

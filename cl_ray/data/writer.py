@@ -30,6 +30,7 @@ from cl_ray.data.dataset import (
     ShardInfo,
     SplitInfo,
 )
+from cl_ray.data.decoding import ADD_SIZE
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem
 
@@ -267,17 +268,16 @@ def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
 def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> None:
     """Check an image's shape and label, alone and against the first image's."""
     height, width, channels = raw.image.shape
-    resize = "add `--size N` to scale the shorter side to N and cut out the middle"
     if (height, width) != first.image.shape[:2]:
         raise UserError(
             f"{raw.name} is {width} × {height} and {first.name} is "
-            f"{first.image.shape[1]} × {first.image.shape[0]}: {resize}."
+            f"{first.image.shape[1]} × {first.image.shape[0]}: {ADD_SIZE}."
         )
     if height != width:
-        raise UserError(f"{raw.name} is not square but {width} × {height}: {resize}.")
+        raise UserError(f"{raw.name} is not square but {width} × {height}: {ADD_SIZE}.")
     if not MIN_SIDE <= height <= MAX_SIDE:
         raise UserError(
-            f"{raw.name} is {width} × {height}, and sides are {MIN_SIDE} to {MAX_SIDE}: {resize}."
+            f"{raw.name} is {width} × {height}, and sides are {MIN_SIDE} to {MAX_SIDE}: {ADD_SIZE}."
         )
     if channels != first.image.shape[2]:
         kinds = {1: "grey", 3: "in colour"}

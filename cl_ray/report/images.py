@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from cl_ray.data.decoding import ImageLimits, decode_image
+from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Pixels
 from cl_ray.report.records import list_files
 from cl_ray.storage import RunStorage
@@ -69,13 +71,16 @@ def read_saved_images(folder: RunStorage, kind: str, epoch: int) -> Pixels:
 
     C is 1 where the images are grey, else 3.
     """
-    blob = folder.read(f"samples/{kind}-{epoch:04d}.png") or b""
+    file = f"samples/{kind}-{epoch:04d}.png"
     try:
-        sheet = np.asarray(Image.open(io.BytesIO(blob)).convert("RGB"))
-    except (OSError, SyntaxError):
+        image = decode_image(folder.read(file) or b"", f"{folder}/{file}", ImageLimits())
+    except UserError:
         return np.empty((0, 1, 1, 1), np.uint8)
+    sheet = np.asarray(image.convert("RGB"))
     pitch = (sheet.shape[1] - _SAVED_GAP) // _SAVED_COLUMNS
     side = pitch - _SAVED_GAP
+    if side < 1:
+        return np.empty((0, 1, 1, 1), np.uint8)
     tiles = [
         sheet[top : top + side, left : left + side]
         for top in range(_SAVED_GAP, sheet.shape[0] - side, pitch)

@@ -1,0 +1,203 @@
+"""Decode image files of any origin: listed formats only, with bounded memory.
+
+A file that is too large is refused by its header, before its pixels are decoded. Whatever a
+decoder raises becomes one sentence with the file's name.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageOps
+
+from cl_ray.data.dataset import MAX_SIDE, MIN_SIDE
+from cl_ray.errors import UserError, first_error_line
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's formats that are opened. Others start programs, as PostScript does Ghostscript."""
+MAX_PIXELS = 50_000_000
+ADD_SIZE = "add `--size N` to scale the shorter side to N and cut out the middle"
+
+_BYTES_PER_PIXEL = 4
+"""A file has at most as many: uncompressed RGB with alpha."""
+_BYTES_BESIDE = 2**20
+"""Of a header, metadata and a preview."""
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+"""Tags of TIFF."""
+_HEADER = threading.Lock()
+_pillow_open = Image.open
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before it is decoded.
+
+    Args:
+        pixels: Most pixels of an image.
+        side: Most pixels of a side, for images that are not scaled; None is any number.
+    """
+
+    pixels: int = MAX_PIXELS
+    side: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Most bytes of a file."""
+        return _BYTES_PER_PIXEL * self.pixels + _BYTES_BESIDE
+
+    def check_bytes(self, size: int, name: str) -> None:
+        """Check the size of a file.
+
+        Raises:
+            UserError: It is larger than an image of that many pixels can be.
+        """
+        if size > self.bytes:
+            raise UserError(
+                f"{name} has {size:,} bytes, more than {_BYTES_PER_PIXEL} for each of --max-pixels "
+                f"{self.pixels:,}: raise that, or make the file smaller."
+            )
+
+    def check(self, width: int, height: int, name: str) -> None:
+        """Check the size of an image.
+
+        Raises:
+            UserError: It is too large.
+        """
+        if width * height > self.pixels:
+            self.refuse(f"{width} × {height} pixels", name)
+        if self.side is not None and max(width, height) > self.side:
+            raise UserError(
+                f"{name} is {width} × {height}, and sides are {MIN_SIDE} to {MAX_SIDE}: {ADD_SIZE}."
+            )
+
+    def refuse(self, size: str, name: str) -> None:
+        """Raise the error of an image with too many pixels."""
+        raise UserError(
+            f"{name} has {size}, more than --max-pixels {self.pixels:,}: raise that, or make the "
+            "image smaller."
+        )
+
+
+class MemoryBudget:
+    """An amount that threads share: one that needs what others hold waits for it."""
+
+    def __init__(self, total: int):
+        self.total, self._held = total, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, amount: int) -> Iterator[None]:
+        """Hold an amount meanwhile, at most the total."""
+        amount = min(amount, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + amount <= self.total)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= amount
+                self._changed.notify_all()
+
+
+@contextmanager
+def decoder_errors(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{name} cannot be read as an image (it is none of {', '.join(FORMATS)}): convert or "
+            "remove it."
+        ) from error
+    except Exception as error:  # also MemoryError, struct.error and zlib.error
+        raise UserError(
+            f"{name} cannot be read as an image ({first_error_line(error)}): repair or remove it."
+        ) from error
+
+
+def open_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """Read the header of an image file; `load_image` decodes its pixels.
+
+    Args:
+        data: The file's content.
+        name: What error messages call it.
+        limits: What is refused.
+
+    Raises:
+        UserError: It is too large, of no listed format, or damaged.
+    """
+    limits.check_bytes(len(data), name)
+    with decoder_errors(name), _HEADER:
+        # Pillow's own limit: some decoders allocate when they are opened. Up to twice the limit
+        # it only warns.
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.pixels
+        try:
+            image = _pillow_open(BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            found = re.search(r"\d+ pixels", str(error))
+            limits.refuse(found.group() if found else "more pixels", name)
+            raise  # never reached
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    limits.check(*image.size, name)
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)  # is decoded whole, and may be larger
+    if isinstance(tile[0], int) and isinstance(tile[1], int):
+        ImageLimits(limits.pixels).check(tile[0], tile[1], f"A tile of {name}")
+    return image
+
+
+def load_image(image: Image.Image, name: str) -> Image.Image:
+    """Decode the pixels of an image that was opened, rotated as its EXIF data says.
+
+    Raises:
+        UserError: It is damaged, holds several frames, or has more than 8 bits a channel.
+    """
+    with decoder_errors(name), image:
+        # A phone's MPO is one photograph and a preview.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise UserError(f"{name} holds {frames} frames: save each as an image of its own.")
+        # Pillow silently keeps the high byte of 16-bit RGB; only the tile shows it.
+        # (BGR;16 has 5 or 6 bits a channel, all of which are kept.)
+        deep = any(";16" in str(tile[3]) and "BGR;16" not in str(tile[3]) for tile in image.tile)
+        if deep or image.mode[0] in "IF":
+            raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits.")
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def decode_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """Open and load an image file.
+
+    Raises:
+        UserError: As `open_image` and `load_image`.
+    """
+    return load_image(open_image(data, name, limits), name)
+
+
+@contextmanager
+def limited_pillow(name: str, limits: ImageLimits) -> Iterator[None]:
+    """Have `PIL.Image.open` obey the limits meanwhile: torchvision's datasets call it."""
+
+    def opened(file: str | Path | IO[bytes], *_: Any, **__: Any) -> Image.Image:
+        if isinstance(file, str | os.PathLike):
+            limits.check_bytes(Path(file).stat().st_size, name)
+            return open_image(Path(file).read_bytes(), name, limits)
+        return open_image(file.read(limits.bytes + 1), name, limits)
+
+    before, Image.open = Image.open, opened  # type: ignore[assignment]
+    try:
+        with decoder_errors(name):
+            yield
+    finally:
+        Image.open = before
