@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cl_ray"
 LAYERS = [
-    "uri errors base_config environment rng device distributed signals storage metrics_file batch "
-    "step_log",
+    "uri errors console base_config environment rng device distributed signals storage "
+    "metrics_file batch step_log",
     "data.config networks.config losses.config evaluation.config",
     "train_config",
     "config",

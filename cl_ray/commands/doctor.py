@@ -38,14 +38,14 @@ class DoctorCommand(BaseConfig):
 def command(arguments: Sequence[str]) -> None:
     """Run `cl-ray doctor`."""
     flags = parse_flags(DoctorCommand, arguments, prog="cl-ray doctor")
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
+    from cl_ray.console import PlainConsole
     from cl_ray.doctor import check_cluster, check_machine
     from cl_ray.training.ray_session import cluster_address, ray_session
 
-    console = Console()
+    console = PlainConsole()
     if cluster_address(flags.address):
         with ray_session(flags.address, False, False, console):
             if flags.workers:
@@ -71,8 +71,8 @@ def command(arguments: Sequence[str]) -> None:
             findings = list(check_machine(flags.storage, flags.constraints))
     table = Table("check", "node", "", "found", "how to fix it", box=None, pad_edge=False)
     for each in findings:
-        state = f"[{_COLOURS[each.state]}]{each.state}[/]"
-        table.add_row(each.check, escape(each.node), state, escape(each.found), escape(each.advice))
+        state = Text(each.state, _COLOURS[each.state])
+        table.add_row(each.check, each.node, state, each.found, each.advice)
     console.print(table)
     failures = sum(each.state == "failure" for each in findings)
     if failures:

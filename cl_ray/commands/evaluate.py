@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse_flags
 from cl_ray.config import Device
+from cl_ray.console import PlainConsole
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def command(arguments: Sequence[str]) -> None:
     from cl_ray.storage import RunStorage
 
     keep_freed_memory()
-    console = Console()
+    console = PlainConsole()
     model = load(asked.run, asked.checkpoint, asked.device)
     dataset = Dataset.open(asked.data or model.config.data)
     if dataset.info.shape != model.shape:
@@ -87,7 +89,7 @@ def command(arguments: Sequence[str]) -> None:
 
         def tell(step: str) -> None:
             if console.is_terminal:
-                status.update(step)
+                status.update(Text(step))
             else:
                 console.print(f"measuring: {step}", highlight=False)
 

@@ -24,11 +24,10 @@ class ReportCommand(BaseConfig):
 def command(arguments: Sequence[str]) -> None:
     """Run `cl-ray report`."""
     flags = parse_flags(ReportCommand, arguments, prog="cl-ray report")
-    from rich.console import Console
-
+    from cl_ray.console import PlainConsole
     from cl_ray.report.page import write_run_report
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = PlainConsole(soft_wrap=True, highlight=False)
     with console.status("Reading the run …"):
         report = write_run_report(flags.run, flags.checkpoint, flags.device, flags.projector)
     for reason in report.missing:

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, LaunchOptions
+from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, storage_errors
@@ -57,7 +57,8 @@ def train(
     Args:
         config: The config; the preset `quick` if None.
         launch: How the run is started.
-        console: Where progress is printed; standard output if None.
+        console: Where progress is printed; None is a `PlainConsole`, which takes no text for
+            markup.
 
     Returns:
         The run folder and its summary.
@@ -70,7 +71,7 @@ def train(
     """
     started = time.monotonic()
     config, launch = config or Config(), launch or LaunchOptions()
-    console = console or Console()
+    console = console or PlainConsole()
     config = config.model_copy(update={"name": config.name or default_run_name(config)})
     check_outlives_job(config.storage, "storage")
     folder = RunStorage.at(config.storage, str(config.name))
@@ -217,9 +218,9 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
         f"{summary[key] / 1e9:.2f} GB" for key in ("driver_peak_bytes", "worker_peak_bytes")
     )
     logs = shlex.quote(str(folder).removesuffix(f"/{folder.name}"))
-    storage = shlex.quote(folder.storage)
+    name, storage = shlex.quote(folder.name), shlex.quote(folder.storage)
     evaluation = summary["evaluation_summary"] or "not evaluated (evaluation.every is 0)"
-    for name, value in {
+    fields = {
         "trained": f"{pluralize(summary['epochs'], 'epoch')}, "
         f"{pluralize(summary['steps'], 'step')} in {format_duration(summary['seconds'])} "
         f"({pluralize(summary['workers'], 'worker')}, {summary['device']})",
@@ -232,7 +233,6 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
         "checkpoints": f"{folder}/checkpoints/ (best: {summary['best']})",
         "curves": f"tensorboard --logdir {logs}",
         "next": f"cl-ray evaluate {uri}; cl-ray report {uri}",
-        "resume": f"cl-ray train --name {folder.name} --storage {storage} --epochs MORE",
-    }.items():
-        line = Text.assemble((f"{name:<12}", "bold"), value)
-        console.print(line, soft_wrap=True, highlight=False)
+        "resume": f"cl-ray train --name {name} --storage {storage} --epochs MORE",
+    }
+    print_fields(console, fields, 12)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_ray.data.partition import TRAIN_SPLIT
+from cl_ray.errors import printable
 from cl_ray.training.progress import format_duration, pluralize
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.space import Values, apply_values
@@ -23,6 +24,7 @@ _UNRANKED = {"running": 1, "waiting": 2, "collapsed": 3, "diverged": 3, "failed"
 """The order, after the ranked trials, of those whose metrics cannot be ranked."""
 _MIN_COLUMN = 6
 """Characters to which the heading of a field may be folded."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _REFRESH_INTERVAL = 0.5
 """Seconds between two pictures of the live table."""
 
@@ -113,13 +115,22 @@ def write_leaderboard(search: Search, results: list[TrialResult]) -> None:
     )
     columns = ["place", "trial", "status", "epoch", "seconds", *names, *fields, "reason"]
     text = io.StringIO()
-    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+    table = csv.DictWriter(text, columns)
     table.writeheader()
-    table.writerows({**row, **row["metrics"], **row["values"]} for row in rows)
+    for row in rows:
+        cells = {**row, **row["metrics"], **row["values"]}
+        table.writerow({column: _csv_cell(cells.get(column, "")) for column in columns})
     folder.write("leaderboard.csv", text.getvalue().encode())
     best = best_trial(results, metrics)
     if best:
         folder.write("best.yaml", _best_yaml(search, results, best).encode())
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula, as it does text that starts so."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA_STARTS) else printable(value)
 
 
 def _best_yaml(search: Search, results: list[TrialResult], best: TrialResult) -> str:
@@ -239,7 +250,8 @@ class SearchProgress:
         self._ended_before = ended if self._ended_before is None else self._ended_before
         if not self.console.is_terminal:
             if line:
-                self.console.print(Text(f"[{ended}/{self.trials}] {line}"), soft_wrap=True)
+                text = Text(printable(f"[{ended}/{self.trials}] {line}"))
+                self.console.print(text, soft_wrap=True)
         elif line or time.monotonic() - self._last_refresh > _REFRESH_INTERVAL:
             self._last_refresh = time.monotonic()
             self.live.update(self._render(results, ended), refresh=True)

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.text import Text
 
+from cl_ray.console import print_fields
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import check_shared_storage
@@ -205,6 +206,4 @@ def print_summary(
         and f"{search.resume_command(prog)} --trials MORE",
     }
     console.print()
-    for name, value in lines.items():
-        if value:
-            console.print(Text.assemble((f"{name:<9}", "bold"), str(value)), soft_wrap=True)
+    print_fields(console, {name: value for name, value in lines.items() if value}, 9)
