@@ -14,12 +14,15 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version, marks
-from cl_ray.errors import UserError, yaml_error_reason
+from cl_ray.errors import UserError, printable, yaml_error_reason
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.train_config import TrainerConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+MAX_NAME_BYTES = 230
+"""Longest name of a run or a search in UTF-8. A file's name has 255 bytes, and some files have the
+name with something before and after it."""
 
 
 class RunIdentityConfig(BaseConfig):
@@ -252,12 +255,19 @@ def check_name(name: str, field: str = "name") -> None:
     """Check the name of a run or a search, which is also the name of its folder.
 
     Raises:
-        ValueError: The folder would not lie directly under the storage.
+        ValueError: The folder would not lie directly under the storage, or its name is too long.
     """
-    if not name or name.startswith(".") or set(name) & set("/\\ \t\n:?#"):
+    refused = set(name) & set("/\\:?#") or any(map(str.isspace, name)) or printable(name) != name
+    if not name or name.startswith(".") or refused:
         raise ValueError(
-            f"{field} {name!r} must be one plain folder name: any characters but spaces and "
-            "/ \\ : ? #, and no dot as the first one"
+            f"{field} {name!r} must be one plain folder name: any characters but spaces, control "
+            "characters and / \\ : ? #, and no dot as the first one"
+        )
+    size = len(name.encode())
+    if size > MAX_NAME_BYTES:
+        raise ValueError(
+            f"{field} {name!r} has {size} bytes in UTF-8, and the names of files leave room for "
+            f"{MAX_NAME_BYTES}: shorten it"
         )
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import os
+import re
 import socket
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import pyarrow as pa
@@ -51,7 +53,9 @@ def absolute_location(location: str) -> str:
     """
     if problem := uri_problem(location):
         raise UserError(f"The URI {problem}.")
-    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+    if "://" in location:  # pyarrow reads ASCII only, and decodes it
+        return re.sub(r"[^\x00-\x7f]+", lambda letters: quote(letters[0]), location)
+    return os.path.abspath(os.path.expanduser(location))
 
 
 def without_options(location: str) -> str:
@@ -147,6 +151,7 @@ class RunStorage:
         if "://" in place:
             place, mark, options = place.partition("?")
         storage, _, name = place.rstrip("/").rpartition("/")
+        name = unquote(name) if "://" in place else name
         return cls.at(f"{storage or '/'}{mark}{options}", name)
 
     @classmethod
@@ -179,7 +184,7 @@ class RunStorage:
         if not self.remote:
             return f"{self.storage.rstrip('/')}/{self.name}"
         place, mark, options = self.storage.partition("?")
-        return f"{place.rstrip('/')}/{self.name}{mark}{options}"
+        return f"{place.rstrip('/')}/{quote(self.name, safe='')}{mark}{options}"
 
     def __str__(self) -> str:
         """Return the path or URI to show, without options."""

@@ -18,7 +18,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, storage_errors
 from cl_ray.signals import handle_signal
-from cl_ray.storage import RunStorage
+from cl_ray.storage import RunStorage, without_options
 from cl_ray.training.preflight import (
     check_checkpoint_metric,
     check_local_resources,
@@ -217,7 +217,7 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
     driver, worker = (
         f"{summary[key] / 1e9:.2f} GB" for key in ("driver_peak_bytes", "worker_peak_bytes")
     )
-    logs = shlex.quote(str(folder).removesuffix(f"/{folder.name}"))
+    logs = shlex.quote(without_options(folder.storage))
     name, storage = shlex.quote(folder.name), shlex.quote(folder.storage)
     evaluation = summary["evaluation_summary"] or "not evaluated (evaluation.every is 0)"
     fields = {
