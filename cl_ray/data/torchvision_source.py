@@ -132,9 +132,7 @@ def _read_item(
     return image, int(label) if isinstance(label, int | np.integer) else None
 
 
-def _images(
-    opened: Any, split: str, convert: Convert, limits: ImageLimits
-) -> Iterator[RawImage]:
+def _images(opened: Any, split: str, convert: Convert, limits: ImageLimits) -> Iterator[RawImage]:
     for index in range(len(opened)):
         name = f"{split} {index}"
         image, label = _read_item(opened, index, name, limits)

@@ -176,7 +176,7 @@ def _fit(
     from cl_ray.training.loop import build_torch_trainer
     from cl_ray.training.ray_compat import failure_reason
 
-    actor = start_progress_actor(folder.name)
+    actor = start_progress_actor(f"run {folder.name}")
     trainer = build_torch_trainer(
         config, folder, dataset, resources, actor, launch.max_failures, verbose=launch.verbose
     )
@@ -202,7 +202,7 @@ def _fit(
     except ray.exceptions.RayError as error:
         reason = (
             f"Ray Train's controller is lost: {failure_reason(error)}; the same command with "
-            f"--name {folder.name} resumes the run."
+            f"--name {shlex.quote(folder.name)} resumes the run."
         )
         return {"status": "stopped", "reason": reason}
     if result.return_value is None:

@@ -225,7 +225,7 @@ class Search:
         flag = " --study URL" if public_uri(study) != study else ""
         if self.options.address:
             flag += f" --address {shlex.quote(self.options.address)}"
-        return f"{prog} --resume {self.name} --storage {storage}{flag}"
+        return f"{prog} --resume {shlex.quote(self.name)} --storage {storage}{flag}"
 
 
 def prepare_search(arguments: Sequence[str], prog: str) -> Search:
