@@ -70,7 +70,7 @@ class NetworkEvaluator:
         self.partition = Partition(dataset, config)
 
     def __repr__(self) -> str:
-        return f"cl_ray.Evaluation({self.name})"
+        return f"run {self.name}: evaluation"
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation | str:
         """Evaluate; return the reason if that is not possible."""

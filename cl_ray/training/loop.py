@@ -18,10 +18,9 @@ from ray.train import (
     CheckpointUploadMode,
     FailureConfig,
     LoggingConfig,
-    RunConfig,
     ScalingConfig,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
@@ -30,7 +29,7 @@ from cl_ray.data.partition import Partition
 from cl_ray.data.ray_shards import build_train_dataset, open_loader
 from cl_ray.device import CpuAffinity, describe_device, keep_freed_memory, resolve_device
 from cl_ray.environment import peak_memory
-from cl_ray.errors import UserError
+from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.evaluation.evaluate import Evaluation, summary_line
 from cl_ray.evaluation.metrics import is_larger_better
 from cl_ray.evaluation.reference import resolve_reference
@@ -42,8 +41,9 @@ from cl_ray.training.async_evaluation import (
     EvaluationRequest,
     copy_weights,
 )
-from cl_ray.training.progress import worker_failure_callback
-from cl_ray.training.ray_compat import forget_reported_checkpoints
+from cl_ray.training.process_group import build_torch_config
+from cl_ray.training.progress import TrialInfo, worker_failure_callback
+from cl_ray.training.ray_compat import build_run_config, forget_reported_checkpoints
 from cl_ray.training.resources import WorkerResources
 
 ProgressHandle: TypeAlias = "ray.actor.ActorHandle[Any]"
@@ -63,11 +63,11 @@ def build_torch_trainer(
     progress: ProgressHandle,
     max_failures: int,
     verbose: bool = False,
-    search: str | None = None,
+    trial: TrialInfo | None = None,
 ) -> TorchTrainer:
     """Build the trainer of a run, which resumes from the newest checkpoint in its folder.
 
-    In a trial of a `search` the workers ask before each epoch whether they may continue, and
+    In a `trial` of a search the workers ask before each epoch whether they may continue, and
     evaluate between the epochs.
     """
     forget_reported_checkpoints(folder)
@@ -81,18 +81,17 @@ def build_torch_trainer(
             "progress": progress,
             "threads": resources.threads,
             "gpus": resources.gpus,
-            "search": search,
+            "trial": trial,
         },
         # NCCL refuses two workers on one GPU.
-        torch_config=TorchConfig(backend="gloo" if resources.gpus % 1 else None),
+        torch_config=build_torch_config("gloo" if resources.gpus % 1 else None),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=resources.bundle,
         ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=folder.storage,
+        run_config=build_run_config(
+            folder,
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=[worker_failure_callback(progress)],
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
@@ -116,11 +115,12 @@ def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:
     if reason:
         return {"status": "stopped", "reason": reason}
     try:
-        return _train(setup)
+        with storage_errors(setup["folder"]):
+            return _train(setup)
     except NonFiniteLossError as error:  # raised on all ranks at once
         return {"status": "diverged", "reason": str(error)}
     except UserError as error:
-        ray.get(progress.abort.remote(str(error)))
+        ray.get(progress.abort.remote(str(error), isinstance(error, StorageError)))
         if ray.train.get_context().get_world_size() == 1:
             return {"status": "stopped", "reason": str(error)}
         raise  # the other ranks wait for this one: let Ray Train end them
@@ -129,7 +129,7 @@ def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:
 def _train(setup: dict[str, Any]) -> dict[str, Any]:
     config: Config = setup["config"]
     folder: RunStorage = setup["folder"]
-    search: str | None = setup["search"]
+    trial: TrialInfo | None = setup["trial"]
     progress = setup["progress"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -144,7 +144,9 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
         )
     partition = Partition(setup["dataset"], config, workers, rank)
     trainer = Trainer(config, open_loader(partition, device), device, dtype)
-    checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
+    checkpoints = CheckpointStore(
+        *folder.open(), keep=config.checkpoint.keep, before_write=folder.check_lease
+    )
     newest = checkpoints.newest()
     if newest:
         trainer.load_state_dict(checkpoints.load(newest.name))
@@ -158,12 +160,12 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
         size = f"{partition.gigabytes:.3g} GB"
         progress.add_message.remote(f"{worker}; its shard ({size}) {placement}; {start}")
     hooks = (
-        RankZeroHooks(trainer, config, folder, checkpoints, progress, search) if not rank else None
+        RankZeroHooks(trainer, config, folder, checkpoints, progress, trial) if not rank else None
     )
     started = time.perf_counter()
     try:
         while trainer.epochs < config.epochs and (
-            not search or _may_continue(progress, trainer.epochs)
+            not trial or _may_continue(progress, trainer.epochs)
         ):
             with affinity:
                 metrics = trainer.train_epoch(hooks.on_log if hooks else None)
@@ -209,13 +211,13 @@ class RankZeroHooks:
         folder: RunStorage,
         checkpoints: CheckpointStore,
         progress: ProgressHandle,
-        search: str | None,
+        trial: TrialInfo | None,
     ):
         from cl_ray.training.run_logger import RunLogger  # TensorBoard, which rank 0 alone needs
 
         self.trainer, self.config, self.folder = trainer, config, folder
         self.checkpoints, self.progress = checkpoints, progress
-        self.logger = RunLogger(folder, trainer, config, search)
+        self.logger = RunLogger(folder, trainer, config, trial, progress.add_message.remote)
         self.metrics: Metrics = {}
         self.evaluation: Evaluation | None = None
         dataset = trainer.partition.dataset
@@ -226,7 +228,7 @@ class RankZeroHooks:
             folder.name,
             trainer.gan.device,
             progress.add_message.remote,
-            beside=search is None,
+            beside=trial is None,
         )
         self._updated_at = 0.0
         self._update_progress({}, 0.0, force=True)

@@ -2,7 +2,10 @@
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from cl_ray.errors import printable
 
 if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
     import ray.actor
@@ -25,24 +28,43 @@ SHOWN_METRICS = {
 """The metrics of a progress line, and their short names."""
 
 
+@dataclass(frozen=True)
+class TrialInfo:
+    """What a run that is a trial of a search knows of it.
+
+    Args:
+        search: The search's name.
+        hparams: The trial's value of each searched field, for TensorBoard's HPARAMS.
+        metrics: The metrics that are optimized.
+    """
+
+    search: str
+    hparams: dict[str, bool | float | str]
+    metrics: list[str]
+
+
 class ProgressActor:
     """A Ray actor between a run's driver and its workers.
 
     Rank 0 reports progress and messages; the driver shows them. A worker that fails for a reason
     that no restart mends sets the abort reason. A search controls its trials' runs by it: a run
     asks before each epoch whether it may continue.
+
+    Args:
+        owner: Whose progress it is, as the dashboard shows it: `run demo`.
     """
 
-    def __init__(self, run: str):
-        self.run, self._progress = run, dict[str, Any]()
+    def __init__(self, owner: str):
+        self.owner, self._progress = owner, dict[str, Any]()
         self._messages: list[str] = []
         self._failures: list[str] = []
         self._abort_reason: str | None = None
+        self._storage_failed = False
         self._reached_epoch, self._epoch_limit, self._stopped = -1, 0, False
         self._save_requested = self._saved = False
 
     def __repr__(self) -> str:
-        return f"cl_ray.Progress({self.run})"
+        return f"{self.owner}: progress"
 
     def update(self, progress: dict[str, Any]) -> bool:
         """Replace the progress; return whether the run must save now and wait for its end."""
@@ -63,13 +85,18 @@ class ProgressActor:
         """The failures from index `start` on."""
         return self._failures[start:]
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, storage_failed: bool = False) -> None:
         """Set the reason why the run must not be restarted, unless one is set."""
-        self._abort_reason = self._abort_reason or reason
+        if not self._abort_reason:
+            self._abort_reason, self._storage_failed = reason, storage_failed
 
     def abort_reason(self) -> str | None:
         """The reason why the run must not be restarted, if there is one."""
         return self._abort_reason
+
+    def storage_failed(self) -> bool:
+        """Whether that is storage that is full or fails: a search does not go on without it."""
+        return self._storage_failed
 
     def state(self, start: int) -> tuple[dict[str, Any], list[str]]:
         """The progress, and the messages from index `start` on."""
@@ -109,14 +136,14 @@ class ProgressActor:
         return self._reached_epoch
 
 
-def start_progress_actor(run: str) -> "ray.actor.ActorHandle[Any]":
+def start_progress_actor(owner: str) -> "ray.actor.ActorHandle[Any]":
     """Start the actor of a run on this node, as any other node may leave the cluster."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = ray.get_runtime_context().get_node_id()
     on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=on_node)(ProgressActor).remote(run)
+    return ray.remote(num_cpus=0, scheduling_strategy=on_node)(ProgressActor).remote(owner)
 
 
 def worker_failure_callback(actor: "ray.actor.ActorHandle[Any]") -> "ray.train.UserCallback":
@@ -128,17 +155,22 @@ def worker_failure_callback(actor: "ray.actor.ActorHandle[Any]") -> "ray.train.U
     from ray.exceptions import RayActorError
     from ray.train import UserCallback
 
-    from cl_ray.training.ray_compat import failure_reason, worker_error
+    from cl_ray.errors import UserError
+    from cl_ray.training.ray_compat import failure_reason, raised_error, worker_error
 
     class WorkerFailureCallback(UserCallback):
         """Reports the workers that died; if none did, those that raised an error.
 
-        The others of a group fail only because they miss the one that died.
+        The others of a group fail only because they miss the one that died. After a `UserError` no
+        restart helps: an error of a callback has Ray Train end the run at once.
         """
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
             """Report the failures of a worker group, by rank."""
             errors = {rank: worker_error(error) for rank, error in worker_exceptions.items()}
+            for error in map(raised_error, errors.values()):
+                if isinstance(error, UserError):
+                    raise error
             died = {r: e for r, e in errors.items() if isinstance(e, RayActorError)} or errors
             for rank, error in died.items():
                 actor.add_failure.remote(f"worker {rank} is lost: {failure_reason(error)}")
@@ -191,7 +223,8 @@ class TrainingProgress:
                 self._show(progress)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        # A console of the caller's own may take text for markup.
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, progress: dict[str, Any]) -> None:
         """Replace the progress line; the line of a finished epoch stays."""

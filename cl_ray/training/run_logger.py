@@ -5,23 +5,38 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pyarrow.fs
 import torch
 from PIL import Image
 from ray.util.metrics import Gauge
+from tensorboard.plugins.hparams import summary_v2 as hp  # its `api` needs TensorFlow
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
-from cl_ray.config import Config, differences, preset
+from cl_ray.config import Config, differences, leaves, preset
 from cl_ray.metrics_file import MetricsFile
 from cl_ray.networks.normalize import to_unit
 from cl_ray.step_log import Metrics, StepLog
 from cl_ray.storage import RunStorage, StorageMirror, sync
 from cl_ray.trainer import Trainer
+from cl_ray.training.progress import TrialInfo
+from cl_ray.training.ray_compat import ascii_name
 
 GRID_IMAGES = 64
 """Images in a grid of samples, and in one of pairs with their reconstructions."""
 GRID_COLUMNS = 16
+HPARAMS_FIELDS = (
+    "optimizer.lr_g",
+    "optimizer.lr_d",
+    "generator.depth",
+    "discriminator.depth",
+    "batch_size",
+    "losses.objective",
+    "pairs.mode",
+    "condition",
+    "seed",
+)
+"""Fields of a run of its own that TensorBoard's HPARAMS tab shows, also where all are the same."""
 HPARAMS_METRICS = (
     "evaluation/frechet",
     "evaluation/linear_probe",
@@ -43,7 +58,7 @@ class RunLogger:
         folder: The run folder.
         trainer: Where the run is.
         config: Its config.
-        search: The search that it is a trial of.
+        trial: What it knows of the search that it is a trial of.
         note: Called with a sentence on a line of metrics.jsonl that is left out.
     """
 
@@ -52,17 +67,20 @@ class RunLogger:
         folder: RunStorage,
         trainer: Trainer,
         config: Config,
-        search: str | None = None,
+        trial: TrialInfo | None = None,
         note: Callable[[str], object] = print,
     ):
         self.folder, self.trainer, self._mirror = folder, trainer, StorageMirror(folder)
         self.metrics = MetricsFile(folder, trainer.epochs, note)
-        self._gauges = PrometheusGauges(search or folder.name, folder.name if search else "")
+        names = (trial.search, folder.name) if trial else (folder.name, "")
+        self._gauges = PrometheusGauges(*names)
+        if not trainer.gan.steps:
+            self._delete_events()
         self._events = SummaryWriter(
             str(self._mirror.path / "tensorboard"), purge_step=trainer.gan.steps + 1
         )
         if not trainer.gan.steps:
-            self._log_hyperparameters(config)
+            self._log_hyperparameters(config, trial)
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(GRID_IMAGES, config.generator.latent, generator=generator)
         self._uniform = torch.rand(GRID_IMAGES, generator=generator)
@@ -159,22 +177,39 @@ class RunLogger:
             columns += [x, g.decode(g.encode(x), labels=labels)]
         return uint8_grid(torch.stack(columns, 1).flatten(0, 1))
 
-    def _log_hyperparameters(self, config: Config) -> None:
-        """Write what TensorBoard's HPARAMS tab compares runs by."""
-        numbers = {
-            "lr_g": config.optimizer.lr_g,
-            "lr_d": config.optimizer.lr_d,
-            "depth_g": config.generator.depth,
-            "depth_d": config.discriminator.depth,
-            "batch_size": config.batch_size,
-            "objective": config.losses.objective,
-            "pairs": config.pairs.mode,
-            "condition": config.condition,
-            "seed": config.seed,
-        }
-        changed = differences(preset("quick"), config)
-        others = {k: str(v) for k, (_, v) in changed.items() if k not in ("name", "storage")}
-        for summary in hparams({**others, **numbers}, dict.fromkeys(HPARAMS_METRICS, 0.0)):
+    def _delete_events(self) -> None:
+        """Delete what a run wrote that was ended before its first checkpoint: it starts again."""
+        filesystem, path = self.folder.open()
+        events = pyarrow.fs.FileSelector(f"{path}/tensorboard", allow_not_found=True)
+        for file in filesystem.get_file_info(events):
+            filesystem.delete_file(file.path)
+
+    def _log_hyperparameters(self, config: Config, trial: TrialInfo | None) -> None:
+        """Write what TensorBoard's HPARAMS tab compares: a search's trials by what it varies.
+
+        The first run that it reads decides which columns it shows.
+        """
+        if trial:
+            values: Mapping[str, bool | float | str] = trial.hparams
+            metrics = [f"evaluation/{name}" for name in trial.metrics]
+        else:
+            fields = dict(leaves(config.model_dump(exclude={"name", "storage"})))
+            changed = (name for name in differences(preset("quick"), config) if name in fields)
+            values = {
+                name: fields[name] if isinstance(fields[name], int | float) else str(fields[name])
+                for name in dict.fromkeys([*HPARAMS_FIELDS, *changed])
+            }
+            metrics = []
+        summaries = (
+            hp.hparams_config_pb(
+                [hp.HParam(k, hp.Discrete([], dtype=type(v))) for k, v in values.items()],
+                [hp.Metric(tag) for tag in dict.fromkeys([*metrics, *HPARAMS_METRICS])],
+            ),
+            hp.hparams_pb(
+                dict(values), f"{trial.search}/{self.folder.name}" if trial else self.folder.name
+            ),
+        )
+        for summary in summaries:
             self._events._get_file_writer().add_summary(summary)
         self._events.add_text("config", f"```yaml\n{config.to_yaml()}```")
 
@@ -184,7 +219,7 @@ class PrometheusGauges:
 
     Each node's metrics port serves them to Prometheus, with `ray_` before the names: the epoch is
     `ray_cl_ray_epoch{run="demo",trial=""}`. The dashboard's Metrics page shows them where Grafana
-    is set up with docs/grafana.json.
+    is set up with docs/grafana.json. A name beyond ASCII is percent-encoded.
 
     Args:
         run: The run's name, or the name of the search that it is a trial of.
@@ -192,7 +227,7 @@ class PrometheusGauges:
     """
 
     def __init__(self, run: str, trial: str = ""):
-        self._tags = {"run": run, "trial": trial}
+        self._tags = {"run": ascii_name(run), "trial": trial}
         self._gauges: dict[str, Gauge] = {}
         self.set({"running": 1})
 

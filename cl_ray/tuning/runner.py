@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
-from cl_ray.training.ray_compat import HEAD_RESOURCE, replace_pbt_explore
+from cl_ray.training.ray_compat import HEAD_RESOURCE, ascii_name, replace_pbt_explore
 from cl_ray.training.resources import (
     InsufficientResourcesError,
     WorkerResources,
@@ -244,7 +244,7 @@ def run_trials(
             scheduler=build_scheduler(search, [r for r in results if r.has_ended]),
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"{search.name}-{trial_number(trial):04d}",
+            trial_name_creator=lambda trial: f"{ascii_name(search.name)}-{trial_number(trial):04d}",
             trial_dirname_creator=lambda trial: f"{trial_number(trial):04d}",
         ),
         run_config=tune.RunConfig(
@@ -280,6 +280,7 @@ def _build_trainable(
     context = TrialContext(
         search=search.name,
         folder=search.trials_folder,
+        space=search.space,
         base=search.trial_config,
         dataset=search.dataset,
         metrics=search.metrics,
@@ -304,7 +305,7 @@ def _build_trainable(
         request = resources.each.bundle
     bundles = tune.PlacementGroupFactory([request])
     attributes = {"default_resource_request": classmethod(lambda cls, config: bundles)}
-    return type(f"Trial_{search.name}", (trainable,), attributes)
+    return type(f"Trial_{ascii_name(search.name)}", (trainable,), attributes)
 
 
 def _delete_tune_files(folder: RunStorage) -> None:

@@ -239,6 +239,19 @@ class Space(BaseConfig):
                 points.append(point)
         return points
 
+    def hparams(self, config: Config) -> dict[str, bool | float | str]:
+        """Return the value that each field has in a config, whether it is active there or not.
+
+        A field's values are of one type in all configs, as TensorBoard's HPARAMS compares them.
+        """
+        own = dict(leaves(config.model_dump()))
+        found: dict[str, bool | float | str] = {}
+        for field, parameter in self.parameters.items():
+            kinds = {float if type(v) is int else type(v) for v in parameter.bounds()}
+            same = len(kinds) == 1 and not kinds & {type(None)}
+            found[field] = own[field] if same else str(own[field])
+        return found
+
     def perturb(self, values: Values, rng: random.Random) -> Values:
         """Multiply each real number by 0.8 or 1.25, within its range; keep the architecture.
 

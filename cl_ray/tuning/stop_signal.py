@@ -26,7 +26,7 @@ class StopSignal:
         self._unsaved: set[int] = set()
 
     def __repr__(self) -> str:
-        return f"cl_ray.StopSignal({self.search})"
+        return f"search {self.search}: has the trials save on Ctrl-C"
 
     async def set(self) -> None:
         """Tell all trials to save and stop."""

@@ -4,11 +4,13 @@ Both have a run folder like any other run, resume from its newest checkpoint, re
 epoch, and pass their process on to the next trial.
 """
 
-import json
+import contextlib
+import math
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,19 @@ from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.device import CpuAffinity, keep_freed_memory, resolve_device
-from cl_ray.errors import UserError
+from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.loop import build_torch_trainer
-from cl_ray.training.progress import start_progress_actor
+from cl_ray.training.progress import TrialInfo, start_progress_actor
 from cl_ray.training.ray_compat import session_log_dir
 from cl_ray.training.resources import WorkerResources
 from cl_ray.training.run_logger import RunLogger
-from cl_ray.tuning.space import apply_values
+from cl_ray.tuning.space import Space, apply_values
 from cl_ray.tuning.stop_signal import StopListener
 from cl_ray.tuning.study import SearchMetric
 
@@ -64,6 +67,7 @@ class TrialContext:
     Args:
         search: The search's name.
         folder: The folder of the trials' run folders.
+        space: What is searched.
         base: The config that a trial's values change.
         dataset: What they train on.
         metrics: What is optimized.
@@ -75,6 +79,7 @@ class TrialContext:
 
     search: str
     folder: RunStorage
+    space: Space
     base: Config
     dataset: Dataset
     metrics: list[SearchMetric]
@@ -102,25 +107,35 @@ class SearchTrial(tune.Trainable, ABC):
         """Set a trial up, and resume it from its newest checkpoint if there is one."""
         self.cleanup()
         self.number, self.values = config["point"]["number"], config["point"]["values"]
-        self.folder = RunStorage(self.context.folder.uri, f"{self.number:04d}")
-        self.ended = self.reason = ""
+        self.folder = self.context.folder.subfolder(f"{self.number:04d}")
+        self.ended = self.reason = self.storage_fault = ""
+        self.notes: list[str] = []
         place = {"name": self.folder.name, "storage": self.folder.storage}
         self.run_config = apply_values(self.context.base, self.values).model_copy(update=place)
         try:
-            self.folder.write("config.yaml", self.run_config.to_yaml().encode())
-            state = self.start()
-        except Exception:
-            self._record_error()
-            raise
+            with storage_errors(self.folder), self._recorded_errors():
+                self.folder.write("config.yaml", self.run_config.to_yaml().encode())
+                state = self.start()
+        except StorageError as error:  # reported by the first step
+            self.storage_fault = str(error)
+            return
         self._log(f"{state}: {', '.join(f'{f}={value}' for f, value in self.values.items())}")
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and evaluate it; see `_result`."""
+        """Train one epoch and evaluate it; see `_result`.
+
+        Storage that is full or fails is no failure of the trial: it is reported as
+        `storage_fault`, and ends the search.
+        """
         try:
-            result = self.train_epoch()
-        except Exception:
-            self._record_error()
-            raise
+            if self.storage_fault:
+                raise StorageError(self.storage_fault)
+            with storage_errors(self.folder), self._recorded_errors():
+                result = self.train_epoch()
+        except StorageError as error:
+            worst = {metric.name: metric.worst for metric in self.context.metrics}
+            return {**worst, "number": self.number, "epoch": 0, "storage_fault": str(error)}
+        result["notes"], self.notes = self.notes, []
         scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.context.metrics)
         self._log(f"epoch {result['epoch']}: {result['reason'] or scores}; {result['status']}")
         return result
@@ -133,13 +148,28 @@ class SearchTrial(tune.Trainable, ABC):
     def train_epoch(self) -> dict[str, Any]:
         """Train and evaluate one epoch, or repeat the result of the last one."""
 
+    @property
+    def info(self) -> TrialInfo:
+        """What its run knows of the search."""
+        metrics = [metric.name for metric in self.context.metrics]
+        hparams = self.context.space.hparams(self.run_config)
+        return TrialInfo(self.context.search, hparams, metrics)
+
     def _result(self, line: dict[str, Any], epochs: int) -> dict[str, Any]:
-        """Return what Tune and the study are told, from a line of metrics.jsonl."""
+        """Return what Tune and the study are told, from a line of metrics.jsonl.
+
+        A trial whose optimized metric is NaN or Inf has collapsed: it compares with nothing.
+        """
         prefix = "evaluation/"
         evaluation = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+        for metric in self.context.metrics:
+            if not math.isfinite(value := evaluation.get(metric.name, metric.worst)):
+                self.ended = "collapsed"
+                self.reason = f"{metric.name} is {value} after epoch {epochs}."
+                evaluation = {}
         losses = {k: v for k, v in line.items() if k.startswith(("d/", "g/"))}
         first = f"{prefix}{self.context.metrics[0].name}"
-        lines = self._lines()
+        lines = self.lines()
         finished = epochs >= self.run_config.epochs
         return {
             **{m.name: evaluation.get(m.name, m.worst) for m in self.context.metrics},
@@ -147,18 +177,21 @@ class SearchTrial(tune.Trainable, ABC):
             "values": self.values,
             "epoch": epochs,
             "metrics": {**evaluation, **losses},
-            "history": {line["epoch"]: line[first] for line in lines if first in line},
-            "seconds": sum(line["seconds"] for line in lines),
+            "history": {
+                line["epoch"]: line[first]
+                for line in lines
+                if math.isfinite(line.get(first, math.nan))
+            },
+            "seconds": sum(line.get("seconds", 0.0) for line in lines),
             "speed": line.get("images_per_second", 0.0),
             "status": self.ended or ("finished" if finished else "running"),
             "reason": self.reason,
             "done": finished or bool(self.ended and not self.context.exploits),
         }
 
-    def _lines(self) -> list[dict[str, Any]]:
+    @abstractmethod
+    def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, one an epoch."""
-        text = self.folder.read("metrics.jsonl") or b""
-        return [json.loads(line) for line in text.decode().splitlines()]
 
     def _collapse_reason(self, model: TrainedModel, epochs: int) -> str | None:
         """Return a sentence if G makes the same image of all noise; more epochs do not help."""
@@ -189,15 +222,21 @@ class SearchTrial(tune.Trainable, ABC):
             ) as log:
                 log.write(f"{line}\n")
 
-    def _record_error(self) -> None:
-        """Write the current exception to the trial's folder, where the leaderboard finds it."""
-        self.folder.write(ERROR_FILE, traceback.format_exc().encode())
-        self._log(f"failed:\n{traceback.format_exc()}")
+    @contextlib.contextmanager
+    def _recorded_errors(self) -> Iterator[None]:
+        """Write an exception to the trial's folder, where the leaderboard finds it."""
+        try:
+            yield
+        except (OSError, StorageError):
+            raise
+        except Exception:
+            self._log(f"failed:\n{traceback.format_exc()}")
+            self.folder.write(ERROR_FILE, traceback.format_exc().encode())
+            raise
 
     def __repr__(self) -> str:
-        return (
-            f"cl_ray.Trial({self.context.search})" if hasattr(self, "context") else "cl_ray.Trial"
-        )
+        """Return what the dashboard shows of the process, read once, when its first trial is."""
+        return f"search {self.context.search}: trial {self.number:04d} and later ones"
 
 
 class LocalTrial(SearchTrial):
@@ -225,11 +264,15 @@ class LocalTrial(SearchTrial):
     def start(self) -> str:
         """Build the trainer, and load its newest checkpoint."""
         self.trainer = self._build_trainer()
-        self.checkpoints = CheckpointStore(*self.folder.open(), keep=1)
+        keep = self.run_config.checkpoint.keep
+        self.checkpoints = CheckpointStore(
+            *self.folder.open(), keep=keep, before_write=self.folder.check_lease
+        )
+        self.notes += self.checkpoints.set_aside_damaged()
         newest = self.checkpoints.newest()
         if newest:
             self._load_state(self.checkpoints.load(newest.name))
-        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.context.search)
+        self._open_logger()
         return f"resumes from {newest.name}" if newest else "starts"
 
     def _build_trainer(self) -> Trainer:
@@ -262,6 +305,9 @@ class LocalTrial(SearchTrial):
             self.trainer = self._build_trainer()
         self.trainer.load_state_dict(state)
 
+    def _open_logger(self) -> None:
+        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.info, self._log)
+
     def train_epoch(self) -> dict[str, Any]:
         """Train one epoch, save it and evaluate it."""
         assert self.logger is not None
@@ -272,7 +318,8 @@ class LocalTrial(SearchTrial):
             return self._result({}, trainer.epochs)
         evaluated = bool(trainer.epochs) and not logger.lacks_evaluation(trainer.epochs)
         if trainer.epochs >= trainer.config.epochs and not trainer.position and evaluated:
-            return self._result(self._lines()[-1], trainer.epochs)  # ended, and not heard of it
+            # It has ended, and Tune has not heard of it.
+            return self._result(logger.metrics.lines[-1], trainer.epochs)
         if trainer.position or not trainer.epochs or evaluated:
             with self.listener.unsaved_steps(self.number), self.cpu_affinity:
                 try:
@@ -292,7 +339,12 @@ class LocalTrial(SearchTrial):
         if reason is not None:
             return self._end("collapsed", reason)
         logger.log_evaluation(trainer.epochs, trainer.gan.steps, metrics)
-        return self._result(self._lines()[-1], trainer.epochs)
+        return self._result(logger.metrics.lines[-1], trainer.epochs)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines that the logger has."""
+        assert self.logger is not None
+        return self.logger.metrics.lines
 
     def _on_log(self, record: StepLog) -> None:
         """Log steps; save where a checkpoint is due within the epoch or the search stops."""
@@ -345,7 +397,7 @@ class LocalTrial(SearchTrial):
         self.checkpoints.pinned = set()
         self.cleanup()
         # A new logger drops the lines of its own epochs beyond that.
-        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.context.search)
+        self._open_logger()
         self.ended = self.reason = ""
 
     def cleanup(self) -> None:
@@ -375,9 +427,12 @@ class DistributedTrial(SearchTrial):
 
     def start(self) -> str:
         """Start the workers, which wait before their first epoch."""
-        newest = CheckpointStore(*self.folder.open()).newest()
+        checkpoints = CheckpointStore(*self.folder.open(), self.run_config.checkpoint.keep)
+        self.notes += checkpoints.set_aside_damaged()
+        newest = checkpoints.newest()
         self.epochs = newest.epoch if newest else 0
-        self.progress, self.failures_seen = start_progress_actor(self.folder.name), 0
+        owner = f"search {self.context.search}, trial {self.folder.name}"
+        self.progress, self.failures_seen = start_progress_actor(owner), 0
         self.outcome: dict[str, Any] | None = None
         self.error: BaseException | None = None
         self.trainer = threading.Thread(target=self._fit, daemon=True)
@@ -403,7 +458,7 @@ class DistributedTrial(SearchTrial):
         line: dict[str, Any] = {}
         if not self.ended:
             self.epochs = target
-            line = next((line for line in self._lines() if line["epoch"] == target), {})
+            line = next((line for line in self.lines() if line["epoch"] == target), {})
             evaluated = any(key.startswith("evaluation/") for key in line)
             collapse = self._collapse_reason(load(self.folder.uri, device="cpu"), target)
             if collapse or not evaluated:
@@ -412,7 +467,12 @@ class DistributedTrial(SearchTrial):
                 line = {}
         failures: list[str] = ray.get(self.progress.failures.remote(self.failures_seen))
         self.failures_seen += len(failures)
-        return {**self._result(line, self.epochs), "worker_failures": failures}
+        self.notes += failures
+        return self._result(line, self.epochs)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines that the workers have written."""
+        return read_epochs(self.folder, note=self._log)
 
     def _fit(self) -> None:
         try:
@@ -423,7 +483,7 @@ class DistributedTrial(SearchTrial):
                 self.context.resources,
                 self.progress,
                 _MAX_FAILURES,
-                search=self.context.search,
+                trial=self.info,
             )
             self.outcome = trainer.fit().return_value
         except BaseException as error:  # raised by `_check_outcome`, in the trial's own thread
@@ -434,7 +494,10 @@ class DistributedTrial(SearchTrial):
 
         Raises:
             UserError: The workers failed; the sentence is theirs where they left one.
+            StorageError: The storage is full or fails.
         """
+        if ray.get(self.progress.storage_failed.remote()):
+            raise StorageError(ray.get(self.progress.abort_reason.remote()))
         if self.error is not None:
             reason = ray.get(self.progress.abort_reason.remote())
             raise UserError(reason or " ".join(str(self.error).split())[-500:]) from self.error
