@@ -1,5 +1,6 @@
 """The map of D's embeddings: t-SNE for the page, and the files of TensorBoard's projector."""
 
+import html
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.errors import printable
 from cl_ray.evaluation.classifier import Floats
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import COLOURS, CYCLE, Chart
@@ -82,7 +84,9 @@ def plot_embedding(
         return None
     features = run.embed(rows.image)
     points, components, variance = embedding_map(features)
-    names = None if rows.label is None else [_class_name(dataset, i) for i in rows.label.tolist()]
+    names = None
+    if rows.label is not None:  # a tab or a line feed would break the projector's table
+        names = [printable(_class_name(dataset, label)) for label in rows.label.tolist()]
     chart = _map_chart(points, names, rows.label)
     return EmbeddingPlot(chart, components, variance, features.shape[1], split, rows, names)
 
@@ -98,9 +102,9 @@ def _map_chart(
         chosen = np.arange(len(points)) if labels is None else np.flatnonzero(labels == group)
         x, y = points[chosen].T
         colour = COLOURS["quiet"] if group is None else CYCLE[group % len(CYCLE)]
-        name = "" if names is None else names[chosen[0]]
+        name = "" if names is None else html.escape(names[chosen[0]], quote=False)
         figure.add_scatter(
-            x=x, y=y, mode="markers", name=name, hovertemplate=f"{name}<extra></extra>",
+            x=x, y=y, mode="markers", name=name, hovertext=name, hoverinfo="text",
             marker={"color": colour, "size": 5, "opacity": 0.75},
         )  # fmt: skip
         centres.append((np.median(x), np.median(y)))

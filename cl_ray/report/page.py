@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from cl_ray.config import Config, differences, preset
 from cl_ray.data.dataset import Dataset, sample_rows
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.errors import UserError, first_error_line, printable
 from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.report import galleries
@@ -158,6 +158,7 @@ def render_page(template: str, context: dict[str, Any], package: str = "cl_ray.r
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
     )
     made = f"{datetime.now():%-d %B %Y, %H:%M}"
     page = environment.get_template(template)
