@@ -157,7 +157,7 @@ def test_marked_fields() -> None:
     assert set(SearchOptions.model_fields) - set(
         marked_fields(SearchOptions, "changeable_on_resume")
     ) == {
-        "epochs", "images", "metric", "scheduler", "population", "workers", "preset", "data",
+        "epochs", "images", "metric", "scheduler", "workers", "preset", "data",
         "study",
     }  # fmt: skip
 

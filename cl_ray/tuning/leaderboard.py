@@ -142,7 +142,7 @@ def _best_yaml(search: Search, results: list[TrialResult], best: TrialResult) ->
     return (
         f"# Search {search.name}. {describe_best(results, search.metrics)}\n"
         f"# An epoch was {images:,} training images; metrics are of {evaluation.samples:,} samples "
-        f"and {evaluation.images:,} images.\n"
+        f"and {evaluation.images:,} validation images at most.\n"
         f"{yaml.safe_dump(fields, sort_keys=False)}"
     )
 

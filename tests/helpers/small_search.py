@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cl_ray.config import preset
+from cl_ray.data.dataset import Dataset
+from cl_ray.storage import RunStorage
+from cl_ray.tuning.search import Search, SearchOptions
+from cl_ray.tuning.space import Space
+from cl_ray.tuning.study import SearchMetric
+
 CONFIG = """
 batch_size: 32
 seed: 7
@@ -26,6 +33,14 @@ generator.depth: {kind: int, low: 1, high: 3, at_most: discriminator.depth}
 
 SCRIPT = Path(__file__).parents[2] / "tuning" / "search.py"
 COMMAND = [sys.executable, str(SCRIPT)]
+
+
+def prepared_search(storage: Path, metrics: list[SearchMetric], space: Space) -> Search:
+    """Return the search `s` over the packaged digits, ready to run."""
+    options = SearchOptions(name="s", storage=str(storage), epochs=3)
+    folder, base = RunStorage(str(storage), "s"), preset("quick")
+    digits = Dataset.open("mnist")
+    return Search("s", folder, options, space, base, base, digits, metrics, fresh=False)
 
 
 def run_search(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -5,19 +5,23 @@ import io
 import json
 from pathlib import Path
 
+import optuna
 import pytest
+from helpers.small_search import prepared_search
 from rich.console import Console
 
 from cl_ray.config import Config, preset
-from cl_ray.storage import RunStorage
 from cl_ray.tuning.leaderboard import (
     SearchProgress,
     best_trial,
+    describe_best,
     leaderboard_table,
     pareto_front,
     rank_trials,
+    search_front,
     write_leaderboard,
 )
+from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
 FRECHET, PROBE = SearchMetric("frechet", False), SearchMetric("linear_probe", True)
@@ -52,12 +56,35 @@ def test_the_front_has_those_that_none_beats_in_both_metrics() -> None:
     both = [FRECHET, PROBE]
     valid = [r for r in TRIALS if r.is_valid]
     assert {r.number for r in pareto_front(valid, both)} == {1, 2, 4}  # 2 beats 0 in both
-    assert [r.number for r in rank_trials(TRIALS, both)][3:] == [0, 3, 5]
+    # Of the search it is that of the finished trials: trial 1 was stopped.
+    assert {r.number for r in search_front(TRIALS, both)} == {2, 4}
+    assert [r.number for r in rank_trials(TRIALS, both)][2:] == [0, 1, 3, 5]
+
+
+def test_it_says_why_a_trial_is_the_best() -> None:
+    assert describe_best(TRIALS, [FRECHET]) == (
+        "Trial 4 is the best of 3 finished trials: frechet 2 after 2 epochs."
+    )
+    assert describe_best(TRIALS, [FRECHET, PROBE]) == (
+        "Trial 2 is the best of 2 trials of the Pareto front, by the mean of its ranks among 3 "
+        "finished trials: frechet 5, linear_probe 0.95 after 2 epochs."
+    )
+    assert describe_best([TRIALS[1], TRIALS[3]], [FRECHET]) == (
+        "Trial 1 is the best of 1 stopped trial: frechet 1 after 2 epochs."
+    )
+    assert describe_best(TRIALS[5:], [FRECHET]) == ""
 
 
 def test_files_and_the_best_config(tmp_path: Path) -> None:
-    folder = RunStorage(str(tmp_path), "s")
-    write_leaderboard(folder, TRIALS, [FRECHET], preset("quick"))
+    search = prepared_search(tmp_path, [FRECHET], Space.load("rates"))
+    write_leaderboard(search, TRIALS)
+    header = (tmp_path / "s" / "best.yaml").read_text().splitlines()[:2]
+    assert header[0] == f"# Search s. {describe_best(TRIALS, [FRECHET])}"
+    images = search.dataset.info.splits["train"].rows
+    assert header[1] == (
+        f"# An epoch was {images:,} training images; metrics are of 10,000 samples and 10,000 "
+        "validation images at most."
+    )
     config = Config.load(tmp_path / "s" / "best.yaml")
     assert config.optimizer.lr_g == pytest.approx(0.0005)
     assert config == preset("quick").model_copy(update={"optimizer": config.optimizer})
@@ -70,18 +97,53 @@ def test_files_and_the_best_config(tmp_path: Path) -> None:
     assert lines[4]["reason"] == "diverged"
 
 
-@pytest.mark.parametrize("width", [60, 80, 300])
-def test_no_value_of_a_table_is_cut_off(width: int) -> None:
-    values = {f"losses.weight_{i}": 0.0123 + i for i in range(12)}
+def drawn(results: list[TrialResult], metrics: list[SearchMetric], width: int) -> list[str]:
+    """Return the lines of the table on a console of that width."""
     console = Console(width=width, file=io.StringIO(), record=True)
-    results = [TrialResult(0, "finished", values, {"frechet": 1.5}, 2), trial(1, 1.25)]
-    console.print(leaderboard_table(results, [FRECHET], 2, console))
-    text = console.export_text(clear=False)
-    assert all(f"{value:.3g}" in text for value in values.values()), text
-    assert "…" not in text
-    console.export_text()
-    console.print(leaderboard_table(results, [FRECHET], 2, console, wrap=False))
-    assert len(console.export_text().strip().splitlines()) == 3
+    console.print(leaderboard_table(results, metrics, 3, console))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_a_hundred_columns_have_all_fields_of_the_default_space() -> None:
+    space, study = Space.load("balance"), optuna.create_study()
+    results = [
+        TrialResult(n, status, space.suggest(study.ask(), preset("quick")), {"frechet": 12.345}, 2)
+        for n, status in enumerate(("running", "finished", "stopped", "collapsed", "waiting"))
+    ]
+    lines = drawn(results, [FRECHET], 100)
+    rows = [line.split() for line in lines[-len(results) :]]
+    for result, row in zip(results, rows, strict=True):
+        assert row[:4] == [str(result.number), result.status, "2/3", "12.35"]
+        assert len(row) == 4 + len(space.parameters)
+    assert all(len(line) <= 100 for line in lines)
+    headings = "".join("".join(lines[: -len(results)]).split())
+    assert "lr_g" in headings
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 300])
+def test_a_trial_is_a_line_with_the_fields_that_differ(width: int) -> None:
+    values = {f"losses.weight_{i}": 0.0123 + i for i in range(12)}
+    results = [
+        TrialResult(0, "finished", {**values, "seed": 5}, {"frechet": 1.5}, 2),
+        TrialResult(1, "waiting", {"losses.weight_0": 3.0, "seed": 5}),
+    ]
+    lines = drawn(results, [FRECHET], width)
+    assert all(len(line) <= width for line in lines)
+    assert [line.split()[:2] for line in lines[-2:]] == [["0", "finished"], ["1", "waiting"]]
+    assert "seed" not in "".join(lines)  # the same in all
+    shown = [v for v in values.values() if f"{v:.3g}" in lines[-2]]
+    assert len(shown) == 12 if width == 300 else 3 <= len(shown) < 12
+    assert shown == list(values.values())[: len(shown)]
+    assert "seed" in "".join(drawn(results[:1], [FRECHET], 300))  # of one trial all are shown
+
+
+def test_a_star_marks_the_front() -> None:
+    ranked = rank_trials(TRIALS, [FRECHET, PROBE])
+    numbers = [line.split()[0] for line in drawn(ranked, [FRECHET, PROBE], 120)[1:]]
+    assert numbers == ["*2", "*4", "0", "1", "3", "5"]
+    numbers = [line.split()[0] for line in drawn(ranked, [FRECHET], 120)[1:]]
+    assert numbers == ["2", "4", "0", "1", "3", "5"]
 
 
 def test_a_log_has_lines_and_a_terminal_a_table() -> None:
@@ -93,6 +155,6 @@ def test_a_log_has_lines_and_a_terminal_a_table() -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=120, height=9, force_terminal=True, color_system=None)
     with SearchProgress(console, [FRECHET], 2, 8) as progress:
-        progress.show("", [*TRIALS, TrialResult(6, "running", {})])
+        progress.show("", [*TRIALS, TrialResult(6, "running", {}), TrialResult(7, "waiting", {})])
     assert "6/8 trials   best: trial 4, frechet 2" in screen.getvalue()
     assert "disk full" not in screen.getvalue()

@@ -4,16 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.small_search import prepared_search
 from optuna.visualization import plot_parallel_coordinate
 
-from cl_ray.config import preset
-from cl_ray.data.dataset import Dataset
 from cl_ray.report.charts import THEME
-from cl_ray.storage import RunStorage
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
 from cl_ray.tuning.importance import MIN_COMPARABLE, comparable_study, comparable_trials
+from cl_ray.tuning.leaderboard import describe_best, search_front
 from cl_ray.tuning.report import write_report
-from cl_ray.tuning.search import Search, SearchOptions
+from cl_ray.tuning.search import Search
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
@@ -112,18 +111,18 @@ def test_importances_are_bars_in_the_theme_of_the_page() -> None:
 
 @pytest.fixture
 def search(tmp_path: Path) -> Search:
-    base = preset("quick")
-    options = SearchOptions(name="s", storage=str(tmp_path), epochs=3)
-    folder, metrics = RunStorage(str(tmp_path), "s"), [FRECHET, PROBE]
-    return Search("s", folder, options, SPACE, base, base, Dataset.open("mnist"), metrics, False)
+    return prepared_search(tmp_path, [FRECHET, PROBE], SPACE)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 14])
 def test_the_page_is_complete_and_has_the_sentence(search: Search, count: int) -> None:
     failed = TrialResult(count, "failed", {"optimizer.lr_g": 0.001}, reason="<no> memory")
-    sentence = write_report(search, [*trials(count), failed])
+    results = [*trials(count), failed]
+    sentence = write_report(search, results)
     page = (Path(search.folder.uri) / "report.html").read_text()
-    assert sentence.replace("'", "&#39;") in page
+    headline = describe_best(results, search.metrics) or "No trial can be ranked."
+    assert f'<p class="lead">{headline}</p>' in page
+    assert page.index(headline) < page.index(sentence.replace("'", "&#39;"))
     assert "&lt;no&gt; memory" in page
     assert 'name="viewport"' in page
     assert page.count("* plotly.js v") == 1
@@ -135,5 +134,7 @@ def test_the_page_is_complete_and_has_the_sentence(search: Search, count: int) -
     assert ("No trial has a value of the metric; the table" in page) == (count == 0)
     assert any(t.startswith("Importances") for t in titles) == (count >= MIN_COMPARABLE)
     assert 'src="http' not in page
+    stars = re.findall(r"<td>(\d+) \*</td>", page)
+    assert stars == [str(r.number) for r in search_front(results, search.metrics)]
     if count == 14:
         assert sentence.startswith("Of 11 trials after 3 epochs, frechet depends most on ")

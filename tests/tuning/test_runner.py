@@ -184,7 +184,7 @@ def test_a_trial_that_cannot_be_set_up_fails_and_the_search_ends(
 @pytest.mark.ray
 def test_a_population_copies_weights_and_architecture(flags: list[str], tmp_path: Path) -> None:
     done = run_search(
-        *flags, f"--storage={tmp_path}", "--name=p", "--scheduler=pbt", "--population=4",
+        *flags, f"--storage={tmp_path}", "--name=p", "--scheduler=pbt", "--trials=4",
         "--epochs=4", "--concurrent=2", "--metric=reconstruction",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def refusal(*arguments: str) -> str:
         (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
         (["--scheduler=pbt", "--workers=2"], "copies another trial's weights within its own"),
         (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "give one --metric"),
+        (["--scheduler=pbt", "--trials=1"], "trials 1 is one alone: take --trials 2 or more"),
         (["--set=losses.temperature"], "is not a field and its value"),
         (["--set=losses.temperature=[1"], "set 'losses.temperature=[1' gives a value that is not"),
         (["--set=seed=2026-13-01"], "is not YAML (month must be in 1..12)"),
@@ -148,7 +150,7 @@ def test_a_resumed_search_keeps_its_settings_and_shows_differences(
     resume = ["--resume=s", f"--storage={tmp_path}"]
     resumed = prepare_search([*resume, "--trials=9"], "search")
     assert not resumed.fresh
-    assert resumed.num_trials == 9
+    assert resumed.options.trials == 9
     assert resumed.trial_config.losses.pair == 0.3
     for name in ("space", "config", "trial_config", "metrics"):
         assert getattr(resumed, name) == getattr(first, name)
@@ -168,6 +170,60 @@ def test_a_resumed_search_keeps_its_settings_and_shows_differences(
     record = yaml.safe_load((tmp_path / "s" / SEARCH_FILE).read_text())
     (tmp_path / "s" / SEARCH_FILE).write_text(yaml.safe_dump({**record, "format_version": 99}))
     assert "later version of cl_ray (format 99)" in refusal(*resume)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "/s/search.yaml is not the record of a search (it has no 'options')"),
+        ("a: [", "/s/search.yaml is not the record of a search (it has no 'options')"),
+        ("format_version: 2\noptions: {}\n", "(it has no 'study_has_credentials')"),
+        ("options: {}\n", "was written by an earlier version of cl_ray (format 1)"),
+    ],
+)
+def test_a_foreign_record_is_refused(
+    text: str, message: str, flags: list[str], tmp_path: Path
+) -> None:
+    saved(flags, tmp_path)
+    (tmp_path / "s" / SEARCH_FILE).write_text(text)
+    error = refusal("--resume=s", f"--storage={tmp_path}")
+    assert message in error
+    assert error.endswith("another --name.")
+
+
+def test_other_images_are_refused(
+    flags: list[str], make_digits: Callable[[int], str], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.symlink_to(make_digits(300))
+    saved([f"--data={data}", *flags[1:]], tmp_path)
+    resume = ["--resume=s", f"--storage={tmp_path}"]
+    prepare_search(resume, "search")
+    data.unlink()
+    data.symlink_to(make_digits(310))
+    assert refusal(*resume).startswith(f"{data} has other images or classes than it was started")
+
+
+def test_how_a_search_was_launched_does_not_stick(flags: list[str], tmp_path: Path) -> None:
+    launch = ["--verbose", "--dashboard", "--address=head:6379"]
+    first = saved(flags, tmp_path, "--concurrent=2", *launch)
+    assert (first.options.verbose, first.options.address) == (True, "head:6379")
+    assert first.resume_command("cl-ray tune").endswith(" --address head:6379")
+    resumed = prepare_search(["--resume=s", f"--storage={tmp_path}"], "search").options
+    assert (resumed.verbose, resumed.dashboard, resumed.address) == (False, False, None)
+    assert resumed.concurrent == 2
+    again = prepare_search(["--resume=s", f"--storage={tmp_path}", "--verbose"], "search")
+    assert again.options.verbose
+
+
+def test_trials_are_the_population_of_pbt(flags: list[str], tmp_path: Path) -> None:
+    search = saved(flags, tmp_path, "--scheduler=pbt", "--trials=4")
+    assert search.options.trials == 4
+    resume = ["--resume=s", f"--storage={tmp_path}"]
+    assert prepare_search(resume, "search").options.trials == 4
+    assert "trials was 4, now 5" in refusal(*resume, "--trials=5")
+    shown = summary(search, RESULTS, finished=True)
+    assert "--trials MORE" not in shown
 
 
 def test_one_process_at_a_time_runs_a_search(
@@ -218,34 +274,39 @@ RESULTS = [
 ]
 
 
-def test_credentials_are_neither_shown_nor_stored(flags: list[str], bucket: Any) -> None:
-    storage = f"--storage={bucket.uri('runs', 'somebody:secret@')}"
-    study = "--study=mysql://me:word@host/db"
-    search = prepare_search([*flags, storage, "--name=s", study], "search")
+def test_a_secret_of_the_study_is_neither_shown_nor_stored(flags: list[str], bucket: Any) -> None:
+    """A driver that reads credentials from the URL alone gets them; they are given again."""
+    storage = f"--storage={bucket.uri('runs')}"
+    search = prepare_search(
+        [*flags, storage, "--name=s", "--study=mssql+pyodbc://me:word@host/db?driver=a&PWD=word"],
+        "search",
+    )
     shown = summary(search, RESULTS, finished=True)
     best = bucket.uri("runs/s/best.yaml")
     for line in (
         f"cl-ray train --config '{best}'\n",
-        "optuna-dashboard mysql://host/db\n",
+        "optuna-dashboard 'mssql+pyodbc://host/db?driver=a'\n",
         f"cl-ray tune --resume s --storage '{bucket.uri('runs')}' --study URL --trials MORE\n",
     ):
         assert line in shown
-    write_leaderboard(search.folder, RESULTS, search.metrics, search.config)
+    write_leaderboard(search, RESULTS)
     assert Config.load(best).optimizer.lr_g == 0.001
 
     search.save()
     resume = [storage, "--resume=s"]
-    other = refusal(*resume, "--study=mysql://me:other@host/more")
-    assert "study was mysql://host/db, now mysql://host/more" in other
-    assert "not stored: give --study with them again" in refusal(*resume)
-    resumed = prepare_search([*resume, "--study=mysql://me:new@host/db"], "search")
-    assert resumed.options.study == "mysql://me:new@host/db"
+    other = refusal(*resume, "--study=mssql+pyodbc://me:other@host/more?driver=a")
+    public = "study was mssql+pyodbc://host/db?driver=a, now mssql+pyodbc://host/more?driver=a"
+    assert public in other
+    assert "not stored: give --study with it again" in refusal(*resume)
+    again = "mssql+pyodbc://me:new@host/db?driver=a"
+    resumed = prepare_search([*resume, f"--study={again}"], "search")
+    assert resumed.options.study == again
     resumed.save()
     record = (resumed.folder.read(SEARCH_FILE) or b"").decode()
-    assert "study: mysql://host/db\n" in record
+    assert "study: mssql+pyodbc://host/db?driver=a\n" in record
     for text in (shown, other, record):
-        assert "secret" not in text
         assert "word" not in text
+        assert "me:" not in text
 
 
 def test_the_summary_names_what_can_read_the_study(

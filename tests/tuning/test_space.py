@@ -121,6 +121,28 @@ def test_an_objective_is_searched_with_its_penalty() -> None:
     assert all("losses.gradient_penalty" in values for values in draw(always, 9))
 
 
+def test_hparams_have_every_field_in_one_type() -> None:
+    space = Space.from_yaml(
+        """
+        optimizer.lr_g: {kind: log, low: 1e-5, high: 1e-2}
+        generator.depth: {kind: int, low: 1, high: 3}
+        batch_size: {kind: choice, values: [32, 64]}
+        discriminator.spectral_norm: {kind: choice, values: [true, false]}
+        losses.objective: {kind: choice, values: [non-saturating, wasserstein]}
+        losses.gradient_penalty: {kind: log, low: 1, high: 9, when: {losses.objective: wasserstein}}
+        """
+    )
+    values = {"optimizer.lr_g": 2e-5, "batch_size": 32, "losses.objective": "non-saturating"}
+    assert space.hparams(apply_values(BASE, values)) == {
+        **values,
+        "generator.depth": BASE.generator.depth,
+        "discriminator.spectral_norm": False,
+        "losses.gradient_penalty": 0.0,
+    }
+    mixed = Space.from_yaml("losses.pair: {kind: choice, values: [0.5, none]}")
+    assert mixed.hparams(BASE) == {"losses.pair": str(BASE.losses.pair)}
+
+
 def test_perturbed_numbers_stay_in_range_and_the_architecture_stays() -> None:
     (values,) = draw(BALANCE, 1)
     perturbed = BALANCE.perturb(values, random.Random(0))

@@ -20,6 +20,7 @@ from cl_ray.tuning.study import (
     build_sampler,
     finish_trial,
     has_study,
+    missing_trials,
     trial_results,
     unfinished_trials,
 )
@@ -53,7 +54,7 @@ def test_a_journal_cut_off_within_a_line_is_resumed(tmp_path: Path) -> None:
     (storage.path.parent / "study.log.lock").symlink_to(storage.path)
 
     resumed = optuna.load_study(study_name="s", storage=storage.open())
-    assert [r.status for r in trial_results(resumed)] == ["finished", "running", "running"]
+    assert [r.status for r in trial_results(resumed)] == ["finished", "waiting", "waiting"]
     assert unfinished_trials(resumed) == [running["number"], partial.number]
     assert ask_point(resumed, suggest, running["number"]) == running
     drawn = ask_point(resumed, suggest, partial.number)
@@ -69,6 +70,29 @@ def test_the_study_records_how_each_trial_ended(tmp_path: Path) -> None:
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL]
     assert study.trials[2].value == FRECHET.worst
     assert study.best_trial.number == 0
+
+
+def test_what_is_missing_is_what_has_not_ended(tmp_path: Path) -> None:
+    _, study = new_study(tmp_path)
+    for number, status in enumerate(("finished", "stopped", "failed")):
+        finish_trial(study, study.ask(), result(number, 3.0, status), [FRECHET])
+    study.ask()  # its process was killed
+    study.enqueue_trial({"optimizer.lr_g": 0.005})
+    results = trial_results(study)
+    assert [r.status for r in results][3:] == ["waiting", "waiting"]
+    assert results[4].values == {"optimizer.lr_g": 0.005}
+    assert [missing_trials(results, trials) for trials in (2, 3, 4, 9)] == [0, 0, 1, 6]
+
+
+def test_optuna_knows_the_metrics(flags: list[str], tmp_path: Path) -> None:
+    more = ["--metric=frechet", "--metric=linear_probe"]
+    search = prepare_search([*flags, f"--storage={tmp_path}", "--name=s", *more], "search")
+    study = open_search_study(search, StudyStorage(search.folder, None))
+    scores = {"frechet": 2.0, "linear_probe": 0.9}
+    done = TrialResult(0, "finished", {}, scores)
+    finish_trial(study, study.ask(), done, search.metrics)
+    (trial, *_) = study.trials_dataframe().to_dict("records")
+    assert {name: trial[f"values_{name}"] for name in scores} == scores
 
 
 def test_samplers_are_reproducible_and_set_what_optuna_versions_differ_in() -> None:

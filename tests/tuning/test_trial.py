@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.small_search import CONFIG
+from helpers.hparams import NUMBER, TEXT, hparams_tab, record_tags
+from helpers.limits import file_size_limit
+from helpers.small_search import CONFIG, SPACE
 from helpers.states import states_equal
 
 import cl_ray
@@ -21,6 +23,7 @@ from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.resources import WorkerResources
+from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric
 from cl_ray.tuning.trial import ERROR_FILE, LocalTrial, TrialContext
 
@@ -30,12 +33,13 @@ EPOCHS = 3
 def start(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
     """Set a trial up as Ray Tune does, without Ray."""
     dataset = Dataset.open(data)
-    fields = {**yaml.safe_load(CONFIG), "epochs": EPOCHS, "checkpoint": {"keep": 1}}
+    fields = {**yaml.safe_load(CONFIG), "epochs": EPOCHS, "checkpoint": {"keep": 2}}
     base = build_config(merge(preset("quick").model_dump(), fields))
     trial = object.__new__(LocalTrial)
     common = TrialContext(
         search="s",
         folder=RunStorage(str(folder), "trials"),
+        space=Space.from_yaml(SPACE),
         base=base,
         dataset=dataset,
         metrics=[SearchMetric("frechet", maximize=False)],
@@ -150,6 +154,88 @@ def interrupt(trial: LocalTrial, stop: str) -> None:
         trial._evaluate = kill  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         trial.step()
+
+
+def test_a_damaged_checkpoint_is_put_aside(whole: Whole, digits: str, tmp_path: Path) -> None:
+    first = start(tmp_path, digits, VALUES)
+    for _ in range(2):
+        first.step()
+    newest = Path(first.checkpoints.folder) / "step-00000020"
+    (newest / "state.pt").write_bytes(b"rot")
+    resumed = start(tmp_path, digits, VALUES)
+    assert resumed.trainer.gan.steps == 10
+    result = resumed.step()
+    (note,) = result["notes"]
+    assert note.endswith(
+        " The checkpoint is put aside as damaged-step-00000020, and the run goes on from "
+        "step-00000010."
+    )
+    assert [result["epoch"], result["frechet"]] == [2, whole[1][1]["frechet"]]
+    assert resumed.step()["notes"] == []
+    assert trainers_equal(resumed.trainer, whole[0].trainer)
+
+
+@pytest.mark.parametrize("moment", ["as it starts", "as it trains"])
+def test_a_full_disk_is_reported_and_with_room_it_goes_on(
+    whole: Whole, digits: str, tmp_path: Path, moment: str
+) -> None:
+    first = start(tmp_path, digits, VALUES)
+    first.step()
+    with file_size_limit(500 if moment == "as it starts" else 20_000):
+        if moment == "as it starts":
+            first.reset_config(point(0, VALUES))
+        result = first.step()
+    assert result["storage_fault"].startswith(f"{tmp_path}/trials/0000")
+    assert "cannot be written (File too large): " in result["storage_fault"]
+    assert {"number", "epoch", "frechet"} < result.keys()  # which Ray Tune needs
+    assert first.folder.read(ERROR_FILE) is None
+    resumed = start(tmp_path, digits, VALUES)
+    assert resumed.trainer.gan.steps == 10
+    assert [resumed.step()["frechet"], resumed.step()["frechet"]] == [
+        result["frechet"] for result in whole[1][1:]
+    ]
+    assert trainers_equal(resumed.trainer, whole[0].trainer)
+
+
+RECORDS = ["_hparams_/experiment", "_hparams_/session_start_info"]
+
+
+def test_hparams_compares_all_that_is_searched(digits: str, tmp_path: Path) -> None:
+    """Also what a trial does not search; once, also if it is killed and resumed at any moment."""
+    searched = """
+    optimizer.lr_g: {kind: log, low: 1.0e-9, high: 0.01}
+    losses.objective: {kind: choice, values: [non-saturating, wasserstein]}
+    losses.gradient_penalty: {kind: log, low: 1, high: 9, when: {losses.objective: wasserstein}}
+    """
+    space = Space.from_yaml(searched)
+    values: dict[str, Any] = {"optimizer.lr_g": 2.5e-9, "losses.objective": "non-saturating"}
+    start(tmp_path, digits, values, space=space)  # killed before its first checkpoint
+    first = start(tmp_path, digits, values, space=space)
+    first.step()
+    first.cleanup()
+    trial = start(tmp_path, digits, values, space=space)  # resumed
+    metrics = trial.step()["metrics"]
+    other = {
+        "optimizer.lr_g": 0.001, "losses.objective": "wasserstein", "losses.gradient_penalty": 3.0
+    }  # fmt: skip
+    trial.reset_config(point(1, other))
+    trial.cleanup()
+
+    for number in range(2):
+        tags = record_tags(tmp_path / "trials" / f"{number:04d}")
+        assert tags[:2] == RECORDS
+        assert not set(tags[2:]) & set(RECORDS)
+    types, tags, rows = hparams_tab(tmp_path / "trials")
+    assert types == {
+        "optimizer.lr_g": NUMBER, "losses.objective": TEXT, "losses.gradient_penalty": NUMBER
+    }  # fmt: skip
+    assert tags[0] == "evaluation/frechet"
+    assert set(rows) == {"s/0000", "s/0001"}
+    assert rows["s/0001"] == other
+    row = rows["s/0000"]
+    assert {**values, "losses.gradient_penalty": 0.0}.items() <= row.items()
+    assert row["evaluation/frechet"] == pytest.approx(metrics["frechet"])
+    assert row["evaluation/knn_1"] == pytest.approx(metrics["knn_1"])
 
 
 def test_a_nan_or_inf_loss_ends_it_with_the_worst_score(digits: str, tmp_path: Path) -> None:

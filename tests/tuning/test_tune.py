@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from helpers.commands import read_metrics
+from helpers.hparams import hparams_tab, record_tags
 from helpers.processes import children
 from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
@@ -23,12 +24,14 @@ pytestmark = pytest.mark.ray
 
 # Of eight draws with seed 7 two have the quantile that no image of these has a negative for.
 FAILING = "pairs.quantile: {kind: choice, values: [0.1, 0.999999]}\n"
+ENQUEUED = 0.0042
 DIVERGING = "losses.adversarial: {kind: choice, values: [1.0, 1.0e+39]}\n"
 
 
 def ended(folder: Path) -> int:
     """How many trials have ended."""
-    return sum(row["status"] != "running" for row in leaderboard(folder).values())
+    ends = ("waiting", "running")
+    return sum(row["status"] not in ends for row in leaderboard(folder).values())
 
 
 @dataclass
@@ -98,6 +101,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Story:
     finally:
         search.process.kill()
 
+    story.study().enqueue_trial({"optimizer.lr_g": ENQUEUED})
     done = run_search(*resume, "--trials=8")
     assert done.returncode == 0, done.stdout + done.stderr
     story.record(done.stdout)
@@ -118,7 +122,7 @@ def test_what_was_done_is_neither_lost_nor_repeated(story: Story) -> None:
     for before, (rows, lines) in enumerate(story.states[:-1]):
         later_rows, later_lines = story.states[before + 1]
         for number, row in rows.items():
-            if row["status"] != "running":
+            if row["status"] not in ("waiting", "running"):
                 later = {**later_rows[number], "place": row["place"], "front": row["front"]}
                 assert later == row
         for number, epochs in lines.items():
@@ -155,6 +159,8 @@ def test_the_study_has_every_trial(story: Story) -> None:
     rows = leaderboard(story.folder)
     trials = story.study().trials
     assert len(trials) == 8
+    (enqueued,) = [t for t in trials if t.params["optimizer.lr_g"] == ENQUEUED]
+    assert enqueued.system_attrs["fixed_params"] == {"optimizer.lr_g": ENQUEUED}
     for trial in trials:
         assert trial.params == rows[trial.number]["values"]
         if rows[trial.number]["status"] == "finished":
@@ -181,7 +187,17 @@ def test_trials_have_tensorboard_events_and_the_search_a_report(story: Story) ->
     events.Reload()
     assert {"evaluation/frechet", "g/reconstruction"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("evaluation/frechet")) == 3
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    _, tags, shown = hparams_tab(story.folder / "trials")
+    assert tags[0] == "evaluation/frechet"
+    assert set(shown) >= {f"s/{number:04d}" for number in rows if rows[number]["epoch"]}
+    for number, row in rows.items():
+        if row["status"] == "finished":
+            hparams = shown[f"s/{number:04d}"]
+            assert row["values"].items() <= hparams.items()
+            assert hparams["evaluation/frechet"] == pytest.approx(row["metrics"]["frechet"])
+            records = record_tags(story.run_folder(number))
+            assert records[0] == "_hparams_/experiment"
+            assert records.count("_hparams_/session_start_info") == 1
     page = (story.folder / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert 'src="https://' not in page
@@ -197,6 +213,13 @@ def test_the_output_says_what_happens(story: Story) -> None:
     assert "Traceback" not in killed + interrupted + last
     assert f"cl-ray train --config {story.folder}/best.yaml" in last
     assert "resumes after epoch" in interrupted + last
+    states = {row["status"] for row in story.states[1][0].values()}
+    assert "waiting" in states  # once the search has stopped, no trial runs
+    assert "running" not in states
+    assert re.search(r"^\d +waiting +\d/3 ", interrupted, re.M)
+    best = re.search(r"^best +Trial (\d) is the best of \d finished trials?: frechet ", last, re.M)
+    assert best
+    assert leaderboard(story.folder)[int(best[1])]["place"] == 1
 
 
 def test_nothing_of_ray_is_left_and_a_finished_search_starts_none(story: Story) -> None:
