@@ -2,22 +2,26 @@
 
 A checkpoint is a folder `checkpoints/step-00001407` on any pyarrow filesystem. Its manifest is
 written last and holds the size and digest of every file, so a folder without a manifest was not
-completed and does not count. This module is free of Ray, and imports torch only where a function
-needs it.
+completed and does not count. On a local disk all of it is synced before an older one is deleted.
+This module is free of Ray, and imports torch only where a function needs it.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+from pydantic import Field, ValidationError
 
-from cl_ray.base_config import FORMAT_VERSION, check_format_version
+from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version
 from cl_ray.errors import UserError
+from cl_ray.storage import create_folder, sync, write_file
 
 WEIGHTS = {"ema_generator": "generator.safetensors", "discriminator": "discriminator.safetensors"}
 """The file of each network that people use; the rest of the state is in state.pt."""
@@ -29,12 +33,20 @@ _MANIFEST_FILE = "manifest.json"
 _METRIC_FILE = "metric.json"
 """The metric of a checkpoint, if it is known only after the checkpoint was written."""
 _BEST_FILE = "best.txt"
+_DAMAGED = "damaged-"
+"""Prefix of the name of a damaged checkpoint that was put aside."""
 _RESUME_HINT = "Resume from the previous one with `--from-checkpoint"
 _LOAD_HINT = "Load the previous one with `--checkpoint"
 
 
-@dataclass(frozen=True)
-class CheckpointManifest:
+class CheckpointFile(BaseConfig):
+    """A file of a checkpoint as its manifest records it."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class CheckpointManifest(BaseConfig):
     """The description of a complete checkpoint.
 
     Args:
@@ -45,10 +57,10 @@ class CheckpointManifest:
     """
 
     name: str
-    epoch: int
-    step: int
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
     metric: float | None
-    files: dict[str, dict[str, Any]]
+    files: dict[str, CheckpointFile]
 
 
 class CheckpointStore:
@@ -58,10 +70,19 @@ class CheckpointStore:
         filesystem: Filesystem of the run folder.
         folder: Path of the run folder on it.
         keep: Number of newest checkpoints to keep; the best one is kept as well.
+        before_write: Called before a checkpoint is begun, is completed and is deleted; raises an
+            error if another process may write there now.
     """
 
-    def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str, keep: int = 3):
+    def __init__(
+        self,
+        filesystem: pyarrow.fs.FileSystem,
+        folder: str,
+        keep: int = 3,
+        before_write: Callable[[], None] = lambda: None,
+    ):
         self.filesystem, self.folder, self.keep = filesystem, f"{folder}/checkpoints", keep
+        self._before_write = before_write
         self.pinned: set[str] = set()
         """Names of checkpoints that are kept until `set_metric` is called for them."""
 
@@ -76,16 +97,17 @@ class CheckpointStore:
 
         Returns:
             The checkpoint's name.
+
+        Raises:
+            OSError: It cannot be written; what was written of it is deleted.
         """
         import safetensors.torch
         import torch
 
         name = f"step-{step:08d}"
-        self._delete_file(f"{name}/{_MANIFEST_FILE}")  # an interrupted write must not count
-        self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
         gan = dict(state["gan"])
-        described = ("config", "shape", "classes", "counts")
-        about = {key: state[key] for key in described} | {"step": step}
+        described = ("config", "data", "shape", "classes", "counts")
+        about = {key: state[key] for key in described if key in state} | {"step": step}
         # One entry, because safetensors writes several in any order.
         metadata = {"cl_ray": json.dumps(about)}
         blobs = {
@@ -101,18 +123,30 @@ class CheckpointStore:
         buffer = io.BytesIO()
         torch.save(rest, buffer)
         blobs[_STATE_FILE] = buffer.getvalue()
-        files = {}
-        for file, blob in blobs.items():
-            self._write(f"{name}/{file}", blob)
-            files[file] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
         manifest = {
             "format_version": FORMAT_VERSION,
             "epoch": epoch,
             "step": step,
-            "metric": metric,
-            "files": files,
+            "metric": _finite(metric),
+            "files": {
+                file: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+                for file, blob in blobs.items()
+            },
         }
-        self._write(f"{name}/{_MANIFEST_FILE}", json.dumps(manifest, indent=1).encode())
+        manifest["sha256"] = _digest(manifest)
+        self._before_write()
+        try:
+            if name in self.names():  # of the same step, or incomplete
+                self._delete(name)
+            self._create_folder(name)
+            for file, blob in blobs.items():
+                self._write(f"{name}/{file}", blob)
+            self._before_write()
+            self._write(f"{name}/{_MANIFEST_FILE}", json.dumps(manifest, indent=1).encode())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._delete(name)
+            raise
         self._prune()
         return name
 
@@ -123,7 +157,7 @@ class CheckpointStore:
         None if it could not be measured.
         """
         self.pinned.discard(name)
-        if metric is not None and self._manifest(name):
+        if _finite(metric) is not None and self._manifest(name):
             self._write(f"{name}/{_METRIC_FILE}", json.dumps(metric).encode())
         self._prune()
 
@@ -155,6 +189,14 @@ class CheckpointStore:
         manifest = self._existing(name)
         wanted = [*WEIGHTS.values(), *([PRIOR_FILE] if PRIOR_FILE in manifest.files else [])]
         return {file: self._verified(manifest, file, _LOAD_HINT) for file in wanted}
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """Read what the EMA generator's file says of its run; see `read_metadata`.
+
+        Raises:
+            UserError: As `load`.
+        """
+        return read_metadata(self._verified(self._existing(name), WEIGHTS["ema_generator"]))
 
     def list(self) -> list[CheckpointManifest]:
         """Return all complete checkpoints, oldest first.
@@ -204,6 +246,82 @@ class CheckpointStore:
             if damage:
                 raise UserError(f"{damage}{self._alternative(manifest)}")
 
+    def set_aside_damaged(self) -> tuple[str, ...]:
+        """Rename the damaged checkpoints that are newer than the newest undamaged one.
+
+        So a run whose newest checkpoint has decayed resumes from the one before it, also where
+        nobody watches. It reads all files of these checkpoints.
+
+        Returns:
+            A sentence on each.
+
+        Raises:
+            UserError: All are damaged, and none was renamed; or one is of another format.
+        """
+        damaged: dict[str, str] = {}
+        resumes = None
+        for name in reversed(self.names()):
+            if self._is_incomplete(name):
+                continue
+            damage = self._find_damage(name)
+            if damage is None:
+                resumes = name
+                break
+            damaged[name] = damage
+        if not damaged:
+            return ()
+        if resumes is None:
+            raise UserError(
+                f"All checkpoints of {self.folder} are damaged: {' '.join(damaged.values())} Put "
+                "back a copy of one, or start a new run with another --name."
+            )
+        notes = []
+        for name, damage in damaged.items():
+            aside = self._set_aside(name)
+            notes.append(
+                f"{damage} The checkpoint is put aside as {aside}, and the run goes on from "
+                f"{resumes}."
+            )
+        self._prune()
+        return tuple(notes)
+
+    def _is_incomplete(self, name: str) -> bool:
+        """Whether the writing or the deletion of a checkpoint was interrupted."""
+        return not self.filesystem.get_file_info(f"{self.folder}/{name}/{_MANIFEST_FILE}").is_file
+
+    def _find_damage(self, name: str) -> str | None:
+        """Describe what is wrong with a checkpoint that was complete once; None if nothing is."""
+        try:
+            manifest = self._manifest(name)
+            if manifest is None:
+                return f"{self.folder}/{name}/{_MANIFEST_FILE} has changed."
+            for file in manifest.files:
+                if damage := self._file_damage(manifest, file)[0]:
+                    return damage
+        except OSError as error:
+            if error.errno != errno.EIO:  # others, as a network's, may pass
+                raise
+            return f"{self.folder}/{name} cannot be read (the disk reports an error)."
+        return None
+
+    def _set_aside(self, name: str) -> str:
+        """Rename a checkpoint so that it no longer counts; return the new name."""
+        selector = pyarrow.fs.FileSelector(self.folder)
+        taken = {info.base_name for info in self.filesystem.get_file_info(selector)}
+        aside, number = f"{_DAMAGED}{name}", 1
+        while aside in taken:
+            aside, number = f"{_DAMAGED}{name}-{number}", number + 1
+        if self._is_local:
+            self.filesystem.move(f"{self.folder}/{name}", f"{self.folder}/{aside}")
+            sync(Path(self.folder))
+            return aside
+        self.filesystem.create_dir(f"{self.folder}/{aside}")  # an object store renames files only
+        files = self.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{self.folder}/{name}"))
+        for info in sorted(files, key=lambda info: info.base_name != _MANIFEST_FILE):
+            self.filesystem.move(info.path, f"{self.folder}/{aside}/{info.base_name}")
+        self._delete(name)
+        return aside
+
     def _existing(self, name: str) -> CheckpointManifest:
         manifest = self._manifest(name)
         if manifest is None:
@@ -213,17 +331,24 @@ class CheckpointStore:
 
     def _verified(self, manifest: CheckpointManifest, file: str, hint: str = _RESUME_HINT) -> bytes:
         """Read a file and compare its size and digest with the manifest's."""
+        damage, blob = self._file_damage(manifest, file)
+        if damage:
+            raise UserError(f"{damage}{self._alternative(manifest, hint)}")
+        return blob
+
+    def _file_damage(self, manifest: CheckpointManifest, file: str) -> tuple[str | None, bytes]:
+        """Read a file; return what is wrong with it, if anything, and its content."""
         damage = self._damage(manifest, file)
-        if not damage:
-            blob = self._read(f"{manifest.name}/{file}")
-            if hashlib.sha256(blob).hexdigest() == manifest.files[file]["sha256"]:
-                return blob
-            damage = f"{self.folder}/{manifest.name}/{file} has changed (its digest differs)."
-        raise UserError(f"{damage}{self._alternative(manifest, hint)}")
+        if damage:
+            return damage, b""
+        blob = self._read(f"{manifest.name}/{file}")
+        if hashlib.sha256(blob).hexdigest() == manifest.files[file].sha256:
+            return None, blob
+        return f"{self.folder}/{manifest.name}/{file} has changed (its digest differs).", blob
 
     def _damage(self, manifest: CheckpointManifest, file: str) -> str | None:
         """Describe a file that is missing or has another size than the manifest says."""
-        path, size = f"{self.folder}/{manifest.name}/{file}", manifest.files[file]["bytes"]
+        path, size = f"{self.folder}/{manifest.name}/{file}", manifest.files[file].bytes
         info = self.filesystem.get_file_info(path)
         if not info.is_file:
             return f"{path} is missing."
@@ -241,6 +366,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Delete all but the newest, the best and the pinned checkpoints; update best.txt."""
+        self._before_write()
         manifests = self.list()
         best = _best(manifests)
         kept = {m.name for m in manifests[-self.keep :]} | ({best.name} if best else set())
@@ -255,34 +381,79 @@ class CheckpointStore:
 
     def _delete(self, name: str) -> None:
         """Delete a checkpoint, its manifest first, so that an interrupted deletion never counts."""
-        self._delete_file(f"{name}/{_MANIFEST_FILE}")
+        if self._delete_file(f"{name}/{_MANIFEST_FILE}") and self._is_local:
+            sync(Path(self.folder, name))
         # A store with versioning may still list a folder whose files are all deleted.
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.folder}/{name}")
 
-    def _delete_file(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+    def _delete_file(self, path: str) -> bool:
+        """Delete a file; return whether there was one."""
+        try:
             self.filesystem.delete_file(f"{self.folder}/{path}")
+        except FileNotFoundError:
+            return False
+        return True
 
     def _manifest(self, name: str) -> CheckpointManifest | None:
-        """Read a checkpoint's manifest; None if it is missing or truncated."""
+        """Read a checkpoint's manifest; None if it is missing, truncated or changed."""
         try:
-            fields = json.loads(self._read(f"{name}/{_MANIFEST_FILE}"))
-        except (FileNotFoundError, ValueError):
+            fields = dict(json.loads(self._read(f"{name}/{_MANIFEST_FILE}")))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
         what = f"The checkpoint {self.folder}/{name}"
+        digest = fields.pop("sha256", None)
+        if digest not in (None, _digest(fields)):
+            return None
         check_format_version(fields.pop("format_version", 1), what)
-        with contextlib.suppress(FileNotFoundError, ValueError):  # missing or truncated
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # missing or damaged
             fields["metric"] = float(json.loads(self._read(f"{name}/{_METRIC_FILE}")))
-        return CheckpointManifest(name=name, **fields)
+        try:
+            return CheckpointManifest(name=name, **fields)
+        except (ValidationError, TypeError):
+            return None
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def _create_folder(self, name: str) -> None:
+        if self._is_local:
+            create_folder(Path(self.folder, name))
+        else:
+            self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
 
     def _read(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:
             return stream.read()
 
     def _write(self, path: str, blob: bytes) -> None:
+        if self._is_local:
+            write_file(Path(self.folder, path), blob)
+            return
         with self.filesystem.open_output_stream(f"{self.folder}/{path}") as stream:
             stream.write(blob)
+
+
+def read_metadata(blob: bytes) -> dict[str, Any]:
+    """Return what a file of weights says of its run, from the header of safetensors.
+
+    Returns:
+        `config` as YAML, `data` (fingerprint of the data set), `shape` of an image, `classes`,
+        `counts` of their training images, and `step`.
+    """
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    metadata: dict[str, Any] = json.loads(header["__metadata__"]["cl_ray"])
+    return metadata
+
+
+def _finite(metric: float | None) -> float | None:
+    """Return a metric that can be compared; NaN and Inf are not known."""
+    return metric if metric is not None and math.isfinite(metric) else None
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _best(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:

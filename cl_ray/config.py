@@ -294,13 +294,15 @@ def explain_validation_error(error: ValidationError, section: str = "") -> str:
         near = difflib.get_close_matches(field, [*tree, *(name for name, _ in leaves(tree))], 1)
         nearest = f"the nearest is {near[0]!r}; " if near else ""
         return f"there is no field {field!r} ({nearest}`cl-ray train --help` lists all fields)"
+    # Of a wrong type, a URI is not checked, and a secret in it may contain any character.
+    value = "***" if "://" in str(first["input"]) else repr(first["input"])
     if first["type"] in ("model_type", "dict_type"):
-        return f"{field} {first['input']!r} is refused: it is a section, with fields of its own"
+        return f"{field} {value} is refused: it is a section, with fields of its own"
     if first["type"] == "string_too_short":
         return f"{field} is empty: give it a value"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    return f"{field} {first['input']!r} is refused: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{field} {value} is refused: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

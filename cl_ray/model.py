@@ -1,6 +1,5 @@
 """A trained model in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_ray.checkpoint import PRIOR_FILE, WEIGHTS, CheckpointStore
+from cl_ray.checkpoint import PRIOR_FILE, WEIGHTS, CheckpointStore, read_metadata
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.device import select_device
@@ -416,9 +415,7 @@ def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> Tra
             raise UserError(f"{folder} has {missing}: train it further.")
         name = manifest.name
     files = checkpoints.networks(name)
-    blob = files[WEIGHTS["ema_generator"]]
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])  # of safetensors
-    metadata = json.loads(header["__metadata__"]["cl_ray"])
+    metadata = read_metadata(files[WEIGHTS["ema_generator"]])
     height, width, channels = metadata["shape"]
     weights = {part: safetensors.torch.load(files[file]) for part, file in WEIGHTS.items()}
     for part, state in weights.items():

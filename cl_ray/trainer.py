@@ -136,13 +136,19 @@ class Trainer:
             "sums": dict(self.sums),
             "workers": self.partition.workers,
             "config": self.config.to_yaml(),
+            "data": self.partition.dataset.info.fingerprint,
             "shape": list(self.partition.dataset.info.shape),
             "classes": self.partition.classes,
             "counts": self.partition.counts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict`: exactly with as many workers, else from the epoch's start."""
+        """Resume from `state_dict`: exactly with as many workers, else from the epoch's start.
+
+        Raises:
+            UserError: The state is of a run on other images or classes.
+        """
+        self.partition.dataset.check_same(state.get("data"))
         self.gan.load_state_dict(state["gan"])
         self.prior = None if state["prior"] is None else Prior(**state["prior"])
         same_workers = state["workers"] == self.partition.workers

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,7 @@ def test_changed_byte_is_found(
 ) -> None:
     save_steps(local, states, {1: None, 2: None})
     path = Path(local.folder) / checkpoint_name(2) / file
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 1
-    path.write_bytes(content)
+    flip(path, place)
     message = error_of(local.load, checkpoint_name(2))
     assert f"{checkpoint_name(2)}/{file} has changed (its digest differs)." in message
     assert f" Resume from the previous one with `--from-checkpoint {checkpoint_name(1)}`" in message
@@ -245,6 +244,7 @@ def test_another_format_is_refused(
     path = Path(local.folder) / checkpoint_name(1) / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["format_version"] = version
+    del manifest["sha256"]
     if version is None:
         manifest = {"epoch": 0, "step": 1, "metric": None, "files": manifest["files"]}
     path.write_text(json.dumps(manifest))
@@ -254,6 +254,123 @@ def test_another_format_is_refused(
             f"cl_ray (format {version or 1}); this version reads format {FORMAT_VERSION}: use that "
             "version of cl_ray, or start again under another --name."
         )
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "changed": lambda folder: flip(folder / "state.pt", 0.5),
+    "truncated": lambda folder: truncate(folder / "generator.safetensors", 100),
+    "missing": lambda folder: truncate(folder / "discriminator.safetensors", None),
+    "manifest": lambda folder: flip(folder / "manifest.json", 0.3),
+    "no manifest": lambda folder: truncate(folder / "manifest.json", 50),
+}
+
+
+def flip(file: Path, place: float) -> None:
+    """Change one bit."""
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_ones_are_put_aside_for_the_newest_whole_one(
+    damage: str, local: CheckpointStore, states: States
+) -> None:
+    save_steps(local, states, {1: 0.1, 2: 0.2, 3: 0.05})
+    assert local.set_aside_damaged() == ()
+    folder = Path(local.folder)
+    for step in (2, 3):
+        DAMAGES[damage](folder / checkpoint_name(step))
+    before = {path.name: path.read_bytes() for path in (folder / checkpoint_name(3)).iterdir()}
+    notes = local.set_aside_damaged()
+    assert len(notes) == 2
+    for step, note in zip((3, 2), notes, strict=True):
+        assert note.startswith(f"{folder}/{checkpoint_name(step)}/")
+        assert note.endswith(
+            f" The checkpoint is put aside as damaged-{checkpoint_name(step)}, and the run goes on "
+            f"from {checkpoint_name(1)}."
+        )
+    aside = folder / f"damaged-{checkpoint_name(3)}"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+    assert_complete(local, states, 1)
+    assert (folder / "best.txt").read_text() == f"{checkpoint_name(1)}\n"
+    save_steps(local, states, {2: 0.2, 3: 0.1, 4: 0.1, 5: 0.1})  # nothing is in the way
+    assert aside.exists()
+    DAMAGES[damage](folder / checkpoint_name(5))
+    assert len(local.set_aside_damaged()) == 1
+    assert (folder / f"damaged-{checkpoint_name(5)}").exists()
+
+
+def test_if_all_are_damaged_none_is_put_aside(local: CheckpointStore, states: States) -> None:
+    save_steps(local, states, {1: None, 2: None})
+    for step in (1, 2):
+        flip(Path(local.folder) / checkpoint_name(step) / "state.pt", 0.5)
+    message = error_of(lambda name: local.set_aside_damaged(), "")
+    assert message.startswith(f"All checkpoints of {local.folder} are damaged: ")
+    assert message.endswith("Put back a copy of one, or start a new run with another --name.")
+    assert local.names() == (checkpoint_name(1), checkpoint_name(2))
+
+
+def test_an_object_store_puts_aside_too(store: CheckpointStore, states: States) -> None:
+    save_steps(store, states, {1: None, 2: None})
+    for _ in range(2):
+        with store.filesystem.open_output_stream(f"{store.folder}/step-00000002/state.pt") as file:
+            file.write(b"rot")
+        (note,) = store.set_aside_damaged()
+        assert note.startswith(f"{store.folder}/step-00000002/state.pt is truncated: ")
+        assert_complete(store, states, 1)
+        save_steps(store, states, {2: None})
+    selector = pafs.FileSelector(store.folder)
+    names = {info.base_name for info in store.filesystem.get_file_info(selector)}
+    assert {"damaged-step-00000002", "damaged-step-00000002-1"} < names
+
+
+@pytest.mark.parametrize("place", range(0, 100, 4))
+def test_a_changed_byte_of_a_manifest_is_found(
+    place: int, local: CheckpointStore, states: States
+) -> None:
+    save_steps(local, states, {1: 0.1, 2: 0.2})
+    flip(Path(local.folder) / checkpoint_name(2) / "manifest.json", place / 100)
+    assert steps_of(local) == [1]
+
+
+@pytest.mark.parametrize("metric", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_none(
+    metric: float, local: CheckpointStore, states: States
+) -> None:
+    save_steps(local, states, {1: metric, 2: 0.5})
+    local.set_metric(checkpoint_name(1), metric)
+    best = local.best()
+    assert best is not None
+    assert best.step == 2
+
+
+def test_all_is_on_the_disk_before_an_older_one_is_deleted(
+    local: CheckpointStore, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.keep = 1
+    save_steps(local, states, {1: None})
+    calls: list[str] = []
+    fsync, delete = os.fsync, local._delete
+
+    def record_sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append(path.removeprefix(f"{local.folder}/"))
+        fsync(descriptor)
+
+    def record_delete(name: str) -> None:
+        calls.append(f"delete {name}")
+        delete(name)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(local, "_delete", record_delete)
+    save_steps(local, states, {2: None})
+    name = checkpoint_name(2)
+    written = [call for file in FILES for call in (f"{name}/.{file}.new", name)]
+    assert calls == [
+        local.folder, *written, f"{name}/.manifest.json.new", name,
+        f"delete {checkpoint_name(1)}", checkpoint_name(1),  # its manifest, then the other files
+    ]  # fmt: skip
 
 
 def test_rollback_makes_one_the_newest(local: CheckpointStore, states: States) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints whose writing or deletion is interrupted, by a full disk or by SIGKILL."""
+"""Checkpoints whose writing or deletion is interrupted: a full disk, SIGKILL, a power cut."""
 
 import io
 import multiprocessing
@@ -23,6 +23,7 @@ from helpers.saved_states import (
     steps_of,
 )
 from helpers.states import pack, states_equal, unpack
+from helpers.synced_disk import cut_power, record
 
 from cl_ray.checkpoint import CheckpointStore
 
@@ -134,7 +135,8 @@ def test_an_interrupted_write_leaves_earlier_checkpoints_complete(
     local.keep = 2
     save_steps(local, states, {1: 0.1, 2: 0.5})
     interrupt_save(Cut(file, fraction, kill=kill), local, states[3], 3)
-    assert (Path(local.folder) / checkpoint_name(3)).exists()  # it had begun
+    # It had begun; what a full disk does not take is deleted.
+    assert (Path(local.folder) / checkpoint_name(3)).exists() is kill
     assert_complete(local, states, 1, 2)
     assert newest_step(local) == 2
     # The run resumes from there, reaches the same step, and nothing is left over.
@@ -148,7 +150,7 @@ def test_an_interrupted_write_leaves_earlier_checkpoints_complete(
 
 def test_an_incomplete_checkpoint_is_deleted_later(local: CheckpointStore, states: States) -> None:
     save_steps(local, states, {1: 0.1})
-    interrupt_save(Cut(1, 0.5), local, states[2], 2)
+    interrupt_save(Cut(1, 0.5, kill=True), local, states[2], 2)
     save_steps(local, states, {3: 0.2})  # the run resumed at other steps, as with other workers
     assert_complete(local, states, 1, 3)
     assert not (Path(local.folder) / checkpoint_name(2)).exists()
@@ -204,3 +206,53 @@ def test_saved_again_and_interrupted_the_previous_one_is_the_newest(
     assert_complete(local, states, 1)
     save_steps(local, {2: states[3]}, {2: 0.1})
     assert states_equal(local.load(checkpoint_name(2)), states[3])
+
+
+# Power cuts
+
+
+def save_until_the_power_is_cut(root: str, log: str, packed: list[bytes], cut: int) -> None:
+    """Save states until a call of fsync, and write down which were saved."""
+    synced, fsync = 0, os.fsync
+
+    def cut_after(descriptor: int) -> None:
+        nonlocal synced
+        fsync(descriptor)
+        if synced == cut:
+            os.kill(os.getpid(), signal.SIGKILL)
+        synced += 1
+
+    os.fsync = cut_after
+    record(Path(root), Path(log))
+    store = CheckpointStore(pafs.LocalFileSystem(), f"{root}/run", keep=1)
+    for step, state in enumerate(packed, 1):
+        store.save(unpack(state), epoch=step, step=step, metric=None)
+        (Path(log) / "saved").write_text(str(step))
+
+
+@pytest.mark.parametrize("cut", range(3, 45, 3))
+def test_a_power_cut_leaves_the_last_checkpoint_that_was_saved(
+    cut: int, states: States, tmp_path: Path
+) -> None:
+    """One is kept, so that each save deletes the one before."""
+    root, log = tmp_path / "disk", tmp_path / "log"
+    root.mkdir()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW)
+    packed = [pack(states[step]) for step in (1, 2, 3)]
+    process = context.Process(
+        target=save_until_the_power_is_cut, args=(str(root), str(log), packed, cut)
+    )
+    process.start()
+    process.join()
+    saved = int((log / "saved").read_text()) if (log / "saved").exists() else 0
+    assert process.exitcode == (-signal.SIGKILL if saved < 3 else 0)
+    for seed in range(20):
+        out = tmp_path / f"after-{seed}"
+        cut_power(root, log, out, seed)
+        store = CheckpointStore(pafs.LocalFileSystem(), f"{out}/run")
+        assert store.set_aside_damaged() == ()
+        newest = newest_step(store) or 0
+        assert saved <= newest <= saved + 1
+        if newest:
+            assert states_equal(store.load(checkpoint_name(newest)), states[newest])

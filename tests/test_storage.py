@@ -1,15 +1,18 @@
 """The run folder, on local disk and on S3 (moto's server, reached by pyarrow as MinIO is)."""
 
+import errno
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import pytest
+from helpers.limits import file_size_limit
 
-from cl_ray.errors import UserError, redact_credentials
-from cl_ray.storage import RunStorage, StorageMirror, redact_uri
+from cl_ray.errors import StorageError, UserError, storage_errors
+from cl_ray.storage import RunStorage, StorageMirror, without_options
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -46,29 +49,27 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("s3://bucket", "s3://bucket/demo", "s3://bucket/demo"),
         ("s3://bucket/runs/", "s3://bucket/runs/demo", "s3://bucket/runs/demo"),
         ("s3://b/r?scheme=http&region=x", "s3://b/r/demo?scheme=http&region=x", "s3://b/r/demo"),
-        ("s3://me:pass@b/r/?region=x", "s3://me:pass@b/r/demo?region=x", "s3://b/r/demo"),
         ("abfs://box@account/r", "abfs://box@account/r/demo", "abfs://box@account/r/demo"),
     ],
 )
-def test_uri_options_are_last_and_credentials_hidden(storage: str, uri: str, shown: str) -> None:
+def test_uri_options_are_last_and_not_shown(storage: str, uri: str, shown: str) -> None:
     folder = RunStorage.at(storage, "demo")
     assert folder.uri == uri
     assert str(folder) == shown
 
 
-def test_redact_credentials() -> None:
-    assert redact_credentials("s3://me:pa%2Fss@b/r?scheme=http") == "s3://b/r?scheme=http"
-    for same in ("s3://b/r?scheme=http", "/data/a:b@c", "abfs://box@account/r", "mnist"):
-        assert redact_credentials(same) == same
-
-
-def test_credentials_in_a_uri(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    folder = RunStorage.at(bucket.uri("keys", user="me:pass@"), "demo")
-    folder.create()
-    folder.write("a.txt", b"a")
-    assert bucket.files("keys/demo/") == {"a.txt": b"a"}
+@pytest.mark.parametrize("name", ["прогон-数据-é", "a+b@c%2F&=~'(1)", "数" * 76])
+def test_names_that_a_uri_encodes(name: str, storage: str) -> None:
+    folder = RunStorage.at(storage, name)
+    folder.write("config.yaml", b"x")
+    assert folder.open()[1].endswith(f"/{name}")
+    assert RunStorage.from_uri(folder.uri) == folder
+    assert RunStorage.existing(folder.uri).subfolder("trials").open()[1].endswith(f"{name}/trials")
+    if folder.remote:
+        assert folder.uri.isascii()
+        raw = RunStorage.at(storage.replace("?", "/é?"), "demo")  # as a user types it
+        raw.write("config.yaml", b"y")
+        assert RunStorage.existing(raw.uri.replace("%C3%A9", "é")).read("config.yaml") == b"y"
 
 
 def test_write_and_read(storage: str) -> None:
@@ -113,18 +114,70 @@ def test_writes_are_atomic(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "file").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_write_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_replace(old: Path, new: Path) -> None:
+        calls.append(("replace", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    run = tmp_path / "runs" / "demo"
+    RunStorage.at(f"{tmp_path}/runs", "demo").write("config.yaml", b"a")
+    assert calls == [
+        ("sync", str(tmp_path)), ("sync", str(tmp_path / "runs")),  # the new folders' names
+        ("sync", f"{run}/.config.yaml.new"), ("replace", f"{run}/config.yaml"), ("sync", str(run)),
+    ]  # fmt: skip
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    folder = RunStorage.at(str(tmp_path), "demo")
+    folder.write("file", b"old")
+    message = f"{tmp_path}/demo/file cannot be written (File too large): raise the limit on the "
+    with (
+        pytest.raises(StorageError, match=re.escape(message)),
+        file_size_limit(1000),
+        storage_errors(folder),
+    ):
+        folder.write("file", b"new" * 1000)
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["file"]
+    assert folder.read("file") == b"old"
+    with file_size_limit(10), pytest.raises(UserError, match="cannot be written: File too large"):
+        RunStorage.at(str(tmp_path), "other").create()
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_storage_that_fails_is_one_sentence_with_a_remedy(code: int) -> None:
+    with pytest.raises(StorageError) as caught, storage_errors("runs/demo"):
+        raise OSError(code, os.strerror(code))
+    message = str(caught.value)
+    assert message.startswith("runs/demo cannot be ")
+    assert f"written ({os.strerror(code)}): " in message
+    assert message.endswith(", then give the same command again.")
+    with pytest.raises(OSError, match="unreachable"), storage_errors("runs/demo"):
+        raise OSError(errno.ENETUNREACH, "unreachable")  # it may pass, and workers are restarted
+
+
 def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "file").write_text("")
     for storage in (f"{tmp_path}/file", "/proc/runs"):
         message = error_of(RunStorage.at(storage, "demo"))
         assert f"storage '{storage}' cannot be written: " in message
         assert "--storage" in message
-    nowhere = bucket.uri("runs", user="me:pass@").replace("//me:pass@bucket", "//me:pass@nowhere")
+    nowhere = bucket.uri("runs").replace("//bucket", "//nowhere")
     message = error_of(RunStorage.at(nowhere, "demo"))
     assert "cannot be written" in message
     assert "'nowhere' not found" in message
-    assert "pass@" not in message
-    for storage in ("ftp://me:pass@machine/runs", "s3://bucket/runs?no-such-option=1"):
+    for storage in ("ftp://machine/runs", "s3://bucket/runs?no-such-option=1"):
         message = error_of(RunStorage.at(storage, "demo"))
         assert "--storage" in message
         assert "cannot be opened" in message
@@ -169,8 +222,7 @@ def test_mirror_uploads_changed_files_only(bucket: Any) -> None:
     }  # fmt: skip
 
 
-def test_credentials_and_options_of_a_uri_are_redacted() -> None:
-    location = "s3://key:secret@bucket/set?region=eu-west-1&scheme=http"
-    assert redact_uri(location) == "s3://bucket/set"
-    assert redact_uri("file:///data/set") == "file:///data/set"
-    assert redact_uri("data/set") == "data/set"
+def test_options_are_not_shown() -> None:
+    assert without_options("s3://bucket/set?region=eu-west-1&scheme=http") == "s3://bucket/set"
+    for same in ("file:///data/set", "data/set?"):
+        assert without_options(same) == same

@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from cl_ray.data.dataset import (
 )
 from cl_ray.data.decoding import ADD_SIZE
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import open_filesystem
+from cl_ray.storage import open_filesystem, sync
 
 SPLIT_NAMES = {
     "train": "train",
@@ -421,7 +422,12 @@ def _clear(filesystem: pafs.FileSystem, folder: str) -> None:
 
 
 def replace_atomically(new: str, path: str, old: str) -> None:
-    """Move the folder `new` to `path`; move what was there, if anything, to `old`."""
+    """Move the folder `new` to `path`; move what was there, if anything, to `old`.
+
+    `new` is synced before, so that a power cut leaves the old folder or the whole new one.
+    """
+    for part in (*Path(new).rglob("*"), Path(new)):
+        sync(part)
     replaces = os.path.exists(path)
     if replaces:
         os.rename(path, old)
@@ -431,3 +437,4 @@ def replace_atomically(new: str, path: str, old: str) -> None:
         if replaces:
             os.rename(old, path)
         raise
+    sync(Path(path).parent)

@@ -192,7 +192,7 @@ def _fit(
             reason = ray.get(actor.abort_reason.remote())
         cause = getattr(error, "controller_failure", None)
         if reason is None and isinstance(cause, OSError):  # as where the disk is full
-            raise cause
+            raise cause from error
         if reason is None:
             raise UserError(
                 f"The workers died more than {launch.max_failures} times: "

@@ -24,6 +24,7 @@ from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, differences
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
+from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.training.ray_compat import in_ray_job
@@ -133,7 +134,7 @@ def check_local_resources(config: Config) -> None:
 
         select_device(config.device)
     check_local_capacity(config.cpus_per_worker, config.gpus_per_worker, "worker")
-    cpus, available = config.cpus_per_worker or 1.0, _local_cpus()
+    cpus, available = config.cpus_per_worker or 1.0, usable_cpus()
     if least * cpus > available:
         fits = int(available / cpus)
         raise InsufficientResourcesError(
@@ -147,18 +148,13 @@ def check_local_capacity(cpus: float | None, gpus: float | None, unit: str) -> N
     Raises:
         UserError: It has not.
     """
-    for kind, requested, count in (("cpus", cpus, _local_cpus), ("gpus", gpus, _local_gpus)):
+    for kind, requested, count in (("cpus", cpus, usable_cpus), ("gpus", gpus, _local_gpus)):
         if requested and requested > (available := count()):
             hint = f"take at most {available}" if available else "leave it out"
             raise UserError(
                 f"{kind}_per_{unit} {requested:g} is more than this machine has, {available}: "
                 f"{hint}, or join a cluster with --address."
             )
-
-
-def _local_cpus() -> int:
-    """This machine's CPUs, of which Ray in a container may see fewer."""
-    return os.cpu_count() or 1
 
 
 def _local_gpus() -> int:

@@ -18,13 +18,13 @@ from ray.tune.experiment import Trial
 from ray.util.placement_group import remove_placement_group
 
 from cl_ray.errors import StorageError, UserError, storage_errors
+from cl_ray.signals import handle_signal
 from cl_ray.training.ray_compat import (
     lost_process_reason,
     optuna_trial,
     orphaned_placement_groups,
     tune_failure,
 )
-from cl_ray.training.ray_session import handle_signal
 from cl_ray.tuning.leaderboard import format_values, write_leaderboard
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import (

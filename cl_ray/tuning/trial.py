@@ -105,7 +105,6 @@ class SearchTrial(tune.Trainable, ABC):
 
     def start_trial(self, config: dict[str, Any]) -> None:
         """Set a trial up, and resume it from its newest checkpoint if there is one."""
-        self.cleanup()
         self.number, self.values = config["point"]["number"], config["point"]["values"]
         self.folder = self.context.folder.subfolder(f"{self.number:04d}")
         self.ended = self.reason = self.storage_fault = ""
@@ -114,6 +113,7 @@ class SearchTrial(tune.Trainable, ABC):
         self.run_config = apply_values(self.context.base, self.values).model_copy(update=place)
         try:
             with storage_errors(self.folder), self._recorded_errors():
+                self.cleanup()  # of the last trial
                 self.folder.write("config.yaml", self.run_config.to_yaml().encode())
                 state = self.start()
         except StorageError as error:  # reported by the first step
@@ -403,8 +403,8 @@ class LocalTrial(SearchTrial):
     def cleanup(self) -> None:
         """Close the files of the last trial."""
         if self.logger is not None:
-            self.logger.close()
-            self.logger = None
+            logger, self.logger = self.logger, None
+            logger.close()
 
 
 class DistributedTrial(SearchTrial):

@@ -1,5 +1,6 @@
 """`cl-ray train` as a user types it: real Ray, real processes, real files."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 from helpers.commands import cl_ray, read_metrics, run_flags, train
+from helpers.limits import file_size_limit
 from helpers.processes import children, wait_for
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -227,20 +229,55 @@ def test_a_nan_or_inf_loss_ends_the_run(storage: Path, digits: str) -> None:
 
 
 @pytest.mark.parametrize("trained", [1], indirect=True)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
     trained: tuple[int, Path, str],
 ) -> None:
     _, folder, _ = trained
-    before = weights(folder)
+    before, lines = weights(folder), read_metrics(folder)
     file = folder / "checkpoints" / "step-00000066" / "state.pt"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:1000])
-    same = ["train", f"--name={folder.name}", f"--storage={folder.parent}"]
-    done = cl_ray(*same, "--epochs=4")
-    assert done.returncode == 1
-    assert f"state.pt is truncated: it has 1,000 of {len(whole):,} bytes." in done.stderr
-    assert "--from-checkpoint step-00000044" in done.stderr
-    done = cl_ray(*same, "--from-checkpoint=step-00000044")
+    file.write_bytes(b"rot" + file.read_bytes()[3:])
+    done = cl_ray("train", f"--name={folder.name}", f"--storage={folder.parent}")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        f"{file} has changed (its digest differs). The checkpoint is put aside as "
+        "damaged-step-00000066, and the run goes on from step-00000044.\n"
+    )
     assert "resumes from step-00000044" in done.stdout
     assert weights(folder) == before
+    assert [line["d/pair"] for line in read_metrics(folder)] == [line["d/pair"] for line in lines]
+
+
+@pytest.mark.parametrize("trained", [1, 2], indirect=True)
+def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
+    trained: tuple[int, Path, str], storage: Path, digits: str
+) -> None:
+    workers, whole, _ = trained
+    folder = storage / f"full{workers}"
+    flags = [f"--workers={workers}", "--epochs=3"]
+    process = start(folder, digits, *flags)
+    try:
+        first = folder / "checkpoints" / "step-00000022"
+        wait_for((first / "manifest.json").exists, "the first checkpoint")
+        ranks = [pid for pid, title in children(process.pid) if "RayTrainWorker" in title]
+        with contextlib.ExitStack() as limits:
+            for pid in ranks:
+                limits.enter_context(file_size_limit(20_000, pid))
+            output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    place = re.escape(f"{folder}/")
+    assert re.fullmatch(
+        rf"cl-ray: {place}\S+ cannot be written \(File too large\): raise the limit on the size of "
+        rf"files \(`ulimit -f`\), then give the same command again\. \(.*: the last checkpoint is "
+        r"step-00000022\.\)",
+        output.splitlines()[-1],
+    )
+    assert "Traceback" not in output
+    assert "is lost" not in output  # no worker was started again
+    assert output.count("worker 0 of") == 1
+    assert {path.name for path in first.parent.iterdir()} == {first.name, "best.txt"}
+    assert not list(folder.rglob("*.new"))
+    assert "resumes from step-00000022" in train(folder, digits, *flags)
+    assert weights(folder) == weights(whole)
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import ray
 import torch
 from helpers.commands import run_flags
 from helpers.processes import children
+from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from rich.console import Console
 
@@ -28,7 +30,7 @@ from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
-from cl_ray.training.preflight import exclusive_lock, starts_local_ray
+from cl_ray.training.preflight import check_outlives_job, exclusive_lock, starts_local_ray
 from cl_ray.tuning.search import prepare_search
 
 CPUS, GPUS = os.cpu_count() or 1, torch.cuda.device_count()
@@ -140,6 +142,47 @@ def test_a_cluster_is_not_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not starts_local_ray(None)
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train --storage=runs", "storage"),
+        ("train", "storage"),
+        ("tune --storage=runs", "storage"),
+        ("data --source=stacked-mnist --out=data/stacked", "out"),
+        ("generate {run} --out=digits", "out"),
+        ("embed {run} --out=test.parquet", "out"),
+        ("export {run} --out=model", "out"),
+    ],
+)
+def test_a_job_writes_nothing_into_rays_copy_of_its_directory(
+    command: str,
+    flag: str,
+    trainer: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, copy = save_run(trainer, tmp_path, 2), tmp_path / "runtime_resources/_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for text in (command, command.replace(f"--{flag}=", f"--{flag}={copy}/")):
+        message = refused(capsys, *text.format(run=run).split())
+        assert message.startswith(f"{flag} '")
+        assert "would lie in Ray's copy of the job's working directory" in message
+        assert message.endswith("or an absolute path that every machine mounts.")
+    assert list(copy.iterdir()) == []
+
+
+def test_a_job_may_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(tmp_path)
+    for location in (f"{tmp_path}/runs", "s3://bucket/runs", "~/runs"):
+        check_outlives_job(location, "storage")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    check_outlives_job("runs", "storage")
+
+
 # Resuming
 
 
@@ -202,6 +245,85 @@ def test_a_damaged_run_is_not_started_again(
     assert error.startswith(f"The run {folder} ")
     assert error.endswith(": put back what is missing, or take another --name.")
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is not the config of a run: it is empty"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"epochs: 3\n", "is not the config of a run: it has no field 'preset'"),
+        (b"format_version: 2\nepochs: 3\n", "is not the config of a run: it has no field 'preset'"),
+        (b"- a\n", "must be a mapping of fields to values"),
+        (b"format_version: 1\n", "was written by an earlier version of cl_ray (format 1)"),
+    ],
+)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_foreign_config_is_refused_and_left(
+    trainer: Trainer,
+    config: Config,
+    tmp_path: Path,
+    text: bytes,
+    message: str,
+    checkpoint: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "demo" / "config.yaml"
+    if checkpoint:
+        save_run(trainer, tmp_path, 2)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(text)
+    error = refused(capsys, "train", "--name=demo", f"--storage={tmp_path}")
+    assert error.startswith(f"{file} {message}")
+    assert attempt(config, tmp_path)[1] == error
+    assert file.read_bytes() == text
+
+
+def test_the_config_of_another_run_is_refused(
+    trainer: Trainer, config: Config, tmp_path: Path
+) -> None:
+    other = config.model_copy(update={"seed": 5, "epochs": 9})
+    file = save_run(trainer, tmp_path, 2) / "config.yaml"
+    file.write_text(other.to_yaml())
+    assert attempt(other, tmp_path)[1] == (
+        f"{file} is not what step-00000002 was trained with (seed was 0, now 5): put back the "
+        "run's own, or take another --name."
+    )
+    assert file.read_text() == other.to_yaml()
+
+
+def test_other_images_are_refused(
+    trainer: Trainer, config: Config, tmp_path: Path, make_digits: Any
+) -> None:
+    """Also at the same place, and with as many images and the same classes."""
+    save_run(trainer, tmp_path, 2)
+    data = Path(config.data)
+    before = tmp_path / "before"
+    data.rename(before)
+    try:
+        data.symlink_to(before)  # the same images elsewhere
+        assert "Cannot join" in attempt(config, tmp_path)[1]
+        data.unlink()
+        images = [RawImage(i, 0, "digit") for i in Dataset.open(str(before)).read("train").image]
+        images[0].image[0, 0, 0] ^= 1
+        write_splits({"train": images}, str(data), DatasetMetadata("digits", "MNIST"))
+        error = attempt(config, tmp_path)[1]
+        assert error.startswith(f"{data} has other images or classes than it was started on (")
+        assert error.endswith(": give the same data, or take another --name.")
+    finally:
+        shutil.rmtree(data) if not data.is_symlink() else data.unlink()
+        before.rename(data)
+
+
+@pytest.mark.parametrize("file", ["state.pt", "generator.safetensors"])
+def test_a_run_with_damaged_checkpoints_only_is_refused(
+    trainer: Trainer, config: Config, tmp_path: Path, file: str
+) -> None:
+    folder = save_run(trainer, tmp_path, 2)
+    (folder / "checkpoints" / "step-00000002" / file).write_bytes(b"")
+    error = attempt(config, tmp_path)[1]
+    assert error.startswith(f"All checkpoints of {folder}/checkpoints are damaged: {folder}/")
+    assert error.endswith("Put back a copy of one, or start a new run with another --name.")
 
 
 def test_a_first_checkpoint_that_is_incomplete(
@@ -296,20 +418,19 @@ def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
 def test_the_process_that_holds_the_lock_is_named(
     remote: bool, bucket: Any, tmp_path: Path
 ) -> None:
-    """In a bucket by the processes of one machine, whatever credentials they give."""
-    uri = bucket.uri("held/s", user="me:pass@") if remote else str(tmp_path)
-    theirs = RunStorage.from_uri(uri)
-    ours = RunStorage.from_uri(bucket.uri("held/s")) if remote else theirs
+    """In a bucket by the processes of one machine."""
+    uri = bucket.uri("held/s") if remote else str(tmp_path)
+    folder = RunStorage.from_uri(uri)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError) as caught, exclusive_lock(ours, "run"):
+    with pytest.raises(UserError) as caught, exclusive_lock(folder, "run"):
         pass
-    assert str(caught.value) == locked(ours, holder.pid)
+    assert str(caught.value) == locked(folder, holder.pid)
     holder.communicate()
-    with exclusive_lock(ours, "run"), pytest.raises(UserError), exclusive_lock(theirs, "run"):
+    with exclusive_lock(folder, "run"), pytest.raises(UserError), exclusive_lock(folder, "run"):
         pass
 
 

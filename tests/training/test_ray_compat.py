@@ -18,8 +18,12 @@ import ray.data
 from helpers.local_ray import local_ray
 from helpers.processes import wait_for
 from ray.exceptions import RayActorError, RayTaskError
+from ray.job_submission import JobSubmissionClient
 from ray.train.v2._internal import constants as train_constants
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.tune import constants as tune_constants
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.util.annotations import RayDeprecationWarning
@@ -58,6 +62,22 @@ def test_ray_train_keeps_its_list_of_checkpoints_in_that_file(tmp_path: Path) ->
     ray_compat.forget_reported_checkpoints(folder)
     assert folder.read(name) is None
     ray_compat.forget_reported_checkpoints(folder)
+
+
+def test_ray_is_given_ascii_names_that_differ_where_the_names_do() -> None:
+    names = ["demo", "a+b@c=(1)", "é", "e\u0301", "%C3%A9", "%25C3%25A9", "数据", "🦋", "a%"]
+    given = [ray_compat.ascii_name(name) for name in names]
+    assert given[:3] == ["demo", "a+b@c=(1)", "%C3%A9"]
+    assert all(name.isascii() for name in given)
+    assert len(set(given)) == len(names)
+
+
+def test_ray_train_takes_a_folder_of_another_name(tmp_path: Path) -> None:
+    folder = RunStorage.at(str(tmp_path), "數é")
+    config = ray.cloudpickle.loads(ray.cloudpickle.dumps(ray_compat.build_run_config(folder)))
+    assert config.name == "%E6%95%B8%C3%A9"
+    assert config.storage_context.experiment_fs_path == folder.uri
+    assert ray_compat.build_run_config(RunStorage.at(str(tmp_path), "demo")).name == "demo"
 
 
 def test_optuna_hands_out_a_running_trial_again() -> None:
@@ -114,6 +134,16 @@ def test_a_ray_that_this_process_started(cluster: Any) -> None:
 
 
 @pytest.mark.ray
+def test_a_job_knows_that_it_is_one(cluster: Any) -> None:
+    code = "from cl_ray.training.ray_compat import in_ray_job; print('a job:', in_ray_job())"
+    jobs = JobSubmissionClient(f"http://{cluster.dashboard_url}")
+    job = jobs.submit_job(entrypoint=f'{sys.executable} -c "{code}"')
+    wait_for(lambda: jobs.get_job_status(job).is_terminal(), "the job", pause=0.5)
+    assert "a job: True" in jobs.get_job_logs(job)
+    assert not ray_compat.in_ray_job()
+
+
+@pytest.mark.ray
 def test_why_a_process_was_lost_in_one_line(cluster: Any) -> None:
     actor = ray.remote(num_cpus=0)(Actor).remote()
     with pytest.raises(RayTaskError) as raised:
@@ -135,6 +165,12 @@ def test_why_a_process_was_lost_in_one_line(cluster: Any) -> None:
     wrapped = WorkerHealthCheckFailedError("no answer", died.value)
     assert ray_compat.worker_error(wrapped) is died.value
     assert ray_compat.failure_reason(ValueError("first\nlast")) == "last"
+
+
+def test_the_exception_of_a_training_loop_is_found() -> None:
+    error = ValueError("x")
+    assert ray_compat.raised_error(UserExceptionWithTraceback(error, "Traceback ...")) is error
+    assert ray_compat.raised_error(error) is error
 
 
 @pytest.mark.ray

@@ -1,5 +1,6 @@
 """Callbacks: Ctrl-C within an epoch, and resources that a killed process had reserved."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import ray
 from helpers.commands import read_metrics
+from helpers.limits import file_size_limit
 from helpers.local_ray import local_ray
+from helpers.processes import children
 from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
 from ray.util.placement_group import placement_group
@@ -29,12 +32,12 @@ def start(flags: list[str], make_digits: Callable[[int], str], tmp_path: Path) -
     """Starts a search whose epoch has so many steps of two pairs."""
     started: list[TerminalProcess] = []
 
-    def run(*more: str) -> TerminalProcess:
+    def run(*more: str, terminal: bool = False) -> TerminalProcess:
         command = [
             *COMMAND, f"--data={make_digits(2 * STEPS)}", *flags[1:], f"--storage={tmp_path}",
             "--name=s", "--epochs=1", "--metric=reconstruction", "--set=batch_size=2", *more,
         ]  # fmt: skip
-        started.append(TerminalProcess(command, tmp_path / "log"))
+        started.append(TerminalProcess(command, tmp_path / "log", terminal))
         return started[-1]
 
     yield run
@@ -91,6 +94,69 @@ def test_trials_save_within_the_epoch_and_resume_there(
         lines = read_metrics(folder / "trials" / f"{trial:04d}")
         assert [line["step"] for line in lines] == [STEPS]
         assert leaderboard(folder)[trial]["status"] != "running"
+
+
+def values_of(folder: Path) -> list[dict[str, Any]]:
+    """What was computed in each epoch of each trial, without the times."""
+    times = ("seconds", "images_per_second", "data_time_fraction", "evaluation/seconds")
+    return [
+        {name: value for name, value in line.items() if name not in times}
+        for trial in sorted((folder / "trials").iterdir())
+        for line in read_metrics(trial)
+    ]
+
+
+@pytest.mark.parametrize(("workers", "full_for"), [(1, "trial"), (2, "trial"), (1, "driver")])
+def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
+    start: Start, flags: list[str], tmp_path: Path, workers: int, full_for: str
+) -> None:
+    more = [
+        f"--workers={workers}", f"--cpus-per-trial={workers}", "--trials=2", "--concurrent=1",
+        "--scheduler=none", "--epochs=2", "--sampler=random", "--set=batch_size=32",
+    ]  # fmt: skip
+    search = start(*more)
+    folder = tmp_path / "s"
+    search.wait_for(lambda: saved_steps(folder, 0), "a first checkpoint")
+    title = "RayTrainWorker" if workers > 1 else "ray::Trial_s"
+    found = [pid for pid, name in children(search.process.pid) if title in name]
+    assert len(found) == workers
+    pids, size = found, 5_000
+    if full_for == "driver":
+        pids, size = [search.process.pid], (folder / "study.log").stat().st_size + 200
+    with contextlib.ExitStack() as limits:
+        for pid in pids:
+            limits.enter_context(file_size_limit(size, pid))
+        status = search.process.wait(timeout=120)
+    output = search.output()
+    assert status == 1, output
+    assert output.splitlines()[-1].startswith(f"python tuning/search.py: {folder}")
+    assert "cannot be written (File too large): raise the limit" in output.splitlines()[-1]
+    for unwanted in ("Traceback", "is tried once more", "failed", " is lost"):
+        assert unwanted not in output
+    assert not [path for path in folder.rglob("*") if path.name.startswith("tune-")]
+    done = run_search(f"--storage={tmp_path}", "--resume=s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["status"] for row in leaderboard(folder).values()} == {"finished"}
+    done = run_search(*list(search.process.args)[len(COMMAND) :], "--name=whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert values_of(folder) == values_of(tmp_path / "whole")
+
+
+def test_trials_save_within_the_epoch_when_the_terminal_closes(
+    start: Start, tmp_path: Path
+) -> None:
+    search = start(
+        "--trials=1", "--set=log_every=1", "--set=checkpoint.every=0",
+        "--set=optimizer.d_steps=16", terminal=True,
+    )  # fmt: skip
+    folder = tmp_path / "s"
+    search.wait_for(lambda: trains(folder, 0), "its steps")
+    search.close_terminal()
+    search.wait_interrupted()
+    assert 0 < saved_steps(folder, 0) < STEPS
+    done = run_search(f"--storage={tmp_path}", "--resume=s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in read_metrics(folder / "trials" / "0000")] == [STEPS]
 
 
 def test_a_second_ctrl_c_ends_the_search_at_once(start: Start, tmp_path: Path) -> None:
