@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import EXIT_INTERRUPTED, RunPath, parse_flags
+from cl_ray.console import PlainConsole
 
 if TYPE_CHECKING:
     from cl_ray.inference.actor_pool import InferenceJob, InferenceProgress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 COUNT, SPLIT, COPIES, DISTANCE = 1000, "train", 1, 0.7
 """Defaults of flags whose absence is checked."""
+IN_PROCESS_ROWS = 20_000
+"""Most rows that are computed without Ray, which takes ten seconds to start."""
 LOG_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -39,7 +42,10 @@ class InferenceCommand(BaseConfig):
         "flag: it resumes with the parts that are missing.",
     )
     actors: int | None = Field(
-        None, ge=1, description="Model actors that work at once; None is as many as fit."
+        None,
+        ge=1,
+        description="Model actors that work at once. None is as many as fit; on this machine, up "
+        f"to {IN_PROCESS_ROWS:,} images are computed without actors and Ray.",
     )
     cpus_per_actor: float | None = Field(
         None,
@@ -128,21 +134,13 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
-    """Prepare a task, start or join Ray, compute all missing parts, and print a summary."""
-    import ray.data  # noqa: F401  # sets up its loggers, before `ray_session` makes them quiet
-
-    from cl_ray.inference.actor_pool import allocate_actors, prepare_inference, run_inference
-    from cl_ray.storage import RunStorage
-    from cl_ray.training.preflight import (
-        check_local_capacity,
-        check_shared_storage,
-        starts_local_ray,
-    )
-    from cl_ray.training.ray_session import ray_session
+    """Prepare a task, compute all missing parts, here or by Ray, and print a summary."""
+    from cl_ray.inference.actor_pool import prepare_inference
+    from cl_ray.training.preflight import check_local_capacity, starts_local_ray
 
     if starts_local_ray(options.address):
         check_local_capacity(options.cpus_per_actor, options.gpus_per_actor, "actor")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     job = prepare_inference(
         options.run, task, options.out, checkpoint=options.checkpoint, overwrite=options.overwrite
     )
@@ -156,14 +154,7 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
         console.print(f"Resuming: {job.rows_written:,} of {job} are in {job.output}.")
     began = time.monotonic()
     try:
-        with ray_session(options.address, False, options.verbose, console) as local:
-            if job.output.local:
-                check_shared_storage(RunStorage.from_uri(job.output.location), "out")
-            each = options.cpus_per_actor, options.gpus_per_actor
-            pool = allocate_actors(options.actors, *each, local, len(job.missing))
-            console.print(f"{job.checkpoint} of {options.run} on {pool}")
-            progress = _show_progress(run_inference(job, pool), job, console)
-            seconds = time.monotonic() - began
+        progress, ended = _compute(options, job, console)
     except KeyboardInterrupt:
         written = job.refresh().rows_written
         print(
@@ -172,13 +163,41 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
             file=sys.stderr,
         )
         sys.exit(EXIT_INTERRUPTED)
+    startup = ended - began - progress.seconds
     speed = f"{progress.rows / progress.seconds:,.0f} images/s for {progress.seconds:.1f} s"
     if progress.seconds < 0.1:  # too short for a speed
         speed = "computed in under 0.1 s"
     console.print(
-        f"{job} are in {job.output}, {kind}: {speed}, after {seconds - progress.seconds:.1f} s of "
-        f"start-up; the largest actor took {decimal(progress.peak_memory)} of memory.",
+        f"{job} are in {job.output}, {kind}: {speed}, after {startup:.1f} s of start-up; the "
+        f"largest process took {decimal(progress.peak_memory)} of memory.",
     )
+
+
+def _compute(
+    options: InferenceCommand, job: "InferenceJob", console: Console
+) -> tuple["InferenceProgress", float]:
+    """Compute all missing parts, few on this machine without Ray; returns also when they ended."""
+    from cl_ray.inference.actor_pool import allocate_actors, run_inference
+    from cl_ray.signals import termination_as_interrupt
+    from cl_ray.storage import RunStorage
+    from cl_ray.training.preflight import check_shared_storage, starts_local_ray
+    from cl_ray.training.ray_session import ray_session
+
+    pool_flags = options.actors, options.cpus_per_actor, options.gpus_per_actor
+    few = job.task.num_rows - job.rows_written <= IN_PROCESS_ROWS
+    if few and starts_local_ray(options.address) and pool_flags == (None, None, None):
+        console.print(f"{job.checkpoint} of {options.run} in this process, without Ray")
+        with termination_as_interrupt():
+            return _show_progress(run_inference(job), job, console), time.monotonic()
+    import ray.data  # noqa: F401  # sets up its loggers, before `ray_session` makes them quiet
+
+    with ray_session(options.address, False, options.verbose, console) as local:
+        if job.output.local:
+            check_shared_storage(RunStorage.from_uri(job.output.location), "out")
+        each = options.cpus_per_actor, options.gpus_per_actor
+        pool = allocate_actors(options.actors, *each, local, len(job.missing))
+        console.print(f"{job.checkpoint} of {options.run} on {pool}")
+        return _show_progress(run_inference(job, pool), job, console), time.monotonic()
 
 
 def _show_progress(
@@ -187,7 +206,7 @@ def _show_progress(
     """Show a bar in a terminal, else a line every LOG_INTERVAL seconds; returns the last update."""
     bar = Progress(
         BarColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -196,7 +215,7 @@ def _show_progress(
     printed = time.monotonic()
     with bar:
         task = bar.add_task(
-            "starting the actors", total=job.task.num_rows, completed=job.rows_written
+            "loading the networks", total=job.task.num_rows, completed=job.rows_written
         )
         for update in updates:
             written = job.rows_written + update.rows

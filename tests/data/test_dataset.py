@@ -66,7 +66,7 @@ def test_packaged_files_are_as_recorded() -> None:
     data = Dataset.open("mnist")
     folder = Path(dataset_module.open_dataset_location("mnist")[1])
     shards = [shard for split in data.info.splits.values() for shard in split.shards]
-    assert [len(split.shards) for split in data.info.splits.values()] == [4, 1]
+    assert [len(split.shards) for split in data.info.splits.values()] == [4, 1, 1]
     for shard in shards:
         content = (folder / shard.file).read_bytes()
         assert len(content) == shard.bytes
@@ -89,8 +89,8 @@ def test_classes_are_counted_of_whole_and_of_part() -> None:
     fewer = Dataset("mnist", data.info.model_copy(update={"splits": {"train": part}}))
     labels = labels_of(data.read("train"))
     assert fewer.class_counts("train") == np.bincount(labels[:rows]).tolist()
-    with pytest.raises(UserError, match="has no split validation"):
-        data.class_counts("validation")
+    with pytest.raises(UserError, match="has no split holdout"):
+        data.class_counts("holdout")
 
 
 def test_import_and_reading_need_neither_torch_nor_ray_nor_pandas() -> None:
@@ -273,7 +273,7 @@ def test_what_is_no_dataset_is_named(tmp_path: Path, big: tuple[str, np.ndarray]
     ("old", "new", "message"),
     [
         ("{", "", "Invalid JSON"),
-        ('"format_version": 1', '"format_version": 2', "format_version"),
+        ('"format_version": 2', '"format_version": 1', "format_version"),
         ('"rows": 200', '"rows": 201', "do not add up"),
         ('"name"', '"title"', "name: Field required"),
         ("train-00000", "../../x", "String should match"),

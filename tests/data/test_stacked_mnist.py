@@ -79,7 +79,8 @@ def test_the_command_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Stacked MNIST (Metz et al., 2017) of the packaged digits, seed 0" in said
     assert f"cl-ray train --data {out}" in said
     splits = json.loads(Path(out, "dataset.json").read_text())["splits"]
-    assert {name: split["rows"] for name, split in splits.items()} == {"train": 70, "test": 30}
+    rows = {name: split["rows"] for name, split in splits.items()}
+    assert rows == {"train": 70, "validation": 30, "test": 30}
 
 
 def test_mistakes_say_what_to_do(

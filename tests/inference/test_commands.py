@@ -15,9 +15,11 @@ import pytest
 import ray
 from helpers.random_images import METADATA, pixels, raw_images
 from helpers.run_folder import save_run, trained_run
+from PIL import Image
 
 import cl_ray
 from cl_ray import cli
+from cl_ray.commands.generate import IN_PROCESS_ROWS
 from cl_ray.data.writer import write_splits
 
 COUNT = 8 * 4096
@@ -45,7 +47,7 @@ def test_mistakes_are_named_before_ray_starts(
         ([*around, "--class=5"], "class 5 cannot be combined with --around"),
         ([*around, "--truncation=0.5"], "truncation 0.5 cannot be combined with --around"),
         ([*around, "--copies=0"], "copies 0 is refused"),
-        ([*embed, "--split=tset"], "has no split tset: it has train, test"),
+        ([*embed, "--split=tset"], "has no split tset: it has train, validation, test"),
         ([*embed, f"--data={tmp_path}/none"], f"{tmp_path}/none is not a folder"),
         ([*embed, f"--data={other}", "--split=train"], "images of 32x32x1 and"),
         (["embed", str(trained), f"--out={tmp_path}/digits"], "must end in .parquet"),
@@ -63,24 +65,45 @@ def test_mistakes_are_named_before_ray_starts(
     assert not out.exists()
 
 
-def arguments(run: Path, out: Path) -> list[str]:
-    return ["generate", str(run), "--count", str(COUNT), "--seed=5", "--out", str(out)]
+def arguments(run: Path, out: Path, count: int = COUNT) -> list[str]:
+    return ["generate", str(run), f"--count={count}", "--seed=5", "--out", str(out)]
 
 
 def finished_parts(out: Path) -> list[str]:
     return sorted(p.name for p in (out / "_parts").glob("[0-9]" * 6))
 
 
-def start(run: Path, out: Path, parts: int) -> subprocess.Popen[str]:
+def start(run: Path, out: Path, parts: int, count: int = COUNT) -> subprocess.Popen[str]:
     """Start the command and wait until so many parts are finished."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cl_ray", *arguments(run, out)],
+        [sys.executable, "-m", "cl_ray", *arguments(run, out, count)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     while process.poll() is None and len(finished_parts(out)) < parts:
         time.sleep(0.02)
     return process
+
+
+def test_few_images_are_made_without_ray(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "digits"
+    process = start(trained, out, parts=1, count=IN_PROCESS_ROWS)
+    process.send_signal(signal.SIGTERM)
+    printed, message = process.communicate(timeout=60)
+    assert process.returncode == 130, printed + message
+    assert "in this process, without Ray" in printed
+    assert f"of {IN_PROCESS_ROWS:,} images are in {out}, and the same command resumes." in message
+    assert 1 <= len(finished_parts(out)) < 5
+
+    cli.main(arguments(trained, out, IN_PROCESS_ROWS))
+    assert "Resuming: " in capsys.readouterr().out
+    assert not ray.is_initialized()
+    expected = cl_ray.load(trained).generate(8200, seed=5)
+    for number in (0, 4095, 4096, 8199):
+        image = np.asarray(Image.open(out / f"{number:08d}.png"))
+        assert np.abs(image.astype(int) - expected[number, ..., 0]).max() <= 1
 
 
 @pytest.mark.ray
