@@ -1,6 +1,7 @@
-"""Memory of this process and versions of packages."""
+"""Memory and CPUs of this process, and versions of packages."""
 
 import importlib.metadata
+import os
 import platform
 import resource
 
@@ -9,6 +10,12 @@ def peak_memory() -> int:
     """Return the peak resident memory of this process in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use: a batch system grants some of them."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def package_version(package: str, default: str = "source") -> str:

@@ -79,19 +79,24 @@ def test_clock() -> None:
 
 
 def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert "--generate" in doctor.check_token(tmp_path).advice
+    assert "--generate" in doctor.check_token().advice
+    assert doctor.check_token(cluster=False).found.endswith("yet: a run here makes one")
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("secret")
     token.chmod(0o644)
-    assert doctor.check_token(tmp_path).advice == f"chmod 600 {token}"
+    assert doctor.check_token().advice == f"chmod 700 {token.parent}; chmod 600 {token}"
     token.chmod(0o600)
-    assert doctor.check_token(tmp_path).state == "ok"
+    assert doctor.check_token().state == "ok"
     monkeypatch.delenv("RAY_AUTH_MODE")
-    assert doctor.check_token(tmp_path).advice == "export RAY_AUTH_MODE=token"
+    assert doctor.check_token().advice == "export RAY_AUTH_MODE=token"
+    assert doctor.check_token(cluster=False).state == "ok"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert doctor.check_token(cluster=False).state == "failure"
 
 
 def test_storage(tmp_path: Path) -> None:
@@ -121,12 +126,20 @@ def test_command_on_this_machine(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(ROOT)
+    command([])
+    printed = capsys.readouterr().out
+    assert "failed" not in printed
+    rows = {line.split(socket.gethostname())[0].strip(): line for line in printed.splitlines()[1:]}
+    assert {"token", "temp folder", "shared memory", "memory"} <= set(rows)
+    assert "yet: a run here makes one" in rows["token"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with pytest.raises(SystemExit) as ended:
         command([])
     assert ended.value.code == 1
-    printed = capsys.readouterr().out
-    assert "1 of 3 checks failed." in printed
-    assert "(umask 077; ray get-auth-token --generate)" in printed
+    failed = capsys.readouterr().out
+    assert "2 of 6 checks failed." in failed
+    assert "set RAY_TMPDIR to a folder of yours" in failed
     versions = next(line for line in printed.splitlines() if line.startswith("versions"))
     assert " ok " in versions
     assert socket.gethostname() in versions

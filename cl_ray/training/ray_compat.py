@@ -8,14 +8,21 @@ Ray and Optuna are imported inside the functions: the environment must be set be
 import ipaddress
 import os
 import re
+import shlex
+import string
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from cl_ray.uri import redact
 
 if TYPE_CHECKING:
     import optuna
+    from ray.train import RunConfig
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import PopulationBasedTraining
     from ray.util.placement_group import PlacementGroup
@@ -62,10 +69,16 @@ LOCAL_RAY_ENVIRONMENT = {
     # Workers on this machine run the driver's Python. Under `uv run` Ray would upload the working
     # directory and start `uv run` for each of them.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # The metrics port answers everybody.
-    "RAY_enable_metrics_collection": "0",
 }
 """Variables of a Ray that is started on this machine for one process, undocumented (Ray 2.60)."""
+
+WITHOUT_METRICS = {
+    # Ports that answer everybody. -1 is no port: the server does not start.
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Variables that close the ports of a local Ray's metrics, undocumented (Ray 2.60)."""
 
 
 def configure_ray_environment(dashboard: bool) -> None:
@@ -88,9 +101,8 @@ def local_ray_environment(dashboard: bool) -> Iterator[None]:
     """
     from ray._private import ray_constants
 
-    added = {k: v for k, v in LOCAL_RAY_ENVIRONMENT.items() if k not in os.environ}
-    if dashboard:
-        added.pop("RAY_enable_metrics_collection", None)
+    variables = LOCAL_RAY_ENVIRONMENT | ({} if dashboard else WITHOUT_METRICS)
+    added = {k: v for k, v in variables.items() if k not in os.environ}
     constants = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "ENABLE_RAY_CLUSTER",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
@@ -156,7 +168,7 @@ def ask_gcs(address: str, timeout: float) -> str:
 
     Ray 2.60 repeats this question for minutes, whatever the status is, when it joins a cluster.
     """
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
@@ -184,6 +196,19 @@ def configure_tune_environment() -> None:
     """Set the variables that Ray Tune reads; those that the user has set stay."""
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def hide_secrets_in_command() -> None:
+    """Remove what may be secret from this process's command line.
+
+    Ray (2.60) records it as the entrypoint of the driver's job, which the dashboard shows;
+    `ray.init` has no option for it.
+    """
+    import ray._raylet
+
+    command = shlex.join(sys.orig_argv)
+    if (shown := redact(command)) != command:
+        ray._raylet.setproctitle(shown)
 
 
 def untested_ray_warning() -> str | None:
@@ -233,6 +258,14 @@ def worker_error(error: BaseException) -> BaseException:
     Ray 2.60 wraps a failed health check in `WorkerHealthCheckFailedError`, which is private.
     """
     return getattr(error, "health_check_failure", error)
+
+
+def raised_error(error: BaseException) -> BaseException:
+    """The exception that the training loop raised, inside the one that Ray Train reports for it.
+
+    Ray 2.60 wraps it in `UserExceptionWithTraceback`, which is private.
+    """
+    return getattr(error, "_base_exc", error)
 
 
 def failure_reason(error: BaseException) -> str:
@@ -357,6 +390,29 @@ def forget_reported_checkpoints(folder: "RunStorage") -> None:
     snapshot = f"{path}/checkpoint_manager_snapshot.json"
     if filesystem.get_file_info(snapshot).is_file:
         filesystem.delete_file(snapshot)
+
+
+def ascii_name(name: str) -> str:
+    """The name that Ray is given for a run or a search: percent-encoded beyond ASCII.
+
+    Ray 2.60 encodes the tags of metrics and the keys of Tune's registry as ASCII. Two names never
+    become one, as % is encoded too.
+    """
+    return quote(name, safe=string.punctuation.replace("%", ""))
+
+
+def build_run_config(folder: "RunStorage", **options: Any) -> "RunConfig":
+    """Ray Train's config of a run in that folder.
+
+    Ray 2.60 takes the name for the tags of its metrics and for the folder.
+    """
+    from ray.train import RunConfig
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    config = RunConfig(name=ascii_name(folder.name), storage_path=folder.storage, **options)
+    if config.name != folder.name:
+        config.storage_context = StorageContext(folder.storage, folder.name)
+    return config
 
 
 def optuna_trial(study: "optuna.Study", number: int) -> "optuna.Trial":

@@ -4,19 +4,35 @@ import contextlib
 import importlib
 import logging
 import os
-import signal
+import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
+from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError, first_error_line
+from cl_ray.signals import hangup_blocked, termination_as_interrupt
+from cl_ray.training.auth_token import prepare_token, token_file
+from cl_ray.training.machine import check_local_ray, private_temp_folder, ray_temp_folder
 from cl_ray.training.ray_compat import (
+    ask_gcs,
     configure_ray_environment,
+    gcs_address,
+    hide_secrets_in_command,
+    local_ray_environment,
+    ray_runs_here,
     started_local_ray,
     untested_ray_warning,
 )
+
+_GCS_ADDRESS = "HOST:PORT of its head's GCS (HOST:6379)"
+_CONNECT_TIMEOUT = 5.0
+"""Seconds that a cluster's machine has to accept a connection."""
+_ANSWER_TIMEOUT = 10.0
+"""Seconds that a cluster has to answer."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -38,66 +54,135 @@ def ray_session(
         Whether Ray runs on this machine for this process only.
 
     Raises:
-        UserError: The cluster cannot be joined.
+        UserError: The cluster cannot be joined, or Ray cannot start on this machine.
     """
     configure_ray_environment(dashboard)
+    address = cluster_address(address)
+    imported = sys.modules.get("ray")
+    connected = bool(imported and imported.is_initialized())
+    if not connected:
+        if address:
+            check_address(address)
+        line = (
+            f"Joining the Ray cluster {address} …" if address else "Starting Ray on this machine …"
+        )
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     import ray
 
     warning = untested_ray_warning()
     if warning:
         console.print(warning, soft_wrap=True, highlight=False)
-    if ray.is_initialized():
+    if connected:
         yield started_local_ray()
         return
-    address = cluster_address(address)
+    hide_secrets_in_command()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address:
+        check_cluster_answers(address)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError) as error:
-            reason = first_error_line(error.__cause__ or error)
-            raise UserError(f"Cannot join the Ray cluster {address}: {reason}.") from error
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _cannot_join(address, first_error_line(error.__cause__ or error)) from error
     else:
-        console.print("Starting Ray on this machine …")
-        # Ray's processes need seconds to start; torch, needed next, is imported meanwhile.
-        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-        context = ray.init(address="local", include_dashboard=dashboard, **options)
-        if dashboard:
-            console.print(f"Ray dashboard: http://{context.dashboard_url}")
+        _start_local_ray(dashboard, options, console)
     if not verbose:
         for name in ("ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with handle_signal(signal.SIGTERM, _interrupt):
+        with termination_as_interrupt():
             yield not address
     finally:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def handle_signal(
-    number: signal.Signals, handler: Callable[..., Any] | None = None
-) -> Iterator[None]:
-    """Handle a signal by another function, if given, and restore the present handler at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python allows handlers only in the main thread
-        return
-    before = signal.getsignal(number)
-    if handler:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+def check_address(address: str) -> None:
+    """Check the form of a cluster's address: HOST:PORT, or `auto`.
 
-
-def _interrupt(*signal_and_frame: Any) -> None:
-    """Handle SIGTERM, which schedulers and `ray job stop` send, like Ctrl-C.
-
-    Ray's own handler prints a traceback.
+    Raises:
+        UserError: It is another.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # ignored, as in a program that a script started with `&`
-        raise KeyboardInterrupt
-    handler(*signal_and_frame)
+    submit = "ray job submit --working-dir . -- python -m cl_ray …"
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme in ("http", "https"):
+        submit = submit.replace("submit", f"submit --address {address}")
+        reason = f"that is a dashboard; submit a job to it ({submit}), or give {_GCS_ADDRESS}"
+        raise _cannot_join(address, reason)
+    if separator:
+        reason = f"{scheme}:// is not supported; submit a job ({submit}), or give {_GCS_ADDRESS}"
+        raise _cannot_join(address, reason)
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise _cannot_join(address, f"give {_GCS_ADDRESS}, or auto for one on this machine")
+
+
+def check_cluster_answers(address: str) -> None:
+    """Check within seconds that a cluster can be joined; Ray itself tries for minutes.
+
+    Raises:
+        UserError: Nothing answers there, it is no Ray cluster, it wants another token, or this
+            machine is none of its nodes.
+    """
+    try:
+        gcs = gcs_address(address)
+        host, _, port = gcs.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
+    except OSError as error:  # also Ray's ConnectionError
+        reason = f"nothing answers there ({error.strerror or first_error_line(error)})"
+        raise _cannot_join(
+            address,
+            f"{reason}; start the cluster, give another --address, or take --address local to "
+            "start Ray on this machine",
+        ) from error
+    status = ask_gcs(gcs, _ANSWER_TIMEOUT)
+    if status == "UNAUTHENTICATED":
+        token = "export RAY_AUTH_MODE=token, and copy the token from the machine that started it"
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            raise _cannot_join(
+                address, f"it wants a token, and RAY_AUTH_MODE is not token; {token}"
+            )
+        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else token_file()
+        raise _cannot_join(address, f"it wants another token than that in {where}; {token}")
+    if status != "OK":
+        reason = f"what answers there is no Ray cluster (gRPC status {status})"
+        raise _cannot_join(address, f"{reason}; give {_GCS_ADDRESS}")
+    if not ray_runs_here():
+        raise _cannot_join(
+            address,
+            "this machine is none of its nodes; submit a job to its dashboard: ray job submit "
+            "--address http://HOST:8265 --working-dir . -- python -m cl_ray …",
+        )
+
+
+def _cannot_join(address: str, reason: str) -> UserError:
+    from_environment = address == os.environ.get("RAY_ADDRESS")
+    source = f"{address} (of RAY_ADDRESS)" if from_environment else address
+    return UserError(f"Cannot join the Ray cluster {source}: {reason}.")
+
+
+def _start_local_ray(dashboard: bool, options: dict[str, Any], console: Console) -> None:
+    """Start Ray on this machine, for this process alone.
+
+    Raises:
+        UserError: The machine lacks what Ray needs, or the token is not this user's.
+    """
+    import ray
+
+    # Ray's processes need seconds to start; torch, needed next, is imported meanwhile.
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+    if usable_cpus() < (os.cpu_count() or 1):  # Ray counts those of the machine or the container
+        options = {"num_cpus": usable_cpus(), **options}
+    for line in (*check_local_ray(), *prepare_token(private_temp_folder())):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    with local_ray_environment(dashboard), hangup_blocked():
+        try:
+            context = ray.init(
+                address="local",
+                include_dashboard=dashboard,
+                _temp_dir=str(ray_temp_folder()),
+                **options,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"Ray does not start here: {first_error_line(error)}.") from error
+    if dashboard:
+        console.print(f"Ray dashboard: http://{context.dashboard_url}")

@@ -1,0 +1,82 @@
+"""PyTorch's process group of a run whose workers are all on this machine.
+
+Ray Train lets the workers find each other by PyTorch's `TCPStore`, which listens on all interfaces
+and answers everybody. On one machine a file does the same, in a folder that only this user enters.
+"""
+
+import os
+import socket
+import tempfile
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from ray.train.torch import TorchConfig
+
+from cl_ray.training.ray_compat import on_loopback, session_log_dir
+
+_RayTorchBackend: Any = TorchConfig().backend_cls
+
+
+def build_torch_config(backend: str | None) -> TorchConfig:
+    """Return the config of the process group of a run on the connected Ray.
+
+    Args:
+        backend: `gloo` or `nccl`; None for NCCL if the workers have GPUs, else gloo.
+    """
+    return FileTorchConfig(backend=backend) if on_loopback() else TorchConfig(backend=backend)
+
+
+class FileTorchConfig(TorchConfig):
+    """A `TorchConfig` whose workers, all on one machine, find each other by a file."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """The class that sets up the process group."""
+        return FileTorchBackend
+
+
+class FileTorchBackend(_RayTorchBackend):
+    """Ray Train's backend for PyTorch, with `FileStore` in place of `TCPStore`."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Set up the process group of a new group of workers."""
+        import ray
+
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        backend = backend_config.backend or ("nccl" if gpus else "gloo")
+        file = worker_group.execute_single(0, _new_store_file)
+        workers = len(worker_group)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    _join_process_group,
+                    backend,
+                    file,
+                    rank,
+                    workers,
+                    backend_config.timeout_s,
+                )
+                for rank in range(workers)
+            ]
+        )
+
+
+def _new_store_file() -> str:
+    """Return the path of a file that is not there yet, in a new folder of the Ray session."""
+    logs = session_log_dir()
+    return f"{tempfile.mkdtemp(prefix='process_group-', dir=logs and logs.parent)}/store"
+
+
+def _join_process_group(backend: str, file: str, rank: int, workers: int, timeout: int) -> None:
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{file}",
+        rank=rank,
+        world_size=workers,
+        timeout=timedelta(seconds=timeout),
+    )
