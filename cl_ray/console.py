@@ -24,6 +24,10 @@ class PlainConsole(Console):
         """Print strings, each as one line, and other renderables."""
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string, such as a cell of a table, to a text as wide as it is shown."""
+        return super().render_str(printable(text, keep="\n"), **options)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:

@@ -1,5 +1,6 @@
 """Memory and CPUs of this process, and versions of packages."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,15 @@ def peak_memory() -> int:
     """Return the peak resident memory of this process in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def return_freed_memory() -> None:
+    """Have glibc return the memory of large arrays to the system as soon as they are freed.
+
+    By default every thread that has decoded an image keeps tens of megabytes.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def usable_cpus() -> int:

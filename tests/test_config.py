@@ -126,7 +126,7 @@ def test_format_version_of_a_run() -> None:
     assert config.to_yaml().startswith(f"format_version: {FORMAT_VERSION}\n")
     assert Config.from_run(config.to_yaml(), "config.yaml") == config
     for text, version, age in (
-        ("seed: 5\nunknown_field: 1", 1, "an earlier"),
+        ("name: a\npreset: quick\ndata: mnist\nstorage: runs\nunknown: 1", 1, "an earlier"),
         ("format_version: 1\nseed: 5", 1, "an earlier"),
         ("format_version: 3\nseed: 5", 3, "a later"),
     ):
@@ -206,6 +206,10 @@ def test_marked_fields() -> None:
         ({"preset": "slow"}, ["preset", "'slow'", "quick", "mnist"]),
         ({"name": "a/b"}, ["name", "'a/b'", "folder name"]),
         ({"name": ".."}, ["name '..'", "no dot as the first"]),
+        ({"name": "a\u3000b"}, ["name 'a\\u3000b'", "any characters but spaces"]),
+        ({"name": "a\x1b[2J"}, [r"name 'a\x1b[2J'", "control characters"]),
+        ({"name": "a\udcff"}, [r"name 'a\udcff'", "control characters"]),
+        ({"name": "数" * 77}, ["has 231 bytes in UTF-8", "room for 230: shorten it"]),
         ({"storage": ""}, ["storage is empty"]),
         ({"data": ""}, ["data is empty"]),
         ({"workers": 0}, ["workers", "0", "1 or more"]),

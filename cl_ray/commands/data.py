@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
 from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import DatasetInfo
+from cl_ray.environment import return_freed_memory
 from cl_ray.storage import absolute_location, without_options
 
 _LOG_INTERVAL = 10.0
@@ -26,6 +27,7 @@ def command(arguments: Sequence[str]) -> None:
     from cl_ray.training.preflight import check_outlives_job
 
     source = parse_flags(SourceConfig, arguments, prog="cl-ray data")
+    return_freed_memory()
     check_outlives_job(source.out, "out")
     console = PlainConsole()
     try:

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from cl_ray.data.dataset import MAX_SIDE, MIN_SIDE
 from cl_ray.errors import UserError, first_error_line
@@ -113,7 +113,7 @@ def decoder_errors(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(
             f"{name} cannot be read as an image (it is none of {', '.join(FORMATS)}): convert or "
             "remove it."
@@ -124,7 +124,7 @@ def decoder_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def open_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header of an image file; `load_image` decodes its pixels.
 
     Args:
@@ -143,8 +143,8 @@ def open_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
         try:
             image = _pillow_open(BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            found = re.search(r"\d+ pixels", str(error))
-            limits.refuse(found.group() if found else "more pixels", name)
+            found = re.search(r"\((\d+) pixels\)", str(error))
+            limits.refuse(f"{int(found[1]):,} pixels" if found else "pixels", name)
             raise  # never reached
         finally:
             Image.MAX_IMAGE_PIXELS = before
@@ -156,7 +156,7 @@ def open_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
     return image
 
 
-def load_image(image: Image.Image, name: str) -> Image.Image:
+def load_image(image: ImageFile.ImageFile, name: str) -> Image.Image:
     """Decode the pixels of an image that was opened, rotated as its EXIF data says.
 
     Raises:

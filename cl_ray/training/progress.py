@@ -224,7 +224,8 @@ class TrainingProgress:
 
     def _print(self, text: str) -> None:
         # A console of the caller's own may take text for markup.
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+        self.console.print(printable(text), soft_wrap=True, **plain)
 
     def _show(self, progress: dict[str, Any]) -> None:
         """Replace the progress line; the line of a finished epoch stays."""

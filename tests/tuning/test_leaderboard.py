@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,7 @@ from helpers.small_search import prepared_search
 from rich.console import Console
 
 from cl_ray.config import Config, preset
+from cl_ray.errors import printable
 from cl_ray.tuning.leaderboard import (
     SearchProgress,
     best_trial,
@@ -95,6 +97,19 @@ def test_files_and_the_best_config(tmp_path: Path) -> None:
     assert lines[1]["frechet"] == "2.0"
     assert lines[1]["optimizer.lr_g"] == "0.0005"
     assert lines[4]["reason"] == "diverged"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_is_a_formula_and_numbers_are_numbers(tmp_path: Path, start: str) -> None:
+    formula = f"{start}HYPERLINK(\"http://x\")\n\x1b[2J"
+    failed = replace(trial(0, 0.0, status="failed"), reason=formula, values={"seed": -1})
+    write_leaderboard(prepared_search(tmp_path, [FRECHET], Space.load("rates")), [failed])
+    text = (tmp_path / "s" / "leaderboard.csv").read_text()
+    assert text.count("\n") == 2
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert line["reason"].startswith(f"'{printable(start)}HYPERLINK")
+    assert line["reason"].endswith(r"\n\x1b[2J")
+    assert line["seed"] == "-1"
 
 
 def drawn(results: list[TrialResult], metrics: list[SearchMetric], width: int) -> list[str]:

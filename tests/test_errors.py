@@ -1,0 +1,40 @@
+"""Text that is safe to show."""
+
+import sys
+
+import pytest
+
+from cl_ray.errors import UserError, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Größe 数据 прогон 🦋 \u200d\u200f\u00a0", "Größe 数据 прогон 🦋 \u200d\u200f\u00a0"),
+        ("\x1b]8;;file\x07y", r"\x1b]8;;file\x07y"),
+        ("a\rb\nc\td\x00\x7f", r"a\rb\nc\td\x00\x7f"),
+        ("\x9b2J \x90 \x85", r"\x9b2J \x90 \x85"),
+        ("\u202egpj.exe\u202c \u2066x\u2069", r"\u202egpj.exe\u202c \u2066x\u2069"),
+        ("\u2028 \udcff", r"\u2028 \udcff"),
+    ],
+)
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert str(UserError(text)) == shown
+
+
+def test_what_is_kept() -> None:
+    assert printable("a\n\x1b", keep="\n") == "a\n\\x1b"
+
+
+def test_no_other_character_of_the_basic_planes_is_a_control() -> None:
+    """Unicode's own categories: Cc, Cs, Zl, Zp; and those of bidirectional overrides."""
+    import unicodedata
+
+    for number in range(sys.maxunicode + 1):
+        character = chr(number)
+        controls = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        override = unicodedata.bidirectional(character) in (
+            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
+        )  # fmt: skip
+        assert (printable(character) != character) == (controls or override), hex(number)
