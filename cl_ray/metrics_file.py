@@ -122,7 +122,8 @@ def _parse_files(
         except (ValueError, KeyError, TypeError) as error:
             if (place, row) != rows[-1]:
                 raise UserError(
-                    f"The {place} is not a JSON object with epoch and step: correct or delete it."
+                    f"The run's log is damaged: {place} is not a JSON object with epoch and step; "
+                    "correct or delete that line."
                 ) from error
             note(f"The last line, {place}, is incomplete and left out.")
         else:

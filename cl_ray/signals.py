@@ -25,7 +25,8 @@ def handle_signal(
     try:
         yield
     finally:
-        signal.signal(number, before)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as since `_hang_up`
+            signal.signal(number, before)
 
 
 @contextlib.contextmanager
@@ -66,7 +67,8 @@ def _interrupt(*signal_and_frame: Any) -> None:
 
 
 def _hang_up(*signal_and_frame: Any) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell and the kernel each send one
+    # The shell and the kernel each send one, the second perhaps when this process ends.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _interrupt(*signal_and_frame)
 
 

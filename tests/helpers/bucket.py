@@ -23,9 +23,9 @@ class Bucket:
     endpoint: str
     client: Any
 
-    def uri(self, key: str = "", user: str = "") -> str:
-        """Its URI, with `user:password@` or without."""
-        return f"s3://{user}bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
+    def uri(self, key: str = "") -> str:
+        """Its URI."""
+        return f"s3://bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
 
     def files(self, prefix: str) -> dict[str, bytes]:
         """All objects below a prefix, by their names after it; without the marks of folders."""
@@ -46,6 +46,12 @@ class Bucket:
             name = item["Key"].removeprefix(prefix)
             counts[name] = counts.get(name, 0) + 1
         return counts
+
+    def bytes_written(self, prefix: str) -> int:
+        """How many bytes were written in all below a prefix."""
+        pages = self.client.get_paginator("list_object_versions")
+        found = pages.paginate(Bucket="bucket", Prefix=prefix)
+        return sum(item["Size"] for page in found for item in page.get("Versions", []))
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,19 @@ import pytest
 import ray
 from helpers.commands import read_metrics, run_flags
 from helpers.local_ray import local_ray
+from helpers.run_folder import trained_run
 from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.cli import parse_flags
 from cl_ray.commands.tune import command as tune
 from cl_ray.config import Config
+from cl_ray.metrics_file import read_epochs
+from cl_ray.report.records import read_curves
+from cl_ray.storage import RunStorage
 from cl_ray.training.launch import train
+from cl_ray.training.run_logger import RunLogger
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -188,3 +194,26 @@ def test_the_metrics_of_every_trial(
         assert all(value in known for value in seen)
         assert set(of["cl_ray_epoch"]) <= set(range(9))
         assert {"cl_ray_d_adversarial", "cl_ray_images_per_second"} <= set(of)
+
+
+def test_what_an_epoch_sends_to_an_object_store_does_not_grow(bucket: Any, digits: str) -> None:
+    folder = RunStorage.at(bucket.uri("sent"), "r")
+    trainer = trained_run(digits)
+    assert isinstance(trainer.config, Config)
+    logger = RunLogger(folder, trainer, trainer.config)
+    checkpoints = CheckpointStore(*folder.open())
+    state, metrics = trainer.state_dict(), {f"loss/{n}": n / 7 for n in range(30)}
+    sent = {}
+    for epoch in range(1, 111):
+        trainer.epochs, trainer.gan.steps = epoch, 10 * epoch
+        logger.log_epoch(metrics)
+        logger.log_evaluation(epoch, 10 * epoch, metrics)
+        checkpoints.save(state, epoch=epoch, step=10 * epoch, metric=None)
+        if epoch % 10 == 0:
+            sent[epoch] = bucket.bytes_written("sent/r/")
+    logger.close()
+    assert sent[110] - sent[100] <= 1.2 * (sent[20] - sent[10])
+    lines = read_epochs(folder)
+    assert [line["epoch"] for line in lines] == list(range(1, 111))
+    curve = read_curves(folder, lines)["evaluation/loss/3"]  # from all files of events
+    assert curve.steps.tolist() == list(range(10, 1110, 10))
