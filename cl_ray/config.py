@@ -295,7 +295,7 @@ def explain_validation_error(error: ValidationError, section: str = "") -> str:
         nearest = f"the nearest is {near[0]!r}; " if near else ""
         return f"there is no field {field!r} ({nearest}`cl-ray train --help` lists all fields)"
     # Of a wrong type, a URI is not checked, and a secret in it may contain any character.
-    value = "***" if "://" in str(first["input"]) else repr(first["input"])
+    value = "***" if ":/" in str(first["input"]) else repr(first["input"])
     if first["type"] in ("model_type", "dict_type"):
         return f"{field} {value} is refused: it is a section, with fields of its own"
     if first["type"] == "string_too_short":

@@ -151,7 +151,7 @@ FLAG_MISTAKES = [
         ("trian", f"There is no command 'trian'; there are: {', '.join(cli.COMMANDS)}."),
         ("data --source=. --out=mnist", "mnist names the packaged dataset"),
         (
-            "train --name=a --storage=ftp://me:pass@machine/runs",
+            "train --name=a --storage=ftp://machine/runs",
             "In --storage: ftp://machine/runs/a cannot be opened: ",
         ),
         ("train --preset=slow", "preset 'slow' is unknown; there are: quick, mnist."),
