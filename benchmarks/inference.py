@@ -7,6 +7,8 @@
   nothing. Both use all cores and the same batch size. Start-up is shown apart; `steady` leaves out
   the pool's first third, in which its actors start one after another.
 - generate 10,000 and 100,000 digits: the largest memory of an actor and of the driver.
+- generate 10,000 digits by the whole command `cl-ray generate`, which needs no Ray, against
+  `cl_ray.load(RUN).generate(10_000)` in a process of its own: seconds from start to end.
 """
 
 import json
@@ -70,6 +72,19 @@ def measure_alone(run: str, what: str) -> dict[str, float]:
         return dict(json.loads(subprocess.check_output(command).splitlines()[-1]))
 
 
+def measure_commands(run: str) -> tuple[float, float]:
+    """Return the seconds of the command and of the same call in Python, each a whole process."""
+    call = f"import cl_ray; cl_ray.load({run!r}).generate({COUNTS[0]})"
+    seconds = []
+    with tempfile.TemporaryDirectory() as out:
+        generate = ["-m", "cl_ray", "generate", run, f"--count={COUNTS[0]}"]
+        for arguments in ([*generate, f"--out={out}/digits.parquet"], ["-c", call]):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - began)
+    return seconds[0], seconds[1]
+
+
 def main(run: str) -> None:
     """Print the tables."""
     names = ("round", "bare", "pool", "ratio", "steady", "ratio", "start-up")
@@ -92,6 +107,12 @@ def main(run: str) -> None:
     console = Console()
     console.print(speeds)
     console.print(memory)
+    whole = Table("round", "cl-ray generate", "in Python", "ratio", title="generate 10,000, s")
+    times = [measure_commands(run) for _ in range(ROUNDS)]
+    for number, (command, call) in enumerate(times, 1):
+        whole.add_row(str(number), f"{command:.1f}", f"{call:.1f}", f"{command / call:.2f}")
+    whole.add_row("median", "", "", f"[bold]{statistics.median(a / b for a, b in times):.2f}")
+    console.print(whole)
 
 
 if __name__ == "__main__":
