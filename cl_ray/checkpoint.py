@@ -123,7 +123,7 @@ class CheckpointStore:
         buffer = io.BytesIO()
         torch.save(rest, buffer)
         blobs[_STATE_FILE] = buffer.getvalue()
-        manifest = {
+        manifest: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "epoch": epoch,
             "step": step,

@@ -215,9 +215,9 @@ def save_until_the_power_is_cut(root: str, log: str, packed: list[bytes], cut: i
     """Save states until a call of fsync, and write down which were saved."""
     synced, fsync = 0, os.fsync
 
-    def cut_after(descriptor: int) -> None:
+    def cut_after(fd: Any) -> None:
         nonlocal synced
-        fsync(descriptor)
+        fsync(fd)
         if synced == cut:
             os.kill(os.getpid(), signal.SIGKILL)
         synced += 1

@@ -19,9 +19,9 @@ def record(root: Path, log: Path) -> None:
     """Write down what this process syncs under a folder. Uses the standard library only."""
     fsync = os.fsync
 
-    def recorded(descriptor: Any) -> None:
-        fsync(descriptor)
-        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+    def recorded(fd: Any) -> None:
+        fsync(fd)
+        number = fd if isinstance(fd, int) else fd.fileno()
         path = Path(os.readlink(f"/proc/self/fd/{number}"))
         if path == root or root in path.parents:
             _write_down(path, log)

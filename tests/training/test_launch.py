@@ -18,7 +18,7 @@ from helpers.processes import children, wait_for
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cl_ray.config import Config
+from cl_ray.config import MAX_NAME_BYTES, Config
 from cl_ray.networks.build import build_discriminator, build_generator
 from cl_ray.training.ray_compat import CONNECTION_LOST
 
@@ -104,6 +104,21 @@ def test_device_progress_and_next_commands_are_printed(trained: tuple[int, Path,
     assert "3 epochs, 66 steps in " in printed
     assert f"({workers} worker{'s' if workers > 1 else ''}, cpu, " in printed
     assert f"cl-ray evaluate {folder}; cl-ray report {folder}" in printed
+
+
+def test_a_name_beyond_ascii_as_long_as_may_be(storage: Path, digits: str) -> None:
+    name = "прогон-[/a]-🦋-" + "数" * 69 + "$"
+    assert len(name.encode()) == MAX_NAME_BYTES
+    folder = storage / name
+    assert f"run folder  {folder}\n" in train(folder, digits, "--epochs=1")
+    assert "resumes from" in train(folder, digits, "--epochs=2")
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert len(events.Scalars("epoch/g/reconstruction")) == 2
+    assert [path.name for path in storage.iterdir() if "прогон" in path.name] == [name]
+    done = cl_ray("report", str(folder), "--no-projector")
+    assert done.returncode == 0, done.stderr
+    assert f"<h1>{name}</h1>" in (folder / "report.html").read_text()
 
 
 def test_a_finished_run_is_left_as_it_is(trained: tuple[int, Path, str]) -> None:
@@ -266,9 +281,9 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
     finally:
         process.kill()
     assert process.returncode == 1, output
-    place = re.escape(f"{folder}/")
+    place = re.escape(str(folder))
     assert re.fullmatch(
-        rf"cl-ray: {place}\S+ cannot be written \(File too large\): raise the limit on the size of "
+        rf"cl-ray: {place}\S* cannot be written \(File too large\): raise the limit on the size of "
         rf"files \(`ulimit -f`\), then give the same command again\. \(.*: the last checkpoint is "
         r"step-00000022\.\)",
         output.splitlines()[-1],

@@ -137,8 +137,8 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     done = run_search(f"--storage={tmp_path}", "--resume=s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["status"] for row in leaderboard(folder).values()} == {"finished"}
-    done = run_search(*list(search.process.args)[len(COMMAND) :], "--name=whole")
-    assert done.returncode == 0, done.stdout + done.stderr
+    whole = start(*more, "--name=whole")
+    assert whole.process.wait(timeout=300) == 0, whole.output()
     assert values_of(folder) == values_of(tmp_path / "whole")
 
 

@@ -175,6 +175,7 @@ def test_a_damaged_checkpoint_is_put_aside(whole: Whole, digits: str, tmp_path: 
     assert trainers_equal(resumed.trainer, whole[0].trainer)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
 @pytest.mark.parametrize("moment", ["as it starts", "as it trains"])
 def test_a_full_disk_is_reported_and_with_room_it_goes_on(
     whole: Whole, digits: str, tmp_path: Path, moment: str
