@@ -10,14 +10,20 @@ import pytest
 import yaml
 from helpers.kuberay import KINDS
 from pydantic import ValidationError
+from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_TOKEN_PATH
 
 from cl_ray.cli import parse_flags
 from cl_ray.commands.train import TrainCommand
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "cluster" / "kubernetes"
-MAPPINGS = {"labels", "rayStartParams", "limits", "requests"}
+MAPPINGS = {"labels", "matchLabels", "rayStartParams", "limits", "requests"}
 """Fields whose keys are values, not field names."""
+CLOSED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def read(name: str) -> Any:
@@ -34,7 +40,7 @@ def fields(given: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
             yield from fields(value, *path, key)
 
 
-@pytest.mark.parametrize("name", ["raycluster", "rayjob", "storage"])
+@pytest.mark.parametrize("name", ["raycluster", "rayjob", "storage", "network"])
 def test_every_field_is_in_the_schema(name: str) -> None:
     manifest = read(name)
     kind = KINDS[manifest["kind"]]
@@ -69,9 +75,52 @@ def test_cluster_is_protected_and_bounded(name: str) -> None:
         claimed = volumes["runs"]["persistentVolumeClaim"]["claimName"]
         assert claimed == claim["metadata"]["name"]
         for container in inside["containers"]:
-            assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted == set(volumes) - {"kubernetes-api"}
     (worker,) = group["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_pods_meet_the_restricted_standard(name: str) -> None:
+    """And more: no token for the Kubernetes API, a read-only image by its digest."""
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+    pods += [spec["submitterPodTemplate"]] if name == "rayjob" else []
+    for pod in pods:
+        inside = pod["spec"]
+        assert inside["automountServiceAccountToken"] is False
+        security = inside["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in inside["containers"]:
+            assert re.fullmatch(r"[\w./-]+@sha256:(DIGEST|[0-9a-f]{64})", container["image"])
+            assert container["securityContext"] == CLOSED
+            home = next(v["value"] for v in container["env"] if v["name"] == "HOME")
+            assert home in {mount["mountPath"] for mount in container["volumeMounts"]}
+        kinds = {kind for volume in inside["volumes"] for kind in volume} - {"name"}
+        assert kinds <= {"persistentVolumeClaim", "emptyDir", "projected"}
+    autoscaler = cluster["autoscalerOptions"]
+    assert autoscaler["securityContext"] == CLOSED
+    (api,) = (m for m in autoscaler["volumeMounts"] if m["name"] == "kubernetes-api")
+    assert api["mountPath"] == IN_CLUSTER_TOKEN_PATH.rpartition("/")[0]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_network_policy_selects_every_pod(name: str) -> None:
+    policy = read("network")["spec"]
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+    pods += [spec["submitterPodTemplate"]] if name == "rayjob" else []
+    for pod in pods:
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    peers = [peer for rule in policy["ingress"] for peer in rule["from"]]
+    assert all(peer.get("podSelector", {}).get("matchLabels") for peer in peers)  # none is open
+    assert all(rule["ports"] for rule in policy["egress"] if "ipBlock" in str(rule["to"]))
 
 
 def test_job_resumes_and_shuts_down() -> None:
@@ -87,6 +136,10 @@ def test_job_resumes_and_shuts_down() -> None:
 
 def test_image_has_the_same_ray() -> None:
     dockerfile = (FOLDER / "Dockerfile").read_text()
-    assert "FROM rayproject/ray:2.60.0-py311-gpu" in dockerfile
-    for copied in re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.MULTILINE):
-        assert all((ROOT / file).exists() for file in copied.split())
+    assert "FROM rayproject/ray:2.60.0-py311-gpu@${BASE_DIGEST}" in dockerfile
+    assert "ARG BASE_DIGEST\n" in dockerfile  # without a default: a build needs one
+    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
+    assert len(copied) == 3
+    assert all((ROOT / file).exists() for files in copied for file in files.split())
+    assert "pip install --no-cache-dir --require-hashes" in dockerfile
+    assert "USER 1000:100" in dockerfile

@@ -17,7 +17,7 @@ from helpers.machines import ROOT, stop
 
 README = (ROOT / "cluster" / "README.md").read_text()
 DASHBOARD = "http://127.0.0.1:8265"
-INSTALL = re.compile(r"  - test -x ~/.local/bin/uv .*\n  - test -d .*\n(  #.*\n)?  - ~/.local.*\n")
+INSTALL = re.compile(r"(  - python3 -c .*\n)?  - test -x ~/.uv/.*\n  - test -d .*\n  - ~/.uv/.*\n")
 """The lines of a shipped YAML that install from the internet."""
 USED_COMMANDS: set[str] = set()
 """The README's commands that were run so far."""

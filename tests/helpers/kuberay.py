@@ -18,9 +18,12 @@ class Object(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Metadata(Object):
-    name: Name
+class Labels(Object):
     labels: dict[str, str] = {}
+
+
+class Metadata(Labels):
+    name: Name
 
 
 class Resources(Object):
@@ -41,11 +44,35 @@ class Variable(Object):
 class Mount(Object):
     name: Name
     mountPath: Annotated[str, StringConstraints(pattern=r"^/")]
+    readOnly: bool = False
+
+
+class Capabilities(Object):
+    drop: list[str]
+
+
+class ContainerSecurity(Object):
+    allowPrivilegeEscalation: bool
+    readOnlyRootFilesystem: bool
+    capabilities: Capabilities
+
+
+class SeccompProfile(Object):
+    type: Literal["RuntimeDefault", "Localhost", "Unconfined"]
+
+
+class PodSecurity(Object):
+    runAsNonRoot: bool
+    runAsUser: int
+    runAsGroup: int
+    fsGroup: int
+    seccompProfile: SeccompProfile
 
 
 class Container(Object):
     name: Name
     image: str
+    securityContext: ContainerSecurity
     env: list[Variable] = []
     ports: list[Port] = []
     resources: Resources
@@ -61,10 +88,49 @@ class EmptyDir(Object):
     sizeLimit: Quantity
 
 
+class Token(Object):
+    path: str
+    expirationSeconds: Annotated[int, Field(ge=600)]
+
+
+class KeyToPath(Object):
+    key: str
+    path: str
+
+
+class ConfigMap(Object):
+    name: Name
+    items: list[KeyToPath]
+
+
+class FieldRef(Object):
+    fieldPath: str
+
+
+class DownwardFile(Object):
+    path: str
+    fieldRef: FieldRef
+
+
+class DownwardAPI(Object):
+    items: list[DownwardFile]
+
+
+class Source(Object):
+    serviceAccountToken: Token | None = None
+    configMap: ConfigMap | None = None
+    downwardAPI: DownwardAPI | None = None
+
+
+class Projected(Object):
+    sources: list[Source]
+
+
 class Volume(Object):
     name: Name
     persistentVolumeClaim: Claim | None = None
     emptyDir: EmptyDir | None = None
+    projected: Projected | None = None
 
 
 class Toleration(Object):
@@ -74,12 +140,16 @@ class Toleration(Object):
 
 
 class PodSpec(Object):
+    restartPolicy: Literal["Always", "OnFailure", "Never"] | None = None
+    automountServiceAccountToken: bool
+    securityContext: PodSecurity
     tolerations: list[Toleration] = []
     containers: list[Container]
     volumes: list[Volume]
 
 
 class Pod(Object):
+    metadata: Labels
     spec: PodSpec
 
 
@@ -90,6 +160,8 @@ class AuthOptions(Object):
 class AutoscalerOptions(Object):
     version: Literal["v1", "v2"]
     idleTimeoutSeconds: Annotated[int, Field(gt=0)]
+    securityContext: ContainerSecurity
+    volumeMounts: list[Mount]
 
 
 class HeadGroup(Object):
@@ -122,6 +194,7 @@ class JobSpec(Object):
     shutdownAfterJobFinishes: bool
     ttlSecondsAfterFinished: Annotated[int, Field(ge=0)]
     rayClusterSpec: ClusterSpec
+    submitterPodTemplate: Pod
 
 
 class RayCluster(Object):
@@ -151,6 +224,49 @@ class PersistentVolumeClaim(Object):
     spec: ClaimSpec
 
 
+class Selector(Object):
+    matchLabels: dict[str, str] = {}
+
+
+class Block(Object):
+    cidr: str
+
+
+class Peer(Object):
+    podSelector: Selector | None = None
+    namespaceSelector: Selector | None = None
+    ipBlock: Block | None = None
+
+
+class PolicyPort(Object):
+    protocol: Literal["TCP", "UDP"]
+    port: int
+
+
+class Ingress(Object):
+    from_: Annotated[list[Peer], Field(alias="from")]
+    ports: list[PolicyPort] = []
+
+
+class Egress(Object):
+    to: list[Peer]
+    ports: list[PolicyPort] = []
+
+
+class PolicySpec(Object):
+    podSelector: Selector
+    policyTypes: list[Literal["Ingress", "Egress"]]
+    ingress: list[Ingress]
+    egress: list[Egress]
+
+
+class NetworkPolicy(Object):
+    apiVersion: Literal["networking.k8s.io/v1"]
+    kind: Literal["NetworkPolicy"]
+    metadata: Metadata
+    spec: PolicySpec
+
+
 KINDS: dict[str, type[Object]] = {
-    kind.__name__: kind for kind in (RayCluster, RayJob, PersistentVolumeClaim)
+    kind.__name__: kind for kind in (RayCluster, RayJob, PersistentVolumeClaim, NetworkPolicy)
 }
