@@ -263,7 +263,7 @@ class LocalTrial(SearchTrial):
 
     def start(self) -> str:
         """Build the trainer, and load its newest checkpoint."""
-        self.trainer = self._build_trainer()
+        self.trainer, self.copied_epoch = self._build_trainer(), 0
         keep = self.run_config.checkpoint.keep
         self.checkpoints = CheckpointStore(
             *self.folder.open(), keep=keep, before_write=self.folder.check_lease
@@ -316,7 +316,9 @@ class LocalTrial(SearchTrial):
             time.sleep(self.epoch_seconds)
             trainer.epochs += 1
             return self._result({}, trainer.epochs)
-        evaluated = bool(trainer.epochs) and not logger.lacks_evaluation(trainer.epochs)
+        evaluated = bool(trainer.epochs) and (
+            trainer.epochs == self.copied_epoch or not logger.lacks_evaluation(trainer.epochs)
+        )
         if trainer.epochs >= trainer.config.epochs and not trainer.position and evaluated:
             # It has ended, and Tune has not heard of it.
             return self._result(logger.metrics.lines[-1], trainer.epochs)
@@ -398,6 +400,7 @@ class LocalTrial(SearchTrial):
         self.cleanup()
         # A new logger drops the lines of its own epochs beyond that.
         self._open_logger()
+        self.copied_epoch = self.trainer.epochs  # evaluated by the other trial
         self.ended = self.reason = ""
 
     def cleanup(self) -> None:

@@ -60,7 +60,7 @@ def test_the_front_has_those_that_none_beats_in_both_metrics() -> None:
     assert {r.number for r in pareto_front(valid, both)} == {1, 2, 4}  # 2 beats 0 in both
     # Of the search it is that of the finished trials: trial 1 was stopped.
     assert {r.number for r in search_front(TRIALS, both)} == {2, 4}
-    assert [r.number for r in rank_trials(TRIALS, both)][2:] == [0, 1, 3, 5]
+    assert [r.number for r in rank_trials(TRIALS, both)][2:] == [1, 0, 3, 5]
 
 
 def test_it_says_why_a_trial_is_the_best() -> None:
@@ -156,9 +156,9 @@ def test_a_trial_is_a_line_with_the_fields_that_differ(width: int) -> None:
 def test_a_star_marks_the_front() -> None:
     ranked = rank_trials(TRIALS, [FRECHET, PROBE])
     numbers = [line.split()[0] for line in drawn(ranked, [FRECHET, PROBE], 120)[1:]]
-    assert numbers == ["*2", "*4", "0", "1", "3", "5"]
+    assert numbers == ["*2", "*4", "1", "0", "3", "5"]
     numbers = [line.split()[0] for line in drawn(ranked, [FRECHET], 120)[1:]]
-    assert numbers == ["2", "4", "0", "1", "3", "5"]
+    assert numbers == ["2", "4", "1", "0", "3", "5"]
 
 
 def test_a_log_has_lines_and_a_terminal_a_table() -> None:

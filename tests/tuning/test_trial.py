@@ -39,12 +39,11 @@ def start(folder: Path, data: str, values: dict[str, Any], **context: Any) -> Lo
     common = TrialContext(
         search="s",
         folder=RunStorage(str(folder), "trials"),
-        space=Space.from_yaml(SPACE),
         base=base,
         dataset=dataset,
         metrics=[SearchMetric("frechet", maximize=False)],
         resources=WorkerResources(1.0, 0.0, 1, None),
-        **context,
+        **{"space": Space.from_yaml(SPACE), **context},
     )
     evaluator = Evaluator(dataset, base.evaluation, base.seed)
     trial.setup(point(0, values), context=common, rows=dataset.read("train"), evaluator=evaluator)
