@@ -476,7 +476,9 @@ def delete(
             left.append(f"security group {group['GroupId']}, which is in use ({problem})")
         else:
             deleted.append(f"security group {group['GroupId']}")
-    if bucket and bucket_tags(cluster, bucket) is not None:
+    if bucket and bucket_tags(cluster, bucket) is None:
+        left.append(f"--bucket {bucket}, which does not exist")
+    elif bucket:
         everything = boto3.resource("s3", region_name=cluster.region).Bucket(bucket)
         everything.object_versions.delete()
         everything.delete()

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from helpers import client
 from helpers.cloud import BUCKET, REGION, Bucket, Cloud, machine_name, wait_for
+from helpers.iam import allows
+from helpers.machines import GATEWAY
 from helpers.ports import listening_ports, probe
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,6 +29,12 @@ SUBMIT = "ray job submit --address http://localhost:8265 --working-dir ."
 EPOCHS = 10
 STEPS = 400 // 32 + 1
 """Steps of an epoch of `copy_digits`."""
+BUCKET_ACTIONS = {"GET": "ListBucket", "HEAD": "ListBucket", "PUT": "CreateBucket"}
+OBJECT_ACTIONS = {
+    "GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "POST": "PutObject",
+    "DELETE": "DeleteObject",
+}  # fmt: skip
+"""What S3 asks IAM for, by the request's method."""
 NAMES = {"YOUR-BUCKET": BUCKET}
 NAME = f"cl-ray-{REGION}"
 """The security group, and the beginning of the roles' names."""
@@ -274,6 +282,27 @@ def test_after_a_lost_head_the_same_commands_resume(
     submit_training(cloud, end, "again")
     assert f"resumes from {saved}" in client.wait_for_success(cloud, "again")
     assert bucket.epochs() == list(range(1, end + 1))
+
+
+def test_the_roles_allow_what_machines_asked_of_s3(cloud: Cloud) -> None:
+    """Moto lets all through; on AWS a request beyond the policy would end a run."""
+    role = cloud.client("iam").get_role_policy(RoleName=f"{NAME}-worker", PolicyName="storage")
+    line = re.compile(rf'^(\S+) - - \[.*?\] ".*?([A-Z]+) /{BUCKET}(?:/([^?\s]*))?(\?\S*)? HTTP')
+    asked = set()
+    for match in map(line.match, (cloud.folder / "moto.log").read_text().splitlines()):
+        if match and match[1] != GATEWAY:  # from a machine
+            _, method, key, query = match.groups()
+            if not key:
+                action = "DeleteObject" if query == "?delete" else BUCKET_ACTIONS[method]
+            elif method == "DELETE" and query:
+                action = "AbortMultipartUpload"
+            else:
+                action = OBJECT_ACTIONS[method]
+            asked.add((action, f"/{key or 'runs/'}" if action in OBJECT_ACTIONS.values() else ""))
+    assert {"ListBucket", "GetObject", "PutObject"} <= {action for action, _ in asked}
+    for action, path in asked:
+        resource = f"arn:aws:s3:::{BUCKET}{path}"
+        assert allows(role["PolicyDocument"], f"s3:{action}", resource), (action, resource)
 
 
 def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> None:
