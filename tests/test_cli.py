@@ -157,7 +157,7 @@ FLAG_MISTAKES = [
         ("train --preset=slow", "preset 'slow' is unknown; there are: quick, mnist."),
         (
             "train --name=old --storage=.",
-            "{storage}/old/config.yaml was written by an earlier version of cl_ray (format 1); ",
+            "{storage}/old/config.yaml is not the config of a run: it has no field 'name'; ",
         ),
     ],
 )
