@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Cluster:
 
     def client(self, service: str) -> Any:
         """Return boto3's client in the region; IAM and STS are those of its partition."""
-        return boto3.client(service, region_name=self.region)
+        return client(service, self.region)
 
     @property
     def placeholders(self) -> dict[str, Any]:
@@ -396,7 +397,7 @@ def create_group(cluster: Cluster, vpc: str, ssh_from: str) -> str:
 def find_image(kind: str, region: str) -> str | None:
     """Return the newest image of a kind in the region; None, with a message, if it is not found."""
     try:
-        found = boto3.client("ssm", region_name=region).get_parameter(Name=IMAGES[kind])
+        found = client("ssm", region).get_parameter(Name=IMAGES[kind])
         return str(found["Parameter"]["Value"])
     except ClientError as error:
         print(f"No image at {IMAGES[kind]} ({error_code(error)}): fill one in, `create` again.")
@@ -498,7 +499,7 @@ def find_machines(cluster: Cluster, regions: list[str] | None) -> list[str]:
         regions = [region["RegionName"] for region in found]
     machines = []
     for region in dict.fromkeys((cluster.region, *regions)):
-        pages = boto3.client("ec2", region_name=region).get_paginator("describe_instances")
+        pages = client("ec2", region).get_paginator("describe_instances")
         states = ["pending", "running", "stopping", "stopped"]
         try:
             reservations = [
@@ -564,6 +565,12 @@ def delete_group(cluster: Cluster, group: str, wait: float) -> str | None:
             time.sleep(min(10, wait))
         else:
             return None
+
+
+@cache
+def client(service: str, region: str) -> Any:
+    """Return boto3's client, which takes a while to make."""
+    return boto3.client(service, region_name=region)
 
 
 def existing(call: Any, **arguments: Any) -> dict[str, Any] | None:

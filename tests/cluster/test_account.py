@@ -70,6 +70,12 @@ class Account:
         flags = ("--ssh-from=203.0.113.7/32", *flags)
         return self.run("create", f"--bucket={bucket}", *flags, code=code)
 
+    def delete(self, *flags: str, everywhere: bool = False, code: str | None = None) -> str:
+        """Run `delete`, which looks at one region, or at all of them, which takes seconds."""
+        return self.run(
+            "delete", *flags, *([] if everywhere else [f"--regions={REGION}"]), code=code
+        )
+
     def names(self, region: str = REGION) -> tuple[str, str]:
         """The roles and profiles of the head and the workers."""
         return f"{self.cluster}-{region}-head", f"{self.cluster}-{region}-worker"
@@ -229,7 +235,7 @@ def test_a_second_region_gets_things_of_its_own(account: Account) -> None:
     for written in (group["GroupId"], f"Name: {worker}}}", f"region: {other}"):
         assert written in copy.read_text()
     for region in (other, REGION):  # each is deleted without the other
-        account.run("delete", f"--region={region}", "--regions", REGION, other)
+        account.delete(f"--region={region}")
         assert set(account.roles()) == (set(roles) if region == other else set())
 
 
@@ -293,10 +299,10 @@ def test_what_somebody_else_made_is_refused_and_kept(account: Account, make: Any
     assert look() == before
     assert account.yaml.read_text() == text
     assert everything(account) == existed
-    account.run("delete", code=None if make in (make_bucket, make_group) else "error")
+    account.delete(code=None if make in (make_bucket, make_group) else "error")
     assert look() == before
     if make is make_bucket:
-        printed = account.run("delete", f"--bucket={account.bucket}", code="error")
+        printed = account.delete(f"--bucket={account.bucket}", code="error")
         assert "did not make" in printed
         assert look() == before
 
@@ -308,7 +314,7 @@ def test_a_group_of_that_name_in_another_network_is_kept(account: Account) -> No
     account.create()
     assert len(account.groups()) == 2
     assert look() == before
-    account.run("delete")
+    account.delete()
     assert account.groups() == look() == before
 
 
@@ -456,18 +462,18 @@ def test_arns_are_those_of_the_partition(
     assert f'"iam:PassedToService": "{service}"' in text
     trust = iam.get_role(RoleName=head)["Role"]["AssumeRolePolicyDocument"]
     assert trust["Statement"][0]["Principal"] == {"Service": service}
-    assert f"deleted in {region}: profile {head}" in account.run("delete", f"--region={region}")
+    assert f"deleted in {region}: profile {head}" in account.delete(f"--region={region}")
 
 
 def test_delete_refuses_while_machines_run(account: Account) -> None:
     account.create()
     head, worker = account.names()
     machine = account.start_machine(REGION, worker, **{"ray-cluster-name": account.cluster})
-    printed = account.run("delete", code="error")
+    printed = account.delete(code="error")
     assert printed == f"{machine} in {REGION} still run: `ray down -y {account.yaml}` first."
     assert set(account.roles()) == {head, worker}
     account.ec2().terminate_instances(InstanceIds=[machine])
-    account.run("delete")
+    account.delete()
     assert account.roles() == {}
 
 
@@ -475,10 +481,10 @@ def test_a_role_that_another_region_uses_stays(account: Account) -> None:
     account.create()
     head, worker = account.names()
     machine = account.start_machine("eu-west-1", worker, owner="somebody")
-    assert f"{machine} in eu-west-1 still run" in account.run("delete", code="error")
+    assert f"{machine} in eu-west-1 still run" in account.delete(everywhere=True, code="error")
     assert account.profiles() == {head: [head], worker: [worker]}
     account.ec2("eu-west-1").terminate_instances(InstanceIds=[machine])
-    account.run("delete")
+    account.delete()
     assert account.profiles() == {}
 
 
@@ -491,7 +497,7 @@ def test_delete_keeps_what_it_did_not_make(account: Account) -> None:
     )
     key = f"ray-autoscaler_{REGION}"
     account.ec2().create_key_pair(KeyName=key)
-    printed = account.run("delete", code="error")
+    printed = account.delete(code="error")
     assert f"left as well: role {worker} (" in printed
     assert account.roles() == {worker: {"theirs": THEIRS}}
     assert account.ec2().describe_key_pairs(KeyNames=[key])["KeyPairs"]
@@ -505,7 +511,7 @@ def test_delete_reports_what_it_deleted_and_what_is_left(account: Account) -> No
     filters = [{"Name": "vpc-id", "Values": [group["VpcId"]]}]
     subnet = account.ec2().describe_subnets(Filters=filters)["Subnets"][0]["SubnetId"]
     held = account.ec2().create_network_interface(SubnetId=subnet, Groups=[group["GroupId"]])
-    printed = account.run("delete", "--wait=0", code="error")
+    printed = account.delete("--wait=0", code="error")
     assert printed.startswith(
         f"deleted in {REGION}: profile {head}, role {head}, profile {worker}, role {worker}\n"
     )
@@ -513,10 +519,10 @@ def test_delete_reports_what_it_deleted_and_what_is_left(account: Account) -> No
     account.ec2().delete_network_interface(
         NetworkInterfaceId=held["NetworkInterface"]["NetworkInterfaceId"]
     )
-    printed = account.run("delete", "--wait=0")
+    printed = account.delete("--wait=0")
     assert printed.startswith(f"deleted in {REGION}: security group {group['GroupId']}\n")
     assert account.groups() == []
-    assert account.run("delete").startswith(f"deleted in {REGION}: nothing, as nothing existed")
+    assert account.delete().startswith(f"deleted in {REGION}: nothing, as nothing existed")
 
 
 def test_delete_with_the_bucket_deletes_every_version(account: Account) -> None:
@@ -524,9 +530,9 @@ def test_delete_with_the_bucket_deletes_every_version(account: Account) -> None:
     for body in (b"old", b"new"):
         account.s3.put_object(Bucket=account.bucket, Key="runs/first", Body=body)
     account.s3.delete_object(Bucket=account.bucket, Key="runs/first")
-    account.run("delete")
+    account.delete()
     assert len(account.s3.list_object_versions(Bucket=account.bucket)["Versions"]) == 2
-    account.run("delete", f"--bucket={account.bucket}")
+    account.delete(f"--bucket={account.bucket}")
     names = [b["Name"] for b in account.s3.list_buckets()["Buckets"]]
     assert account.bucket not in names
 
