@@ -21,11 +21,12 @@ from cl_ray.errors import UserError, first_error_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's formats that are opened. Others start programs, as PostScript does Ghostscript."""
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 40_000_000
+"""Default limit: WebP, which needs the most memory, then takes less than a gigabyte."""
 ADD_SIZE = "add `--size N` to scale the shorter side to N and cut out the middle"
 
-_BYTES_PER_PIXEL = 4
-"""A file has at most as many: uncompressed RGB with alpha."""
+_BYTES_PER_PIXEL = 3
+"""A file has at most as many, as uncompressed RGB has."""
 _BYTES_BESIDE = 2**20
 """Of a header, metadata and a preview."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323

@@ -147,10 +147,9 @@ def read_image_folder(
                 with filesystem.open_input_file(f"{path}/{file}") as stream:
                     limits.check_bytes(stream.size(), name)
                     held.enter_context(bytes_read.reserve(stream.size()))
-                    data = stream.read(limits.bytes + 1)
+                    image = open_image(stream.read(limits.bytes + 1), name, limits)
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
-            image = open_image(data, name, limits)
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
             return RawImage(convert(load_image(image, name), name), label, name)
 
@@ -400,4 +399,6 @@ def _hugging_face_names(schema: pa.Schema, label: str) -> list[str] | None:
         names = record["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return [name.encode(errors="backslashreplace").decode() for name in names]  # surrogates

@@ -73,8 +73,8 @@ class SourceConfig(BaseConfig):
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
-        description="Refuse images with more pixels, before they are decoded. The largest one "
-        "takes up to 16 bytes of memory a pixel.",
+        description="Refuse images with more pixels, before they are decoded. The largest takes "
+        "up to 20 bytes of memory a pixel.",
     )
     root: str = Field("data", description="Folder of torchvision's downloads.")
     validation_fraction: float | None = Field(
@@ -193,6 +193,10 @@ def read_source(config: SourceConfig) -> SourceSplits:
         files = _list_files(filesystem, path) if kind == pafs.FileType.Directory else []
     except OSError as error:
         raise UserError(f"{source} cannot be read: {first_error_line(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{source} holds a file whose name is not UTF-8 ({error.object!r}): rename it."
+        ) from error
     if kind == pafs.FileType.NotFound and bare:
         lower = {name.lower(): name for name in (STACKED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
