@@ -27,6 +27,7 @@ from cl_ray.training.ray_compat import (
     started_local_ray,
     untested_ray_warning,
 )
+from cl_ray.training.session_watcher import session_watcher
 
 _GCS_ADDRESS = "HOST:PORT of its head's GCS (HOST:6379)"
 _CONNECT_TIMEOUT = 5.0
@@ -78,22 +79,23 @@ def ray_session(
     hide_secrets_in_command()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
-    if address:
-        check_cluster_answers(address)
+    with contextlib.nullcontext() if address else session_watcher(ray_temp_folder()):
+        if address:
+            check_cluster_answers(address)
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise _cannot_join(address, first_error_line(error.__cause__ or error)) from error
+        else:
+            _start_local_ray(dashboard, options, console)
+        if not verbose:
+            for name in ("ray.train", "ray.data", "ray"):
+                logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise _cannot_join(address, first_error_line(error.__cause__ or error)) from error
-    else:
-        _start_local_ray(dashboard, options, console)
-    if not verbose:
-        for name in ("ray.train", "ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with termination_as_interrupt():
-            yield not address
-    finally:
-        ray.shutdown()
+            with termination_as_interrupt():
+                yield not address
+        finally:
+            ray.shutdown()
 
 
 def check_address(address: str) -> None:
@@ -123,26 +125,32 @@ def check_cluster_answers(address: str) -> None:
         UserError: Nothing answers there, it is no Ray cluster, it wants another token, or this
             machine is none of its nodes.
     """
+    gcs = address
     try:
         gcs = gcs_address(address)
         host, _, port = gcs.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:  # also Ray's ConnectionError
-        reason = f"nothing answers there ({error.strerror or first_error_line(error)})"
+        where = "there" if gcs == address else f"at {gcs}"
+        reason = f"nothing answers {where} ({error.strerror or first_error_line(error)})"
         raise _cannot_join(
             address,
             f"{reason}; start the cluster, give another --address, or take --address local to "
             "start Ray on this machine",
         ) from error
+    token = "export RAY_AUTH_MODE=token, and copy the token from the machine that started it"
+    file, given = token_file(), os.environ.get("RAY_AUTH_TOKEN")
+    with_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    if with_token and not given and not (file and file.is_file() and file.stat().st_size):
+        where = f"in {file}" if file else "as HOME is not set"
+        raise _cannot_join(address, f"RAY_AUTH_MODE is token, and there is none {where}; {token}")
     status = ask_gcs(gcs, _ANSWER_TIMEOUT)
     if status == "UNAUTHENTICATED":
-        token = "export RAY_AUTH_MODE=token, and copy the token from the machine that started it"
-        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            raise _cannot_join(
-                address, f"it wants a token, and RAY_AUTH_MODE is not token; {token}"
-            )
-        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else token_file()
-        raise _cannot_join(address, f"it wants another token than that in {where}; {token}")
+        reason = "it wants a token, and RAY_AUTH_MODE is not token"
+        if with_token:
+            where = "RAY_AUTH_TOKEN" if given else file
+            reason = f"it wants another token than that in {where}"
+        raise _cannot_join(address, f"{reason}; {token}")
     if status != "OK":
         reason = f"what answers there is no Ray cluster (gRPC status {status})"
         raise _cannot_join(address, f"{reason}; give {_GCS_ADDRESS}")

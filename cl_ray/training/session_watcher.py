@@ -1,0 +1,65 @@
+"""Ends what a local Ray leaves when its driver is killed.
+
+Ray's servers end with the driver. Its workers and agents look for them: workers end within seconds,
+in which they write on, and agents and some actors may stand for minutes and hold their memory. Here
+a process of its own, which starts this file, waits for the driver's end and kills them.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def session_watcher(temp_folder: Path) -> Iterator[None]:
+    """Kill the processes of the Ray session that starts meanwhile when this process dies.
+
+    Also at the end of the context, by which Ray is shut down.
+
+    Args:
+        temp_folder: Ray's temporary folder, where the session has a folder with this process's id.
+    """
+    session = rf"{re.escape(os.path.realpath(temp_folder))}/session_[\d_-]+_{os.getpid()}/"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(os.getpid()), session],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that neither Ctrl-C nor a closed terminal ends it
+    ):
+        yield  # its input ends with the context or this process, which is what it waits for
+
+
+def session_processes(session: str) -> set[int]:
+    """Return the ids of processes with open files in a session's folder, which logs are in.
+
+    Args:
+        session: Regular expression of the folder's path.
+    """
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for file in (process / "fd").iterdir():
+                if re.match(session, os.readlink(file)):
+                    found.add(int(process.name))
+                    break
+    return found
+
+
+def _watch(driver: int, session: str) -> None:
+    sys.stdin.read()
+    while left := session_processes(session) - {driver}:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)  # one may have started another just before
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]), sys.argv[2])
