@@ -226,7 +226,10 @@ def bucket_tags(cluster: Cluster, bucket: str) -> Tags | None:
         if error_code(error) == "NoSuchTagSet":
             return []
         if error_code(error) == "AccessDenied":
-            sys.exit(f"--bucket {bucket} belongs to somebody else: take another name.")
+            sys.exit(
+                f"--bucket {bucket} belongs to another account, or you may not read its tags "
+                "(s3:GetBucketTagging): choose another name, or get access."
+            )
         if error_code(error) != "NoSuchBucket":
             raise
         return None
