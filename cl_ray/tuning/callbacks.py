@@ -33,6 +33,7 @@ from cl_ray.tuning.study import (
     TrialResult,
     finish_trial,
     trial_results,
+    unfinished_trials,
 )
 from cl_ray.tuning.trial import ERROR_FILE
 
@@ -83,6 +84,8 @@ class StudyCallback(_UnpickledCallback):
     ):
         self.search, self.study, self.storage, self.show = search, study, storage, show
         self.results = {result.number: result for result in trial_results(study)}
+        trials = {number: f"{number:04d}" for number in unfinished_trials(study)}
+        self._begun = {n for n, t in trials.items() if search.trials_folder.subfolder(t).exists()}
         self._running: dict[int, optuna.Trial] = {}
         self.storage_error: StorageError | None = None
 
@@ -162,7 +165,7 @@ class StudyCallback(_UnpickledCallback):
         self._running[number] = optuna_trial(self.study, number)
         self._show(
             f"trial {number} resumes after epoch {result.epoch}"
-            if result.epoch
+            if number in self._begun
             else f"trial {number} starts: {format_values(result.values)}"
         )
         self.storage.push()  # before the trial writes anything to its folder
