@@ -26,7 +26,7 @@ from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.device import CpuAffinity, keep_freed_memory, resolve_device
-from cl_ray.errors import StorageError, UserError, storage_errors
+from cl_ray.errors import StorageError, UserError, printable, storage_errors
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
@@ -214,6 +214,7 @@ class SearchTrial(tune.Trainable, ABC):
         the dashboard a trial is found by this file's name.
         """
         line = f"cl_ray search {self.context.search}, trial {self.number} {line}"
+        line = printable(line, keep="\n")
         print(line, flush=True)
         folder = session_log_dir()
         if folder:
