@@ -2,17 +2,23 @@
 
 import errno
 import os
+import pickle
 import re
+import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import pytest
 from helpers.limits import file_size_limit
+from helpers.saved_states import States, save_steps, steps_of
 
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.errors import StorageError, UserError, storage_errors
-from cl_ray.storage import RunStorage, StorageMirror, without_options
+from cl_ray.metrics_file import MetricsFile, read_epochs
+from cl_ray.storage import LeaseLostError, RunStorage, StorageMirror, without_options
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -226,3 +232,62 @@ def test_options_are_not_shown() -> None:
     assert without_options("s3://bucket/set?region=eu-west-1&scheme=http") == "s3://bucket/set"
     for same in ("file:///data/set", "data/set?"):
         assert without_options(same) == same
+
+
+def test_a_driver_that_takes_the_lease_ends_the_writes_of_the_one_before(
+    storage: str, states: States
+) -> None:
+    folder = RunStorage.at(storage, "lease")
+    folder.create()
+    before = folder.take_lease()
+    worker = pickle.loads(pickle.dumps(before))
+    file = MetricsFile(worker, 2)
+    file.add(1, 10, {})
+    checkpoints = CheckpointStore(*worker.open(), before_write=worker.check_lease)
+    save_steps(checkpoints, states, {1: 0.1})
+    worker.subfolder("trials").write("config.yaml", b"before")
+
+    now = folder.take_lease()
+    writes: list[Callable[[], object]] = [
+        lambda: worker.write("config.yaml", b"late"),
+        lambda: worker.subfolder("trials").write("config.yaml", b"late"),
+        lambda: file.add(2, 20, {}),
+        lambda: save_steps(checkpoints, states, {2: 0.1}),
+        lambda: checkpoints.rollback_to("step-00000001"),
+        lambda: checkpoints.set_metric("step-00000001", 0.2),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLostError) as caught:
+            write()
+        assert str(caught.value) == (
+            f"{folder} was taken over by process {os.getpid()} on {socket.gethostname()}, and this "
+            "process stops: only one can write there."
+        )
+    assert folder.read("config.yaml") is None
+    assert folder.read("trials/config.yaml") == b"before"
+    assert [line["epoch"] for line in read_epochs(folder)] == [1]
+    store = CheckpointStore(*now.open(), before_write=now.check_lease)
+    assert steps_of(store) == [1]
+    save_steps(store, states, {2: 0.1})
+    now.write("config.yaml", b"now")
+
+
+def test_a_checkpoint_is_not_completed_after_another_driver_took_over(
+    storage: str, states: States
+) -> None:
+    folder = RunStorage.at(storage, "half")
+    folder.create()
+    checks: list[None] = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) == 2:  # the files are written, but not the manifest
+            folder.take_lease()
+        before.check_lease()
+
+    before = folder.take_lease()
+    checkpoints = CheckpointStore(*before.open(), before_write=check)
+    with pytest.raises(LeaseLostError):
+        save_steps(checkpoints, states, {1: 0.1})
+    assert checkpoints.names() == ("step-00000001",)
+    assert steps_of(checkpoints) == []
