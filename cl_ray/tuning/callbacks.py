@@ -17,7 +17,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.util.placement_group import remove_placement_group
 
-from cl_ray.errors import StorageError, UserError, storage_errors
+from cl_ray.errors import StorageError, UserError
 from cl_ray.signals import handle_signal
 from cl_ray.training.ray_compat import (
     lost_process_reason,
@@ -61,7 +61,7 @@ def _ends_search_if_storage_fails(method: Callable[..., None]) -> Callable[..., 
     def event(self: "StudyCallback", *arguments: Any, **named: Any) -> None:
         if self.storage_error is None:
             try:
-                with storage_errors(self.search.folder):
+                with self.storage.errors():
                     method(self, *arguments, **named)
             except StorageError as error:
                 self.storage_error = error

@@ -10,7 +10,7 @@ import contextlib
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.errors import StorageError, UserError, first_error_line, storage_errors
 from cl_ray.storage import RunStorage, sync
 from cl_ray.training.ray_compat import optuna_trial
 from cl_ray.tuning.space import Values
@@ -137,6 +137,23 @@ class StudyStorage:
                 f"{self.path} cannot be read as a study ({first_error_line(error)}): it was "
                 "written by another version of Optuna or damaged; take another --name."
             ) from error
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Within the context, turn an error of storage that fails into one sentence.
+
+        Raises:
+            StorageError: The folder or the study cannot be written.
+        """
+        with storage_errors(self.folder):
+            try:
+                yield
+            except optuna.exceptions.StorageInternalError as error:  # of a database
+                reason = first_error_line(error.__cause__ or error)
+                raise StorageError(
+                    f"The study {self} cannot be written ({reason}): mend that, then give the same "
+                    "command again."
+                ) from error
 
     def push(self) -> None:
         """Upload the journal to an object store."""

@@ -95,7 +95,7 @@ def _run_on_ray(
         with SearchProgress(console, search.metrics, options.epochs, options.trials) as progress:
             recorder = StudyCallback(search, study, storage, progress.show)
             interrupt = InterruptCallback(start_stop_signal(search.name), console.print)
-            with contextlib.suppress(Interrupted):
+            with contextlib.suppress(Interrupted), storage.errors():
                 run_trials(search, study, resources, recorder, interrupt)
 
 

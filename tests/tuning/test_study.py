@@ -5,10 +5,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from helpers.limits import file_size_limit
 from optuna.trial import TrialState
 
 from cl_ray.config import preset
-from cl_ray.errors import UserError
+from cl_ray.errors import StorageError, UserError
 from cl_ray.storage import RunStorage
 from cl_ray.tuning.search import prepare_search
 from cl_ray.tuning.space import Space
@@ -122,6 +123,22 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     storage.path.write_text("no journal\nat all\n")
     with pytest.raises(UserError, match="another version"):
         has_study(storage.open(), "s")
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///{tmp_path}/s.db"])
+def test_a_full_disk_is_one_sentence(url: str | None, tmp_path: Path) -> None:
+    url = url and url.format(tmp_path=tmp_path)
+    storage = StudyStorage(RunStorage(str(tmp_path), "s"), url)
+    study = optuna.create_study(storage=storage.open(), study_name="s")
+    point = {"values": "x" * 1000}
+    with file_size_limit(600), pytest.raises(StorageError) as caught, storage.errors():
+        study.enqueue_trial({}, user_attrs=point)
+    assert "cannot be written (" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert str(caught.value).endswith(", then give the same command again.")
+    again = optuna.load_study(study_name="s", storage=storage.open())
+    number = len(again.trials)
+    assert again.ask().number == number
 
 
 def test_a_missing_database_driver_is_named(tmp_path: Path) -> None:
