@@ -30,17 +30,21 @@ _REFRESH_INTERVAL = 0.5
 
 
 def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
-    """Return the best first: by the metric, or by the Pareto front, then the mean rank."""
-    ranked = [result for result in results if result.is_valid]
+    """Return the best first: by the metric, or the Pareto front, then others by the mean rank.
+
+    The front and the ranks of several metrics are those of the finished trials, if there are any.
+    """
+    valid = [result for result in results if result.is_valid]
+    ranked = sorted(valid, key=lambda r: (metric_cost(r, metrics[0]), r.number))
     if len(metrics) > 1:
         front = {result.number for result in search_front(results, metrics)}
-        ranks = {result.number: 0 for result in ranked}
+        ranks = {result.number: 0 for result in _candidates(results)}
         for metric in metrics:
-            for rank, result in enumerate(sorted(ranked, key=lambda r: metric_cost(r, metric))):
+            order = sorted(_candidates(results), key=lambda r: metric_cost(r, metric))
+            for rank, result in enumerate(order):
                 ranks[result.number] += rank
-        ranked.sort(key=lambda r: (r.number not in front, ranks[r.number], r.number))
-    else:
-        ranked.sort(key=lambda r: (metric_cost(r, metrics[0]), r.number))
+        worst = len(valid) * len(metrics)
+        ranked.sort(key=lambda r: (r.number not in front, ranks.get(r.number, worst), r.number))
     unranked = [result for result in results if not result.is_valid]
     return ranked + sorted(unranked, key=lambda r: (_UNRANKED[r.status], r.number))
 

@@ -60,7 +60,16 @@ def test_the_front_has_those_that_none_beats_in_both_metrics() -> None:
     assert {r.number for r in pareto_front(valid, both)} == {1, 2, 4}  # 2 beats 0 in both
     # Of the search it is that of the finished trials: trial 1 was stopped.
     assert {r.number for r in search_front(TRIALS, both)} == {2, 4}
-    assert [r.number for r in rank_trials(TRIALS, both)][2:] == [1, 0, 3, 5]
+    assert [r.number for r in rank_trials(TRIALS, both)][2:] == [0, 1, 3, 5]
+
+
+def test_the_first_of_the_table_is_the_best_of_several_metrics() -> None:
+    """Also where a stopped trial changes the ranks of the finished ones."""
+    finished = [trial(0, 3.0, 0.9), trial(1, 1.0, 0.5), trial(2, 2.0, 0.7)]
+    for stopped in ([], [trial(3, 2.5, 0.8, "stopped"), trial(4, 1.5, 0.6, "stopped")]):
+        results, both = [*finished, *stopped], [FRECHET, PROBE]
+        assert rank_trials(results, both)[0] == best_trial(results, both)
+        assert {r.number for r in rank_trials(results, both)[:3]} == {0, 1, 2}
 
 
 def test_it_says_why_a_trial_is_the_best() -> None:
@@ -101,7 +110,7 @@ def test_files_and_the_best_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_no_cell_is_a_formula_and_numbers_are_numbers(tmp_path: Path, start: str) -> None:
-    formula = f"{start}HYPERLINK(\"http://x\")\n\x1b[2J"
+    formula = f'{start}HYPERLINK("http://x")\n\x1b[2J'
     failed = replace(trial(0, 0.0, status="failed"), reason=formula, values={"seed": -1})
     write_leaderboard(prepared_search(tmp_path, [FRECHET], Space.load("rates")), [failed])
     text = (tmp_path / "s" / "leaderboard.csv").read_text()
@@ -156,9 +165,9 @@ def test_a_trial_is_a_line_with_the_fields_that_differ(width: int) -> None:
 def test_a_star_marks_the_front() -> None:
     ranked = rank_trials(TRIALS, [FRECHET, PROBE])
     numbers = [line.split()[0] for line in drawn(ranked, [FRECHET, PROBE], 120)[1:]]
-    assert numbers == ["*2", "*4", "1", "0", "3", "5"]
+    assert numbers == ["*2", "*4", "0", "1", "3", "5"]
     numbers = [line.split()[0] for line in drawn(ranked, [FRECHET], 120)[1:]]
-    assert numbers == ["2", "4", "1", "0", "3", "5"]
+    assert numbers == ["2", "4", "0", "1", "3", "5"]
 
 
 def test_a_log_has_lines_and_a_terminal_a_table() -> None:
