@@ -1,5 +1,6 @@
 """Ray Train's loop: the trainer that starts the workers, what each worker runs, rank 0's hooks."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -180,7 +181,9 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
             hooks.on_train_end()
     finally:
         if hooks:
-            hooks.logger.close()
+            # Each epoch has flushed it. A disk that fails now was named by the error before.
+            with contextlib.suppress(OSError):
+                hooks.logger.close()
     return {
         "status": "finished" if trainer.epochs >= config.epochs else "ended",
         "training_seconds": time.perf_counter() - started,
