@@ -6,6 +6,7 @@ Ray and Optuna are imported inside the functions: the environment must be set be
 """
 
 import ipaddress
+import logging
 import os
 import re
 import shlex
@@ -156,6 +157,7 @@ def gcs_address(address: str) -> str:
     from ray._private.authentication import authentication_token_setup
 
     if address == "auto":  # as `ray.init` does: a cluster on this machine may be sent the token
+        authentication_token_setup.logger.setLevel(logging.ERROR)
         authentication_token_setup.maybe_enable_token_auth_if_token_available(False)
     found = services.canonicalize_bootstrap_address(address)
     if found is None:
@@ -209,6 +211,18 @@ def hide_secrets_in_command() -> None:
     command = shlex.join(sys.orig_argv)
     if (shown := redact(command)) != command:
         ray._raylet.setproctitle(shown)
+
+
+def withhold_credentials() -> None:
+    """Keep Ray Tune from writing the environment's AWS keys into Ray's logs.
+
+    Ray 2.60 copies them into the trials' `runtime_env`, which is logged; no option keeps it from
+    that. Processes of a node have that node's environment anyway.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
 def untested_ray_warning() -> str | None:
