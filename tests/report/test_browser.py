@@ -14,13 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.reported_run import EPOCHS, RECORDS, TEST
+from plotly.offline import get_plotlyjs
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from cl_ray.report.embedding import _map_chart
 
 pytestmark = pytest.mark.browser
 
@@ -259,3 +263,20 @@ def test_print_opens_folds_and_draws_charts_that_fit(browser: Browser, page: Pat
 def test_without_javascript_charts_are_described(page: Path) -> None:
     text = page.read_text()
     assert len(re.findall(r"<noscript>.*?over 30 steps: .*?</noscript>", text, re.DOTALL)) >= 9
+
+
+def test_class_names_are_text(browser: Browser, tmp_path: Path) -> None:
+    names = ['<a href="https://x.example">a</a>', "<b>%{x}</b>&amp;", "[/a]"]
+    chart = _map_chart(np.eye(3)[:, :2] * 9, names, np.arange(3))
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"<meta charset=utf-8><div id=chart></div><script>{get_plotlyjs()}</script>"
+        f"<script>Plotly.newPlot('chart', {chart.to_json()})</script>"
+    )
+    browser.open(page, DESKTOP)
+    texts = "[...document.querySelectorAll('.{}')].map(text => text.textContent)"
+    assert browser.evaluate(texts.format("legendtext")) == names
+    assert browser.evaluate(texts.format("annotation-text")) == [names[1]]  # the others overlap
+    assert (
+        browser.evaluate("document.querySelectorAll('#chart svg a, #chart svg tspan').length") == 0
+    )

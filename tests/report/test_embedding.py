@@ -1,5 +1,6 @@
 """The map of D's embeddings, and the files of TensorBoard's projector."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: 
     points = np.array([[0, 0], [1, 1], [1.01, 1.01], [3, 3]], float)
     chart = embedding._map_chart(points, list("abcd"), np.arange(4))
     assert [note.text for note in chart.figure.layout.annotations] == ["a", "d"]
+
+
+def test_names_of_classes_are_text(trained: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    hostile = ["<b>\ta%{x}\n\u202e", *map(str, range(1, 10))]
+    named = replace(dataset, info=dataset.info.model_copy(update={"classes": hostile}))
+    plot = plot_embedding(cl_ray.load(trained), named, dataset.read("test"), "test")
+    assert plot is not None
+    assert plot.names is not None
+    assert "<b>\\ta%{x}\\n\\u202e" in plot.names  # a cell of the projector's table
+    trace = plot.chart.figure.data[0]
+    assert trace.name == trace.hovertext == "&lt;b&gt;\\ta%{x}\\n\\u202e"
+    assert trace.hovertemplate is None
 
 
 def test_the_projector_has_every_image_with_its_label(
