@@ -77,6 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Whole:
 
 def test_it_trains_and_evaluates_as_a_run_with_those_values(whole: Whole) -> None:
     trial, results = whole
+    assert repr(trial) == "search s: trial 0000 and later ones"  # as the dashboard shows it
     assert [r["epoch"] for r in results] == [1, 2, 3]
     assert [r["status"] for r in results] == ["running", "running", "finished"]
     assert [r["done"] for r in results] == [False, False, True]
