@@ -375,8 +375,10 @@ class Dataset:
         self, shard: ShardInfo, groups: list[int]
     ) -> Iterator[tuple[int, RowBatch]]:
         """Yield row groups of a file one by one, so that decoded data stays small and in cache."""
-        size = self.info.row_group
+        size, kind = self.info.row_group, pa.fixed_shape_tensor(pa.uint8(), self.info.shape)
         with self._open(shard) as file:
+            if (found := file.schema_arrow.field("image").type) != kind:
+                raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
             # Every row group but a file's last has `size` rows, so a batch is a row group.
             batches = file.iter_batches(size, groups)
             for group, batch in zip(groups, batches, strict=True):

@@ -1,6 +1,7 @@
 """The read side of data at rest, on real Parquet files."""
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -181,6 +182,20 @@ def test_only_the_wanted_row_groups_are_read_and_damage_is_named(
     (tmp_path / shard.file).write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         Dataset.open(str(tmp_path)).read("train")
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3), (2000, 2000, 1)])
+def test_images_of_another_shape_are_not_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_splits({"train": raw_images(images(9))}, str(tmp_path / "set"), METADATA)
+    record = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    (shard,) = record["splits"]["train"]["shards"]
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((9, *shape), np.uint8))
+    file = tmp_path / "set" / shard["file"]
+    pq.write_table(pa.table({"id": range(9), "image": column}), file)
+    shard["bytes"] = file.stat().st_size
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"{file} is damaged .*its images are extension"):
+        Dataset.open(str(tmp_path / "set")).read("train")
 
 
 def test_it_travels_by_pickle_and_between_working_directories(
