@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from helpers.hostile_images import (
 from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
+import cl_ray
 from cl_ray.data.decoding import FORMATS, ImageLimits, MemoryBudget, decode_image
 from cl_ray.errors import UserError
 from cl_ray.report.images import read_saved_images
@@ -204,6 +206,13 @@ def test_memory_does_not_grow_with_the_threads(tmp_path: Path) -> None:
         for number in range(16):
             (tmp_path / "in" / "all" / f"{number}.png").write_bytes(buffer.getvalue())
     assert peaks[16] - peaks[1] < 4e7
+
+
+def test_images_are_opened_in_one_place() -> None:
+    package = Path(cl_ray.__file__).parent
+    opening = re.compile(r"\bImage\.open\b|\b(torchvision\.io|imageio|cv2|skimage)\b")
+    found = [file.name for file in package.rglob("*.py") if opening.search(file.read_text())]
+    assert found == ["decoding.py"]
 
 
 def test_an_image_of_no_pixels(tmp_path: Path, refused: Callable[..., str]) -> None:
