@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,7 +127,7 @@ def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: A
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
     """Return the value of `--flag VALUE` or `--flag=VALUE` before the flags are parsed."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         if argument == f"--{flag}":
             value = following
         elif argument.startswith(f"--{flag}="):

@@ -136,8 +136,13 @@ def command(arguments: Sequence[str]) -> None:
 def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
     """Prepare a task, compute all missing parts, here or by Ray, and print a summary."""
     from cl_ray.inference.actor_pool import prepare_inference
-    from cl_ray.training.preflight import check_local_capacity, starts_local_ray
+    from cl_ray.training.preflight import (
+        check_local_capacity,
+        check_outlives_job,
+        starts_local_ray,
+    )
 
+    check_outlives_job(options.out, "out")
     if starts_local_ray(options.address):
         check_local_capacity(options.cpus_per_actor, options.gpus_per_actor, "actor")
     console = PlainConsole(highlight=False, soft_wrap=True)

@@ -148,8 +148,8 @@ def check_cluster_answers(address: str) -> None:
     if status == "UNAUTHENTICATED":
         reason = "it wants a token, and RAY_AUTH_MODE is not token"
         if with_token:
-            where = "RAY_AUTH_TOKEN" if given else file
-            reason = f"it wants another token than that in {where}"
+            source = "RAY_AUTH_TOKEN" if given else file
+            reason = f"it wants another token than that in {source}"
         raise _cannot_join(address, f"{reason}; {token}")
     if status != "OK":
         reason = f"what answers there is no Ray cluster (gRPC status {status})"
