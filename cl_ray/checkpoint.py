@@ -209,8 +209,11 @@ class CheckpointStore:
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all checkpoints, complete or not, oldest first."""
-        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
-        names = [i.base_name for i in self.filesystem.get_file_info(selector)]
+        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True, recursive=True)
+        found = self.filesystem.get_file_info(selector)
+        if not self._is_local:  # with versioning, folders may be listed whose files are all deleted
+            found = [info for info in found if info.is_file]
+        names = {info.path.removeprefix(f"{self.folder}/").partition("/")[0] for info in found}
         return tuple(sorted(name for name in names if name.startswith("step-")))
 
     def newest(self) -> CheckpointManifest | None:
@@ -383,7 +386,6 @@ class CheckpointStore:
         """Delete a checkpoint, its manifest first, so that an interrupted deletion never counts."""
         if self._delete_file(f"{name}/{_MANIFEST_FILE}") and self._is_local:
             sync(Path(self.folder, name))
-        # A store with versioning may still list a folder whose files are all deleted.
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.folder}/{name}")
 

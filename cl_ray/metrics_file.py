@@ -12,7 +12,7 @@ import pyarrow.fs
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 
-PART_EPOCHS = 50
+PART_EPOCHS = 20
 """Epochs in a file on an object store, where a file can only be sent again whole."""
 
 _FIRST = "metrics.jsonl"
@@ -40,7 +40,7 @@ class MetricsFile:
 
     In a local folder a line is appended; any other change replaces the file at once, so that a kill
     leaves the old lines or the new ones. On an object store the first `PART_EPOCHS` epochs are in
-    metrics.jsonl and later ones in files such as metrics-00051.jsonl, so that what an epoch sends
+    metrics.jsonl and later ones in files such as metrics-00021.jsonl, so that what an epoch sends
     does not grow with the run.
 
     Args:

@@ -137,8 +137,8 @@ def test_on_an_object_store_the_lines_are_in_parts(bucket: Any, tmp_path: Path) 
     epochs = 2 * PART_EPOCHS + 3
     write_lines(folder, epochs)
     files = bucket.files("parts/demo/")
-    assert sorted(files) == ["metrics-00051.jsonl", "metrics-00101.jsonl", "metrics.jsonl"]
-    assert [blob.count(b"\n") for _, blob in sorted(files.items())] == [50, 3, 50]
+    assert sorted(files) == ["metrics-00021.jsonl", "metrics-00041.jsonl", "metrics.jsonl"]
+    assert [blob.count(b"\n") for _, blob in sorted(files.items())] == [20, 3, 20]
     lines = read_epochs(folder)
     assert [line["epoch"] for line in lines] == list(range(1, epochs + 1))
     local = RunStorage.at(str(tmp_path), "whole")
@@ -148,7 +148,7 @@ def test_on_an_object_store_the_lines_are_in_parts(bucket: Any, tmp_path: Path) 
     # Resumed from an earlier epoch; and a copy on a local disk, where one file is enough.
     MetricsFile(folder, PART_EPOCHS + 2)
     files = bucket.files("parts/demo/")
-    assert sorted(files) == ["metrics-00051.jsonl", "metrics.jsonl"]
+    assert sorted(files) == ["metrics-00021.jsonl", "metrics.jsonl"]
     copy = RunStorage.at(str(tmp_path), "copy")
     for name, blob in files.items():
         copy.write(name, blob)
@@ -161,10 +161,10 @@ def test_on_an_object_store_the_lines_are_in_parts(bucket: Any, tmp_path: Path) 
 def test_a_long_file_on_an_object_store_is_taken_apart(bucket: Any) -> None:
     """As an earlier version wrote it."""
     folder = RunStorage.at(bucket.uri("long"), "demo")
-    old = [{"epoch": epoch, "step": epoch} for epoch in range(1, 121)]
+    old = [{"epoch": epoch, "step": epoch} for epoch in range(1, 51)]
     folder.write("metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in old).encode())
-    MetricsFile(folder, 120)
+    MetricsFile(folder, 50)
     assert sorted(bucket.files("long/demo/")) == [
-        "metrics-00051.jsonl", "metrics-00101.jsonl", "metrics.jsonl",
+        "metrics-00021.jsonl", "metrics-00041.jsonl", "metrics.jsonl",
     ]  # fmt: skip
     assert read_epochs(folder) == old

@@ -20,7 +20,6 @@ from helpers.run_folder import trained_run
 from helpers.small_run import SMALL_RUN
 from rich.console import Console
 
-from cl_ray.checkpoint import CheckpointStore
 from cl_ray.cli import parse_flags
 from cl_ray.commands.tune import command as tune
 from cl_ray.config import Config
@@ -200,20 +199,17 @@ def test_what_an_epoch_sends_to_an_object_store_does_not_grow(bucket: Any, digit
     folder = RunStorage.at(bucket.uri("sent"), "r")
     trainer = trained_run(digits)
     assert isinstance(trainer.config, Config)
-    logger = RunLogger(folder, trainer, trainer.config)
-    checkpoints = CheckpointStore(*folder.open())
-    state, metrics = trainer.state_dict(), {f"loss/{n}": n / 7 for n in range(30)}
-    sent = {}
-    for epoch in range(1, 111):
+    logger, sent = RunLogger(folder, trainer, trainer.config), {}
+    metrics = {f"loss/{n}": n / 7 for n in range(30)}
+    for epoch in range(1, 61):
         trainer.epochs, trainer.gan.steps = epoch, 10 * epoch
         logger.log_epoch(metrics)
         logger.log_evaluation(epoch, 10 * epoch, metrics)
-        checkpoints.save(state, epoch=epoch, step=10 * epoch, metric=None)
-        if epoch % 10 == 0:
+        if epoch % 20 == 0:
             sent[epoch] = bucket.bytes_written("sent/r/")
     logger.close()
-    assert sent[110] - sent[100] <= 1.2 * (sent[20] - sent[10])
+    assert sent[60] - sent[40] <= 1.2 * sent[20]
     lines = read_epochs(folder)
-    assert [line["epoch"] for line in lines] == list(range(1, 111))
+    assert [line["epoch"] for line in lines] == list(range(1, 61))
     curve = read_curves(folder, lines)["evaluation/loss/3"]  # from all files of events
-    assert curve.steps.tolist() == list(range(10, 1110, 10))
+    assert curve.steps.tolist() == list(range(10, 610, 10))
