@@ -188,7 +188,8 @@ def test_unknown_and_missing_flags(capsys: pytest.CaptureFixture[str]) -> None:
 def test_cluster_that_cannot_be_reached(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["train", "--address=nonsense", f"--storage={tmp_path}", "--name=a"]
     assert run(capsys, *arguments, code=1) == (
-        "cl-ray: Cannot join the Ray cluster nonsense: Invalid address format: nonsense.\n"
+        "cl-ray: Cannot join the Ray cluster nonsense: give HOST:PORT of its head's GCS "
+        "(HOST:6379), or auto for one on this machine.\n"
     )
     assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
 

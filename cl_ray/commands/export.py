@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse_flags
+from cl_ray.console import PlainConsole
 
 
 class ExportCommand(BaseConfig):
@@ -28,15 +28,17 @@ def command(arguments: Sequence[str]) -> None:
     """Run the command."""
     asked = parse_flags(ExportCommand, arguments, prog="cl-ray export")
     from cl_ray.export import export
+    from cl_ray.training.preflight import check_outlives_job
 
-    console = Console()
+    check_outlives_job(asked.out, "out")
+    console = PlainConsole()
     with console.status("Exporting …"):
         metadata = export(asked.run, asked.out, asked.format, asked.checkpoint, asked.overwrite)
     kind = "torch.export programs"
     if "opset" in metadata:
         kind = f"ONNX, opset {metadata['opset']},"
     line = f"{metadata['run']}, {metadata['checkpoint']}, as {kind} in {asked.out}"
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(line, highlight=False, soft_wrap=True)
     table = Table("file", "takes", "gives", "differs from PyTorch by", box=None, pad_edge=False)
     for file, described in metadata["files"].items():
         unit = "of 255" if described["output"]["dtype"] == "uint8" else "of the largest"
