@@ -24,7 +24,12 @@ from ray.tune.search import Searcher
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
-from cl_ray.training.ray_compat import HEAD_RESOURCE, ascii_name, replace_pbt_explore
+from cl_ray.training.ray_compat import (
+    HEAD_RESOURCE,
+    ascii_name,
+    replace_pbt_explore,
+    withhold_credentials,
+)
 from cl_ray.training.resources import (
     InsufficientResourcesError,
     WorkerResources,
@@ -236,6 +241,8 @@ def run_trials(
     callbacks = [recorder, interrupt]
     if resources.workers > 1:
         callbacks.append(OrphanedPlacementGroups())
+    name = ascii_name(search.name)
+    withhold_credentials()
     tuner = tune.Tuner(
         _build_trainable(search, resources, interrupt.stop_signal),
         param_space=param_space,
@@ -244,7 +251,7 @@ def run_trials(
             scheduler=build_scheduler(search, [r for r in results if r.has_ended]),
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"{ascii_name(search.name)}-{trial_number(trial):04d}",
+            trial_name_creator=lambda trial: f"{name}-{trial_number(trial):04d}",
             trial_dirname_creator=lambda trial: f"{trial_number(trial):04d}",
         ),
         run_config=tune.RunConfig(

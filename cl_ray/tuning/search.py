@@ -163,6 +163,12 @@ class SearchOptions(BaseConfig):
             )
         return self
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what is pickled, which Ray Tune may store: without the study's secret."""
+        state = super().__getstate__()
+        study = public_uri(self.study or "") or None
+        return {**state, "__dict__": {**state["__dict__"], "study": study}}
+
     @property
     def resolved_scheduler(self) -> str:
         """The scheduler, with `auto` resolved."""

@@ -27,16 +27,21 @@ class Bucket:
         """Its URI."""
         return f"s3://bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
 
-    def files(self, prefix: str) -> dict[str, bytes]:
-        """All objects below a prefix, by their names after it; without the marks of folders."""
+    def files(self, prefix: str, deleted: bool = False) -> dict[str, bytes]:
+        """All objects below a prefix, by their names after it; without the marks of folders.
+
+        With `deleted`, also what was deleted or written over, with the version in its name.
+        """
         found: dict[str, bytes] = {}
-        for page in self.client.get_paginator("list_objects_v2").paginate(
+        for page in self.client.get_paginator("list_object_versions").paginate(
             Bucket="bucket", Prefix=prefix
         ):
-            for item in page.get("Contents", []):
-                if not item["Key"].endswith("/"):
-                    body = self.client.get_object(Bucket="bucket", Key=item["Key"])["Body"]
-                    found[item["Key"].removeprefix(prefix)] = body.read()
+            for item in page.get("Versions", []):
+                key, version = item["Key"], item["VersionId"]
+                if not key.endswith("/") and (deleted or item["IsLatest"]):
+                    name = key.removeprefix(prefix) + ("" if item["IsLatest"] else f"@{version}")
+                    body = self.client.get_object(Bucket="bucket", Key=key, VersionId=version)
+                    found[name] = body["Body"].read()
         return found
 
     def versions(self, prefix: str) -> dict[str, int]:

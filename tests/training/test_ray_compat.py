@@ -4,6 +4,7 @@ The autoscaler's settings are tested with real autoscalers in test_autoscaler.py
 """
 
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 from ray.tune import constants as tune_constants
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.util.annotations import RayDeprecationWarning
 
@@ -78,6 +80,29 @@ def test_ray_train_takes_a_folder_of_another_name(tmp_path: Path) -> None:
     assert config.name == "%E6%95%B8%C3%A9"
     assert config.storage_context.experiment_fs_path == folder.uri
     assert ray_compat.build_run_config(RunStorage.at(str(tmp_path), "demo")).name == "demo"
+
+
+def test_the_command_that_ray_records_loses_its_secret() -> None:
+    code = (
+        "from cl_ray.training.ray_compat import hide_secrets_in_command as hide; hide();"
+        "from ray._private.utils import get_entrypoint_name; print(get_entrypoint_name())"
+    )
+    command = [sys.executable, "-c", code, "--study", "mssql+pyodbc://me:word@host/db?driver=a"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "word" in " ".join(command)
+    assert "word" not in done.stdout
+    assert "mssql+pyodbc://host/db?driver=a" in done.stdout
+
+
+def test_ray_tune_copies_no_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    assert "AWS_SECRET_ACCESS_KEY" in names  # if no longer, the function can go
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", names)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    ray_compat.withhold_credentials()
+    assert names - class_cache.ENV_VARS_TO_PROPAGATE == {n for n in names if "AWS" in n}
+    actor = class_cache._ActorClassCache().get(type("Trainable", (), {}))
+    assert "word" not in str(actor._default_options["runtime_env"])
 
 
 def test_optuna_hands_out_a_running_trial_again() -> None:
