@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import time
 from typing import Any
 
@@ -52,7 +53,7 @@ def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list
 def best_trial(results: list[TrialResult], metrics: list[SearchMetric]) -> TrialResult | None:
     """Return the best of the finished trials, else of all that can be ranked."""
     order = rank_trials(_candidates(results), metrics)
-    return order[0] if order else None
+    return order[0] if order and pareto_front(order[:1], metrics) else None
 
 
 def describe_best(results: list[TrialResult], metrics: list[SearchMetric]) -> str:
@@ -84,10 +85,15 @@ def search_front(results: list[TrialResult], metrics: list[SearchMetric]) -> lis
 
 
 def pareto_front(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
-    """Return the trials for which no other is better in one metric and as good in all."""
+    """Return the trials for which no other is better in one metric and as good in all.
+
+    A trial that lacks one of the metrics is not among them.
+    """
 
     def dominated(result: TrialResult) -> bool:
         own = [metric_cost(result, m) for m in metrics]
+        if math.inf in own:
+            return True
         for other in results:
             costs = [metric_cost(other, m) for m in metrics]
             if costs != own and all(c <= o for c, o in zip(costs, own, strict=True)):
@@ -98,8 +104,10 @@ def pareto_front(results: list[TrialResult], metrics: list[SearchMetric]) -> lis
 
 
 def metric_cost(result: TrialResult, metric: SearchMetric) -> float:
-    """Return the trial's metric, negated where larger is better."""
-    value = result.metrics.get(metric.name, metric.worst)
+    """Return the trial's metric, negated where larger is better; of NaN, Inf or none it is inf."""
+    value = result.metrics.get(metric.name, math.nan)
+    if not math.isfinite(value):
+        return math.inf
     return -value if metric.maximize else value
 
 

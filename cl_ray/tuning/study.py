@@ -7,6 +7,7 @@ that runs the study's unfinished trials first.
 """
 
 import contextlib
+import math
 import tempfile
 import warnings
 import zlib
@@ -254,7 +255,8 @@ def trial_result(trial: FrozenTrial) -> TrialResult:
         fields |= {**trial.user_attrs.get("progress", {}), "status": "waiting"}
     else:
         fields |= {"status": "failed", **trial.user_attrs.get("outcome", {})}
-    fields["history"] = {int(epoch): v for epoch, v in fields.get("history", {}).items()}
+    history = fields.get("history", {}).items()
+    fields["history"] = {int(epoch): v for epoch, v in history if math.isfinite(v)}
     return TrialResult(number=trial.number, **fields)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_the_best_come_first_and_invalid_ones_last() -> None:
     best = best_trial(TRIALS, [FRECHET])
     assert best is not None
     assert best.number == 4  # the best of the finished ones
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_never_wins(value: float) -> None:
+    """As one that an earlier version recorded."""
+    broken = [trial(6, value, 0.99), trial(7, 0.5, value)]
+    assert [r.number for r in rank_trials([*broken, *TRIALS], [FRECHET])][-3:] == [6, 3, 5]
+    assert [r.number for r in rank_trials([*broken, *TRIALS], [PROBE])][-3:] == [7, 3, 5]
+    for metrics in ([FRECHET], [PROBE], [FRECHET, PROBE]):
+        without = best_trial(TRIALS, metrics)
+        with_broken = best_trial([broken[metrics[0] is PROBE], *TRIALS], metrics)
+        assert with_broken == without
+        assert best_trial([broken[metrics[0] is PROBE]], metrics) is None
+    assert {6, 7}.isdisjoint(r.number for r in search_front([*broken, *TRIALS], [FRECHET, PROBE]))
 
 
 def test_the_front_has_those_that_none_beats_in_both_metrics() -> None:

@@ -1,5 +1,6 @@
 """One trial in this process: the class that Ray Tune calls, on real digits."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,21 @@ def test_hparams_compares_all_that_is_searched(digits: str, tmp_path: Path) -> N
     assert {**values, "losses.gradient_penalty": 0.0}.items() <= row.items()
     assert row["evaluation/frechet"] == pytest.approx(metrics["frechet"])
     assert row["evaluation/knn_1"] == pytest.approx(metrics["knn_1"])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_metric_that_is_nan_or_inf_ends_it_with_the_worst_score(
+    value: float, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = start(tmp_path, digits, VALUES)
+    first = trial.step()
+    monkeypatch.setattr(trial, "_evaluate", lambda model: {"frechet": value, "knn_1": 0.9})
+    result = trial.step()
+    assert (result["status"], result["done"], result["frechet"]) == ("collapsed", True, 1e6)
+    assert result["reason"] == f"frechet is {value} after epoch 2."
+    assert result["history"] == {1: first["frechet"]}
+    # Another process finds it in the log.
+    assert start(tmp_path, digits, VALUES).trainer.epochs == 2
 
 
 def test_a_nan_or_inf_loss_ends_it_with_the_worst_score(digits: str, tmp_path: Path) -> None:
