@@ -17,6 +17,7 @@ from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, storage_errors
+from cl_ray.metrics_file import read_epochs
 from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage, without_options
 from cl_ray.training.preflight import (
@@ -118,6 +119,7 @@ def _train_locked(
                 "more --epochs to resume it."
             )
             return TrainResult(folder.uri, summary)
+    read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 
