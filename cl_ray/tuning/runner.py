@@ -153,6 +153,10 @@ class StudySearch(Searcher):
         self.study, self._unfinished = study, list(unfinished)
         self._suggest = partial(search.space.suggest, base=search.trial_config)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what Ray Tune stores: without the study, whose URL may hold a password."""
+        return {**self.__dict__, "study": None}
+
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return a trial's number and values; Ray Tune asks once a trial."""
         number = self._unfinished.pop(0) if self._unfinished else None

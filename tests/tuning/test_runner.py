@@ -1,6 +1,7 @@
 """Running trials: how many at once, schedulers, failures, and trials of several workers."""
 
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from cl_ray.errors import UserError
 from cl_ray.training.resources import WorkerResources
-from cl_ray.tuning.runner import TrialResources, allocate_trials, build_scheduler
+from cl_ray.tuning.runner import StudySearch, TrialResources, allocate_trials, build_scheduler
 from cl_ray.tuning.search import prepare_search
 from cl_ray.tuning.study import TrialResult
 
@@ -42,6 +44,24 @@ def test_asha_compares_with_the_earlier_trials_of_a_resumed_search(
     assert decision([], 8.0) == TrialScheduler.CONTINUE  # nothing to compare with
     assert decision(earlier, 8.0) == TrialScheduler.STOP
     assert decision(earlier, 1.5) == TrialScheduler.CONTINUE
+
+
+def test_nothing_that_ray_tune_stores_holds_the_url_of_a_study(
+    flags: list[str], tmp_path: Path
+) -> None:
+    """A password in it would be in the search's folder and in Ray's logs."""
+    search = prepare_search(
+        [*flags, f"--storage={tmp_path}", "--study=mssql+pyodbc://me:word@host/db"], "search"
+    )
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/word.db")
+    searcher = StudySearch(study, search, [3])
+    assert b"word" in cloudpickle.dumps(study)
+    stored = cloudpickle.dumps((search, searcher, build_scheduler(search, [])))
+    assert b"word" not in stored
+    again, resumed, _ = cloudpickle.loads(stored)
+    assert again.options.study == "mssql+pyodbc://host/db"
+    assert resumed.study is None
+    assert search.options.study == "mssql+pyodbc://me:word@host/db"
 
 
 Allocate = Callable[..., TrialResources]
@@ -179,6 +199,23 @@ def test_a_trial_that_cannot_be_set_up_fails_and_the_search_ends(
         f"{row['reason']}\n"
     )
     assert f"trial 0 is tried once more: {row['reason']}\n" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_and_its_trials_may_have_names_beyond_ascii(
+    flags: list[str], tmp_path: Path, workers: int
+) -> None:
+    name = "поиск-数据-🦋"
+    small = [*flags, f"--storage={tmp_path}", "--epochs=1", f"--workers={workers}"]
+    done = run_search(*small, f"--name={name}", "--trials=1", "--cpus-per-trial=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"--resume {shlex.quote(name)}" in done.stdout
+    resumed = run_search(f"--resume={name}", f"--storage={tmp_path}", "--trials=2")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    rows = leaderboard(tmp_path / name)
+    assert [rows[number]["status"] for number in (0, 1)] == ["finished", "finished"]
+    assert f"<h1>{name}</h1>" in (tmp_path / name / "report.html").read_text()
 
 
 @pytest.mark.ray
