@@ -135,9 +135,9 @@ def check_token(cluster: bool = True) -> Finding:
     elif in_environment:
         state, found, advice = "ok", "in RAY_AUTH_TOKEN", ""
     elif not file or not file.is_file():
-        found, advice = f"no {file or 'token, as HOME is not set'}", _NEW_TOKEN
+        found, advice = f"no {file}" if file else "none, as HOME is not set", _NEW_TOKEN
         if not cluster:
-            state, found, advice = "ok", f"{found} yet: a run here makes one", ""
+            state, found, advice = "ok", f"{found}; a run here makes one", ""
     elif readable_by_others(file):
         found, advice = f"others can read {file}", f"chmod 700 {file.parent}; chmod 600 {file}"
     else:

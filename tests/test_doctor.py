@@ -84,7 +84,7 @@ def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert "--generate" in doctor.check_token().advice
-    assert doctor.check_token(cluster=False).found.endswith("yet: a run here makes one")
+    assert doctor.check_token(cluster=False).found.endswith("; a run here makes one")
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("secret")
@@ -131,7 +131,7 @@ def test_command_on_this_machine(
     assert "failed" not in printed
     rows = {line.split(socket.gethostname())[0].strip(): line for line in printed.splitlines()[1:]}
     assert {"token", "temp folder", "shared memory", "memory"} <= set(rows)
-    assert "yet: a run here makes one" in rows["token"]
+    assert "; a run here makes one" in rows["token"]
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with pytest.raises(SystemExit) as ended:
