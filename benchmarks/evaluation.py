@@ -4,7 +4,6 @@
 actor, and reads both speeds from the curves of one run.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.metrics_file import read_epochs
+from cl_ray.storage import RunStorage
 
 EPOCHS = 4
 IMAGES = {"train": 12_800, "validation": 5_000}
@@ -42,8 +43,8 @@ def main() -> None:
         command += [f"--storage={scratch}", f"--data={data}", f"--epochs={EPOCHS}"]
         command += ["--evaluation.reference=mnist", "--cpus-per-worker=1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        seconds = {x["step"]: x["evaluation/seconds"] for x in map(json.loads, lines)}
+        lines = read_epochs(RunStorage.from_uri(run))
+        seconds = {line["step"]: line["evaluation/seconds"] for line in lines}
         events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
         events.Reload()
         ends = [(e.wall_time, seconds[e.step]) for e in events.Scalars("evaluation/frechet")]

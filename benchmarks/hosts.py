@@ -24,6 +24,8 @@ from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.metrics_file import read_epochs
+from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 
 ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
@@ -57,10 +59,8 @@ def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any
     flags += [f"--epochs={EPOCHS}", "--evaluation.every=0"]
     train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick"]
     subprocess.run([*train, *flags], check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], json.loads(
-        (folder / name / "summary.json").read_text()
-    )
+    summary = json.loads((folder / name / "summary.json").read_text())
+    return read_epochs(RunStorage.at(str(folder), name)), summary
 
 
 def speed(epochs: list[dict[str, float]]) -> float:

@@ -37,7 +37,7 @@ def session_watcher(temp_folder: Path) -> Iterator[None]:
 
 
 def session_processes(session: str) -> set[int]:
-    """Return the ids of processes with open files in a session's folder, which logs are in.
+    """Return the ids of processes that have files in a session's folder open for writing: its logs.
 
     Args:
         session: Regular expression of the folder's path.
@@ -46,10 +46,15 @@ def session_processes(session: str) -> set[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             for file in (process / "fd").iterdir():
-                if re.match(session, os.readlink(file)):
+                if re.match(session, os.readlink(file)) and _is_writable(process, file.name):
                     found.add(int(process.name))
                     break
     return found
+
+
+def _is_writable(process: Path, descriptor: str) -> bool:
+    flags = re.search(r"flags:\s+(\d+)", (process / "fdinfo" / descriptor).read_text())
+    return bool(flags and int(flags[1], 8) & os.O_ACCMODE)
 
 
 def _watch(driver: int, session: str) -> None:
