@@ -237,7 +237,7 @@ def test_a_driver_that_takes_the_lease_ends_the_writes_of_the_one_before(
     folder = RunStorage.at(storage, "lease")
     folder.create()
     before = folder.take_lease()
-    worker = pickle.loads(pickle.dumps(before))
+    worker: RunStorage = pickle.loads(pickle.dumps(before))
     file = MetricsFile(worker, 2)
     file.add(1, 10, {})
     checkpoints = CheckpointStore(*worker.open(), before_write=worker.check_lease)

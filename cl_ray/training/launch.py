@@ -86,7 +86,7 @@ def train(
         check_local_resources(config)
     folder.create()
     with storage_errors(folder), exclusive_lock(folder, "run"):
-        return _train_locked(config, folder.take_lease(), dataset, launch, console, started)
+        return _train_locked(config, folder, dataset, launch, console, started)
 
 
 def default_run_name(config: Config) -> str:
@@ -102,9 +102,7 @@ def _train_locked(
     console: Console,
     started: float,
 ) -> TrainResult:
-    checkpoints = CheckpointStore(
-        *folder.open(), keep=config.checkpoint.keep, before_write=folder.check_lease
-    )
+    checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     for note in checkpoints.set_aside_damaged():
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     check_resumable(config, dataset, folder, checkpoints, console)
@@ -125,6 +123,7 @@ def _train_locked(
 
         resources = plan_workers(config, local)
         check_shared_storage(folder)
+        folder = folder.take_lease()
         folder.write("config.yaml", config.to_yaml().encode())
         wait_for_resources(
             resources, config.worker_range[0], lambda line: console.print(line, soft_wrap=True)

@@ -224,8 +224,8 @@ def test_the_output_says_what_happens(story: Story) -> None:
 
 def test_nothing_of_ray_is_left_and_a_finished_search_starts_none(story: Story) -> None:
     files = {
-        ".lock", "best.yaml", "leaderboard.csv", "leaderboard.json", "report.html", "search.yaml",
-        "study.log", "trials",
+        ".lease", ".lock", "best.yaml", "leaderboard.csv", "leaderboard.json", "report.html",
+        "search.yaml", "study.log", "trials",
     }  # fmt: skip
     before = {p: p.read_bytes() for p in story.folder.rglob("metrics.jsonl")}
     done = run_search(f"--storage={story.folder.parent}", "--resume=s")
