@@ -22,6 +22,7 @@ from helpers.small_search import CONFIG, SPACE
 
 import cl_ray
 from cl_ray import uri
+from cl_ray.cli import main
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset, DatasetInfo
 from cl_ray.errors import UserError
@@ -248,6 +249,21 @@ def test_remembered_secrets_are_replaced_everywhere() -> None:
         assert not leaks(redact(text))
         assert "me" not in redact(text).replace("name", "").split()
     assert redact("some time in the same name") == "some time in the same name"
+
+
+def test_a_traceback_keeps_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(arguments: list[str]) -> None:
+        raise RuntimeError(f"lost the connection of me to {ACCEPTED['mssql']}: {SECRET}")
+
+    monkeypatch.setattr("cl_ray.commands.tune.command", command)
+    with pytest.raises(SystemExit) as end:
+        main(["tune", f"--study={ACCEPTED['mssql']}"])
+    text = str(end.value.code)  # which Python prints
+    assert "RuntimeError: lost the connection of *** to mssql+pyodbc://host/db?driver=a" in text
+    assert "Traceback" in text
+    assert not leaks(text + capsys.readouterr().err)
 
 
 def test_the_record_of_older_data_is_read_without_its_secret() -> None:
