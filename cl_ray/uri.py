@@ -154,8 +154,8 @@ def remember_secrets(location: str) -> None:
     """Have `redact` replace what may be secret in a URI from now on, wherever it occurs."""
     parts = _split(location) if "://" in location else None
     for kind, text in parts.hidden if parts else ():
+        # The user of a password is no secret, and may be any word.
         values = [text, *text.split("=" if kind == _OPTION else ":", 1)[1:]]
-        values += text.split(":", 1)[:1] if kind == _USER else []
         _secrets.update(v for value in values for v in (value, unquote(value)) if v)
 
 
