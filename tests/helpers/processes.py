@@ -18,6 +18,14 @@ def wait_for(condition: Callable[[], Found], what: str, pause: float = 0.02) -> 
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def children(pid: int) -> Iterator[tuple[int, str]]:
     """Yield the id and command line of every descendant of a process."""
     for entry in Path("/proc").iterdir():

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import safetensors.torch
 from helpers.commands import cl_ray, read_metrics, run_flags, train
 from helpers.limits import file_size_limit
-from helpers.processes import children, wait_for
+from helpers.processes import children, is_alive, wait_for
+from helpers.terminal_process import TerminalProcess
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,7 +109,7 @@ def test_device_progress_and_next_commands_are_printed(trained: tuple[int, Path,
 
 
 def test_a_name_beyond_ascii_as_long_as_may_be(storage: Path, digits: str) -> None:
-    name = "прогон-[/a]-🦋-" + "数" * 69 + "$"
+    name = "прогон-[red]🦋$" + "数" * 69
     assert len(name.encode()) == MAX_NAME_BYTES
     folder = storage / name
     assert f"run folder  {folder}\n" in train(folder, digits, "--epochs=1")
@@ -204,6 +206,40 @@ def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
     output = interrupt(storage / "ended", digits, 7, signal.SIGTERM, "--epochs=100")
     assert output.splitlines()[-1].startswith("cl-ray: stopped; ")
     assert "SIGTERM" not in output
+
+
+def test_a_closed_terminal_is_a_ctrl_c(storage: Path, digits: str, tmp_path: Path) -> None:
+    folder = storage / "closed"
+    flags = [*run_flags(folder, digits), "--epochs=100", "--checkpoint.every=7"]
+    command = [sys.executable, "-m", "cl_ray", "train", *flags]
+    process = TerminalProcess(command, tmp_path / "log", terminal=True)
+    try:
+        checkpoints = folder / "checkpoints"
+        process.wait_for(lambda: list(checkpoints.glob("*/manifest.json")), "a checkpoint")
+        ours = [pid for pid, _ in children(process.process.pid)]
+        process.close_terminal()
+        process.wait_interrupted()
+    finally:
+        process.process.kill()
+    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray")
+    assert "resumes from step-" in train(folder, digits, "--epochs=1")
+
+
+def test_a_killed_driver_leaves_no_process_and_no_writer(storage: Path, digits: str) -> None:
+    folder = storage / "orphaned"
+    flags = ["--epochs=100000", "--checkpoint.every=5", "--log-every=1", "--evaluation.every=0"]
+    process = start(folder, digits, *flags)
+    try:
+        wait_for(lambda: list(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
+        ours = [pid for pid, _ in children(process.pid)]
+    finally:
+        process.kill()
+        process.communicate()
+    killed = time.time()
+    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray")
+    assert time.time() - killed < 10
+    written = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
+    assert written - killed < 5
 
 
 def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, digits: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.processes import wait_for
+from helpers.processes import is_alive, wait_for
 
 DRIVER = """
 import os, subprocess, sys, time
@@ -28,13 +28,6 @@ with session_watcher(folder):
         time.sleep(100)
 print("alive", flush=True)
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 def start(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], int, list[int]]:
