@@ -174,6 +174,29 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_all_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def record_sync(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def record_rename(old: str, new: str) -> None:
+        calls.append(f"to {new}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "rename", record_rename)
+    out = tmp_path / "set"
+    write_splits({"train": raw_images(images(50))}, str(out), METADATA)
+    moved = calls.index(f"to {out}")
+    assert {Path(path).name for path in calls[:moved]} == {"new", *(p.name for p in out.iterdir())}
+    assert calls[moved + 1 :] == [str(tmp_path)]
+
+
 def test_work_is_done_hidden_beside_the_target(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     write_splits(
