@@ -154,7 +154,8 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
     worker = f"worker {rank} of {workers}: {describe_device(device, dtype)}"
     if config.device == "auto" and not setup["gpus"] and ray.cluster_resources().get("GPU", 0):
         worker += " (no GPU was asked for: --gpus-per-worker)"
-    print(f"cl_ray run {folder.name}, {worker} (process {os.getpid()})")
+    owner = f"search {trial.search}, trial {folder.name}" if trial else f"run {folder.name}"
+    print(f"cl_ray {owner}, {worker} (process {os.getpid()})")
     if rank == 0:
         placement = "stays on the device" if partition.resident else "streams"
         start = f"resumes from {newest.name}" if newest else "starts"
