@@ -1,6 +1,7 @@
 """What Ray needs of the machine it starts on: a temporary folder, shared memory and memory."""
 
 import errno
+import math
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cl_ray.errors import UserError
+from cl_ray.training.ray_compat import available_memory
 
 State = Literal["ok", "warning", "failure"]
 
@@ -21,8 +23,9 @@ MIN_FREE_DISK = 200_000_000
 MAX_DISK_USAGE = 0.95
 """The share of a disk beyond which Ray writes no more objects to it
 (`RAY_local_fs_capacity_threshold`)."""
-MIN_SHARED_MEMORY = 1_000_000_000
-"""Bytes in /dev/shm below which Ray's object store is likely to lie in the temporary folder."""
+OBJECT_STORE_SHARE, OBJECT_STORE_CAP = 0.3, 10_000_000_000
+"""The share of the free memory, and the most bytes, that must be free in /dev/shm for Ray to put
+its object store there, else in the temporary folder."""
 MIN_MEMORY = 1_500_000_000
 """Bytes that must be free for Ray's own processes, the driver and one worker."""
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
@@ -116,21 +119,20 @@ def check_shared_memory() -> Finding:
     except OSError as error:
         found = f"/dev/shm cannot be used ({error.strerror})"
         return _finding("shared memory", "failure", found, "mount a tmpfs there")
+    wanted = min(OBJECT_STORE_SHARE * available_memory(), OBJECT_STORE_CAP)
     found = f"/dev/shm has {_size(free)} free"
-    if free >= MIN_SHARED_MEMORY:
+    if free >= wanted:
         return _finding("shared memory", "ok", found)
     return _finding(
         "shared memory",
         "warning",
         f"{found}, so that Ray keeps objects in {ray_temp_folder()}, which is slower",
-        "free some, or give a container more (docker run --shm-size=2g)",
+        f"free some, or give a container more (docker run --shm-size={math.ceil(wanted / 1e9)}g)",
     )
 
 
 def check_memory() -> Finding:
     """Check that Ray, a driver and a worker fit into the memory that this machine has free."""
-    from cl_ray.training.ray_compat import available_memory
-
     free = available_memory()
     found = f"{_size(free)} of memory are free"
     if free >= MIN_MEMORY:

@@ -94,7 +94,7 @@ def test_a_full_disk(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_shared_memory_is_said_and_little_memory_refused(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cl_ray.training.ray_compat.available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr(machine, "available_memory", lambda: 8 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**10, 0, 10**10))
     assert list(machine.check_local_ray()) == []
     docker = {"/dev/shm": Usage(2**26, 0, 2**26)}
@@ -102,9 +102,9 @@ def test_little_shared_memory_is_said_and_little_memory_refused(
     (line,) = machine.check_local_ray()
     assert line == (
         f"/dev/shm has 67 MB free, so that Ray keeps objects in {machine.ray_temp_folder()}, which "
-        "is slower: free some, or give a container more (docker run --shm-size=2g)."
+        "is slower: free some, or give a container more (docker run --shm-size=3g)."
     )
-    monkeypatch.setattr("cl_ray.training.ray_compat.available_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr(machine, "available_memory", lambda: 5 * 10**8)
     assert refusal() == (
         "Ray cannot start here: 500 MB of memory are free, and Ray with one worker needs 1.5 GB: "
         "end other programs, or give the container more."
