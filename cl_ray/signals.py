@@ -87,9 +87,11 @@ class _Output(io.FileIO):
 
 @contextlib.contextmanager
 def _discarding_unread_output() -> Iterator[None]:
-    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    # Those of a notebook are others.
+    before = {name: s for name, s in streams.items() if isinstance(s, io.TextIOWrapper)}
     for name, stream in before.items():
-        with contextlib.suppress(AttributeError, OSError):  # no file, as in a notebook
+        with contextlib.suppress(OSError):  # no file
             stream.flush()
             output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             kept = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering")}
