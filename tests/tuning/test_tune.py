@@ -216,7 +216,7 @@ def test_the_output_says_what_happens(story: Story) -> None:
     states = {row["status"] for row in story.states[1][0].values()}
     assert "waiting" in states  # once the search has stopped, no trial runs
     assert "running" not in states
-    assert re.search(r"^\d +waiting +\d/3 ", interrupted, re.M)
+    assert re.search(r"^ *\d +waiting +\d/3 ", interrupted, re.M)
     best = re.search(r"^best +Trial (\d) is the best of \d finished trials?: frechet ", last, re.M)
     assert best
     assert leaderboard(story.folder)[int(best[1])]["place"] == 1
