@@ -143,13 +143,16 @@ def test_a_cluster_that_wants_a_token(tmp_path: Path) -> None:
             ),
         ]
         for variables, reason in tries:
-            done = cl_ray("doctor", f"--address={address}", **variables)
+            done = cl_ray("doctor", f"--address={address}", cwd=None, **variables)
             assert done.stdout == f"Joining the Ray cluster {address} …\n"
             assert done.stderr.startswith(f"cl-ray: Cannot join the Ray cluster {address}: ")
             assert reason in done.stderr
             assert done.stderr.endswith("copy the token from the machine that started it.\n")
         right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
-        assert "in RAY_AUTH_TOKEN" in cl_ray("doctor", f"--address={address}", **right).stdout
+        assert (
+            "in RAY_AUTH_TOKEN"
+            in cl_ray("doctor", f"--address={address}", cwd=None, **right).stdout
+        )
     finally:
         head.communicate()
 
