@@ -52,9 +52,12 @@ def _write_down(path: Path, log: Path) -> None:
 
 @dataclass
 class _Disk:
-    """The names of each synced folder and the content of each synced file, by inode."""
+    """The names in each synced folder, and the content of each synced file.
 
-    names: dict[int, dict[str, tuple[int, bytes]]] = field(default_factory=dict)
+    By inode, and for folders by name as well: the inode of a deleted one may be used again.
+    """
+
+    names: dict[tuple[int, str], dict[str, tuple[int, bytes]]] = field(default_factory=dict)
     content: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -62,14 +65,14 @@ class _Disk:
         disk = cls()
         lines = (log / "events.jsonl").read_text().splitlines()
         for event in map(json.loads, lines):
-            inode = event["inode"]
+            inode, name = event["inode"], Path(event["path"]).name
             if "names" in event:
                 named = event["names"].items()
-                disk.names[inode] = {n: (i, disk.content.get(i, b"")) for n, i in named}
+                names = {n: (i, disk.content.get(i, b"")) for n, i in named}
+                disk.names[inode, name] = names
                 continue
             disk.content[inode] = (log / event["blob"]).read_bytes()
             for names in disk.names.values():  # a synced name keeps its file, if that is the same
-                name = Path(event["path"]).name
                 if names.get(name, (0, b""))[0] == inode:
                     names[name] = inode, disk.content[inode]
         return disk
@@ -83,7 +86,7 @@ def cut_power(root: Path, log: Path, out: Path, seed: int) -> None:
 def _rebuild(live: Path | None, inode: int, disk: _Disk, out: Path, rng: random.Random) -> None:
     """Rebuild a folder from its synced names and, unless it was deleted, its present ones."""
     out.mkdir(parents=True)
-    synced = disk.names.get(inode, {})
+    synced = disk.names.get((inode, out.name if live is None else live.name), {})
     present = {path.name: path for path in live.iterdir()} if live else {}
     for name in sorted(synced.keys() | present):
         old, new = synced.get(name), present.get(name)
@@ -98,7 +101,7 @@ def _rebuild(live: Path | None, inode: int, disk: _Disk, out: Path, rng: random.
                 end = rng.choice([len(kept), rng.randint(0, len(now)), len(now)])
                 later = now[len(kept) : end] if now.startswith(kept) else b""
                 (out / name).write_bytes(kept + later)
-        elif old is not None and old[0] in disk.names:
+        elif old is not None and (old[0], name) in disk.names:
             _rebuild(None, old[0], disk, out / name, rng)
         elif old is not None:
             (out / name).write_bytes(old[1])
