@@ -102,3 +102,22 @@ def test_bucket_and_paths_are_those_that_machines_may_write() -> None:
     for command in JOBS:
         for storage in re.findall(r"--storage (s3://\S+)", command):
             assert storage.startswith("s3://YOUR-BUCKET/runs")
+
+
+def test_the_script_for_slurm() -> None:
+    """Its shell syntax, the options of `ray symmetric-run`, which takes those of `ray start`."""
+    page = (ROOT / "docs/slurm.md").read_text()
+    script = page.partition("```bash\n")[2].partition("```")[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    line = shlex.split(script.partition("srun ")[2].replace("\\\n", " "))
+    start, command = line[: line.index("--")], line[line.index("--") + 1 :]
+    assert start[:2] == ["ray", "symmetric-run"]
+    known = {
+        option
+        for name in ("start", "symmetric-run")
+        for parameter in ray.commands[name].params
+        for option in parameter.opts
+    }
+    assert {word for word in start if word.startswith("--")} <= known
+    assert command[:2] == ["cl-ray", "train"]
+    assert parse_flags(TrainCommand, command[2:], prog="cl-ray train").address == "auto"
