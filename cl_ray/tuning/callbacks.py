@@ -83,7 +83,8 @@ class StudyCallback(_UnpickledCallback):
         show: Callable[[str, list[TrialResult]], None],
     ):
         self.search, self.study, self.storage, self.show = search, study, storage, show
-        self.results = {result.number: result for result in trial_results(study)}
+        results = trial_results(study, search.options.trials)
+        self.results = {result.number: result for result in results}
         trials = {number: f"{number:04d}" for number in unfinished_trials(study)}
         self._begun = {n for n, t in trials.items() if search.trials_folder.subfolder(t).exists()}
         self._running: dict[int, optuna.Trial] = {}

@@ -229,7 +229,7 @@ def run_trials(
     Raises:
         Interrupted: Ctrl-C was pressed; what the trials did is saved.
     """
-    results = trial_results(study)
+    results = trial_results(study, search.options.trials)
     count = missing_trials(results, search.options.trials)
     unfinished = unfinished_trials(study)[:count]
     pbt = search.options.scheduler == "pbt"

@@ -242,9 +242,18 @@ def has_study(storage: BaseStorage, name: str) -> bool:
         ) from error
 
 
-def trial_results(study: optuna.Study) -> list[TrialResult]:
-    """Return every trial, by number."""
-    return [trial_result(trial) for trial in study.get_trials(deepcopy=False)]
+def trial_results(study: optuna.Study, trials: int | None = None) -> list[TrialResult]:
+    """Return every trial, by number.
+
+    Args:
+        study: The study.
+        trials: How many the search has in all; of those that wait, no more than it lacks are
+            returned. None returns all.
+    """
+    results = [trial_result(trial) for trial in study.get_trials(deepcopy=False)]
+    left = len(results) if trials is None else missing_trials(results, trials)
+    waiting = [result.number for result in results if not result.has_ended]
+    return [result for result in results if result.number not in waiting[left:]]
 
 
 def trial_result(trial: FrozenTrial) -> TrialResult:

@@ -55,11 +55,11 @@ def run_search(search: Search, console: Console, prog: str) -> bool:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = StudyStorage(search.folder, search.options.study)
     study = open_search_study(search, storage)
-    results = trial_results(study)
+    results = trial_results(study, search.options.trials)
     _print_plan(search, results, console)
     if missing_trials(results, search.options.trials):
         _run_on_ray(search, study, storage, console)
-        results = trial_results(study)
+        results = trial_results(study, search.options.trials)
     write_leaderboard(search, results)
     storage.push()
     finished = not missing_trials(results, search.options.trials)

@@ -83,6 +83,9 @@ def test_what_is_missing_is_what_has_not_ended(tmp_path: Path) -> None:
     assert [r.status for r in results][3:] == ["waiting", "waiting"]
     assert results[4].values == {"optimizer.lr_g": 0.005}
     assert [missing_trials(results, trials) for trials in (2, 3, 4, 9)] == [0, 0, 1, 6]
+    # Of those that wait, the ones within that number are shown.
+    shown = {trials: len(trial_results(study, trials)) for trials in (2, 3, 4, 5, 9)}
+    assert shown == {2: 3, 3: 3, 4: 4, 5: 5, 9: 5}
 
 
 def test_optuna_knows_the_metrics(flags: list[str], tmp_path: Path) -> None:
