@@ -199,9 +199,7 @@ def export(
 def _check_free(out: str, overwrite: bool) -> Path:
     """Return the folder to write; raise if it holds anything but an export to overwrite."""
     if "://" in out:
-        raise UserError(
-            f"{out} is a URI: export to a folder, and copy that there."
-        )
+        raise UserError(f"{out} is a URI: export to a folder, and copy that there.")
     path = Path(out).expanduser().absolute()
     if not path.exists():
         return path
