@@ -46,7 +46,7 @@ def start(folder: Path, data: str, values: dict[str, Any], **context: Any) -> Lo
         resources=WorkerResources(1.0, 0.0, 1, None),
         **{"space": Space.from_yaml(SPACE), **context},
     )
-    evaluator = Evaluator(dataset, base.evaluation, base.seed)
+    evaluator = Evaluator(dataset, base.evaluation, seed=base.seed)
     trial.setup(point(0, values), context=common, rows=dataset.read("train"), evaluator=evaluator)
     return trial
 
