@@ -8,6 +8,7 @@ a process of its own, which starts this file, waits for the driver's end and kil
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def session_watcher(temp_folder: Path) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # so that neither Ctrl-C nor a closed terminal ends it
     ):
-        yield  # its input ends with the context or this process, which is what it waits for
+        yield  # the end of its input is that of the context
 
 
 def session_processes(session: str) -> set[int]:
@@ -58,7 +59,8 @@ def _is_writable(process: Path, descriptor: str) -> bool:
 
 
 def _watch(driver: int, session: str) -> None:
-    sys.stdin.read()
+    while os.getppid() == driver and not select.select([sys.stdin], [], [], 0.1)[0]:
+        pass  # the end of the input alone would wait for any process that has inherited the pipe
     while left := session_processes(session) - {driver}:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
