@@ -58,6 +58,8 @@ def ray_session(
         UserError: The cluster cannot be joined, or Ray cannot start on this machine.
     """
     configure_ray_environment(dashboard)
+    if os.path.expanduser("~") == "~":  # HOME is not set, and the system knows no other
+        os.environ["HOME"] = str(private_temp_folder())  # without one Ray Train cannot be imported
     address = cluster_address(address)
     imported = sys.modules.get("ray")
     connected = bool(imported and imported.is_initialized())
