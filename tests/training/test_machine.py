@@ -106,6 +106,6 @@ def test_little_shared_memory_is_said_and_little_memory_refused(
     )
     monkeypatch.setattr(machine, "available_memory", lambda: 5 * 10**8)
     assert refusal() == (
-        "Ray cannot start here: 500 MB of memory are free, and Ray with one worker needs 1.5 GB: "
+        "Ray cannot start here: 500 MB of memory are free, and Ray with one worker needs 2.5 GB: "
         "end other programs, or give the container more."
     )
