@@ -27,8 +27,7 @@ OBJECT_STORE_SHARE, OBJECT_STORE_CAP = 0.3, 10_000_000_000
 """The share of the free memory, and the most bytes, that must be free in /dev/shm for Ray to put
 its object store there, else in the temporary folder."""
 MIN_MEMORY = 2_500_000_000
-"""Bytes that must be free: Ray's own processes, the driver and one small worker take 2.9 GB, of which
-they share 0.5 GB of files with others."""
+"""Bytes that must be free: Ray, the driver and one small worker take 2.9 GB, some of it files."""
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes that the path of a Unix socket may have."""
 _LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
