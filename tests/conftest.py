@@ -20,12 +20,17 @@ MakeDigits = Callable[[int], str]
 
 
 def pytest_configure() -> None:
-    """Restore Ctrl-C where a shell started pytest in the background, which makes SIGINT ignored.
+    """Restore SIGINT and SIGHUP where a shell or `nohup` started pytest with one of them ignored.
 
-    Children inherit an ignored signal, and tests of Ctrl-C would wait for ever.
+    Children inherit an ignored signal, and tests of Ctrl-C and of a closed terminal would wait for
+    ever.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(hookwrapper=True)
