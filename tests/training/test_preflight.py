@@ -179,6 +179,8 @@ def test_a_job_may_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     for location in (f"{tmp_path}/runs", "s3://bucket/runs", "~/runs"):
         check_outlives_job(location, "storage")
+    with pytest.raises(UserError, match=r"^storage 'runs'"):
+        check_outlives_job("runs", "storage")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     check_outlives_job("runs", "storage")
 
