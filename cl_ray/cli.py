@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cl_ray.base_config import BaseConfig
 from cl_ray.config import check_name, explain_validation_error
 from cl_ray.errors import UserError, storage_errors
-from cl_ray.signals import termination_as_interrupt
+from cl_ray.signals import interrupt_kept, termination_as_interrupt
 from cl_ray.uri import redact, remember_secrets, uri_problem
 
 EXIT_INTERRUPTED = 130
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in COMMANDS:
             raise UserError(f"There is no command {name!r}; there are: {', '.join(COMMANDS)}.")
         check_uris(arguments[1:])
-        with storage_errors("A file"):
+        with interrupt_kept(), storage_errors("A file"):
             import_module(f"cl_ray.commands.{name}").command(arguments[1:])
     except UserError as error:
         print(f"cl-ray: {error}", file=sys.stderr)

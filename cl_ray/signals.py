@@ -46,6 +46,32 @@ def termination_as_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interrupt_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of an error that follows Ctrl-C.
+
+    C++ code that Ctrl-C interrupts may raise another error: torch takes a shape that it could not
+    read for a wrong one, and who reads the file would call it damaged.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored
+        yield
+        return
+    interrupted = threading.Event()
+
+    def note(*signal_and_frame: Any) -> None:
+        interrupted.set()
+        before(*signal_and_frame)
+
+    with handle_signal(signal.SIGINT, note):
+        try:
+            yield
+        except Exception as error:
+            if interrupted.is_set():
+                raise KeyboardInterrupt from error
+            raise
+
+
+@contextlib.contextmanager
 def hangup_blocked() -> Iterator[None]:
     """Block SIGHUP in the processes that are started meanwhile.
 

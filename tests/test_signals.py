@@ -1,5 +1,6 @@
 """A command whose terminal closes, or whose reader ends, saves and ends as after Ctrl-C."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 from helpers.processes import wait_for
 from helpers.terminal_process import TerminalProcess
+
+from cl_ray.errors import UserError
+from cl_ray.signals import handle_signal, interrupt_kept
 
 SCRIPT = """
 import sys, time
@@ -94,3 +98,19 @@ def test_processes_that_are_started_meanwhile_do_not_get_it(tmp_path: Path) -> N
         wait_for(lambda: "State:\tS" in (child / "status").read_text(), "the child to be asleep")
     finally:
         subprocess.run(["kill", "-KILL", child.name], check=True)
+
+
+def read_damaged_file(interrupted: bool) -> None:
+    try:
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        raise UserError("The file is damaged.")
+
+
+def test_an_interrupt_that_a_library_turned_into_an_error_is_kept() -> None:
+    with handle_signal(signal.SIGINT, signal.default_int_handler):
+        with pytest.raises(KeyboardInterrupt), interrupt_kept():
+            read_damaged_file(interrupted=True)
+        with pytest.raises(UserError, match="damaged"), interrupt_kept():
+            read_damaged_file(interrupted=False)

@@ -13,6 +13,7 @@ from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
 from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.environment import return_freed_memory
+from cl_ray.signals import interrupt_kept
 from cl_ray.storage import absolute_location, without_options
 
 _LOG_INTERVAL = 10.0
@@ -31,7 +32,7 @@ def command(arguments: Sequence[str]) -> None:
     check_outlives_job(source.out, "out")
     console = PlainConsole()
     try:
-        with DatasetProgress(console) as progress:
+        with interrupt_kept(), DatasetProgress(console) as progress:
             info = write_dataset(source, progress.report)
     except KeyboardInterrupt:
         print("cl-ray: stopped; no dataset was written.", file=sys.stderr)

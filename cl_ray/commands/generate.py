@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import EXIT_INTERRUPTED, RunPath, parse_flags
 from cl_ray.console import PlainConsole
+from cl_ray.signals import interrupt_kept, termination_as_interrupt
 
 if TYPE_CHECKING:
     from cl_ray.inference.actor_pool import InferenceJob, InferenceProgress
@@ -159,7 +160,8 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
         console.print(f"Resuming: {job.rows_written:,} of {job} are in {job.output}.")
     began = time.monotonic()
     try:
-        progress, ended = _compute(options, job, console)
+        with interrupt_kept():
+            progress, ended = _compute(options, job, console)
     except KeyboardInterrupt:
         written = job.refresh().rows_written
         print(
@@ -183,7 +185,6 @@ def _compute(
 ) -> tuple["InferenceProgress", float]:
     """Compute all missing parts, few on this machine without Ray; returns also when they ended."""
     from cl_ray.inference.actor_pool import allocate_actors, run_inference
-    from cl_ray.signals import termination_as_interrupt
     from cl_ray.storage import RunStorage
     from cl_ray.training.preflight import check_shared_storage, starts_local_ray
     from cl_ray.training.ray_session import ray_session

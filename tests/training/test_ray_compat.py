@@ -3,6 +3,7 @@
 The autoscaler's settings are tested with real autoscalers in test_autoscaler.py.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -162,7 +163,14 @@ def test_a_ray_that_this_process_started(cluster: Any) -> None:
 def test_a_job_knows_that_it_is_one(cluster: Any) -> None:
     code = "from cl_ray.training.ray_compat import in_ray_job; print('a job:', in_ray_job())"
     jobs = JobSubmissionClient(f"http://{cluster.dashboard_url}")
-    job = jobs.submit_job(entrypoint=f'{sys.executable} -c "{code}"')
+
+    def submit() -> str | None:
+        with contextlib.suppress(RuntimeError):  # the cluster's job agent is not yet there
+            return jobs.submit_job(entrypoint=f'{sys.executable} -c "{code}"')
+        return None
+
+    job = wait_for(submit, "the job agent", pause=0.5)
+    assert job is not None
     wait_for(lambda: jobs.get_job_status(job).is_terminal(), "the job", pause=0.5)
     assert "a job: True" in jobs.get_job_logs(job)
     assert not ray_compat.in_ray_job()
