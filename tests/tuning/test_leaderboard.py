@@ -144,7 +144,8 @@ def drawn(results: list[TrialResult], metrics: list[SearchMetric], width: int) -
 
 
 def test_a_hundred_columns_have_all_fields_of_the_default_space() -> None:
-    space, study = Space.load("balance"), optuna.create_study()
+    space = Space.load("balance")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     results = [
         TrialResult(n, status, space.suggest(study.ask(), preset("quick")), {"frechet": 12.345}, 2)
         for n, status in enumerate(("running", "finished", "stopped", "collapsed", "waiting"))
