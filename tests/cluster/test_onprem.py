@@ -60,6 +60,8 @@ def test_three_machines_from_up_to_down(
         assert "asks for the token" in printed
         assert "failure" not in printed
         assert not list(cloud.machines.shared.glob(".doctor*"))
+        refused = client.run(cloud, *f"{job} -- python -m cl_ray train".split(), ok=False)
+        assert "would lie in Ray's copy of the job's working directory" in " ".join(refused.split())
 
         small = f" --data /mnt/runs/digits --evaluation.every 0 --epochs 1 {' '.join(SMALL_RUN)}"
         fits = {"--gpus-per-worker 1": "--cpus-per-worker 2 --threads 1"}  # one on each machine

@@ -3,7 +3,6 @@
 The autoscaler's settings are tested with real autoscalers in test_autoscaler.py.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import ray.data
 from helpers.local_ray import local_ray
 from helpers.processes import wait_for
 from ray.exceptions import RayActorError, RayTaskError
-from ray.job_submission import JobSubmissionClient
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -157,23 +155,6 @@ def test_a_ray_that_this_process_started(cluster: Any) -> None:
     heads = [node for node in ray.nodes() if ray_compat.HEAD_RESOURCE in node["Resources"]]
     assert len(heads) == 1
     assert ray_compat.autoscaler_settings() is False
-
-
-@pytest.mark.ray
-def test_a_job_knows_that_it_is_one(cluster: Any) -> None:
-    code = "from cl_ray.training.ray_compat import in_ray_job; print('a job:', in_ray_job())"
-    jobs = JobSubmissionClient(f"http://{cluster.dashboard_url}")
-
-    def submit() -> str | None:
-        with contextlib.suppress(RuntimeError):  # the cluster's job agent is not yet there
-            return jobs.submit_job(entrypoint=f'{sys.executable} -c "{code}"')
-        return None
-
-    job = wait_for(submit, "the job agent", pause=0.5)
-    assert job is not None
-    wait_for(lambda: jobs.get_job_status(job).is_terminal(), "the job", pause=0.5)
-    assert "a job: True" in jobs.get_job_logs(job)
-    assert not ray_compat.in_ray_job()
 
 
 @pytest.mark.ray
