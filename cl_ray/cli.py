@@ -15,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.config import check_name, explain_validation_error
+from cl_ray.config import PHOTO_DEPTHS, check_name, explain_validation_error
 from cl_ray.errors import UserError, storage_errors
 from cl_ray.signals import interrupt_kept, termination_as_interrupt
 from cl_ray.uri import redact, remember_secrets, uri_problem
@@ -39,6 +39,8 @@ COMMANDS = {
 }
 """Each command with its help; a module is imported when its command is used."""
 
+_PHOTO_SIDE = 48
+"""Images of as many pixels have a preset of their size by default."""
 _INTERRUPT_HINTS = {
     "train": "; with the run's --name it resumes from the last checkpoint, or starts again if "
     "there is none yet"
@@ -150,8 +152,19 @@ def name_flag(arguments: Sequence[str], flag: str = "name") -> str | None:
     return name
 
 
-def default_preset() -> str:
-    """Return the preset if none is given: `mnist` on a machine with a GPU, else `quick`."""
+def default_preset(side: int | None) -> str:
+    """Return the preset if none is given.
+
+    Images of 48 pixels or more have that of their size, which is printed; others `mnist` on a
+    machine with a GPU, else `quick`.
+
+    Args:
+        side: Height and width of the images in pixels, if known.
+    """
+    if side is not None and side >= _PHOTO_SIDE:
+        name = f"photos-{next(known for known in PHOTO_DEPTHS if side <= known)}"
+        print(f"The preset is {name}, as the images have {side} × {side} pixels.")
+        return name
     return "mnist" if Path("/dev/nvidia0").exists() else "quick"
 
 

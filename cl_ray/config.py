@@ -226,6 +226,8 @@ class LaunchOptions(BaseConfig):
     )
 
 
+PHOTO_DEPTHS = {64: 4, 128: 5, 256: 6}
+"""Levels that bring images of up to that many pixels to feature maps of 4 x 4."""
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
@@ -235,9 +237,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "losses": {"uniformity": 5.0},
         "optimizer": {"ema_decay": 0.999, "lr_decay_fraction": 0.5},
     },
+    **{
+        f"photos-{side}": {
+            "epochs": 32,
+            "generator": {"depth": depth, "latent": 64, "latent_noise_std": 0.35},
+            "discriminator": {"depth": depth},
+            "optimizer": {"ema_decay": 0.999},
+        }
+        for side, depth in PHOTO_DEPTHS.items()
+    },
 }
 """Each preset as its differences from the defaults: `quick` takes minutes on two CPU cores,
-`mnist` is the full run."""
+`mnist` is the full run, `photos-SIDE` is for images of up to that many pixels."""
 
 
 def preset(name: str) -> Config:

@@ -32,6 +32,7 @@ from cl_ray.commands.train import TrainCommand, base_config
 from cl_ray.config import Config, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.tuning.search import SearchOptions
 
@@ -107,7 +108,7 @@ def test_help_lists_every_field_with_description_and_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")  # wider, tyro's boxes stand side by side
-    monkeypatch.setattr(train_command, "default_preset", lambda: "quick")
+    monkeypatch.setattr(train_command, "default_preset", lambda _: "quick")
     module = import_module(f"cl_ray.commands.{command}")
     kind = KINDS.get(command) or getattr(module, f"{command.capitalize()}Command")
     shown = run(capsys, command, "--help")
@@ -154,7 +155,10 @@ FLAG_MISTAKES = [
             "train --name=a --storage=ftp://machine/runs",
             "In --storage: ftp://machine/runs/a cannot be opened: ",
         ),
-        ("train --preset=slow", "preset 'slow' is unknown; there are: quick, mnist."),
+        (
+            "train --preset=slow",
+            "preset 'slow' is unknown; there are: quick, mnist, photos-64, photos-128, photos-256.",
+        ),
         (
             "train --name=old --storage=.",
             "{storage}/old/config.yaml is not the config of a run: it has no field 'name'; ",
@@ -330,8 +334,8 @@ def test_data_without_labels_or_names(changes: dict[str, Any], classes: str) -> 
     with console.capture() as printed:
         print_dataset_summary(Dataset.open("mnist").info.model_copy(update=changes), "x", console)
     lines = printed.get().splitlines()
-    assert re.fullmatch(f"classes   {classes}", lines[4])
-    assert "train     55,000 images in 4 files, 8.3 MB" in lines
+    assert re.fullmatch(f"classes +{classes}", lines[4])
+    assert "train      55,000 images in 4 files, 8.3 MB" in lines
 
 
 def test_interrupted_data_leaves_nothing(tmp_path: Path) -> None:
@@ -375,3 +379,18 @@ def test_images_become_data_and_a_run(tmp_path: Path) -> None:
     assert any(3 in tensor.shape for tensor in weights.values())
     with Image.open(folder / "samples" / "samples-0001.png") as image:
         assert np.ptp(np.asarray(image), axis=(0, 1)).max() > 0
+
+
+def test_the_default_preset_follows_the_size_of_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for side, expected in ((128, "photos-128"), (60, "photos-64"), (32, cli.default_preset(None))):
+        pixels = random.integers(0, 256, (4, side, side, 3), np.uint8)
+        images = [RawImage(image, None, "an image") for image in pixels]
+        data = str(tmp_path / str(side))
+        write_splits({"train": images}, data, DatasetMetadata(name="some", source="a test"))
+        config = base_config([f"--data={data}"])
+        assert config.preset == expected
+        assert (f"The preset is {expected}" in capsys.readouterr().out) == (side >= 48)
+        assert base_config(["--preset=quick", f"--data={data}"]).preset == "quick"

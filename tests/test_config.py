@@ -100,7 +100,7 @@ def test_presets(name: str) -> None:
 
 def test_default_and_unknown_preset() -> None:
     assert preset("quick") == Config()
-    with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist"):
+    with pytest.raises(UserError, match="'slow' is unknown; there are: quick, mnist, photos-64"):
         preset("slow")
 
 

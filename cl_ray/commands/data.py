@@ -95,7 +95,7 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         lines[name] = f"{split.rows:,} images in {files}, {size}"
     lines["where"] = without_options(absolute_location(out))
     lines["next"] = f"cl-ray train --data {shlex.quote(out)}"
-    print_fields(console, lines, 10)
+    print_fields(console, lines, max(10, *(len(name) + 1 for name in lines)))
 
 
 def _format_classes(info: DatasetInfo) -> str:

@@ -36,7 +36,7 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
     asked, file = flag_value(arguments, "preset"), flag_value(arguments, "config")
     storage = flag_value(arguments, "storage")
     run = load_run_config(Config().storage if storage is None else storage, name_flag(arguments))
-    config = run or preset(asked or default_preset())
+    config = run or preset(asked or _default_preset(flag_value(arguments, "data")))
     if run and asked not in (None, run.preset):
         preset(str(asked))
         raise UserError(
@@ -50,6 +50,14 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
                 f"{file} has the preset {config.preset} and the flag has {asked}: leave one out."
             )
     return TrainCommand.model_validate(config.model_dump())
+
+
+def _default_preset(data: str | None) -> str:
+    if data is None:
+        return default_preset(None)
+    from cl_ray.data.dataset import image_side  # imports pyarrow
+
+    return default_preset(image_side(data))
 
 
 def load_run_config(storage: str, name: str | None) -> Config | None:

@@ -100,7 +100,10 @@ class ShardConfig(BaseConfig):
         description="Partitions of up to this many GB are kept on the device; larger ones stream.",
     )
     window: int = Field(
-        4096, ge=2, description="Rows that are shuffled and paired together when images stream."
+        4096,
+        ge=2,
+        description="Rows that are shuffled and paired together when images stream; fewer where "
+        "they have more than 64 MB of pixels.",
     )
 
 

@@ -35,8 +35,10 @@ INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
 STACKED = "stacked-mnist"
 """A source that is made of the packaged digits, see `stacked_mnist.py`."""
-MIN_SIDE, MAX_SIDE = 28, 64
+MIN_SIDE, MAX_SIDE = 28, 256
 """Sides of images in pixels."""
+DISTANCE_SIDE = 64
+"""Pixels of a side that distances between images are taken over, at most."""
 QUANTILES = np.linspace(0, 1, 101)
 
 _MAX_CLASSES = 10_000
@@ -59,7 +61,8 @@ class SplitInfo(BaseConfig):
     """One split: its files, in order, and the distances between its images.
 
     `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
-    rows, pixels scaled to [0, 1], estimated from a uniform sample; empty if there is one row.
+    rows, pixels scaled to [0, 1] and as many as `distance_stride` says, estimated from a uniform
+    sample; empty if there is one row.
     """
 
     rows: int = Field(ge=1)
@@ -148,6 +151,11 @@ class RowBatch:
         order = np.argsort(self.id, kind="stable")
         label = None if self.label is None else self.label[order]
         return RowBatch(self.id[order], self.image[order], label)
+
+
+def distance_stride(side: int) -> int:
+    """Return which pixels of a side count for distances: all (1), every second one (2) ..."""
+    return -(-side // DISTANCE_SIDE)
 
 
 def open_dataset_location(location: str) -> tuple[pafs.FileSystem, str]:
@@ -406,6 +414,16 @@ class Dataset:
                 f"{self.location}/{shard.file} is damaged or cannot be read "
                 f"({first_error_line(error)}): {_REPAIR}."
             ) from error
+
+
+def image_side(location: str | None) -> int | None:
+    """Return the side of a dataset's images in pixels; None if it cannot be opened."""
+    if location is None:
+        return None
+    try:
+        return Dataset.open(location).info.shape[0]
+    except UserError:  # is raised again, with the checks of the other fields
+        return None
 
 
 def sample_rows(dataset: Dataset, split: str, count: int, seed: int) -> RowBatch:

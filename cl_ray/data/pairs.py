@@ -4,8 +4,9 @@ A negative must be far from its positive in pixels. Of the candidates that are, 
 is taken, or the one whose embedding by D is most similar (a hard negative, after Robinson et al.,
 2021, section 3, by selection instead of weights).
 
-Distances are Euclidean over pixels, computed as squared integers of uint8 pixels, so that a pair
-is accepted or rejected identically on every device.
+Distances are Euclidean over pixels (of images above 64 pixels, over every second, third or fourth
+row and column), computed as squared integers of uint8 pixels, so that a pair is accepted or
+rejected identically on every device.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
+from cl_ray.data.dataset import distance_stride
 from cl_ray.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]
@@ -32,7 +34,7 @@ class PairSampler:
 
     Args:
         config: The mode, the number of candidates and the quantile.
-        images: The pool, uint8 [n, ...], on any device.
+        images: The pool, uint8 [n, H, W, C], on any device.
         labels: Class indices [n] of the pool, required by the mode `labels`.
         distance: The smallest distance of a negative, pixels scaled to [0, 1].
 
@@ -44,7 +46,9 @@ class PairSampler:
     """
 
     def __init__(self, config: PairConfig, images: Tensor, labels: Tensor | None, distance: float):
-        self.config, self.images, self.pixels = config, images, images.flatten(1)
+        self.config, self.images = config, images
+        stride = distance_stride(images.shape[1])
+        self.pixels = images[:, ::stride, ::stride].flatten(1)
         self.embed: Embed | None = None
         self.labels = labels if config.mode == "labels" else None
         self.bound = int(-(-((distance * 255) ** 2) // 1))  # rounded up: never nearer

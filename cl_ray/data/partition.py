@@ -15,6 +15,8 @@ from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowRange
 
 TRAIN_SPLIT = "train"
+WINDOW_BYTES = 2**26
+"""Pixels of a window of rows that stream, at most."""
 HARD_NEGATIVES_NEED_MEMORY = (
     "pairs.negatives `hard` needs all images of a worker on its device, and they exceed "
     "shards.memory: raise it, take more workers, or use `far`."
@@ -97,11 +99,12 @@ class Partition:
     def windows(self, epoch: int) -> list[list[RowRange]]:
         """Return this rank's rows of a streamed epoch, in windows of about `shards.window` rows.
 
-        Rows are shuffled and paired within their window.
+        It has at most WINDOW_BYTES of pixels. Rows are shuffled and paired within their window.
         """
         ranges = self.row_ranges(epoch)
         total = sum(part.rows for part in ranges)
-        count = max(1, round(total / self.config.shards.window))
+        window = min(self.config.shards.window, WINDOW_BYTES // math.prod(self.dataset.info.shape))
+        count = max(1, round(total / window))
         ends = [total * i // count for i in range(count + 1)]
         return [slice_ranges(ranges, a, b) for a, b in pairwise(ends)]
 

@@ -30,6 +30,7 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     ShardInfo,
     SplitInfo,
+    distance_stride,
 )
 from cl_ray.data.decoding import ADD_SIZE
 from cl_ray.errors import UserError, first_error_line
@@ -400,7 +401,8 @@ def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:
     if count < 2:
         return []
     rows = part.rows[np.sort(random.choice(len(part.rows), count, replace=False))]
-    pixels = part.image[rows].reshape(count, -1)
+    stride = distance_stride(part.image.shape[1])
+    pixels = part.image[:, ::stride, ::stride][rows].reshape(count, -1)
     products = np.zeros((count, count))
     for start in range(0, pixels.shape[1], 1024):
         # Integers below 2**53, so exact: near duplicates keep their distance, and the result

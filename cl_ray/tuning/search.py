@@ -379,7 +379,9 @@ def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
 
 def _config_from_flags(options: SearchOptions) -> Config:
     """Return the preset with the fields of the file, then those of the flags."""
-    config = preset(options.preset or default_preset())
+    from cl_ray.data.dataset import image_side
+
+    config = preset(options.preset or default_preset(image_side(options.data)))
     if options.config:
         config = Config.load(options.config, config)
     given = _parse_assignments(options.set)

@@ -255,3 +255,14 @@ def test_a_hard_negative_is_the_most_similar_of_those_far_enough(
     _, farthest = far.sample(positives, seeded())
     ours = similarity.gather(1, negatives[:, None]).mean()
     assert ours > similarity.gather(1, farthest[:, None]).mean() + 0.3
+
+
+def test_distances_of_large_images_are_those_of_every_second_pixel() -> None:
+    images = torch.zeros(4, 128, 128, 1, dtype=torch.uint8)
+    images[1, 1::2] = 255  # differs in rows that do not count
+    images[2, ::2] = 255
+    images[3, ::2] = 255
+    pool = sampler(images, None, 1.0)
+    _, negatives = pool.sample(torch.tensor([0, 1]), seeded())
+    assert set(negatives.tolist()) <= {2, 3}
+    assert refusal(images[:2].repeat(2, 1, 1, 1), None, 1.0)

@@ -59,7 +59,7 @@ def test_config_becomes_flags() -> None:
     assert tyro.cli(SourceConfig, args=flags.split()).label_column == "none"
     wrongs: list[dict[str, Any]] = [
         {"size": 20},
-        {"size": 65},
+        {"size": 257},
         {"test_fraction": 1.0},
         {"color": "sepia"},
     ]

@@ -117,8 +117,8 @@ def test_images_that_do_not_go_together_leave_nothing(
     ("picture", "message"),
     [
         (bad(images(1, 28)[0][:, :26]), "bad.png is not square but 26 × 28: add `--size N`"),
-        (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 64: add `--size N`"),
-        (bad(images(1, 65)[0]), "bad.png is 65 × 65"),
+        (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 256: add `--size N`"),
+        (bad(images(1, 257)[0]), "bad.png is 257 × 257"),
         (bad(images(1)[0], -1), "bad.png has the label -1: leave"),
         (bad(images(1)[0], 2), "bad.png has the label 2, but there are 2 classes"),
     ],
