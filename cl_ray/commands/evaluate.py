@@ -18,6 +18,7 @@ from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from cl_ray.evaluation.evaluate import Evaluation
+    from cl_ray.evaluation.feature_metrics import FeatureScore
     from cl_ray.evaluation.probes import ProbeScore
 
 _MAX_LISTED = 40
@@ -147,6 +148,13 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
         for name in scores[0]:
             table.add_row(metric_title(name), *(_percent(owner.get(name)) for owner in scores))
         console.print(table)
+    if evaluation.features:
+        title = f"Features without a probe, on the split {evaluation.split}"
+        table = Table("", "D", "G's encoder", "pixels", title=title, title_justify="left")
+        features = list(evaluation.features.values())
+        for name in features[0]:
+            table.add_row(metric_title(name), *(_number(owner[name]) for owner in features))
+        console.print(table)
     error = evaluation.reconstruction
     console.print(
         f"Reconstruction: mean squared error {error.error:.4f} of pixels in [0, 1]; the mean "
@@ -163,3 +171,9 @@ def _percent(score: "ProbeScore | None") -> str:
         return "–"
     spread = f" ± {score.spread:.2%}" if score.spread is not None else ""
     return f"{score.accuracy:.2%}{spread}"
+
+
+def _number(score: "FeatureScore") -> str:
+    """Format a metric of features, with its spread over seeds."""
+    spread = f" ± {score.spread:.4f}" if score.spread is not None else ""
+    return f"{score.value:.4f}{spread}"

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+from torch.nn.functional import adaptive_avg_pool2d
 
 from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
-from cl_ray.evaluation.classifier import Floats, Labels, Pixels
+from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore, sample_view_pairs
 from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS, Samples
 from cl_ray.evaluation.metrics import (
+    FEATURE_METRICS,
     MODE_METRICS,
     OVER_BASELINE,
     PROBE_METRICS,
@@ -37,6 +40,9 @@ from cl_ray.model import TrainedModel
 
 MODE_SAMPLES = 26_000
 """Samples in which papers count modes (see `ModeEvaluator`)."""
+
+PIXEL_SIDE = 32
+"""Images of a longer side are averaged to this one where their pixels are the features."""
 
 ReportProgress = Callable[[str], None]
 """Called with the name of what is measured next."""
@@ -118,6 +124,7 @@ class Evaluation:
         fidelity: Of the samples; None without a reference.
         modes: Of the samples of stacked digits; else None.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
+        features: Of the same features, by their names in FEATURE_METRICS.
         reconstruction: Of the split's images.
         notes: A sentence for each thing that was not measured, or measured differently.
         seconds: Time taken.
@@ -133,6 +140,7 @@ class Evaluation:
     fidelity: Fidelity | None
     modes: ModeCoverage | None
     representation: dict[str, dict[str, ProbeScore]]
+    features: dict[str, dict[str, FeatureScore]]
     reconstruction: Reconstruction
     notes: list[str]
     seconds: float
@@ -147,9 +155,11 @@ class Evaluation:
             found = self.fidelity.metrics.get(metric.name) if self.fidelity else None
             if metric.relative and found and found.real_baseline > 0:
                 values[metric.name + OVER_BASELINE] = found.value / found.real_baseline
-        for owner, scores in self.representation.items():
+        for owner in self.representation | self.features:
             prefix = "" if owner == "discriminator" else f"{owner}_"
-            values |= {f"{prefix}{name}": score.accuracy for name, score in scores.items()}
+            probes, others = self.representation.get(owner, {}), self.features.get(owner, {})
+            values |= {prefix + name: score.accuracy for name, score in probes.items()}
+            values |= {prefix + name: score.value for name, score in others.items()}
         return values
 
 
@@ -308,7 +318,9 @@ class ModeEvaluator:
 
 
 def evaluate_representation(
-    data: ProbeData, metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS
+    data: ProbeData,
+    metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS,
+    tell: ReportProgress = lambda _: None,
 ) -> tuple[dict[str, ProbeScore], list[str]]:
     """Compute probe scores of features.
 
@@ -318,6 +330,7 @@ def evaluate_representation(
     scores: dict[str, ProbeScore] = {}
     notes: dict[str, None] = {}
     for metric in metrics:
+        tell(metric.title)
         start = time.perf_counter()
         try:
             score = metric.compute(data)
@@ -326,6 +339,23 @@ def evaluate_representation(
             continue
         scores[metric.name] = replace(score, seconds=time.perf_counter() - start)
     return scores, list(notes)
+
+
+def pixel_features(images: Pixels) -> Floats:
+    """Return pixels in [0, 1] as features, float32 [N, d], to compare representations with.
+
+    Images of more than 32 x 32 pixels are averaged to that: all pixels of photographs would take
+    longer than all else, and gigabytes.
+
+    Args:
+        images: uint8 [N, H, W, C].
+    """
+    if images.shape[1] > PIXEL_SIDE:
+        parts = torch.from_numpy(images).split(FORWARD_BATCH)
+        size = (PIXEL_SIDE, PIXEL_SIDE)
+        small = [adaptive_avg_pool2d(x.permute(0, 3, 1, 2).float() / 255, size) for x in parts]
+        return torch.cat(small).flatten(1).numpy()
+    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
 class Evaluator:
@@ -377,7 +407,9 @@ class Evaluator:
                 f"out with --{split}-fraction."
             )
         if not dataset.info.labelled:
-            self.notes.append("The images have no labels, so the representation was not measured.")
+            self.notes.append(
+                "The images have no labels, so no probe of the representation was measured."
+            )
         self._fidelity: FidelityEvaluator | None = None
         self._modes: ModeEvaluator | None = None
         self._images: tuple[RowBatch, RowBatch] | None = None
@@ -404,7 +436,9 @@ class Evaluator:
         with _limited_threads():
             fidelity = self._measure_fidelity(model, context, thorough, tell)
             modes = self._measure_modes(model, thorough, tell)
-            representation, missing = self._probe(model, context, thorough, tell)
+            representation, features, missing = self._measure_features(
+                model, context, thorough, tell
+            )
         tell("reconstruction")
         real = held_out.image
         copies = model.reconstruct(real, held_out.label if model.classes else None)
@@ -423,6 +457,7 @@ class Evaluator:
             fidelity=fidelity,
             modes=modes,
             representation=representation,
+            features=features,
             reconstruction=reconstruction,
             notes=[*self.notes, *self._skipped(context, thorough), *missing],
             seconds=round(time.perf_counter() - start, 1),
@@ -486,36 +521,46 @@ class Evaluator:
         count = MODE_SAMPLES if thorough else self.config.samples
         return self._modes.measure(self._generate(model, count)[0])
 
-    def _probe(
+    def _measure_features(
         self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
-    ) -> tuple[dict[str, dict[str, ProbeScore]], list[str]]:
+    ) -> tuple[dict[str, dict[str, ProbeScore]], dict[str, dict[str, FeatureScore]], list[str]]:
+        """Return the scores of probes and the other metrics of each features, and notes."""
         train, held_out = self.images()
-        if train.label is None or held_out.label is None:
-            return {}, []
-        features: dict[str, Callable[[Pixels], Floats]] = {"discriminator": model.embed}
+        probes = _selected(PROBE_METRICS, context, thorough)
+        others = _selected(FEATURE_METRICS, context, thorough)
+        extractors: dict[str, Callable[[Pixels], Floats]] = {"discriminator": model.embed}
         if thorough:
-            features["encoder"] = lambda images: model.encode(images).numpy()
-            features["pixels"] = lambda images: np.divide(
-                images.reshape(len(images), -1), 255, dtype=np.float32
-            )
-        metrics = _selected(PROBE_METRICS, context, thorough)
-        found: dict[str, dict[str, ProbeScore]] = {}
+            extractors["encoder"] = lambda images: model.encode(images).numpy()
+            extractors["pixels"] = pixel_features
+        views = sample_view_pairs(held_out.image, self.seed) if others else None
+        scores: dict[str, dict[str, ProbeScore]] = {}
+        features: dict[str, dict[str, FeatureScore]] = {}
         notes: list[str] = []
-        for owner, compute in features.items():
+        for owner, extract in extractors.items() if probes or others else ():
+
+            def tell_title(title: str, owner: str = owner) -> None:
+                tell(f"representation: {owner}, {title}")
+
             tell(f"representation: {owner}")
-            data = ProbeData(
-                compute(train.image),
-                train.label,
-                compute(held_out.image),
-                held_out.label,
-                self.seed,
-            )
-            found[owner], notes = evaluate_representation(data, metrics)
-        return found, notes  # which depend on the labels only
+            x, q = extract(train.image), extract(held_out.image)
+            if train.label is not None and held_out.label is not None:
+                data = ProbeData(x, train.label, q, held_out.label, self.seed)
+                scores[owner], notes = evaluate_representation(data, probes, tell_title)
+            if views is not None:
+                pair = extract(views[0]), extract(views[1])
+                measured = FeatureData(x, q, pair, train.label, held_out.label, self.seed)
+                features[owner] = {}
+                for metric in others:
+                    tell_title(metric.title)
+                    features[owner][metric.name] = metric.compute(measured)
+        if thorough and self.dataset.info.shape[0] > PIXEL_SIDE:
+            notes = [*notes, f"Pixels, as features, are averaged to {PIXEL_SIDE} x {PIXEL_SIDE}."]
+        return scores, features, notes  # which depend on the data only
 
     def _skipped(self, context: MetricContext, thorough: bool) -> list[str]:
         """Return a sentence for each reason why scores of labelled data are not measured."""
-        metrics: list[Metric[Any, Any]] = [m for m in PROBE_METRICS if thorough or not m.thorough]
+        measured: tuple[Metric[Any, Any], ...] = (*PROBE_METRICS, *FEATURE_METRICS)
+        metrics = [m for m in measured if thorough or not m.thorough]
         if thorough and self.reference:
             metrics += [m for m in SAMPLE_METRICS if m.thorough]
         titles: dict[str, list[str]] = {}
@@ -535,6 +580,8 @@ def _selected(
 
 def _limited_threads() -> threadpool_limits:
     """Give numpy and scikit-learn as many threads as torch has."""
+    import sklearn.cluster
+    import sklearn.decomposition
     import sklearn.linear_model
     import sklearn.neighbors  # noqa: F401 (only the pools of loaded libraries are limited)
 

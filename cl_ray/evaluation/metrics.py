@@ -1,7 +1,8 @@
 """The registry of metrics: what each is called, how it is computed, and what it needs.
 
 To add a metric, write a function of `Samples` (generated images), of `ProbeData` (features with
-labels) or of a mode histogram, and add an entry to SAMPLE_METRICS, PROBE_METRICS or MODE_METRICS.
+labels), of `FeatureData` (features with or without labels) or of a mode histogram, and add an entry
+to SAMPLE_METRICS, PROBE_METRICS, FEATURE_METRICS or MODE_METRICS.
 Evaluations, evaluation.json, curves, tables, `checkpoint.metric` and the search then know it.
 """
 
@@ -17,6 +18,16 @@ from cl_ray.data.dataset import STACKED, Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Pixels
 from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.feature_metrics import (
+    FeatureData,
+    FeatureScore,
+    adjusted_rand_index,
+    cluster_accuracy,
+    effective_rank,
+    feature_alignment,
+    feature_uniformity,
+    normalized_mutual_information,
+)
 from cl_ray.evaluation.fidelity import (
     Samples,
     class_accuracy,
@@ -43,7 +54,7 @@ OVER_BASELINE = "_over_baseline"
 """Suffix of a metric divided by its real-data baseline."""
 
 Input = TypeVar("Input")
-Value = TypeVar("Value", float, ProbeScore)
+Value = TypeVar("Value", float, ProbeScore, FeatureScore)
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,29 @@ PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
 )
 """Test accuracy of probes of the features; D's go by the name alone."""
 
+FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
+    Metric("cluster_accuracy", "clustering accuracy", cluster_accuracy, _PROBED, thorough=True),
+    Metric(
+        "nmi",
+        "normalized mutual information",
+        normalized_mutual_information,
+        _PROBED,
+        thorough=True,
+    ),
+    Metric("ari", "adjusted Rand index", adjusted_rand_index, _PROBED, thorough=True),
+    Metric(
+        "alignment",
+        "alignment of two views",
+        feature_alignment,
+        larger_is_better=False,
+        thorough=True,
+    ),
+    Metric("uniformity", "uniformity", feature_uniformity, larger_is_better=False, thorough=True),
+    Metric("effective_rank", "effective rank (RankMe)", effective_rank, thorough=True),
+)
+"""Of the features themselves: clusters, and checks that need no labels; D's go by the name
+alone."""
+
 RECONSTRUCTION: Metric[tuple[Any, Pixels], float] = Metric(
     "reconstruction",
     "mean squared error of reconstructions, pixels in [0, 1]",
@@ -233,6 +267,7 @@ METRICS: tuple[Metric[Any, Any], ...] = (
     *SAMPLE_METRICS,
     *MODE_METRICS,
     *PROBE_METRICS,
+    *FEATURE_METRICS,
     RECONSTRUCTION,
 )
 """All metrics; the first available one is what a search optimises by default."""

@@ -20,10 +20,16 @@ from cl_ray.evaluation.evaluate import (
     FidelityEvaluator,
     MetricValue,
     evaluate_representation,
+    pixel_features,
     summary_line,
 )
 from cl_ray.evaluation.fidelity import Samples, frechet_distance
-from cl_ray.evaluation.metrics import PROBE_METRICS, SAMPLE_METRICS, Metric
+from cl_ray.evaluation.metrics import (
+    FEATURE_METRICS,
+    PROBE_METRICS,
+    SAMPLE_METRICS,
+    Metric,
+)
 from cl_ray.evaluation.probes import ProbeData, nearest_neighbours
 from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import load
@@ -116,6 +122,11 @@ def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
     found = Evaluator(bare, EvaluationConfig()).evaluate(load(folder), thorough=True)
     assert found.fidelity is None
     assert found.representation == {}
+    unlabelled = {"alignment", "uniformity", "effective_rank"}
+    assert {owner: set(scores) for owner, scores in found.features.items()} == dict.fromkeys(
+        ("discriminator", "encoder", "pixels"), unlabelled
+    )
+    assert found.metrics().keys() >= {"alignment", "pixels_effective_rank"}
     text = " ".join(found.notes)
     assert "needs a reference's features" in text
     assert "no labels" in text
@@ -243,6 +254,12 @@ def test_the_command_writes_the_table_and_the_file(
         for scores in saved["representation"].values():
             assert f"{scores[probe.name]['accuracy']:.2%}" in row
             assert scores[probe.name]["seconds"] >= 0
+    assert saved["features"].keys() == {"discriminator", "encoder", "pixels"}
+    for entry in FEATURE_METRICS:
+        row = next(line for line in shown.splitlines() if f" {entry.title} " in line)
+        for scores in saved["features"].values():
+            assert f"{scores[entry.name]['value']:.4f}" in row
+        assert f"measuring: representation: pixels, {entry.title}" in shown
     assert saved["split"] == "test"
     assert "Generation, against the split test" in shown
     assert "trained on pairs by views" in shown
@@ -272,6 +289,14 @@ def test_mistakes_are_one_sentence(
     data = write_images(tmp_path / "colour", train=(colour, [0] * 20))
     flags = [flag.replace("COLOUR", data) for flag in flags]
     assert sentence in refused(capsys, "evaluate", folder, *flags)
+
+
+def test_pixels_of_large_images_are_averaged() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    blocks = images.reshape(3, 32, 2, 32, 2, 3).mean((2, 4)) / 255
+    assert np.allclose(pixel_features(images), blocks.transpose(0, 3, 1, 2).reshape(3, -1))
+    small = images[:, :32, :32]
+    assert np.array_equal(pixel_features(small), (small / np.float32(255)).reshape(3, -1))
 
 
 def test_a_rare_class_costs_only_the_few_labels() -> None:

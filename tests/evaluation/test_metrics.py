@@ -89,7 +89,8 @@ def test_the_first_metric_is_what_a_search_optimises_by_default(data: Any) -> No
 
 def test_directions_and_titles() -> None:
     smaller = {name for metric in METRICS for name in metric.names if not is_larger_better(name)}
-    assert smaller == {"frechet", "frechet_over_baseline", "kernel", "mode_kl", "reconstruction"}
+    distances = {"frechet", "frechet_over_baseline", "kernel", "mode_kl", "reconstruction"}
+    assert smaller == distances | {"alignment", "uniformity"}
     assert metric_title("knn_1") == "1-NN"
     assert metric_title("something_new") == "something new"
 

@@ -20,6 +20,7 @@ from cl_ray.evaluation.probes import (
     linear_probe_accuracy,
     logistic_regression,
     nearest_neighbours,
+    principal_components,
     sample_few_labels,
 )
 
@@ -173,13 +174,22 @@ def test_spreading_follows_the_shape_of_the_data(monkeypatch: pytest.MonkeyPatch
     assert (label_spreading(x, y, x, 2, [ends])[0] == y).mean() > 0.99
 
 
-def test_spreading_over_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that matters lies in the leading ones."""
-    (x, y), (q, truth) = blobs(300, 12, 4, 4), blobs(100, 12, 4, 4, seed=1)
-    x[:, 6:] *= 1e-3
+def test_principal_components_are_the_leading_eigenvectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the training features alone; distances within them are those in the subspace."""
+    random = np.random.default_rng(0)
+    scale = 0.8 ** np.arange(40)
+    x, q = ((random.standard_normal((n, 40)) * scale + 3).astype(np.float32) for n in (300, 100))
     monkeypatch.setattr(module, "_DIMENSIONS", 6)
-    draws = [sample_few_labels(y, 4, 0, 0)]
-    assert (label_spreading(x, y, q, 4, draws)[0] == truth).mean() > 0.98
+    train, test = principal_components(x, q)
+    axes = np.linalg.eigh(np.cov(x.T))[1][:, -6:]
+    for found, original in ((train, x), (test, q)):
+        exact = (original - x.mean(0)) @ axes
+        assert found.shape == exact.shape
+        assert np.allclose(found @ found.T, exact @ exact.T, atol=1e-3 * abs(exact).max() ** 2)
+    assert np.array_equal(principal_components(x, q)[1], test)
+    assert principal_components(x[:, :6], q[:, :6])[1].tobytes() == q[:, :6].tobytes()
 
 
 @pytest.fixture(scope="module")
