@@ -1,6 +1,7 @@
 """`cl-ray evaluate`: measure a run's networks; print a table and write evaluation.json."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -36,7 +37,9 @@ class EvaluateCommand(BaseConfig):
         description="Dataset to measure on; None is what the run was trained on.",
     )
     reference: str | None = Field(
-        None, description="As --evaluation.reference of `cl-ray train`; None is the run's own."
+        None,
+        description="As --evaluation.reference of `cl-ray train`; None is the run's own. auto "
+        "trains one, once, where the data has labels and none is packaged.",
     )
     samples: int = Field(
         10_000,
@@ -45,7 +48,10 @@ class EvaluateCommand(BaseConfig):
         "of stacked digits are always counted in 26,000, as in papers.",
     )
     images: int | None = Field(
-        None, gt=5, description="Training images that probes are fitted to; None is all."
+        None,
+        gt=5,
+        description="Training images that probes are fitted to; None is all, up to 60,000 images "
+        "and 2 GB of pixels.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random draws.")
     device: Device = Field("auto", description="Where the networks compute.")
@@ -59,7 +65,8 @@ def command(arguments: Sequence[str]) -> None:
     from cl_ray.data.dataset import Dataset
     from cl_ray.device import keep_freed_memory
     from cl_ray.evaluation.config import EvaluationConfig
-    from cl_ray.evaluation.evaluate import Evaluator
+    from cl_ray.evaluation.evaluate import Evaluator, default_images
+    from cl_ray.evaluation.reference_cache import cached_reference, needs_training
     from cl_ray.model import load
     from cl_ray.storage import RunStorage
 
@@ -72,12 +79,6 @@ def command(arguments: Sequence[str]) -> None:
             f"data {dataset.info.name} has images of {list(dataset.info.shape)}; the run "
             f"{asked.run} makes {list(model.shape)}: give --data with images of that shape."
         )
-    config = EvaluationConfig(
-        reference=asked.reference or model.config.evaluation.reference,
-        samples=asked.samples,
-        images=asked.images or max(6, dataset.info.splits["train"].rows),
-    )
-    evaluator = Evaluator(dataset, config, "test", asked.seed)
     device = f"{model.device.type}, {torch.get_num_threads()} threads"
     chosen = "last"
     if asked.checkpoint == "best":
@@ -86,16 +87,33 @@ def command(arguments: Sequence[str]) -> None:
     console.print(
         f"{asked.run}, {model.checkpoint} ({chosen}), on {device}", highlight=False, soft_wrap=True
     )
-    with console.status("") as status:
+    folder = RunStorage.from_uri(asked.run)
+    with console.status("") as status, tempfile.TemporaryDirectory() as spare:
 
         def tell(step: str) -> None:
             if console.is_terminal:
                 status.update(Text(step))
             else:
-                console.print(f"measuring: {step}", highlight=False)
+                console.print(f"measuring: {step}", highlight=False, soft_wrap=True)
 
+        def say(sentence: str) -> None:
+            console.print(sentence, highlight=False, soft_wrap=True)
+
+        reference = asked.reference or model.config.evaluation.reference
+        if reference == "auto" and needs_training(dataset):
+            beside = [f"{dataset.location}.reference", f"{folder.uri}/reference"]
+            folders = [place for place in beside if "://" not in place]
+            try:
+                reference = cached_reference(dataset, [*folders, spare], tell, say)
+            except UserError as error:
+                say(f"No reference classifier: {error}")
+        config = EvaluationConfig(
+            reference=reference,
+            samples=asked.samples,
+            images=asked.images or max(6, default_images(dataset)),
+        )
+        evaluator = Evaluator(dataset, config, "test", asked.seed)
         evaluation = evaluator.evaluate(model, thorough=True, tell=tell)
-    folder = RunStorage.from_uri(asked.run)
     print_evaluation(evaluation, console)
     folder.write("evaluation.json", json.dumps(asdict(evaluation), indent=1).encode())
     console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)

@@ -17,8 +17,9 @@ from cl_ray.networks.normalize import to_unit
 
 FORWARD_BATCH = 500
 """Images in one forward pass without training."""
-_SMALLEST_MAP = 4
-"""Feature maps are halved until no side is longer than this."""
+_SMALLEST_MAP, _LARGEST_MAP = 4, 16
+"""Feature maps are halved until no side is longer than the first; `fitting_stride` makes no first
+one longer than the second."""
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -30,6 +31,7 @@ class ClassifierConfig(BaseConfig):
 
     width: int = Field(32, ge=4, le=256, description="Channels of the first feature maps.")
     features: int = Field(128, ge=2, le=128, description="Dimensions of the features.")
+    stride: int = Field(2, ge=2, le=32, description="Stride of the first convolution.")
     epochs: int = Field(15, ge=1, description="Passes over the images.")
     batch_size: int = Field(128, ge=2, description="Images per step.")
     lr: float = Field(0.1, gt=0, description="Peak learning rate; cosine decay to 0.")
@@ -50,12 +52,16 @@ class Classifier(nn.Module):
         classes: Number of classes.
         width: Channels of the first feature maps; the others have twice as many.
         features: Dimensions of the penultimate layer.
+        stride: Of the first convolution, whose kernel is one pixel wider than two strides.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int, features: int):
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: int, features: int, stride: int = 2
+    ):
         super().__init__()
-        side, channels = (shape[0] + 1) // 2, width
-        layers = [*_convolution(shape[2], width, 5, stride=2), *_convolution(width, width)]
+        side, channels = -(-shape[0] // stride), width
+        first = _convolution(shape[2], width, 2 * stride + 1, stride)
+        layers = [*first, *_convolution(width, width)]
         while side > _SMALLEST_MAP:
             layers += _convolution(channels, 2 * width, stride=2)
             side, channels = (side + 1) // 2, 2 * width
@@ -77,6 +83,14 @@ def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) ->
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]
+
+
+def fitting_stride(side: int) -> int:
+    """Return the first stride, a power of 2, by which images of any size cost about the same."""
+    stride = 2
+    while -(-side // stride) > _LARGEST_MAP:
+        stride *= 2
+    return stride
 
 
 def classifier_outputs(network: nn.Module, images: Pixels) -> Floats:
@@ -121,7 +135,7 @@ def train_classifier(
     shape: tuple[int, int, int] = images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Classifier(shape, classes, config.width, config.features)
+        network = Classifier(shape, classes, config.width, config.features, config.stride)
     network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network)
     averaged, current = (

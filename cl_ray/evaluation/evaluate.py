@@ -44,6 +44,9 @@ MODE_SAMPLES = 26_000
 PIXEL_SIDE = 32
 """Images of a longer side are averaged to this one where their pixels are the features."""
 
+_MOST_IMAGES, _MOST_BYTES = 60_000, 2 * 10**9
+"""Training images that probes are fitted to by default, and the bytes of their pixels, at most."""
+
 ReportProgress = Callable[[str], None]
 """Called with the name of what is measured next."""
 
@@ -358,6 +361,13 @@ def pixel_features(images: Pixels) -> Floats:
     return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
+def default_images(dataset: Dataset) -> int:
+    """Return how many training images probes are fitted to unless told: all, within limits."""
+    height, width, channels = dataset.info.shape
+    affordable = _MOST_BYTES // (height * width * channels)
+    return min(dataset.info.splits["train"].rows, _MOST_IMAGES, affordable)
+
+
 class Evaluator:
     """Evaluates models on one dataset. What depends on the data only is computed once.
 
@@ -390,9 +400,9 @@ class Evaluator:
         self.reference = load_features(name) if name else None
         if self.reference is None:
             self.notes.append(
-                "Fidelity needs a reference's features: train one of labelled images with "
-                "`python -m cl_ray.evaluation.reference` and give it as --reference of `cl-ray "
-                "evaluate`, or as --evaluation.reference of `cl-ray train`."
+                "Fidelity needs a reference's features: `cl-ray evaluate` trains one of images "
+                "with labels; give it, or another one, as --evaluation.reference of `cl-ray "
+                "train` or --reference of `cl-ray evaluate`."
             )
         elif self.reference.shape not in (None, dataset.info.shape):
             raise UserError(

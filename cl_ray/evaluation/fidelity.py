@@ -24,6 +24,7 @@ from cl_ray.evaluation.classifier import (
     Labels,
     Pixels,
     classifier_outputs,
+    fitting_stride,
     train_classifier,
 )
 from cl_ray.evaluation.reference import (
@@ -242,7 +243,14 @@ def classification_accuracy_score(
     """
     assert isinstance(samples.reference, ReferenceClassifier)
     labels = samples.predicted if samples.labels is None else samples.labels
-    config = config or ClassifierConfig(width=16, features=64, epochs=6, lr=0.05, views=_NO_VIEWS)
+    config = config or ClassifierConfig(
+        width=16,
+        features=64,
+        stride=fitting_stride(samples.images.shape[1]),
+        epochs=6,
+        lr=0.05,
+        views=_NO_VIEWS,
+    )
     network = train_classifier(samples.images, labels, samples.reference.classes, config)
     predicted = classifier_outputs(network, samples.held_out.image).argmax(1)
     return float((predicted == samples.held_out.label).mean())

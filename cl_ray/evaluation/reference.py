@@ -1,7 +1,7 @@
 """Reference features: the penultimate layer of a classifier of the data.
 
-The classifier of MNIST ships with the package. The command that trained it trains one for any other
-dataset with labels:
+The classifier of MNIST ships with the package, and `cl-ray evaluate` trains one of other data with
+labels (see `reference_cache.py`). The command that trained the packaged one trains any other:
 
     python -m cl_ray.evaluation.reference --data mnist --out mnist.safetensors
 
@@ -12,7 +12,7 @@ A distance over these features is not comparable with a published FID, which is 
 import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import STACKED, Dataset
+from cl_ray.data.dataset import STACKED, Dataset, sample_rows
 from cl_ray.data.stacked_mnist import (
     STACKED_MODES,
     STACKED_SHAPE,
@@ -43,6 +43,7 @@ from cl_ray.evaluation.classifier import (
     classifier_outputs,
     train_classifier,
 )
+from cl_ray.storage import write_file
 
 INCEPTION = "inception"
 INCEPTION_WEIGHTS = (
@@ -51,6 +52,8 @@ INCEPTION_WEIGHTS = (
 )
 _PACKAGED = ("mnist",)
 _PACKAGED_SHAPE = (28, 28, 1)
+_MEASURED = 10_000
+"""Images that the accuracy of a reference is measured on, at most."""
 _METADATA_KEY = "reference"
 """The file's only entry of metadata, JSON: safetensors writes several in any order."""
 
@@ -63,8 +66,8 @@ class ReferenceMetadata(BaseConfig):
     classes: list[str] = Field(description="Names of the classes, in the order of their labels.")
     accuracy: float = Field(ge=0, le=1, description="Fraction of images it classifies correctly.")
     images: int = Field(ge=1, description="Number of images that the accuracy is measured on.")
-    measured_on: Literal["test", "held out"] = Field(
-        description="Test images, or training images that it was not trained on."
+    measured_on: Literal["test", "validation", "held out"] = Field(
+        description="Images of that split, or training images that it was not trained on."
     )
     config: ClassifierConfig = Field(description="Architecture and training.")
 
@@ -111,7 +114,11 @@ class ReferenceClassifier:
             config = metadata.config
             with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
                 network = Classifier(
-                    metadata.shape, len(metadata.classes), config.width, config.features
+                    metadata.shape,
+                    len(metadata.classes),
+                    config.width,
+                    config.features,
+                    config.stride,
                 )
             network.load_state_dict(safetensors.torch.load_file(path))
             return cls(network, metadata)
@@ -131,7 +138,7 @@ class ReferenceClassifier:
         weights = {k: v.contiguous() for k, v in self.network.state_dict().items()}
         blob = safetensors.torch.save(weights, {_METADATA_KEY: self.metadata.model_dump_json()})
         try:
-            Path(path).write_bytes(blob)
+            write_file(Path(path), blob)
         except OSError as error:
             raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
@@ -299,43 +306,60 @@ class ReferenceCommand(ClassifierConfig):
         ge=0,
         lt=1,
         description="Fraction of the training images to hold out and measure the accuracy on, to "
-        "choose settings by. 0 trains on all and measures on the test images.",
+        "choose settings by. 0 trains on all and measures on the test images, or on the split "
+        "validation where there are none.",
     )
     threads: int = Field(1, ge=1, description="CPU threads; another number rounds differently.")
 
 
-def train_reference(command: ReferenceCommand) -> ReferenceClassifier:
-    """Train a reference and measure its accuracy.
+def train_reference(
+    dataset: Dataset,
+    config: ClassifierConfig,
+    hold_out: float = 0.0,
+    images: int | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> ReferenceClassifier:
+    """Train a reference on the split train and measure its accuracy.
+
+    Args:
+        dataset: Labelled images.
+        config: Architecture and training.
+        hold_out: Fraction of the training images that the accuracy is measured on; 0 measures it
+            on the split test, or else validation.
+        images: Draw so many training images at random; None takes all.
+        on_epoch: See `train_classifier`.
 
     Raises:
-        UserError: The data has no labels, or no images to measure the accuracy on.
+        UserError: The data has no labels or one class, or no images to measure the accuracy on.
     """
-    dataset = Dataset.open(command.data)
     info = dataset.info
-    train = dataset.read("train")
+    if images is None:
+        train = dataset.read("train")
+    else:
+        train = sample_rows(dataset, "train", images, config.seed)
     if train.label is None:
-        raise UserError(f"{command.data} has no labels to train a reference on.")
-    classes = info.classes or [str(label) for label in range(int(train.label.max()) + 1)]
-    order = np.random.default_rng(command.seed).permutation(len(train.image))
-    held_out, fitted = np.split(order, [int(command.hold_out * len(order))])
+        raise UserError(f"{dataset.location} has no labels to train a reference on.")
+    if (train.label == train.label[0]).all():
+        raise UserError(
+            f"The training images of {dataset.location} are of one class: a reference classifier "
+            "needs two or more."
+        )
+    classes = dataset.class_names()
+    order = np.random.default_rng(config.seed).permutation(len(train.image))
+    held_out, fitted = np.split(order, [int(hold_out * len(order))])
+    measured_on: Literal["test", "validation", "held out"]
     if len(held_out):
-        images, labels = train.image[held_out], train.label[held_out]
-    elif "test" in info.splits:
-        test = dataset.read("test")
-        assert test.label is not None
-        images, labels = test.image, test.label
+        pixels, labels, measured_on = train.image[held_out], train.label[held_out], "held out"
+    elif "test" in info.splits or "validation" in info.splits:
+        measured_on = "test" if "test" in info.splits else "validation"
+        rows = sample_rows(dataset, measured_on, _MEASURED, config.seed)
+        assert rows.label is not None
+        pixels, labels = rows.image, rows.label
     else:
         raise UserError(
-            f"{command.data} has no split test to measure the accuracy on: hold out some training "
-            "images, such as --hold-out 0.1."
+            f"{dataset.location} has no split test to measure the accuracy on: hold out some "
+            "training images, such as --hold-out 0.1."
         )
-    start = time.perf_counter()
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        seconds = time.perf_counter() - start
-        print(f"epoch {epoch} of {command.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
-
-    config = ClassifierConfig(**{n: getattr(command, n) for n in ClassifierConfig.model_fields})
     network = train_classifier(
         train.image[fitted], train.label[fitted], len(classes), config, on_epoch
     )
@@ -343,9 +367,9 @@ def train_reference(command: ReferenceCommand) -> ReferenceClassifier:
         data=info.name,
         shape=info.shape,
         classes=classes,
-        accuracy=float((classifier_outputs(network, images).argmax(1) == labels).mean()),
-        images=len(images),
-        measured_on="held out" if len(held_out) else "test",
+        accuracy=float((classifier_outputs(network, pixels).argmax(1) == labels).mean()),
+        images=len(pixels),
+        measured_on=measured_on,
         config=config,
     )
     return ReferenceClassifier(network, metadata)
@@ -365,7 +389,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"There is no folder {folder} to write {command.out} to.")
         torch.set_num_threads(command.threads)
         keep_freed_memory()
-        reference = train_reference(command)
+        config = ClassifierConfig(**{n: getattr(command, n) for n in ClassifierConfig.model_fields})
+        start = time.perf_counter()
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            seconds = time.perf_counter() - start
+            print(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
+
+        dataset = Dataset.open(command.data)
+        reference = train_reference(dataset, config, command.hold_out, on_epoch=on_epoch)
         reference.save(command.out)
         found = reference.metadata
         print(f"{command.out}: {found.accuracy:.2%} of {found.images} {found.measured_on} images")

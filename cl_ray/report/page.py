@@ -134,7 +134,9 @@ def write_run_report(
         "fidelity_rows": fidelity_rows(parts["fidelity"]),
         "modes": parts["modes"],
         "mode_rows": fidelity_rows(parts["modes"]),
-        "representation": representation_table(parts["representation"]),
+        "representation": representation_table(
+            parts["representation"], evaluation.get("features") or {}
+        ),
         "projector": is_written,
         "missing": missing,
         **shown,

@@ -219,10 +219,19 @@ _OWNERS = {"discriminator": "D’s representation", "encoder": "G’s encoder", 
 
 
 def representation_table(
-    representation: dict[str, Any],
+    representation: dict[str, Any], features: dict[str, Any]
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return column names, and for each probe its name and its cells: accuracy ± spread."""
-    owners = {k: v for k, v in representation.items() if isinstance(v, dict) and v}
+    """Return column names, and for each metric its name and its cells: value ± spread.
+
+    Args:
+        representation: The part `representation` of evaluation.json, accuracies of probes.
+        features: The part `features`.
+    """
+    parts = [part if isinstance(part, dict) else {} for part in (representation, features)]
+    merged = {
+        k: {**(parts[0].get(k) or {}), **(parts[1].get(k) or {})} for k in parts[0] | parts[1]
+    }
+    owners = {k: v for k, v in merged.items() if v}
     names = dict.fromkeys(name for scores in owners.values() for name in scores)
     rows = [
         (_capitalize(metric_title(name)), [_cell(s.get(name)) for s in owners.values()])
@@ -232,6 +241,10 @@ def representation_table(
 
 
 def _cell(score: dict[str, Any] | None) -> str:
+    if score and score.get("value") is not None:
+        spread = score.get("spread")
+        around = f" ± {format_number(spread)}" if spread is not None else ""
+        return format_number(score["value"]) + around
     if not score or score.get("accuracy") is None:
         return "–"
     spread = score.get("spread")

@@ -12,6 +12,7 @@ from cl_ray.evaluation.classifier import (
     Classifier,
     ClassifierConfig,
     classifier_outputs,
+    fitting_stride,
     train_classifier,
 )
 
@@ -41,6 +42,16 @@ def test_every_shape_of_image(side: int, channels: int) -> None:
     assert found.dtype == np.float32
     assert not np.allclose(found[0], found[1])  # each image has its own
     assert np.allclose(found[1:2], classifier_outputs(network, images[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(28, 2), (32, 2), (45, 4), (64, 4), (128, 8)])
+def test_the_stride_that_fits_leaves_small_maps(side: int, stride: int) -> None:
+    """So that images of any size cost about the same."""
+    assert fitting_stride(side) == stride
+    network = Classifier((side, side, 3), 7, 4, 10, stride).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    assert classifier_outputs(network.trunk[:1], images).shape == (2, 4, *[-(-side // stride)] * 2)
+    assert classifier_outputs(network, images).shape == (2, 7)
 
 
 def test_outputs_do_not_depend_on_the_batch(digits: Any) -> None:

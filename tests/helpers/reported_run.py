@@ -50,6 +50,12 @@ EVALUATION: dict[str, Any] = {
         },
         "encoder": {"knn_1": {"accuracy": 0.91, "spread": None, "setting": "", "seconds": 3.0}},
     },
+    "features": {
+        "discriminator": {
+            "cluster_accuracy": {"value": 0.912, "spread": 0.0345},
+            "uniformity": {"value": -2.345, "spread": None},
+        },
+    },
     "reconstruction": {"error": 0.0213, "mean_image": 0.0673},
     "notes": ["A note of <the> evaluation."],
 }

@@ -1,0 +1,160 @@
+"""The reference of labelled data: trained once, kept beside them, and used by `cl-ray evaluate`."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.datasets import write_images
+from helpers.run_folder import save_run, trained_run
+
+from cl_ray.cli import main
+from cl_ray.data.dataset import Dataset
+from cl_ray.errors import UserError
+from cl_ray.evaluation import reference_cache as module
+from cl_ray.evaluation.reference import ReferenceClassifier, train_reference
+from cl_ray.evaluation.reference_cache import (
+    automatic_config,
+    cached_reference,
+    needs_training,
+    trained_images,
+)
+
+
+def noise(count: int, side: int = 32, seed: int = 0) -> Any:
+    """Noise of three colours, whose names are the labels."""
+    random, labels = np.random.default_rng(seed), np.arange(count) % 3
+    images = random.integers(0, 128, (count, side, side, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., label] += 100
+    return images, labels
+
+
+@pytest.fixture
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    monkeypatch.setattr(module, "_SEEN", 720)
+    splits = {"train": noise(240), "validation": noise(60, seed=2), "test": noise(60, seed=1)}
+    return Dataset.open(write_images(tmp_path / "noise", **splits))
+
+
+def test_it_is_trained_once_and_kept_by_the_fingerprint(colours: Dataset, tmp_path: Path) -> None:
+    steps: list[str] = []
+    said: list[str] = []
+    place = f"{colours.location}.reference"
+    path = cached_reference(colours, [place], steps.append, said.append)
+    assert path == f"{place}/{colours.info.fingerprint}.safetensors"
+    reference = ReferenceClassifier.load(path)
+    metadata = reference.metadata
+    assert reference.name == "noise-classifier"
+    assert metadata.config == automatic_config(colours)
+    assert (metadata.measured_on, metadata.images) == ("test", 60)
+    assert metadata.accuracy > 0.9
+    assert "reference classifier: epoch 3 of 3" in steps[-1]
+    assert f"{metadata.accuracy:.2%} of 60 test images correct" in said[0]
+    assert said[1] == f"It is kept as {path}."
+    blob = Path(path).read_bytes()
+    steps.clear()
+    said.clear()
+    assert cached_reference(colours, [str(tmp_path), place], steps.append, said.append) == path
+    assert not steps
+    assert said == [
+        f"Reference classifier {path}: {metadata.accuracy:.2%} of 60 test images correct."
+    ]
+    Path(path).write_bytes(blob[:-50])
+    cached_reference(colours, [place], say=said.append)
+    assert "is damaged, so it is trained anew" in said[1]
+    assert Path(path).read_bytes() == blob
+
+
+def test_another_version_or_other_images_have_another_one(
+    colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cached_reference(colours, [str(tmp_path)])
+    data = write_images(tmp_path / "other", train=noise(40, seed=5))
+    other = cached_reference(Dataset.open(data), [str(tmp_path)])
+    assert other != path
+    assert ReferenceClassifier.load(other).metadata.measured_on == "held out"
+    said: list[str] = []
+    monkeypatch.setattr(module, "_SEEN", 480)
+    assert cached_reference(colours, [str(tmp_path)], say=said.append) == path
+    assert "is of another version, so it is trained anew" in said[0]
+    assert ReferenceClassifier.load(path).metadata.config.epochs == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said(colours: Dataset, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    said: list[str] = []
+    path = cached_reference(colours, [f"{taken}/x", f"{tmp_path}/run"], say=said.append)
+    assert path.startswith(f"{tmp_path}/run/")
+    assert said[0] == f"The reference cannot be kept in {taken}/x: File exists."
+    with pytest.raises(UserError, match="can be kept in none of"):
+        cached_reference(colours, [f"{taken}/x"])
+
+
+def test_two_commands_train_it_once(
+    colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, waits = [], threading.Event()
+
+    def train_when_the_other_waits(*arguments: Any) -> ReferenceClassifier:
+        assert waits.wait(60)
+        trained.append(arguments)
+        return train_reference(*arguments)
+
+    def tell(step: str) -> None:
+        if step.startswith("waiting for another command"):
+            waits.set()
+
+    monkeypatch.setattr(module, "train_reference", train_when_the_other_waits)
+    found: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(cached_reference(colours, [str(tmp_path)], tell))
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(trained) == 1
+    assert len(set(found)) == 1
+    assert len(found) == 2
+
+
+def test_which_data_need_one_and_of_how_many_images(
+    colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = noise(40)
+    bare = Dataset.open(write_images(tmp_path / "bare", train=(images, [None] * 40)))
+    few = Dataset.open(write_images(tmp_path / "few", train=noise(40), test=noise(4)))
+    assert needs_training(colours)
+    assert not any(map(needs_training, (bare, few, Dataset.open("mnist"))))
+    assert trained_images(colours) == 240
+    monkeypatch.setattr(module, "_BYTES", 32 * 32 * 3 * 100)
+    assert trained_images(colours) == 100
+    large = Dataset.open(write_images(tmp_path / "large", train=noise(40, side=64)))
+    assert automatic_config(large).stride == 4
+
+
+def test_evaluate_trains_it_without_being_asked(
+    colours: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_run(trained_run(colours.location), tmp_path / "runs", step=7)
+    main(["evaluate", str(folder)])
+    printed = capsys.readouterr().out
+    assert "A reference classifier of the 3 classes was trained on 240 images" in printed
+    fidelity = json.loads((folder / "evaluation.json").read_text())["fidelity"]
+    assert fidelity["features"] == "noise-classifier"
+    assert fidelity["metrics"].keys() >= {"frechet", "precision", "classification_accuracy"}
+    main(["evaluate", str(folder)])
+    assert f"Reference classifier {colours.location}.reference/" in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text())["fidelity"] == fidelity
+    main(["evaluate", str(folder), "--reference=none"])
+    assert json.loads((folder / "evaluation.json").read_text())["fidelity"] is None
+    alike = write_images(tmp_path / "alike", train=(noise(40)[0], [0] * 40))
+    main(["evaluate", str(folder), f"--data={alike}"])
+    assert "No reference classifier: " in capsys.readouterr().out
