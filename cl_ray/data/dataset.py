@@ -87,6 +87,7 @@ class DatasetInfo(BaseConfig):
     licence: str | None
     shape: tuple[int, int, int] = Field(description="Height, width, channels.")
     labelled: bool = Field(description="Whether the rows have labels.")
+    origins: bool = Field(False, description="Whether the rows say where in the source they were.")
     classes: list[str] | None = Field(description="The name of each label, if they have names.")
     row_group: int = Field(ge=1, description="Rows of every row group but a file's last.")
     splits: dict[str, SplitInfo]
@@ -140,17 +141,23 @@ class RowBatch:
         id: [n] int64, each row's index in the source's order, unique within the split.
         image: [n, H, W, C] uint8.
         label: [n] int64, or None where the data has no labels.
+        origin: [n] str, where in the source each row was; None where that is unknown or not read.
     """
 
     id: NDArray[np.int64]
     image: NDArray[np.uint8]
     label: NDArray[np.int64] | None
+    origin: NDArray[np.object_] | None = None
+
+    def take(self, rows: Any) -> "RowBatch":
+        """Return the rows at indices, or in a slice."""
+        label = None if self.label is None else self.label[rows]
+        origin = None if self.origin is None else self.origin[rows]
+        return RowBatch(self.id[rows], self.image[rows], label, origin)
 
     def sorted_by_id(self) -> "RowBatch":
         """Return the rows in the source's order."""
-        order = np.argsort(self.id, kind="stable")
-        label = None if self.label is None else self.label[order]
-        return RowBatch(self.id[order], self.image[order], label)
+        return self.take(np.argsort(self.id, kind="stable"))
 
 
 def distance_stride(side: int) -> int:
@@ -266,12 +273,15 @@ class Dataset:
             for group in range(-(-shard.rows // size))
         ]
 
-    def read(self, split: str, ranges: Sequence[RowRange] | None = None) -> RowBatch:
+    def read(
+        self, split: str, ranges: Sequence[RowRange] | None = None, origins: bool = False
+    ) -> RowBatch:
         """Read rows; only the row groups that hold them are read.
 
         Args:
             split: A name in `info.splits`.
             ranges: The rows, returned in this order; None is the whole split. Ranges may overlap.
+            origins: Read where in the source each row was, too, if that is known.
 
         Raises:
             UserError: The split is unknown, or a file is damaged or cannot be read.
@@ -283,11 +293,13 @@ class Dataset:
         ids = np.empty(offsets[-1], np.int64)
         images = np.empty((offsets[-1], *self.info.shape), np.uint8)
         labels = np.empty(offsets[-1], np.int64) if self.info.labelled else None
+        origin = np.empty(offsets[-1], object) if origins and self.info.origins else None
         wanted: dict[int, dict[int, list[int]]] = {}  # by shard and row group, indices of ranges
         for index, part in enumerate(ranges):
             wanted.setdefault(part.shard, {}).setdefault(part.group, []).append(index)
         for shard, by_group in wanted.items():
-            for group, rows in self._read_row_groups(shards[shard], sorted(by_group)):
+            groups = self._read_row_groups(shards[shard], sorted(by_group), origin is not None)
+            for group, rows in groups:
                 for index in by_group[group]:
                     source = slice(ranges[index].start, ranges[index].stop)
                     target = slice(offsets[index], offsets[index + 1])
@@ -295,7 +307,9 @@ class Dataset:
                     images[target] = rows.image[source]
                     if labels is not None and rows.label is not None:
                         labels[target] = rows.label[source]
-        return RowBatch(ids, images, labels)
+                    if origin is not None and rows.origin is not None:
+                        origin[target] = rows.origin[source]
+        return RowBatch(ids, images, labels, origin)
 
     def distance_quantile(self, split: str, q: float) -> float:
         """Return a quantile of the distances between two images of a split.
@@ -380,7 +394,7 @@ class Dataset:
             raise UserError(f"{self.location} has no split {split}: it has {names}.") from None
 
     def _read_row_groups(
-        self, shard: ShardInfo, groups: list[int]
+        self, shard: ShardInfo, groups: list[int], origins: bool
     ) -> Iterator[tuple[int, RowBatch]]:
         """Yield row groups of a file one by one, so that decoded data stays small and in cache."""
         size, kind = self.info.row_group, pa.fixed_shape_tensor(pa.uint8(), self.info.shape)
@@ -388,14 +402,16 @@ class Dataset:
             if (found := file.schema_arrow.field("image").type) != kind:
                 raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
             # Every row group but a file's last has `size` rows, so a batch is a row group.
-            batches = file.iter_batches(size, groups)
+            columns = ["id", "image", *["label"] * self.info.labelled, *["origin"] * origins]
+            batches = file.iter_batches(size, groups, columns)
             for group, batch in zip(groups, batches, strict=True):
                 expected = min(size, shard.rows - group * size)
                 if len(batch) != expected:
                     raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
                 label = _integers(batch["label"]) if self.info.labelled else None
                 image = batch["image"].to_numpy_ndarray()
-                yield group, RowBatch(_integers(batch["id"]), image, label)
+                origin = np.array(batch["origin"].to_pylist(), object) if origins else None
+                yield group, RowBatch(_integers(batch["id"]), image, label, origin)
 
     @contextmanager
     def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
@@ -437,9 +453,8 @@ def sample_rows(dataset: Dataset, split: str, count: int, seed: int) -> RowBatch
     drawn = random.permutation(len(groups))[: max(_SAMPLED_GROUPS, needed)]
     rows = [(groups[index], row) for index in drawn for row in range(groups[index].stop)]
     chosen = (rows[index] for index in random.permutation(len(rows))[:count])
-    return dataset.read(
-        split, [RowRange(group.shard, group.group, row, row + 1) for group, row in chosen]
-    )
+    ranges = [RowRange(group.shard, group.group, row, row + 1) for group, row in chosen]
+    return dataset.read(split, ranges, origins=True)
 
 
 def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:

@@ -151,7 +151,7 @@ def read_image_folder(
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
-            return RawImage(convert(load_image(image, name), name), label, name)
+            return RawImage(convert(load_image(image, name), name), label, name, origin=file)
 
     def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
         with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
@@ -223,7 +223,8 @@ def read_parquet_source(
     elif label and not classes:
         classes = _hugging_face_names(schema, label)
     labels_by_name = {name: index for index, name in enumerate(classes or [])}
-    columns = [name for name in (image, label, "id" if info else None) if name]
+    known = ("id", *["origin"] * info.origins) if info else ()  # of a dataset that was written here
+    columns = [name for name in (image, label, *known) if name]
 
     def images(files: list[str]) -> Iterator[RawImage]:
         for file in files:
@@ -236,15 +237,18 @@ def read_parquet_source(
                 row = 0
                 for batch in parquet.iter_batches(_batch_rows(parquet, image), columns=columns):
                     names = [f"{location}/{file}, row {row + k}," for k in range(len(batch))]
+                    origins = [f"{file}, row {row + k}" for k in range(len(batch))]
+                    if "origin" in columns:
+                        origins = batch["origin"].to_pylist()
                     row += len(batch)
                     labels = batch[label].to_pylist() if label else [None] * len(batch)
                     indices = batch["id"].to_pylist() if info else [None] * len(batch)
                     decoded = _decode_column(batch[image], names, limits)
-                    for name, pixels, value, index in zip(
-                        names, decoded, labels, indices, strict=True
+                    for name, pixels, value, index, origin in zip(
+                        names, decoded, labels, indices, origins, strict=True
                     ):
                         class_index = labels_by_name[value] if isinstance(value, str) else value
-                        yield RawImage(convert(pixels, name), class_index, name, index)
+                        yield RawImage(convert(pixels, name), class_index, name, index, origin)
 
     return (
         {split: images(files) for split, files in splits.items()},

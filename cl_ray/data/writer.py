@@ -71,12 +71,14 @@ class RawImage:
         label: Its class, from 0 up; None if it has none.
         name: What error messages call it.
         index: Its position in the source's order; None is after the previous one.
+        origin: Where in the source it is from, such as a file's path in it; None if unknown.
     """
 
     image: NDArray[np.uint8]
     label: int | None
     name: str
     index: int | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,14 @@ class _SpooledSplit:
         label: [m] int64, or empty.
         rows: [n] indices into the m images.
         id: [n] int64, each row's place in the source's order.
+        origin: [m] strings, or None where no image has an origin.
     """
 
     image: NDArray[np.uint8]
     label: NDArray[np.int64]
     rows: NDArray[np.intp]
     id: NDArray[np.int64]
+    origin: pa.LargeStringArray | None
 
 
 def write_splits(
@@ -177,6 +181,7 @@ def write_splits(
                 **vars(metadata),
                 shape=shape,
                 labelled=bool(parts["train"].label.size),
+                origins=parts["train"].origin is not None,
                 row_group=row_group,
                 splits={
                     split: SplitInfo(
@@ -238,15 +243,18 @@ def _spool(
     first: RawImage | None = None
     parts = {}
     for split in _in_order(splits):
-        labels, indices = array("q"), array("q")
-        file = os.path.join(work, f"{split}.raw")
-        with open(file, "wb") as stream:
+        labels, indices, ends = array("q"), array("q"), array("q", [0])
+        file, names = (os.path.join(work, f"{split}.{kind}") for kind in ("raw", "names"))
+        with open(file, "wb") as stream, open(names, "wb") as origins:
             for raw in splits[split]:
                 first = first or raw
                 _check_image(raw, first, classes)
                 stream.write(raw.image.tobytes())
                 if raw.label is not None:
                     labels.append(raw.label)
+                ends.append(
+                    ends[-1] + origins.write((raw.origin or "").encode(errors="backslashreplace"))
+                )
                 indices.append(len(indices) if raw.index is None else raw.index)
                 if len(indices) % _REPORT_INTERVAL == 0:
                     report(f"reading {split}", len(indices), None)
@@ -258,8 +266,15 @@ def _spool(
             np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64),
             np.argsort(np.frombuffer(indices, np.int64), kind="stable"),
             np.arange(len(indices)),
+            _strings(names, ends) if ends[-1] else None,
         )
     return parts
+
+
+def _strings(file: str, ends: "array[int]") -> pa.LargeStringArray:
+    """Return strings that lie one after the other in a file, without reading them."""
+    text = np.memmap(file, np.uint8, "r")
+    return pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(text))
 
 
 def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
@@ -376,6 +391,8 @@ def _parquet(
     columns = {"id": pa.array(split.id[order], pa.int64()), "image": image}
     if split.label.size:
         columns["label"] = pa.array(split.label[rows], pa.int64())
+    if split.origin is not None:
+        columns["origin"] = split.origin.take(pa.array(rows)).cast(pa.string())
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     sink = pa.BufferOutputStream()
     pq.write_table(

@@ -19,7 +19,8 @@ class EvaluationConfig(BaseConfig):
         description="Reference for the features of generated images: `mnist` (packaged), "
         "`stacked-mnist` (the same on each channel, which also counts modes), the path of one that "
         "`python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: `mnist` "
-        "for the packaged digits, `stacked-mnist` for such data, else none.",
+        "for the packaged digits, `stacked-mnist` for such data, for other labelled data one that "
+        "is trained in a minute or two and kept beside them, else none.",
     )
     samples: int = Field(
         10_000,

@@ -226,7 +226,7 @@ class FidelityEvaluator:
                 f"takes more than {MANIFOLD_NEIGHBOURS}."
             )
         self.real = reference.features(held_out.image[self._order(len(held_out.image))])
-        train = _rows(train, self._order(len(train.image)))
+        train = train.take(self._order(len(train.image)))
         self._baseline_samples = {
             name: self._samples(rows.image, rows.label, np.arange(len(rows.image)))
             for name, rows in {"train": train, "held_out": held_out}.items()
@@ -483,7 +483,7 @@ class Evaluator:
             else:  # disjoint
                 rows = sample_rows(self.dataset, "train", sum(sizes), self.seed)
                 cut = max(len(rows.id) - sizes[1], len(rows.id) // 2)
-                train, held_out = _rows(rows, slice(0, cut)), _rows(rows, slice(cut, None))
+                train, held_out = rows.take(slice(0, cut)), rows.take(slice(cut, None))
             self._images = train, held_out
         return self._images
 
@@ -596,8 +596,3 @@ def _limited_threads() -> threadpool_limits:
     import sklearn.neighbors  # noqa: F401 (only the pools of loaded libraries are limited)
 
     return threadpool_limits(torch.get_num_threads())
-
-
-def _rows(rows: RowBatch, which: slice | NDArray[np.int64]) -> RowBatch:
-    label = None if rows.label is None else rows.label[which]
-    return RowBatch(rows.id[which], rows.image[which], label)

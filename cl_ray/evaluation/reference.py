@@ -262,10 +262,29 @@ def resolve_reference(dataset: Dataset, name: str) -> str | None:
     """Return the name of a dataset's reference, `auto` resolved; None for none."""
     if name != "auto":
         return None if name == "none" else name
+    if packaged := packaged_reference(dataset):
+        return packaged
+    kept = reference_path(dataset)
+    return str(kept) if kept and kept.is_file() else None
+
+
+def packaged_reference(dataset: Dataset) -> str | None:
+    """Return the name of the reference that ships for a dataset; None if none does."""
     if is_stacked_mnist(dataset.info):
         return STACKED
     packaged = dataset.info.name == "mnist" and dataset.info.shape == _PACKAGED_SHAPE
     return "mnist" if packaged else None
+
+
+def reference_path(dataset: Dataset) -> Path | None:
+    """Return where a dataset's own classifier is kept: beside the data; None for data in a cloud.
+
+    Its name is the dataset's fingerprint, so that other images or labels in the same place have
+    another one.
+    """
+    if "://" in dataset.location:
+        return None
+    return Path(f"{dataset.location}.reference", f"{dataset.info.fingerprint}.safetensors")
 
 
 def check_finite(features: Floats, kind: str) -> None:

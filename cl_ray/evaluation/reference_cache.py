@@ -5,12 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.text import Text
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import ClassifierConfig, fitting_stride
 from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS
-from cl_ray.evaluation.reference import ReferenceClassifier, resolve_reference, train_reference
+from cl_ray.evaluation.reference import (
+    ReferenceClassifier,
+    packaged_reference,
+    reference_path,
+    train_reference,
+)
 from cl_ray.storage import create_folder
 
 _IMAGES, _BYTES = 50_000, 10**9
@@ -19,6 +26,9 @@ _SEEN = 200_000
 """Images seen in training, about: a minute of two cores."""
 _MOST_EPOCHS, _STEPS = 60, 16
 """Passes over few images, and steps of a pass, which few images divide into small batches."""
+_LEAST_IMAGES = 1000
+"""A run or a search of fewer training images has none trained: its distances would say little about
+an epoch, and the run is short. `cl-ray evaluate` trains it all the same."""
 _HOLD_OUT = 0.1
 """Of the training images, where there is no other split."""
 
@@ -27,7 +37,29 @@ def needs_training(dataset: Dataset) -> bool:
     """Return whether a dataset has labels, no packaged reference and enough images."""
     rows = min(split.rows for split in dataset.info.splits.values())
     enough = rows > 2 * MANIFOLD_NEIGHBOURS  # an evaluation compares half of the only split
-    return dataset.info.labelled and enough and resolve_reference(dataset, "auto") is None
+    return dataset.info.labelled and enough and packaged_reference(dataset) is None
+
+
+def prepare_reference(dataset: Dataset, console: Console) -> None:
+    """Have the reference that `evaluation.reference auto` finds beside labelled data.
+
+    Prints its accuracy, or why there is none.
+    """
+    path = reference_path(dataset)
+    few = dataset.info.splits["train"].rows < _LEAST_IMAGES
+    if path is None or few or not needs_training(dataset):
+        return
+
+    def say(sentence: str) -> None:
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+    with console.status("") as status:
+        try:
+            cached_reference(
+                dataset, [str(path.parent)], lambda step: status.update(Text(step)), say
+            )
+        except UserError as error:
+            say(f"No reference classifier: {error}")
 
 
 def trained_images(dataset: Dataset) -> int:
@@ -55,9 +87,8 @@ def cached_reference(
 ) -> str:
     """Return the path of the dataset's reference; train it if no folder holds it.
 
-    It is kept in the first folder that can be written, named by the dataset's fingerprint, so that
-    other images or labels in the same place have another one. A lock keeps two commands from
-    training it at once.
+    It is kept in the first folder that can be written, named as by `reference_path`. A lock keeps
+    two commands from training it at once.
 
     Args:
         dataset: Labelled images.

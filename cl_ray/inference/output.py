@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import absolute_location, open_filesystem, without_options
@@ -231,13 +232,23 @@ def _encode(content: FileContent, sink: pa.NativeFile) -> None:
 
 
 def _png_files(table: pa.Table, class_folders: list[str] | None) -> Iterator[tuple[str, bytes]]:
-    """Encode images as PNG, in a folder for each class if there are labels."""
+    """Encode images as PNG, in a folder for each class if there are labels.
+
+    Where the image is from that it was made of, is PNG's text `Source`.
+    """
     images = table["image"].combine_chunks().to_numpy_ndarray()
-    labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(table)
-    for number, label, image in zip(table["id"].to_pylist(), labels, images, strict=True):
+    labels, origins = (
+        table[name].to_pylist() if name in table.column_names else [None] * len(table)
+        for name in ("label", "origin")
+    )
+    numbers = table["id"].to_pylist()
+    for number, label, origin, image in zip(numbers, labels, origins, images, strict=True):
         folder = "" if label is None else f"{class_folders[label] if class_folders else label}/"
-        buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "png")
+        buffer, texts = io.BytesIO(), PngInfo()
+        if origin is not None:
+            texts.add_text("Source", origin)
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        picture.save(buffer, "png", pnginfo=texts)
         yield f"{folder}{number:08d}.png", buffer.getvalue()
 
 

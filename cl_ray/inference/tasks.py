@@ -121,7 +121,7 @@ class GenerateTask(InferenceTask):
 
 @dataclass(frozen=True)
 class VariantsTask(InferenceTask):
-    """Variants of every image of a split: columns id, label (if any), source and image.
+    """Variants of every image of a split: columns id, label and origin (if any), source and image.
 
     A variant decodes its source's latent vector, scaled to mean square 1, plus Gaussian noise of
     standard deviation `distance`: 0 gives the reconstruction, a large distance a sample that has
@@ -167,12 +167,14 @@ class VariantsTask(InferenceTask):
         if model.classes:
             classes = model.classify(rows.image)[picked] if label is None else label
         images = _tensor_column(model.decode(latents, labels=classes))
-        return _table(source * self.copies + copy, label, source=pa.array(source), image=images)
+        origin = None if rows.origin is None else rows.origin[picked]
+        ids = source * self.copies + copy
+        return _table(ids, label, origin, source=pa.array(source), image=images)
 
 
 @dataclass(frozen=True)
 class EmbedTask(InferenceTask):
-    """D's representation of every image of a split: columns id, label (if any) and embedding."""
+    """D's representation of every image of a split: id, label and origin (if any), embedding."""
 
     noun = "embeddings"
     dataset: Dataset
@@ -200,7 +202,7 @@ class EmbedTask(InferenceTask):
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(values.reshape(-1)), type=pa.list_(element, values.shape[1])
         )
-        return _table(rows.id, rows.label, embedding=column)
+        return _table(rows.id, rows.label, rows.origin, embedding=column)
 
 
 def sampling_note(task: InferenceTask, model: "TrainedModel") -> str:
@@ -214,7 +216,7 @@ def sampling_note(task: InferenceTask, model: "TrainedModel") -> str:
 
 
 def read_rows(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:
-    """Read rows [start, stop) of a split, in stored order."""
+    """Read rows [start, stop) of a split, in stored order, with their origins."""
     group_size = dataset.info.row_group
     ranges = []
     rows_before = 0  # in the shards before this one
@@ -227,7 +229,7 @@ def read_rows(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:
             ranges.append(RowRange(shard_index, group, at - offset, until - offset))
             at = until
         rows_before += shard.rows
-    return dataset.read(split, ranges)
+    return dataset.read(split, ranges, origins=True)
 
 
 def _tensor_column(images: NDArray[np.uint8]) -> pa.Array:
@@ -236,8 +238,12 @@ def _tensor_column(images: NDArray[np.uint8]) -> pa.Array:
 
 
 def _table(
-    ids: NDArray[np.int64], label: NDArray[np.int64] | None, **columns: pa.Array
+    ids: NDArray[np.int64],
+    label: NDArray[np.int64] | None,
+    origin: NDArray[np.object_] | None = None,
+    **columns: pa.Array,
 ) -> pa.Table:
-    """Build a table with id and label first."""
+    """Build a table with id, label and origin first."""
     labels = {} if label is None else {"label": pa.array(label)}
-    return pa.table({"id": pa.array(ids), **labels, **columns})
+    origins = {} if origin is None else {"origin": pa.array(origin, pa.string())}
+    return pa.table({"id": pa.array(ids), **labels, **origins, **columns})

@@ -4,6 +4,7 @@ import html
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -87,15 +88,13 @@ def plot_embedding(
     names = None
     if rows.label is not None:  # a tab or a line feed would break the projector's table
         names = [printable(_class_name(dataset, label)) for label in rows.label.tolist()]
-    chart = _map_chart(points, names, rows.label)
+    chart = _map_chart(points, names, rows)
     return EmbeddingPlot(chart, components, variance, features.shape[1], split, rows, names)
 
 
-def _map_chart(
-    points: NDArray[np.float64], names: list[str] | None, labels: NDArray[np.int64] | None
-) -> Chart:
+def _map_chart(points: NDArray[np.float64], names: list[str] | None, rows: RowBatch) -> Chart:
     """Draw points, one trace a label; names of labels stand at the medians of their points."""
-    figure = go.Figure()
+    figure, labels = go.Figure(), rows.label
     groups = [None] if labels is None else np.unique(labels).tolist()
     centres, texts = [], []
     for group in groups:
@@ -103,8 +102,10 @@ def _map_chart(
         x, y = points[chosen].T
         colour = COLOURS["quiet"] if group is None else CYCLE[group % len(CYCLE)]
         name = "" if names is None else html.escape(names[chosen[0]], quote=False)
+        origins = [] if rows.origin is None else map(printable, rows.origin[chosen])
+        hover = [f"{name} {html.escape(origin, quote=False)}".strip() for origin in origins]
         figure.add_scatter(
-            x=x, y=y, mode="markers", name=name, hovertext=name, hoverinfo="text",
+            x=x, y=y, mode="markers", name=name, hovertext=hover or name, hoverinfo="text",
             marker={"color": colour, "size": 5, "opacity": 0.75},
         )  # fmt: skip
         centres.append((np.median(x), np.median(y)))
@@ -146,16 +147,19 @@ def write_projector(folder: RunStorage, step: int, plot: EmbeddingPlot) -> None:
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
     from torch.utils.tensorboard import SummaryWriter
 
-    header = ["id", "label"] if plot.names else ["id", "split"]
     ids = plot.rows.id.tolist()
-    metadata = [list(pair) for pair in zip(ids, plot.names or [plot.split] * len(ids), strict=True)]
+    columns: dict[str, list[Any]] = {"id": ids}
+    columns |= {"label": plot.names} if plot.names else {"split": [plot.split] * len(ids)}
+    if plot.rows.origin is not None:
+        columns["origin"] = [printable(origin) for origin in plot.rows.origin]
+    metadata = [list(row) for row in zip(*columns.values(), strict=True)]
     images = torch.from_numpy(plot.rows.image).permute(0, 3, 1, 2).float() / 255
     with tempfile.TemporaryDirectory() as place:
         # A writer in the run's own folder would leave an empty file of events each time.
         writer = SummaryWriter(place)
         writer.add_embedding(
             torch.from_numpy(plot.components), metadata, images.expand(-1, 3, -1, -1), step,
-            tag="discriminator", metadata_header=header,
+            tag="discriminator", metadata_header=list(columns),
         )  # fmt: skip
         writer.close()
         text = (Path(place) / Path(_PROJECTOR).name).read_text()

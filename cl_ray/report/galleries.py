@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
+from cl_ray.errors import printable
 from cl_ray.evaluation.classifier import Pixels
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import Chart, histogram_chart
@@ -147,13 +148,12 @@ def nearest_training_images(
     # The samples nearest to a training image come first: any copies are among these.
     order = np.argsort(nearest, kind="stable")
     half = _SHOWN // 2
-    shown = [
-        (
-            image_grid(samples[i : i + 1], 1, "A sample.", f"{nearest[i]:.2f}"),
-            image_grid(train.image[rows[i]], _NEAREST, "Its nearest training images."),
-        )
-        for i in [*order[:half], *np.sort(order[half:])[:half]]
-    ]
+    shown = []
+    for i in [*order[:half], *np.sort(order[half:])[:half]]:
+        which = "" if train.origin is None else f": {', '.join(train.origin[rows[i]])}"
+        alt = printable(f"Its nearest training images{which}.")
+        sample = image_grid(samples[i : i + 1], 1, "A sample.", f"{nearest[i]:.2f}")
+        shown.append((sample, image_grid(train.image[rows[i]], _NEAREST, alt)))
     groups = {"samples": ("fake", nearest)}
     baseline = nearer = None
     if held_out is not None:

@@ -81,9 +81,13 @@ def train(
     config = config.model_copy(update=locations)
     check_pairs(config, dataset)
     check_reference(config, dataset)
-    check_checkpoint_metric(config, dataset)
     if starts_local_ray(launch.address):
         check_local_resources(config)
+    if config.evaluation.every and config.evaluation.reference == "auto":
+        from cl_ray.evaluation.reference_cache import prepare_reference
+
+        prepare_reference(dataset, console)
+    check_checkpoint_metric(config, dataset)
     folder.create()
     with storage_errors(folder), exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started)

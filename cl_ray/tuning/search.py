@@ -313,6 +313,7 @@ def _check_search(
     folder: RunStorage, options: SearchOptions, space: Space, config: Config, fresh: bool
 ) -> Search:
     """Check that everything goes together, and return the search."""
+    from cl_ray.console import PlainConsole
     from cl_ray.data.dataset import Dataset
     from cl_ray.evaluation.metrics import (
         MetricContext,
@@ -320,6 +321,8 @@ def _check_search(
         check_metric_available,
         is_larger_better,
     )
+    from cl_ray.evaluation.reference import resolve_reference
+    from cl_ray.evaluation.reference_cache import prepare_reference
     from cl_ray.training.preflight import (
         check_checkpoint_metric,
         check_local_capacity,
@@ -335,7 +338,7 @@ def _check_search(
     check_outlives_job(folder.storage, "storage")
     place = {"name": folder.name, "storage": folder.storage, "resume": None}
     options = options.model_copy(update=place)
-    dataset = Dataset.open(config.data)
+    dataset = all_images = Dataset.open(config.data)
     if options.images:
         dataset = subset_dataset(dataset, options.images)
     trial_config = _trial_config(config, options, dataset.location)
@@ -349,7 +352,12 @@ def _check_search(
         check_local_resources(trial_config.model_copy(update=one))
     check_pairs(trial_config, dataset)
     check_reference(trial_config, dataset)
-    check_checkpoint_metric(config, dataset)  # best.yaml has that one
+    if trial_config.evaluation.reference == "auto":
+        prepare_reference(all_images, PlainConsole())
+        name = resolve_reference(all_images, "auto") or "none"
+        evaluation = trial_config.evaluation.model_copy(update={"reference": name})
+        trial_config = trial_config.model_copy(update={"evaluation": evaluation})
+    check_checkpoint_metric(config, all_images)  # best.yaml has that one
     context = MetricContext.of(dataset, trial_config.evaluation, trial_config.condition)
     for name in options.metric:
         check_metric_available(name, context, "metric")

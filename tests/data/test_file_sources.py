@@ -66,6 +66,11 @@ def test_folder_with_splits(tmp_path: Path, write_source: WriteSource) -> None:
     test = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), "test")
     assert np.array_equal(test.image, stored[3:4])
     assert labels_of(test).tolist() == [1]
+    again = str(tmp_path / "again")
+    write_dataset(SourceConfig(source=str(tmp_path / "made" / "set"), out=again))
+    copy = Dataset.open(again).read("train", origins=True).sorted_by_id()
+    assert copy.origin is not None
+    assert copy.origin.tolist() == [f"{name}.png" for name in names[:3]]
 
 
 def test_size_scales_the_shorter_side_and_cuts_the_middle(

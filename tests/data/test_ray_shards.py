@@ -106,10 +106,12 @@ def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset) -> No
     first = part.windows(0)[0][0]
 
     class Slow(Dataset):
-        def read(self, split: str, ranges: Sequence[RowRange] | None = None) -> RowBatch:
+        def read(
+            self, split: str, ranges: Sequence[RowRange] | None = None, origins: bool = False
+        ) -> RowBatch:
             if ranges and ranges[0] == first:
                 time.sleep(2)
-            return super().read(split, ranges)
+            return super().read(split, ranges, origins)
 
     context = ray.data.DataContext.get_current()
     block_size = context.target_max_block_size

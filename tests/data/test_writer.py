@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,30 @@ def test_held_out_images_are_random_ones_of_every_class(
         assert np.bincount(labels_of(rows)).tolist() == [counts[split] // 3] * 3
         gaps = np.diff(np.sort(rows.id))
         assert split == "train" or len({*gaps.tolist()}) > 1  # neither the tail nor every tenth
+
+
+def test_origins_follow_their_images(tmp_path: Path) -> None:
+    out = str(tmp_path / "set")
+    pixels = images(2500)
+    raw = (replace(r, origin=f"é/{n}.png") for n, r in enumerate(raw_images(pixels)))
+    assert write_splits({"train": raw}, out, METADATA, test_fraction=0.2).origins
+    data = Dataset.open(out)
+    for split in ("train", "test"):
+        rows = data.read(split, origins=True)
+        assert rows.origin is not None
+        assert rows.origin.tolist() == [f"é/{number}.png" for number in rows.id]
+        assert np.array_equal(rows.image, pixels[rows.id])
+        some = rows.take(slice(7, 9)).origin
+        assert some is not None
+        assert some.tolist() == rows.origin[7:9].tolist()
+    assert data.read("train").origin is None
+    undecodable = replace(next(raw_images(images(1))), origin="\udcff.png")
+    write_splits({"train": [undecodable]}, out, METADATA, overwrite=True)
+    rows = Dataset.open(out).read("train", origins=True)
+    assert rows.origin is not None
+    assert rows.origin.tolist() == ["\\udcff.png"]
+    write_splits({"train": raw_images(images(2))}, out, METADATA, overwrite=True)
+    assert Dataset.open(out).read("train", origins=True).origin is None
 
 
 def test_few_images_have_no_validation_split_by_default(tmp_path: Path) -> None:

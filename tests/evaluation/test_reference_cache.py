@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,22 @@ from helpers.datasets import write_images
 from helpers.run_folder import save_run, trained_run
 
 from cl_ray.cli import main
+from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation import reference_cache as module
-from cl_ray.evaluation.reference import ReferenceClassifier, train_reference
+from cl_ray.evaluation.reference import (
+    ReferenceClassifier,
+    resolve_reference,
+    train_reference,
+)
 from cl_ray.evaluation.reference_cache import (
     automatic_config,
     cached_reference,
     needs_training,
     trained_images,
 )
+from cl_ray.tuning.search import prepare_search
 
 
 def noise(count: int, side: int = 32, seed: int = 0) -> Any:
@@ -35,6 +42,7 @@ def noise(count: int, side: int = 32, seed: int = 0) -> Any:
 @pytest.fixture
 def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "_SEEN", 720)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 1)  # row groups of 64 images
     splits = {"train": noise(240), "validation": noise(60, seed=2), "test": noise(60, seed=1)}
     return Dataset.open(write_images(tmp_path / "noise", **splits))
 
@@ -138,6 +146,29 @@ def test_which_data_need_one_and_of_how_many_images(
     assert trained_images(colours) == 100
     large = Dataset.open(write_images(tmp_path / "large", train=noise(40, side=64)))
     assert automatic_config(large).stride == 4
+
+
+def test_a_search_trains_it_of_all_images_and_finds_it(
+    colours: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [f"--data={colours.location}", f"--storage={tmp_path}", "--set=pairs.candidates=8"]
+    flags += ["--set=batch_size=16", "--metric=frechet"]
+    with pytest.raises(UserError, match="without a reference"):
+        prepare_search(flags, "tune")  # 240 images are few
+    assert resolve_reference(colours, "auto") is None
+    monkeypatch.setattr(module, "_LEAST_IMAGES", 240)
+    search = prepare_search([*flags, "--images=100"], "tune")
+    path = f"{colours.location}.reference/{colours.info.fingerprint}.safetensors"
+    assert search.trial_config.evaluation.reference == path
+    assert search.config.evaluation.reference == "auto"
+    assert search.dataset.info.fingerprint != colours.info.fingerprint
+    assert "was trained on 240 images" in capsys.readouterr().out
+    assert resolve_reference(colours, "auto") == path
+    elsewhere = replace(colours, location="s3://bucket/data")
+    assert resolve_reference(elsewhere, "auto") is None
 
 
 def test_evaluate_trains_it_without_being_asked(

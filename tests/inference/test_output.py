@@ -1,5 +1,6 @@
 """An output folder is claimed by one request, and no other file is ever touched."""
 
+import io
 import json
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def test_png_files_are_in_class_folders(tmp_path: Path) -> None:
     with Image.open(tmp_path / "digits" / "cat" / "00000005.png") as image:
         expected = table["image"].combine_chunks().to_numpy_ndarray()[2, ..., 0]
         assert np.array_equal(np.asarray(image), expected)
+        assert "Source" not in image.info
+
+
+def test_png_files_say_what_they_were_made_of(tmp_path: Path) -> None:
+    output = OutputFolder.resolve(str(tmp_path / "variants"))
+    table = part_table(label=False)
+    origins = pa.array([f"katze/ü{n}.jpg" for n in range(len(table))])
+    for name, content in output.part_files(0, table.append_column("origin", origins), None):
+        if name.endswith(".png") and isinstance(content, bytes):
+            row = table["id"].to_pylist().index(int(Path(name).stem))
+            with Image.open(io.BytesIO(content)) as image:
+                assert image.info["Source"] == f"katze/ü{row}.jpg"
 
 
 def test_class_folder_names() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.datasets import mnist
 
 import cl_ray
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.inference.actor_pool import weights_digest
 from cl_ray.inference.tasks import (
     MAX_PART_BYTES,
@@ -106,6 +108,19 @@ def test_distance_moves_variants_away_from_the_reconstruction(
     assert 0 < np.abs(near - reconstruction).mean() < np.abs(far - reconstruction).mean()
     assert not np.array_equal(far, other_seed)
     assert not np.array_equal(far[2], far[3])  # two variants of one image
+
+
+def test_rows_say_where_their_images_are_from(model: TrainedModel, tmp_path: Path) -> None:
+    images, _ = mnist("train", 20)
+    raw = [RawImage(x, None, "digit", origin=f"{n}.png") for n, x in enumerate(images)]
+    out = str(tmp_path / "named")
+    write_splits({"train": raw}, out, DatasetMetadata("named", "a test"))
+    dataset = Dataset.open(out)
+    table = EmbedTask(dataset, "train").compute(model, 5, 9)
+    assert table.column_names == ["id", "origin", "embedding"]
+    assert table["origin"].to_pylist() == [f"{n}.png" for n in table["id"].to_pylist()]
+    table = VariantsTask(dataset, "train", copies=2, distance=0.1, seed=0).compute(model, 5, 9)
+    assert table["origin"].to_pylist() == [f"{n}.png" for n in table["source"].to_pylist()]
 
 
 def test_read_rows_across_groups_and_shards() -> None:

@@ -24,6 +24,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from cl_ray.data.dataset import RowBatch
 from cl_ray.report.embedding import _map_chart
 
 pytestmark = pytest.mark.browser
@@ -267,7 +268,8 @@ def test_without_javascript_charts_are_described(page: Path) -> None:
 
 def test_class_names_are_text(browser: Browser, tmp_path: Path) -> None:
     names = ['<a href="https://x.example">a</a>', "<b>%{x}</b>&amp;", "[/a]"]
-    chart = _map_chart(np.eye(3)[:, :2] * 9, names, np.arange(3))
+    rows = RowBatch(np.arange(3), np.zeros((3, 28, 28, 1), np.uint8), np.arange(3))
+    chart = _map_chart(np.eye(3)[:, :2] * 9, names, rows)
     page = tmp_path / "page.html"
     page.write_text(
         f"<meta charset=utf-8><div id=chart></div><script>{get_plotlyjs()}</script>"

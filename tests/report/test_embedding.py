@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import cl_ray
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.report import embedding
 from cl_ray.report.embedding import embedding_map, plot_embedding
 from cl_ray.report.page import write_run_report
@@ -44,8 +44,12 @@ def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: 
     assert len({trace.marker.color for trace in traces}) == 10
 
     points = np.array([[0, 0], [1, 1], [1.01, 1.01], [3, 3]], float)
-    chart = embedding._map_chart(points, list("abcd"), np.arange(4))
+    origins = np.array(["<1>.png", "2.png", "3.png", "4.png"], object)
+    rows = RowBatch(np.arange(4), test.image[:4], np.arange(4), origins)
+    chart = embedding._map_chart(points, list("abcd"), rows)
     assert [note.text for note in chart.figure.layout.annotations] == ["a", "d"]
+    hover = [trace.hovertext for trace in chart.figure.data]
+    assert hover == [("a &lt;1&gt;.png",), ("b 2.png",), ("c 3.png",), ("d 4.png",)]
 
 
 def test_names_of_classes_are_text(trained: Path, digits: str) -> None:

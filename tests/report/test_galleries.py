@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import mnist
 from helpers.reported_run import write_digits
 from helpers.run_folder import save_run, trained_run
 
 import cl_ray
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.report.galleries import (
     MAX_CLASSES,
+    SEED,
     class_grids,
     nearest_pixels,
     nearest_training_images,
@@ -92,6 +95,21 @@ def test_copies_among_the_samples_are_found(trained: Path, digits: str) -> None:
     assert nearest[:4] == sorted(nearest[:4])
     assert min(nearest[4:]) >= nearest[3]
     assert nearest_training_images(run, dataset, None).baseline is None
+
+
+def test_the_nearest_images_are_named(trained: Path, tmp_path: Path) -> None:
+    images, _ = mnist("train", 12)
+    raw = [RawImage(x, None, "digit", origin=f"{n}.png") for n, x in enumerate(images)]
+    write_splits({"train": raw}, str(tmp_path / "d"), DatasetMetadata("d", "a test"))
+    dataset, run = Dataset.open(str(tmp_path / "d")), cl_ray.load(trained)
+    found = nearest_training_images(run, dataset, None)
+    samples = run.generate(400, SEED)
+    away = ((images[None].astype(float) - samples[:, None]) ** 2).sum((2, 3, 4))
+    order = away[away.min(1).argmin()].argsort()
+    nearest = ", ".join(f"{n}.png" for n in order)
+    assert nearest.startswith(
+        found.rows[0][1].alt.removeprefix("Its nearest training images: ")[:-1]
+    )
 
 
 @pytest.fixture(scope="module")
