@@ -33,7 +33,7 @@ def command(arguments: Sequence[str]) -> None:
     console = PlainConsole()
     try:
         with interrupt_kept(), DatasetProgress(console) as progress:
-            info = write_dataset(source, progress.report)
+            info = write_dataset(source, progress.report, progress.note)
     except KeyboardInterrupt:
         print("cl-ray: stopped; no dataset was written.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -76,7 +76,15 @@ class DatasetProgress:
         if not self.console.is_terminal and (finished or now - self.last_line > _LOG_INTERVAL):
             self.last_line = now
             of = "" if finished or total is None else f" of {total:,}"
-            self.console.print(f"{stage}: {done:,}{of} images", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{stage}: {done:,}{of} image{'s' if (total or done) > 1 else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence, above the bars."""
+        self.console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None:
@@ -90,9 +98,10 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         "classes": _format_classes(info),
     }
     for name, split in info.splits.items():
+        images = f"{split.rows:,} image{'s' if split.rows > 1 else ''}"
         files = f"{len(split.shards)} file{'s' if len(split.shards) > 1 else ''}"
         size = decimal(sum(shard.bytes for shard in split.shards))
-        lines[name] = f"{split.rows:,} images in {files}, {size}"
+        lines[name] = f"{images} in {files}, {size}"
     lines["where"] = without_options(absolute_location(out))
     lines["next"] = f"cl-ray train --data {shlex.quote(out)}"
     print_fields(console, lines, max(10, *(len(name) + 1 for name in lines)))

@@ -19,8 +19,17 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from cl_ray.data.dataset import MAX_SIDE, MIN_SIDE
 from cl_ray.errors import UserError, first_error_line
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN  # AVIF is not in Pillow before 11.3
+)
 """Pillow's formats that are opened. Others start programs, as PostScript does Ghostscript."""
+ENDINGS = tuple(
+    sorted(ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))
+)
+"""Endings of the names of such files, in lower case."""
 MAX_PIXELS = 40_000_000
 """Default limit: WebP, which needs the most memory, then takes less than a gigabyte."""
 ADD_SIZE = "add `--size N` to scale the shorter side to N and cut out the middle"

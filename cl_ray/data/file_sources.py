@@ -1,8 +1,6 @@
-"""Read the images of a source that lies in files: a folder of image files, or Parquet.
+"""Convert images to pixels, and read the images of Parquet files.
 
-`ray.data.read_images` does not replace these readers: it takes palette indices for pixels and
-ignores EXIF rotation, transparency, further frames and 16-bit channels. Parquet is read through
-pyarrow's `ParquetFile`, in order and with page checksums.
+Parquet is read through pyarrow's `ParquetFile`, in order and with page checksums.
 """
 
 import contextlib
@@ -10,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -22,14 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cl_ray.data.dataset import DatasetInfo
-from cl_ray.data.decoding import (
-    ImageLimits,
-    MemoryBudget,
-    decode_image,
-    decoder_errors,
-    load_image,
-    open_image,
-)
+from cl_ray.data.decoding import ImageLimits, decode_image, decoder_errors
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
@@ -37,15 +27,18 @@ from cl_ray.storage import without_options
 Color = Literal["keep", "grey", "rgb"]
 Convert = Callable[[Image.Image, str], NDArray[np.uint8]]
 """`to_pixels` with its options bound: an image and its name → [H, W, C]."""
+SplitChoice = Literal["auto", "none"]
+"""Whether names of files and folders can be splits."""
 NO_LABELS = "none"
 """The value of `--label-column` that leaves the labels out."""
 
-_THREADS = 8
 _CHUNK = 256
 """Images that are read at once, at most."""
 _CHUNK_BYTES = 2**26
 """Bytes of Parquet cells that are read at once, unless one is larger."""
-_SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?![a-z])")
+_SPLIT_NAME = re.compile(
+    rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
+)
 _IMAGE_TYPES = "uint8 pixels of one shape (a tensor or fixed-size list) or encoded image files"
 
 
@@ -90,80 +83,6 @@ def _to_pixels(image: Image.Image, name: str, size: int | None, color: Color) ->
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def read_image_folder(
-    location: str,
-    filesystem: pafs.FileSystem,
-    path: str,
-    files: list[str],
-    convert: Convert,
-    limits: ImageLimits,
-) -> SourceSplits:
-    """Find the splits and classes of a folder of image files from their paths, and read lazily.
-
-    If there is a top folder `train`, the top folders are the splits. The next folder is the class,
-    and deeper ones belong to it; without folders there are no labels.
-
-    Args:
-        location: The folder as the user named it.
-        filesystem: The filesystem that holds it.
-        path: Its path there.
-        files: The image files in it, relative to it and sorted.
-        convert: Makes pixels of an image.
-        limits: Which images are refused. All that are decoded at once have together no more
-            pixels, or bytes in their files, than the largest one may have.
-
-    Raises:
-        UserError: A folder beside `train` is no split, or images lie beside class folders.
-    """
-    has_splits = any(file.startswith("train/") for file in files)
-    splits: dict[str, list[tuple[str, str | None]]] = {}  # files and their classes
-    for file in files:
-        folders = file.split("/")[:-1]
-        split = "train"
-        if has_splits:
-            if not folders or folders[0] not in SPLIT_NAMES:
-                raise UserError(
-                    f"{location} has a folder train, so its folders are splits "
-                    f"({', '.join(SPLIT_NAMES)}), but {file} is in none: move it into one."
-                )
-            split = SPLIT_NAMES[folders.pop(0)]
-        splits.setdefault(split, []).append((file, folders[0] if folders else None))
-    entries = [entry for split in splits.values() for entry in split]
-    classes = sorted({name for _, name in entries if name is not None})
-    outside = next((file for file, name in entries if name is None), None)
-    if classes and outside is not None:
-        raise UserError(
-            f"{location} has class folders ({classes[0]}), but {outside} is in none: move it."
-        )
-    labels_by_name = {name: label for label, name in enumerate(classes)}
-    bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
-
-    def load(entry: tuple[str, str | None]) -> RawImage:
-        file, class_name = entry
-        name = f"{location}/{file}"
-        label = None if class_name is None else labels_by_name[class_name]
-        with contextlib.ExitStack() as held:
-            try:
-                with filesystem.open_input_file(f"{path}/{file}") as stream:
-                    limits.check_bytes(stream.size(), name)
-                    held.enter_context(bytes_read.reserve(stream.size()))
-                    image = open_image(stream.read(limits.bytes + 1), name, limits)
-            except OSError as error:
-                raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
-            held.enter_context(pixels_decoded.reserve(image.width * image.height))
-            return RawImage(convert(load_image(image, name), name), label, name, origin=file)
-
-    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
-        with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
-            for start in range(0, len(entries), _CHUNK):
-                yield from pool.map(load, entries[start : start + _CHUNK])
-
-    return (
-        {split: images(entries) for split, entries in splits.items()},
-        DatasetMetadata(name=location, source=without_options(location), classes=classes or None),
-    )
-
-
 def read_parquet_source(
     location: str,
     filesystem: pafs.FileSystem,
@@ -174,6 +93,7 @@ def read_parquet_source(
     image_column: str | None = None,
     label_column: str | None = None,
     info: DatasetInfo | None = None,
+    split_choice: SplitChoice = "auto",
 ) -> SourceSplits:
     """Find the splits, columns and classes of Parquet files, and read their images lazily.
 
@@ -187,12 +107,13 @@ def read_parquet_source(
         image_column: None is the column `image` or `img`, or else the only one that fits.
         label_column: None is the column `label`, if there is one; `none` is no labels.
         info: The record of the folder, if it is a dataset of this package's.
+        split_choice: Whether names of files and folders can be splits.
 
     Raises:
         UserError: The splits or columns are ambiguous, or a column has an unsupported type.
     """
-    splits = _find_splits(location, files)
-    if info:
+    splits = find_file_splits(location, files, split_choice)
+    if info and split_choice == "auto":
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
 
     @contextlib.contextmanager
@@ -261,24 +182,31 @@ def read_parquet_source(
     )
 
 
-def _find_splits(location: str, files: list[str]) -> dict[str, list[str]]:
-    """Group files by the first of their folders, or their own name, that begins with a split's."""
+def find_file_splits(
+    location: str, files: list[str], split_choice: SplitChoice
+) -> dict[str, list[str]]:
+    """Group files by the first of their folders, or their own name, that begins with a split's.
+
+    Raises:
+        UserError: Only some files name a split, or none names the training split.
+    """
     splits: dict[str, list[str]] = {}
-    for file in files:
+    for file in files if split_choice == "auto" else ():
         matches = (_SPLIT_NAME.match(part) for part in file.split("/"))
-        split = next((SPLIT_NAMES[match[1]] for match in matches if match), "")
+        split = next((SPLIT_NAMES[match[1].lower()] for match in matches if match), "")
         splits.setdefault(split, []).append(file)
-    if list(splits) == [""]:
-        return {"train": splits[""]}
+    if set(splits) <= {""}:
+        return {"train": files}
+    way_out = "add `--splits none` if all are training images"
     if "" in splits:
         raise UserError(
             f"{location} has files of named splits ({', '.join(s for s in splits if s)}), but "
-            f"{splits[''][0]} names none: rename it to train-*.parquet or move it away."
+            f"{splits[''][0]} names none: rename it to train-*, move it away, or {way_out}."
         )
     if "train" not in splits:
         raise UserError(
-            f"{location} has no split train but only {', '.join(splits)}: rename its files to "
-            "train-*.parquet."
+            f"{location} has no training split but only {', '.join(splits)}: rename its files to "
+            f"train-*, or {way_out}."
         )
     return splits
 

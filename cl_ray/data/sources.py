@@ -3,6 +3,7 @@
 import difflib
 import os
 import warnings
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -20,18 +21,21 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     open_dataset_location,
 )
-from cl_ray.data.decoding import MAX_PIXELS, ImageLimits
+from cl_ray.data.decoding import ENDINGS, MAX_PIXELS, ImageLimits
 from cl_ray.data.file_sources import (
     NO_LABELS,
     Color,
-    read_image_folder,
+    SplitChoice,
     read_parquet_source,
     to_pixels,
 )
+from cl_ray.data.file_tree import Note, counted, ending, list_folder
+from cl_ray.data.image_folder import read_image_folder
 from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
     MIN_HELD_OUT,
+    SPLIT_NAMES,
     VALIDATION_FRACTION,
     ProgressCallback,
     SourceSplits,
@@ -40,12 +44,6 @@ from cl_ray.data.writer import (
 )
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem
-
-# fmt: off
-_IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-)
-# fmt: on
 
 
 class SourceConfig(BaseConfig):
@@ -57,6 +55,11 @@ class SourceConfig(BaseConfig):
         f"(the packaged one), `{STACKED}` (three packaged digits as the channels of an image, 1000 "
         "classes), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. A folder "
         "of images may have a subfolder per class, and train/, validation/ and test/ on top.",
+    )
+    splits: SplitChoice = Field(
+        "auto",
+        description=f"auto: top folders or files named as splits ({', '.join(SPLIT_NAMES)}) are "
+        "splits. none: such folders are classes like others, and all images are for training.",
     )
     out: str = Field(min_length=1, description="Folder or URI that the dataset is written to.")
     size: int | None = Field(
@@ -121,12 +124,15 @@ class SourceConfig(BaseConfig):
     overwrite: bool = Field(False, description="Replace the dataset that is at `out`.")
 
 
-def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None) -> DatasetInfo:
+def write_dataset(
+    config: SourceConfig, progress: ProgressCallback | None = None, note: Note = print
+) -> DatasetInfo:
     """Make a dataset of the images of a source.
 
     Args:
         config: The source, the target and the conversion.
         progress: Called now and then with the stage and the number of images done.
+        note: Called with a sentence on what is left out of the source.
 
     Returns:
         The content of its `dataset.json`.
@@ -139,11 +145,13 @@ def write_dataset(config: SourceConfig, progress: ProgressCallback | None = None
     check_output_free(config.out, config.overwrite)  # before a download
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, unusual sizes
-        return _write_dataset(config, progress)
+        return _write_dataset(config, progress, note)
 
 
-def _write_dataset(config: SourceConfig, progress: ProgressCallback | None) -> DatasetInfo:
-    splits, metadata = read_source(config)
+def _write_dataset(
+    config: SourceConfig, progress: ProgressCallback | None, note: Note
+) -> DatasetInfo:
+    splits, metadata = read_source(config, note)
     if config.label_column == NO_LABELS:
         splits = {
             split: (replace(raw, label=None) for raw in images) for split, images in splits.items()
@@ -165,8 +173,12 @@ def _write_dataset(config: SourceConfig, progress: ProgressCallback | None) -> D
     )
 
 
-def read_source(config: SourceConfig) -> SourceSplits:
+def read_source(config: SourceConfig, note: Note = print) -> SourceSplits:
     """Find the source that `config.source` names; its images are read lazily.
+
+    Args:
+        config: The source and the conversion.
+        note: Called with a sentence on what is left out of the source.
 
     Raises:
         UserError: It is neither a known name nor a readable folder with images.
@@ -190,13 +202,8 @@ def read_source(config: SourceConfig) -> SourceSplits:
     filesystem, path = open_dataset_location(source)
     try:
         kind = filesystem.get_file_info(path).type
-        files = _list_files(filesystem, path) if kind == pafs.FileType.Directory else []
     except OSError as error:
         raise UserError(f"{source} cannot be read: {first_error_line(error)}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source} holds a file whose name is not UTF-8 ({error.object!r}): rename it."
-        ) from error
     if kind == pafs.FileType.NotFound and bare:
         lower = {name.lower(): name for name in (STACKED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
@@ -209,37 +216,37 @@ def read_source(config: SourceConfig) -> SourceSplits:
         raise UserError(f"{source} does not exist: give a folder or the name of a dataset.")
     if kind == pafs.FileType.File:
         raise UserError(f"{source} is a file: give the folder that holds it.")
-    parquet = [file for file in files if file.endswith(".parquet")]
-    images = [file for file in files if file.lower().endswith(_IMAGE_SUFFIXES)]
+    tree = list_folder(source, filesystem, path, note)
+    parquet = [file for file in tree.sizes if ending(file) == ".parquet"]
+    images = [file for file in tree.sizes if ending(file) in ENDINGS]
     if parquet and images:
         raise UserError(
             f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
         )
-    if images:
-        return read_image_folder(source, filesystem, path, images, convert, limits)
-    if parquet:
-        info = Dataset.open(source).info if INFO_FILE in files else None
-        return read_parquet_source(
-            source,
-            filesystem,
-            path,
-            parquet,
-            convert,
-            limits,
-            config.image_column,
-            config.label_column,
-            info,
+    own = INFO_FILE in tree.sizes and bool(parquet)
+    unused = set() if own else set(tree.sizes).difference(parquet, images)
+    kinds = counted(Counter(ending(file) or "without an ending" for file in unused))
+    if not parquet and not images:
+        found = f"but {kinds}" if unused else "at all"
+        raise UserError(
+            f"{source} holds no image ({', '.join(ENDINGS)}) and no .parquet file {found}: give "
+            "the folder that does, or convert them."
         )
-    raise UserError(
-        f"{source} holds no image ({', '.join(_IMAGE_SUFFIXES)}) and no .parquet file: give the "
-        "folder that does."
+    if unused:
+        note(f"Left out, by the endings of their names: {kinds}.")
+    if images:
+        return read_image_folder(
+            tree, images, convert, limits, config.splits, config.label_column != NO_LABELS
+        )
+    return read_parquet_source(
+        source,
+        filesystem,
+        path,
+        parquet,
+        convert,
+        limits,
+        config.image_column,
+        config.label_column,
+        Dataset.open(source).info if own else None,
+        config.splits,
     )
-
-
-def _list_files(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Return the files below a folder, relative to it and sorted, without the hidden ones."""
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    paths = (info.path for info in infos if info.type == pafs.FileType.File)
-    files = sorted(file.removeprefix(path).lstrip("/") for file in paths)
-    hidden = (".", "__MACOSX")
-    return [file for file in files if not any(p.startswith(hidden) for p in file.split("/"))]

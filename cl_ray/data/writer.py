@@ -39,11 +39,15 @@ from cl_ray.storage import open_filesystem, sync
 SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
+    "test": "test",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
-    "test": "test",
+    "dev": "validation",
+    "testing": "test",
+    "eval": "test",
 }
-"""Names of splits in a source, and their names here."""
+"""Names of splits in a source, in lower case, and their names here (these first, in order)."""
 VALIDATION_FRACTION, MIN_HELD_OUT = 0.1, 10
 """What is held out by default to choose settings and checkpoints by."""
 GROUP_BYTES = 2**20

@@ -26,7 +26,8 @@ def test_labels_left_out_and_test_held_out(tmp_path: Path, write_source: WriteSo
 def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")
-    assert f"{tmp_path}/empty holds no image (.png, " in refused(tmp_path / "empty")
+    assert f"{tmp_path}/empty holds no image (.apng, " in refused(tmp_path / "empty")
+    assert "no .parquet file but 1 .txt: give the folder that" in refused(tmp_path / "empty")
     assert f"{tmp_path}/none does not exist" in refused(tmp_path / "none")
     assert "is a file" in refused(tmp_path / "empty" / "notes.txt")
     image = pixels(1)[0]
@@ -35,7 +36,7 @@ def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "has class folders (a), but 2.png is in none" in refused(tmp_path / "loose")
     save(tmp_path / "splits" / "train" / "1.png", image)
     save(tmp_path / "splits" / "extra" / "2.png", image)
-    assert "but extra/2.png is in none" in refused(tmp_path / "splits")
+    assert "but extra/2.png is in no split" in refused(tmp_path / "splits")
     save(tmp_path / "both" / "1.png", image)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "both" / "2.parquet")
     assert "holds both 1.png and 2.parquet" in refused(tmp_path / "both")

@@ -28,6 +28,8 @@ _FORMATS: list[tuple[str, str, dict[str, object]]] = [
     ("ppm", "RGB", {}),
     ("ppm", "L", {}),
     ("ppm", "1", {}),
+    ("avif", "RGB", {}),
+    ("avif", "RGBA", {}),
 ]
 _NUMBERS = [0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 _HEADER = 96

@@ -1,0 +1,146 @@
+"""List the files of a source, without hidden ones, thumbnails and links that lead in circles."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from cl_ray.errors import UserError, first_error_line
+
+Note = Callable[[str], object]
+"""Called with a sentence on what was left out or chosen."""
+
+_NOT_DATA = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
+"""Folders that systems and image viewers add, in lower case; hidden names begin with a dot."""
+_LISTED = 10
+"""Names that a sentence lists."""
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """The files of a source.
+
+    Args:
+        location: The source as the user named it; error messages put it before a file's name.
+        sizes: Bytes of each file by its name, relative to the location; sorted by name.
+        read: Returns the content of the file of that name.
+    """
+
+    location: str
+    sizes: dict[str, int]
+    read: Callable[[str], bytes]
+
+
+def list_folder(location: str, filesystem: pafs.FileSystem, path: str, note: Note) -> FileTree:
+    """List the files below a folder.
+
+    On the local filesystem links are followed, and a folder or file that several lead to is
+    listed once.
+
+    Args:
+        location: The folder as the user named it.
+        filesystem: The filesystem that holds it.
+        path: Its path there.
+        note: Called with a sentence on what is left out.
+
+    Raises:
+        UserError: The folder cannot be read, or a file's name is not UTF-8.
+    """
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            sizes, ignored, repeated = _walk(path)
+        else:
+            sizes, ignored, repeated = _select(filesystem, path), Counter[str](), []
+        for file in [file for file in sizes if any(map(is_ignored, file.split("/")))]:
+            ignored[next(filter(is_ignored, file.split("/")))] += 1
+            del sizes[file]
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {first_error_line(error)}.") from error
+    unreadable = next((file for file in sizes if not file.isprintable() and _surrogate(file)), None)
+    if unreadable is not None:
+        raise UserError(
+            f"{location} holds a file whose name is not UTF-8 ({os.fsencode(unreadable)!r}): "
+            "rename it."
+        )
+    if ignored:
+        note(f"Left out, as hidden or thumbnails: {counted(ignored)}.")
+    if repeated:
+        note(f"Left out, as links to what is read already or to nothing: {listed(repeated)}.")
+
+    def read(file: str) -> bytes:
+        with filesystem.open_input_file(f"{path}/{file}") as stream:
+            return stream.read(sizes[file] + 1)
+
+    return FileTree(location, dict(sorted(sizes.items())), read)
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of that name is no data: hidden, or a system's."""
+    return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+def ending(file: str) -> str:
+    """Return the ending of a file's name in lower case, such as `.png`; empty if it has none."""
+    return os.path.splitext(file)[1].lower()
+
+
+def counted(names: Counter[str]) -> str:
+    """Return names with how often each occurs, the most frequent first."""
+    return listed([f"{count:,} {name}" for name, count in names.most_common()])
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names after each other, the first few if there are many."""
+    names = list(names)
+    more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
+    return ", ".join(names[:_LISTED] + more)
+
+
+def _select(filesystem: pafs.FileSystem, path: str) -> dict[str, int]:
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = (info for info in infos if info.type == pafs.FileType.File)
+    return {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
+
+
+def _walk(root: str) -> tuple[dict[str, int], Counter[str], list[str]]:
+    """List a local folder; return the sizes of files, ignored names, and links left out.
+
+    pyarrow follows links as well, but a link to a folder above it forty times.
+    """
+    sizes: dict[str, int] = {}
+    ignored, repeated, linked = Counter[str](), list[str](), list[str]()
+    visited = set[tuple[int, int]]()
+    folders, linked_folders = [root], list[str]()
+    while folders or linked_folders:  # links last, so that a folder has its own name
+        folder = (folders or linked_folders).pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            repeated.append(os.path.relpath(folder, root))
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = os.path.relpath(entry.path, root)
+                if is_ignored(entry.name):
+                    ignored[entry.name] += 1
+                elif entry.is_dir():
+                    (linked_folders if entry.is_symlink() else folders).append(entry.path)
+                elif entry.is_symlink():
+                    linked.append(name)
+                elif entry.is_file():
+                    sizes[name] = entry.stat().st_size
+    real = {os.path.realpath(os.path.join(root, file)) for file in sizes} if linked else set()
+    for name in sorted(linked):
+        target = os.path.realpath(os.path.join(root, name))
+        if target in real or not os.path.isfile(target):
+            repeated.append(name)
+        else:
+            real.add(target)
+            sizes[name] = os.stat(target).st_size
+    return sizes, ignored, sorted(repeated)
+
+
+def _surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

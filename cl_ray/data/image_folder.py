@@ -1,0 +1,129 @@
+"""Read a folder of image files, whose folders may be splits and classes.
+
+`ray.data.read_images` does not replace this reader: it takes palette indices for pixels and
+ignores EXIF rotation, transparency, further frames and 16-bit channels.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from cl_ray.data.decoding import ImageLimits, MemoryBudget, load_image, open_image
+from cl_ray.data.file_sources import Convert, SplitChoice
+from cl_ray.data.file_tree import FileTree
+from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import without_options
+
+_THREADS = 8
+_CHUNK = 256
+"""Images that are read at once, at most."""
+
+
+def read_image_folder(
+    tree: FileTree,
+    files: list[str],
+    convert: Convert,
+    limits: ImageLimits,
+    splits: SplitChoice = "auto",
+    with_labels: bool = True,
+) -> SourceSplits:
+    """Find the splits and classes of a folder of image files from their paths, and read lazily.
+
+    If the top folders have the names of splits, they are splits. The next folder is the class,
+    and deeper ones belong to it; without folders there are no labels. A folder that holds all
+    others is neither.
+
+    Args:
+        tree: The folder's files.
+        files: The image files among them, sorted.
+        convert: Makes pixels of an image.
+        limits: Which images are refused. All that are decoded at once have together no more
+            pixels, or bytes in their files, than the largest one may have.
+        splits: Whether folders can be splits.
+        with_labels: Whether folders can be classes.
+
+    Raises:
+        UserError: Only some folders have the names of splits, none is the training split, or
+            images lie beside class folders.
+    """
+    found = _find_layout(tree.location, files, splits)
+    entries = [entry for split in found.values() for entry in split] if with_labels else []
+    classes = sorted({name for _, name in entries if name is not None})
+    outside = next((file for file, name in entries if name is None), None)
+    if classes and outside is not None:
+        raise UserError(
+            f"{tree.location} has class folders ({classes[0]}), but {outside} is in none: move "
+            "it, or leave the labels out with `--label-column none`."
+        )
+    labels_by_name = {name: label for label, name in enumerate(classes)}
+    bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
+
+    def load(entry: tuple[str, str | None]) -> RawImage:
+        file, class_name = entry
+        name = f"{tree.location}/{file}"
+        label = None if class_name is None else labels_by_name.get(class_name)
+        limits.check_bytes(tree.sizes[file], name)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(bytes_read.reserve(tree.sizes[file]))
+                image = open_image(tree.read(file), name, limits)
+            except OSError as error:
+                raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
+            held.enter_context(pixels_decoded.reserve(image.width * image.height))
+            return RawImage(convert(load_image(image, name), name), label, name)
+
+    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
+        with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
+            for start in range(0, len(entries), _CHUNK):
+                yield from pool.map(load, entries[start : start + _CHUNK])
+
+    return (
+        {split: images(entries) for split, entries in found.items()},
+        DatasetMetadata(
+            name=tree.location, source=without_options(tree.location), classes=classes or None
+        ),
+    )
+
+
+def _find_layout(
+    location: str, files: list[str], splits: SplitChoice
+) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the files of each split, with the class of each or None."""
+    folders = _without_common([file.split("/")[:-1] for file in files], splits)
+    tops: dict[str, str] = {}  # the top folders, or "", with a file of each
+    for file, inside in zip(files, folders, strict=True):
+        tops.setdefault(inside[0] if inside else "", file)
+    named = {top: SPLIT_NAMES[top.lower()] for top in tops if _is_split(top, splits)}
+    way_out = "add `--splits none` if its folders are classes"
+    outside = next((file for top, file in tops.items() if top not in named), None)
+    if named and outside is not None:
+        raise UserError(
+            f"{location} has the folder {min(named)}, which is the name of a split, but {outside} "
+            f"is in no split ({', '.join(SPLIT_NAMES)}): move it into one, or {way_out}."
+        )
+    if named and "train" not in named.values():
+        raise UserError(
+            f"{location} has no training split but only {', '.join(sorted(named))}: rename a "
+            f"folder to train, or {way_out}."
+        )
+    splits_of = [named[inside[0]] if named else "train" for inside in folders]
+    if named:
+        folders = _without_common([inside[1:] for inside in folders], "none")
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for file, inside, split in zip(files, folders, splits_of, strict=True):
+        found.setdefault(split, []).append((file, inside[0] if inside else None))
+    return found
+
+
+def _without_common(folders: list[list[str]], splits: SplitChoice) -> list[list[str]]:
+    """Leave out the top folders that hold nothing but folders, and all of them."""
+    while all(len(inside) > 1 for inside in folders) and len({f[0] for f in folders}) == 1:
+        if _is_split(folders[0][0], splits):
+            break
+        folders = [inside[1:] for inside in folders]
+    return folders
+
+
+def _is_split(folder: str, splits: SplitChoice) -> bool:
+    return splits == "auto" and folder.lower() in SPLIT_NAMES
