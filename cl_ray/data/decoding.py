@@ -116,22 +116,32 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
+class BrokenImageError(UserError):
+    """One image of a source cannot be read, whatever the settings.
+
+    Args:
+        name: What error messages call the image.
+        reason: What is wrong with it, in parentheses after the name.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, name: str, reason: str, remedy: str = "repair or remove it"):
+        super().__init__(f"{name} cannot be read as an image ({reason}): {remedy}.")
+        self.name, self.reason = name, reason
+
+
 @contextmanager
 def decoder_errors(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a UserError that names the file."""
+    """Turn whatever a decoder raises into a BrokenImageError, which names the file."""
     try:
         yield
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(
-            f"{name} cannot be read as an image (it is none of {', '.join(FORMATS)}): convert or "
-            "remove it."
-        ) from error
+        reason = f"it is none of {', '.join(FORMATS)}"
+        raise BrokenImageError(name, reason, "convert or remove it") from error
     except Exception as error:  # also MemoryError, struct.error and zlib.error
-        raise UserError(
-            f"{name} cannot be read as an image ({first_error_line(error)}): repair or remove it."
-        ) from error
+        raise BrokenImageError(name, first_error_line(error)) from error
 
 
 def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
@@ -146,6 +156,8 @@ def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFi
         UserError: It is too large, of no listed format, or damaged.
     """
     limits.check_bytes(len(data), name)
+    if not data:
+        raise BrokenImageError(name, "it is empty")
     with decoder_errors(name), _HEADER:
         # Pillow's own limit: some decoders allocate when they are opened. Up to twice the limit
         # it only warns.
@@ -170,18 +182,22 @@ def load_image(image: ImageFile.ImageFile, name: str) -> Image.Image:
     """Decode the pixels of an image that was opened, rotated as its EXIF data says.
 
     Raises:
-        UserError: It is damaged, holds several frames, or has more than 8 bits a channel.
+        UserError: It is damaged, holds several frames, or has more than 8 bits a channel in
+            several channels (in one, Pillow keeps them all).
     """
     with decoder_errors(name), image:
         # A phone's MPO is one photograph and a preview.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
-            raise UserError(f"{name} holds {frames} frames: save each as an image of its own.")
+            remedy = "save each as an image of its own"
+            raise BrokenImageError(name, f"it holds {frames} frames", remedy)
         # Pillow silently keeps the high byte of 16-bit RGB; only the tile shows it.
         # (BGR;16 has 5 or 6 bits a channel, all of which are kept.)
         deep = any(";16" in str(tile[3]) and "BGR;16" not in str(tile[3]) for tile in image.tile)
-        if deep or image.mode[0] in "IF":
-            raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits.")
+        if deep and image.mode[0] not in "IF":
+            raise UserError(
+                f"{name} has more than 8 bits in each of several channels: convert it to 8 bits."
+            )
         ImageOps.exif_transpose(image, in_place=True)
         return image
 

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.data.decoding import ImageLimits, decode_image, decoder_errors
+from cl_ray.data.depth import DepthRange, is_deep
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
@@ -42,34 +43,66 @@ _SPLIT_NAME = re.compile(
 _IMAGE_TYPES = "uint8 pixels of one shape (a tensor or fixed-size list) or encoded image files"
 
 
-def to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> NDArray[np.uint8]:
+def to_pixels(
+    image: Image.Image,
+    name: str,
+    size: int | None,
+    color: Color,
+    background: str | None = None,
+    depth: DepthRange | None = None,
+) -> NDArray[np.uint8]:
     """Convert an image to pixels.
 
     Args:
-        image: 8 bits a channel.
+        image: Of any of Pillow's modes.
         name: What error messages call it.
         size: Scale the shorter side to this many pixels, antialiased, and crop the center square;
             None keeps the size.
         color: `grey` and `rgb` convert, `keep` keeps which of the two it is.
+        background: Color that transparent pixels are laid on, a name or `#rrggbb`.
+        depth: The range that is mapped to 8 bits, for images of more.
 
     Returns:
         [H, W, C] uint8, C 1 (grey) or 3 (RGB).
 
     Raises:
-        UserError: A pixel is transparent, or `keep` meets neither grey nor RGB.
+        UserError: A pixel is transparent and there is no background, the image has more than 8
+            bits a channel and there is no range, or `keep` meets neither grey nor RGB.
     """
     with decoder_errors(name):
-        return _to_pixels(image, name, size, color)
+        return _to_pixels(image, name, size, color, background, depth)
 
 
-def _to_pixels(image: Image.Image, name: str, size: int | None, color: Color) -> NDArray[np.uint8]:
+def _to_pixels(
+    image: Image.Image,
+    name: str,
+    size: int | None,
+    color: Color,
+    background: str | None,
+    depth: DepthRange | None,
+) -> NDArray[np.uint8]:
+    if is_deep(image):
+        if depth is None:
+            raise UserError(
+                f"{name} has more than 8 bits a channel: convert it to 8 bits, or add "
+                "`--scale-depth` to map the smallest to the largest value of all images to 0 to "
+                "255."
+            )
+        image = depth.scale(image)
     if image.has_transparency_data:
         opaque = image if image.mode == "RGBA" else image.convert("RGBA")
+        grey = image.mode in ("1", "L", "LA", "La")
         if opaque.getchannel("A").getextrema()[0] != 255:
-            raise UserError(
-                f"{name} is partly transparent: lay it on a background of your choice first."
-            )
-        image = opaque.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+            if background is None:
+                raise UserError(
+                    f"{name} is partly transparent: add `--background white`, or another color, "
+                    "to lay it on."
+                )
+            red, green, blue = ImageColor.getrgb(background)[:3]
+            below = Image.new("RGBA", opaque.size, (red, green, blue))
+            opaque = Image.alpha_composite(below, opaque)
+            grey = grey and red == green == blue
+        image = opaque.convert("L" if grey else "RGB")
     elif image.mode in ("1", "P"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if image.mode not in ("L", "RGB"):

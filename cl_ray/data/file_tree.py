@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -14,8 +14,6 @@ Note = Callable[[str], object]
 
 _NOT_DATA = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
 """Folders that systems and image viewers add, in lower case; hidden names begin with a dot."""
-_LISTED = 10
-"""Names that a sentence lists."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,10 @@ def counted(names: Counter[str]) -> str:
     return listed([f"{count:,} {name}" for name, count in names.most_common()])
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names after each other, the first few if there are many."""
-    names = list(names)
-    more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
-    return ", ".join(names[:_LISTED] + more)
+def listed(names: list[str], most: int = 10) -> str:
+    """Return names after each other, the first ones if there are more than `most`."""
+    more = [f"and {len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join(names[:most] + more)
 
 
 def _select(filesystem: pafs.FileSystem, path: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from cl_ray.data.decoding import ImageLimits, MemoryBudget, load_image, open_image
+from cl_ray.data.decoding import BrokenImageError, ImageLimits, MemoryBudget, load_image, open_image
 from cl_ray.data.file_sources import Convert, SplitChoice
 from cl_ray.data.file_tree import FileTree
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
@@ -73,10 +73,16 @@ def read_image_folder(
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
             return RawImage(convert(load_image(image, name), name), label, name)
 
-    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage]:
+    def load_or_report(entry: tuple[str, str | None]) -> RawImage | BrokenImageError:
+        try:
+            return load(entry)
+        except BrokenImageError as error:
+            return error
+
+    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage | BrokenImageError]:
         with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
             for start in range(0, len(entries), _CHUNK):
-                yield from pool.map(load, entries[start : start + _CHUNK])
+                yield from pool.map(load_or_report, entries[start : start + _CHUNK])
 
     return (
         {split: images(entries) for split, entries in found.items()},

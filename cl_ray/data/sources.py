@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 import pyarrow.fs as pafs
-from pydantic import Field
+from PIL import ImageColor
+from pydantic import Field, field_validator
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.data.dataset import (
@@ -22,9 +23,11 @@ from cl_ray.data.dataset import (
     open_dataset_location,
 )
 from cl_ray.data.decoding import ENDINGS, MAX_PIXELS, ImageLimits
+from cl_ray.data.depth import DepthMeter, DepthRange
 from cl_ray.data.file_sources import (
     NO_LABELS,
     Color,
+    Convert,
     SplitChoice,
     read_parquet_source,
     to_pixels,
@@ -35,9 +38,11 @@ from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
     MIN_HELD_OUT,
+    SKIPPED_FILE,
     SPLIT_NAMES,
     VALIDATION_FRACTION,
     ProgressCallback,
+    RawImage,
     SourceSplits,
     check_output_free,
     write_splits,
@@ -72,6 +77,21 @@ class SourceConfig(BaseConfig):
     )
     color: Color = Field(
         "keep", description="Convert to grey or rgb; `keep` refuses a mixture of the two."
+    )
+    background: str | None = Field(
+        None,
+        description="Color to lay transparent images on, such as white or #rrggbb. Without it, "
+        "they are refused.",
+    )
+    scale_depth: bool = Field(
+        False,
+        description="Map grey images of more than 8 bits to 8: the smallest value of all images "
+        "to 0, the largest to 255. Without it, they are refused.",
+    )
+    skip_broken: bool = Field(
+        False,
+        description=f"Leave out images that cannot be read, and list them in {SKIPPED_FILE} "
+        "beside the data. Without it, they are refused.",
     )
     max_pixels: int = Field(
         MAX_PIXELS,
@@ -123,6 +143,18 @@ class SourceConfig(BaseConfig):
     )
     overwrite: bool = Field(False, description="Replace the dataset that is at `out`.")
 
+    @field_validator("background")
+    @classmethod
+    def _check_background(cls, background: str | None) -> str | None:
+        try:
+            ImageColor.getrgb(background or "white")
+        except ValueError as error:
+            raise ValueError(
+                f"background {background!r} is refused: give a color's name, such as white, or "
+                "#rrggbb"
+            ) from error
+        return background
+
 
 def write_dataset(
     config: SourceConfig, progress: ProgressCallback | None = None, note: Note = print
@@ -151,10 +183,17 @@ def write_dataset(
 def _write_dataset(
     config: SourceConfig, progress: ProgressCallback | None, note: Note
 ) -> DatasetInfo:
-    splits, metadata = read_source(config, note)
+    depth = _measure_depth(config, progress, note) if config.scale_depth else None
+    convert = partial(
+        to_pixels, size=config.size, color=config.color, background=config.background, depth=depth
+    )
+    splits, metadata = read_source(config, convert, note)
     if config.label_column == NO_LABELS:
         splits = {
-            split: (replace(raw, label=None) for raw in images) for split, images in splits.items()
+            split: (
+                replace(raw, label=None) if isinstance(raw, RawImage) else raw for raw in images
+            )
+            for split, images in splits.items()
         }
         metadata = replace(metadata, classes=None)
     return write_splits(
@@ -169,22 +208,39 @@ def _write_dataset(
         test_fraction=config.test_fraction,
         seed=config.seed,
         overwrite=config.overwrite,
+        skip_broken=config.skip_broken,
         progress=progress,
+        note=note,
     )
 
 
-def read_source(config: SourceConfig, note: Note = print) -> SourceSplits:
+def _measure_depth(
+    config: SourceConfig, progress: ProgressCallback | None, note: Note
+) -> DepthRange:
+    """Read all images for the range of their pixels."""
+    meter = DepthMeter()
+    splits, _ = read_source(config, meter.measure, lambda _: None)
+    for split, images in splits.items():
+        count = sum(isinstance(image, RawImage) for image in images)
+        if progress:
+            progress(f"measuring {split}", count, count)
+    depth = meter.compute_range()
+    note(f"The pixels {depth.low:g} to {depth.high:g} are mapped to 0 to 255.")
+    return depth
+
+
+def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> SourceSplits:
     """Find the source that `config.source` names; its images are read lazily.
 
     Args:
-        config: The source and the conversion.
+        config: The source.
+        convert: Makes pixels of an image.
         note: Called with a sentence on what is left out of the source.
 
     Raises:
         UserError: It is neither a known name nor a readable folder with images.
     """
     source = config.source
-    convert = partial(to_pixels, size=config.size, color=config.color)
     limits = ImageLimits(config.max_pixels, None if config.size else MAX_SIDE)
     requested = {split: config.test_count for split in STACKED_COUNTS} | {"train": config.count}
     if source == STACKED:

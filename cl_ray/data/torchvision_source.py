@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cl_ray.data.decoding import ImageLimits, limited_pillow
+from cl_ray.data.decoding import BrokenImageError, ImageLimits, limited_pillow
 from cl_ray.data.file_sources import Convert
-from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
+from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 
 _TIMEOUT = 30.0
@@ -132,9 +132,12 @@ def _read_item(
     return image, int(label) if isinstance(label, int | np.integer) else None
 
 
-def _images(opened: Any, split: str, convert: Convert, limits: ImageLimits) -> Iterator[RawImage]:
+def _images(opened: Any, split: str, convert: Convert, limits: ImageLimits) -> Iterator[ReadImage]:
     for index in range(len(opened)):
         name = f"{split} {index}"
-        image, label = _read_item(opened, index, name, limits)
-        limits.check(*image.size, name)
-        yield RawImage(convert(image, name), label, name)
+        try:
+            image, label = _read_item(opened, index, name, limits)
+            limits.check(*image.size, name)
+            yield RawImage(convert(image, name), label, name)
+        except BrokenImageError as error:
+            yield error

@@ -32,8 +32,9 @@ from cl_ray.data.dataset import (
     SplitInfo,
     distance_stride,
 )
-from cl_ray.data.decoding import ADD_SIZE
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.data.decoding import ADD_SIZE, BrokenImageError
+from cl_ray.data.file_tree import Note, listed
+from cl_ray.errors import UserError, first_error_line, printable
 from cl_ray.storage import open_filesystem, sync
 
 SPLIT_NAMES = {
@@ -53,6 +54,8 @@ VALIDATION_FRACTION, MIN_HELD_OUT = 0.1, 10
 GROUP_BYTES = 2**20
 """Pixels of a row group."""
 GROUPS_PER_SHARD = 16
+SKIPPED_FILE = "skipped.txt"
+"""Lists beside the data the images that were left out as broken."""
 
 _DISTANCE_SAMPLE = 2048
 """Rows whose pairwise distances are computed."""
@@ -95,7 +98,8 @@ class DatasetMetadata:
     classes: list[str] | None = None
 
 
-SourceSplits = tuple[dict[str, Iterable[RawImage]], DatasetMetadata]
+ReadImage = RawImage | BrokenImageError
+SourceSplits = tuple[dict[str, Iterable[ReadImage]], DatasetMetadata]
 """The images of each split, read lazily, and their metadata."""
 
 
@@ -119,7 +123,7 @@ class _SpooledSplit:
 
 
 def write_splits(
-    splits: Mapping[str, Iterable[RawImage]],
+    splits: Mapping[str, Iterable[ReadImage]],
     out: str,
     metadata: DatasetMetadata,
     *,
@@ -127,8 +131,10 @@ def write_splits(
     test_fraction: float = 0.0,
     seed: int = 0,
     overwrite: bool = False,
+    skip_broken: bool = False,
     level: int = 3,
     progress: ProgressCallback | None = None,
+    note: Note = print,
 ) -> DatasetInfo:
     """Write a dataset.
 
@@ -146,8 +152,10 @@ def write_splits(
         test_fraction: The same for the split `test`.
         seed: Determines the order of the rows, those held out and the sample for the distances.
         overwrite: Replace the dataset that is at `out`.
+        skip_broken: Leave broken images out, and list them in SKIPPED_FILE.
         level: Of zstd compression, 1 to 22.
         progress: See `ProgressCallback`.
+        note: Called with a sentence on what is left out.
 
     Raises:
         UserError: `out` exists or cannot be written, or the images do not fit together.
@@ -170,7 +178,7 @@ def write_splits(
             os.makedirs(parent, exist_ok=True)
         # Beside a local `out`, so on the same disk; hidden, so that no source reads it as data.
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
-            parts = _spool(splits, work, metadata.classes, report)
+            parts, broken = _spool(splits, work, metadata.classes, skip_broken, report)
             random = np.random.default_rng(seed)
             parts |= _hold_out(parts["train"], fractions, random)
             if local:
@@ -198,6 +206,14 @@ def write_splits(
                     for split, part in _in_order(parts).items()
                 },
             )
+            if broken:
+                lines = [
+                    f"{printable(error.name)}: {printable(error.reason)}\n" for error in broken
+                ]
+                with filesystem.open_output_stream(f"{folder}/{SKIPPED_FILE}") as stream:
+                    stream.write("".join(lines).encode())
+                images = f"{len(broken):,} broken image{'s' if len(broken) > 1 else ''}"
+                note(f"Left out: {images}, listed in {out}/{SKIPPED_FILE}.")
             with filesystem.open_output_stream(f"{folder}/{INFO_FILE}") as stream:
                 stream.write((info.model_dump_json(indent=1) + "\n").encode())
             if local:
@@ -228,7 +244,8 @@ def check_output_free(out: str, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be read: {first_error_line(error)}.") from error
     if not names:
         return
-    foreign = [name for name in names if name != INFO_FILE and not _SHARD_FILE.fullmatch(name)]
+    own = (INFO_FILE, SKIPPED_FILE)
+    foreign = [name for name in names if name not in own and not _SHARD_FILE.fullmatch(name)]
     if foreign:
         raise UserError(
             f"{out} holds {foreign[0]}, which is no part of a dataset: give another --out."
@@ -238,19 +255,27 @@ def check_output_free(out: str, overwrite: bool) -> None:
 
 
 def _spool(
-    splits: Mapping[str, Iterable[RawImage]],
+    splits: Mapping[str, Iterable[ReadImage]],
     work: str,
     classes: list[str] | None,
+    skip_broken: bool,
     report: ProgressCallback,
-) -> dict[str, _SpooledSplit]:
-    """Copy all images to flat files in the folder `work`; check that they fit together."""
+) -> tuple[dict[str, _SpooledSplit], list[BrokenImageError]]:
+    """Copy all images to flat files in the folder `work`; check that they fit together.
+
+    Returns:
+        The splits, and the errors of broken images.
+    """
     first: RawImage | None = None
-    parts = {}
+    parts, broken = {}, list[BrokenImageError]()
     for split in _in_order(splits):
         labels, indices, ends = array("q"), array("q"), array("q", [0])
         file, names = (os.path.join(work, f"{split}.{kind}") for kind in ("raw", "names"))
         with open(file, "wb") as stream, open(names, "wb") as origins:
             for raw in splits[split]:
+                if isinstance(raw, BrokenImageError):
+                    broken.append(raw)
+                    continue
                 first = first or raw
                 _check_image(raw, first, classes)
                 stream.write(raw.image.tobytes())
@@ -263,6 +288,8 @@ def _spool(
                 if len(indices) % _REPORT_INTERVAL == 0:
                     report(f"reading {split}", len(indices), None)
         if first is None or not indices:
+            if broken and not skip_broken:
+                continue
             raise UserError(f"There is no image in the split {split}: give another --source.")
         report(f"reading {split}", len(indices), len(indices))
         parts[split] = _SpooledSplit(
@@ -272,7 +299,23 @@ def _spool(
             np.arange(len(indices)),
             _strings(names, ends) if ends[-1] else None,
         )
-    return parts
+    if broken and not skip_broken:
+        _refuse_broken(broken, sum(len(part.rows) for part in parts.values()))
+    return parts, broken
+
+
+def _refuse_broken(broken: list[BrokenImageError], whole: int) -> None:
+    """Raise an error that names the broken images; `whole` is the number of the others."""
+    if len(broken) == 1:
+        raise UserError(f"{str(broken[0])[:-1]}, or leave it out with `--skip-broken`.")
+    names: dict[str, list[str]] = {}
+    for error in broken:
+        names.setdefault(error.reason, []).append(error.name)
+    found = "; ".join(f"{listed(images, 100)} ({reason})" for reason, images in names.items())
+    count = f"{len(broken):,} of {whole + len(broken):,} images cannot be read"
+    raise UserError(
+        f"{count}: {found}; repair or remove them, or leave them out with `--skip-broken`."
+    )
 
 
 def _strings(file: str, ends: "array[int]") -> pa.LargeStringArray:

@@ -170,26 +170,77 @@ def test_images_refused_by_name(tmp_path: Path, refused: Callable[..., str]) -> 
 
     path = alone("thin.png")
     save(path, np.full((28, 28, 4), 128, np.uint8))
-    assert f"{path} is partly transparent" in refused(path.parent)
-    for channels in (1, 3):
-        path = alone(f"deep{channels}.png")
-        path.write_bytes(png16(channels))
-        Image.open(path).load()  # a file that Pillow does read
-        assert f"{path} has more than 8 bits a channel" in refused(path.parent)
+    assert f"{path} is partly transparent: add `--background white`" in refused(path.parent)
+    path = alone("deep.png")
+    path.write_bytes(png16(1))
+    message = refused(path.parent)
+    assert f"{path} has more than 8 bits a channel" in message
+    assert "add `--scale-depth`" in message
+    path.write_bytes(png16(3))
+    Image.open(path).load()  # a file that Pillow does read
+    for flags in ({}, {"scale_depth": True}):
+        message = refused(path.parent, **flags)
+        assert f"{path} has more than 8 bits in each of several channels: convert it" in message
     path = alone("print.jpg")
     save(path, pixels(1, 28, 28, 3)[0], "CMYK")
     assert f"{path} is stored as CMYK: add `--color rgb`" in refused(path.parent)
     path = alone("film.gif")
     frames = [Image.fromarray(image) for image in pixels(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    assert f"{path} holds 3 frames" in refused(path.parent)
-    path = alone("text.png")
-    path.write_text("no image")
-    assert f"{path} cannot be read as an image" in refused(path.parent)
-    path = alone("cut.png")
-    save(path, pixels(1)[0])
-    path.write_bytes(path.read_bytes()[:300])
-    assert f"{path} cannot be read as an image" in refused(path.parent)
+    message = refused(path.parent)
+    assert f"{path} cannot be read as an image (it holds 3 frames): save each as an" in message
+    assert message.endswith(", or leave it out with `--skip-broken`.")
+
+
+def test_all_broken_files_are_named_at_once(
+    tmp_path: Path,
+    write_source: WriteSource,
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stored = [save(tmp_path / "in" / f"{k}.png", image) for k, image in enumerate(pixels(3))]
+    save(tmp_path / "in" / "cut.png", stored[0])
+    content = (tmp_path / "in" / "cut.png").read_bytes()
+    (tmp_path / "in" / "cut.png").write_bytes(content[:300])
+    (tmp_path / "in" / "0-empty.png").write_bytes(b"")
+    (tmp_path / "in" / "text.jpg").write_text("<html>404</html>")
+    message = refused(tmp_path / "in")
+    assert message.startswith(f"3 of 6 images cannot be read: {tmp_path}/in/0-empty.png (it is em")
+    assert f"; {tmp_path}/in/cut.png (" in message
+    assert f"; {tmp_path}/in/text.jpg (it is none of " in message
+    assert "or leave them out with `--skip-broken`" in message
+    capsys.readouterr()
+    _, rows = write_source(tmp_path / "in", skip_broken=True)
+    assert np.array_equal(rows.image[..., 0], stored)
+    made = tmp_path / "made" / "set"
+    note = f"Left out: 3 broken images, listed in {made}/skipped.txt.\n"
+    assert capsys.readouterr().out == note
+    lines = (made / "skipped.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{tmp_path}/in/{name}" for name in ("0-empty.png", "cut.png", "text.jpg")
+    ]
+    write_source(made)  # over itself, so the list is gone
+    assert not (made / "skipped.txt").exists()
+    for k in range(3):
+        (tmp_path / "in" / f"{k}.png").unlink()
+    assert refused(tmp_path / "in").startswith("3 of 3 images cannot be read")
+    assert "There is no image in the split train" in refused(tmp_path / "in", skip_broken=True)
+
+
+def test_transparent_images_on_a_background(tmp_path: Path, write_source: WriteSource) -> None:
+    clear = np.zeros((28, 28, 4), np.uint8)
+    clear[:14] = (200, 100, 0, 255)
+    clear[14:20, :, 3] = 51  # a fifth of black
+    save(tmp_path / "in" / "1.png", clear)
+    _, rows = write_source(tmp_path / "in", background="#ff0080")
+    assert (rows.image[0, :14] == (200, 100, 0)).all()
+    assert (rows.image[0, 14:20] == (204, 0, 102)).all()
+    assert (rows.image[0, 20:] == (255, 0, 128)).all()
+    save(tmp_path / "grey" / "1.png", clear[..., 2:], "LA")
+    _, rows = write_source(tmp_path / "grey", background="white")
+    assert rows.image.shape[3] == 1
+    assert (rows.image[0, 20:] == 255).all()
+    assert write_source(tmp_path / "grey", background="red")[1].image.shape[3] == 3
 
 
 @pytest.mark.parametrize(

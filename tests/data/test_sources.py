@@ -63,6 +63,7 @@ def test_config_becomes_flags() -> None:
         {"size": 257},
         {"test_fraction": 1.0},
         {"color": "sepia"},
+        {"background": "transparency"},
     ]
     for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
