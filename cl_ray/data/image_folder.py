@@ -5,12 +5,13 @@ ignores EXIF rotation, transparency, further frames and 16-bit channels.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, MemoryBudget, load_image, open_image
 from cl_ray.data.file_sources import Convert, SplitChoice
-from cl_ray.data.file_tree import FileTree
+from cl_ray.data.file_tree import FileTree, Note, listed
+from cl_ray.data.label_files import Label
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
@@ -26,7 +27,8 @@ def read_image_folder(
     convert: Convert,
     limits: ImageLimits,
     splits: SplitChoice = "auto",
-    with_labels: bool = True,
+    labels: Mapping[str, Label] | None = None,
+    note: Note = print,
 ) -> SourceSplits:
     """Find the splits and classes of a folder of image files from their paths, and read lazily.
 
@@ -41,17 +43,22 @@ def read_image_folder(
         limits: Which images are refused. All that are decoded at once have together no more
             pixels, or bytes in their files, than the largest one may have.
         splits: Whether folders can be splits.
-        with_labels: Whether folders can be classes.
+        labels: Classes of files, in place of their folders; empty is no labels.
+        note: Called with a sentence if there are both class folders and labels.
 
     Raises:
         UserError: Only some folders have the names of splits, none is the training split, or
             images lie beside class folders.
     """
     found = _find_layout(tree.location, files, splits)
-    entries = [entry for split in found.values() for entry in split] if with_labels else []
+    entries = [entry for split in found.values() for entry in split]
     classes = sorted({name for _, name in entries if name is not None})
     outside = next((file for file, name in entries if name is None), None)
-    if classes and outside is not None:
+    if labels is not None:
+        if labels and len(classes) > 1:
+            note(f"Not used for labels: the folders ({listed(classes, 3)}).")
+        classes = sorted({name for name in labels.values() if isinstance(name, str)})
+    elif classes and outside is not None:
         raise UserError(
             f"{tree.location} has class folders ({classes[0]}), but {outside} is in none: move "
             "it, or leave the labels out with `--label-column none`."
@@ -62,7 +69,9 @@ def read_image_folder(
     def load(entry: tuple[str, str | None]) -> RawImage:
         file, class_name = entry
         name = f"{tree.location}/{file}"
-        label = None if class_name is None else labels_by_name.get(class_name)
+        label = class_name if labels is None else labels.get(file)
+        if isinstance(label, str):
+            label = labels_by_name[label]
         limits.check_bytes(tree.sizes[file], name)
         with contextlib.ExitStack() as held:
             try:

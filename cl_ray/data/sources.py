@@ -4,6 +4,7 @@ import difflib
 import os
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -34,6 +35,13 @@ from cl_ray.data.file_sources import (
 )
 from cl_ray.data.file_tree import Note, counted, ending, list_folder
 from cl_ray.data.image_folder import read_image_folder
+from cl_ray.data.label_files import (
+    FILE_COLUMNS,
+    LABEL_COLUMNS,
+    Label,
+    find_label_files,
+    read_label_files,
+)
 from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
@@ -131,8 +139,14 @@ class SourceConfig(BaseConfig):
     )
     label_column: str | None = Field(
         None,
-        description="Parquet column of the classes; by default `label`, if there is one. `none` "
-        "leaves the labels of any source out.",
+        description="Column of the classes, in Parquet (by default `label`, if there is one) or "
+        f"in a table beside image files (one of {', '.join(LABEL_COLUMNS)}). `none` leaves the "
+        "labels of any source out.",
+    )
+    file_column: str | None = Field(
+        None,
+        description="Column of the names of image files in a table beside them (labels.csv, "
+        f"metadata.jsonl, ...); by default one of {', '.join(FILE_COLUMNS)}.",
     )
     licence: str | None = Field(None, description="Terms of use, recorded with the data.")
     seed: int = Field(
@@ -280,7 +294,9 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
             f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
         )
     own = INFO_FILE in tree.sizes and bool(parquet)
-    unused = set() if own else set(tree.sizes).difference(parquet, images)
+    with_labels = config.label_column != NO_LABELS
+    tables = find_label_files(tree) if images and with_labels else []
+    unused = set() if own else set(tree.sizes).difference(parquet, images, tables)
     kinds = counted(Counter(ending(file) or "without an ending" for file in unused))
     if not parquet and not images:
         found = f"but {kinds}" if unused else "at all"
@@ -291,9 +307,12 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
     if unused:
         note(f"Left out, by the endings of their names: {kinds}.")
     if images:
-        return read_image_folder(
-            tree, images, convert, limits, config.splits, config.label_column != NO_LABELS
-        )
+        labels: Mapping[str, Label] | None = {}
+        if with_labels:
+            labels = read_label_files(
+                tree, tables, images, config.file_column, config.label_column, note
+            )
+        return read_image_folder(tree, images, convert, limits, config.splits, labels, note)
     return read_parquet_source(
         source,
         filesystem,

@@ -1,0 +1,248 @@
+"""Read the labels of image files from tables beside them.
+
+These are CSV and TSV files with a header, JSON Lines (Hugging Face's `metadata.jsonl`), and
+StyleGAN's `dataset.json`.
+"""
+
+import csv
+import io
+import json
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cl_ray.data.dataset import INFO_FILE
+from cl_ray.data.file_tree import FileTree, Note, ending, listed
+from cl_ray.errors import UserError, first_error_line
+
+Label = int | str
+"""A class by its number or its name."""
+
+# fmt: off
+FILE_COLUMNS = (
+    "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_name",
+    "image_file", "image", "img", "image_id", "id", "name",
+)
+"""Usual names of the column of file names, the likeliest first."""
+LABEL_COLUMNS = (
+    "label", "labels", "class", "class_name", "category", "target", "class_id", "label_id", "y",
+)
+# fmt: on
+"""Usual names of the column of labels, the likeliest first."""
+
+_MAX_BYTES = 2**30
+"""Of a table that is read."""
+_MAX_NUMBER = 9_999
+"""Larger labels are names that happen to be numbers."""
+_NUMBER = re.compile(r"(-?\d+)(\.0*)?")
+_WITHOUT = "leave the labels out with `--label-column none`"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The two columns of a table that give labels.
+
+    Args:
+        file: The table's name.
+        columns: The names of the columns.
+        rows: A file's name and its label.
+    """
+
+    file: str
+    columns: tuple[str, str]
+    rows: list[tuple[str, Any]]
+
+
+class _UnusableError(Exception):
+    """Why a table gives no labels, as the end of a sentence."""
+
+
+def find_label_files(tree: FileTree) -> list[str]:
+    """Return the files that may be tables of labels."""
+    tables = (".csv", ".tsv", ".jsonl")
+    return [f for f in tree.sizes if ending(f) in tables or posixpath.basename(f) == INFO_FILE]
+
+
+def read_label_files(
+    tree: FileTree,
+    files: list[str],
+    images: list[str],
+    file_column: str | None,
+    label_column: str | None,
+    note: Note,
+) -> dict[str, Label] | None:
+    """Read the labels of image files from the tables beside them.
+
+    Rows name files relative to their table. A name that leads nowhere stands for the only image
+    of that name in any folder, and without an ending for the only one that is called so.
+
+    Args:
+        tree: The files of the source.
+        files: The tables among them.
+        images: The image files among them.
+        file_column: Column of the files' names; None is one of FILE_COLUMNS.
+        label_column: Column of the labels; None is one of LABEL_COLUMNS.
+        note: Called with a sentence on every table, and on rows whose file is not there.
+
+    Returns:
+        The label of each image; None if no table gives any.
+
+    Raises:
+        UserError: An image has no label or two, a label is no class, or no table has the columns
+            that were named.
+    """
+    tables, unusable = [], {}
+    for file in files:
+        try:
+            tables.append(_read_table(tree, file, file_column, label_column))
+        except _UnusableError as error:
+            unusable[file] = str(error)
+    if (file_column or label_column) and not tables:
+        named = " and ".join(
+            f"--{kind}-column {column}"
+            for kind, column in (("file", file_column), ("label", label_column))
+            if column
+        )
+        reasons = [f"{file} {reason}" for file, reason in unusable.items()]
+        raise UserError(
+            f"{tree.location} has no table with {named} ({listed(reasons) or 'it has none'}): "
+            "leave the flag out or name another column."
+        )
+    labels: dict[str, Label] = {}
+    for table in tables:
+        found = _match(tree, images, table, note)
+        if not found:
+            unusable[table.file] = f"names none of the images, but {table.rows[0][0]!r}"
+            continue
+        for file, label in found.items():
+            if labels.setdefault(file, label) != label:
+                raise UserError(
+                    f"{tree.location}/{file} has the labels {labels[file]} and {label} (in "
+                    f"{table.file}): keep one, or {_WITHOUT}."
+                )
+        note(f"Labels are from {table.file}, columns {' and '.join(table.columns)}.")
+    for file, reason in unusable.items():
+        note(f"Not used for labels: {file} {reason}.")
+    if not labels:
+        return None
+    without = [file for file in images if file not in labels]
+    if without:
+        raise UserError(
+            f"{len(without):,} of {len(images):,} images of {tree.location} have no label in its "
+            f"tables ({listed(without, 3)}): add rows, move them away, or {_WITHOUT}."
+        )
+    return _as_classes(labels)
+
+
+def _read_table(
+    tree: FileTree, file: str, file_column: str | None, label_column: str | None
+) -> _Table:
+    """Read the two columns of a table.
+
+    Raises:
+        _UnusableError: It gives no labels.
+    """
+    if tree.sizes[file] > _MAX_BYTES:
+        raise _UnusableError(f"has more than {_MAX_BYTES:,} bytes")
+    try:
+        text = tree.read(file).decode("utf-8-sig")
+        if ending(file) == ".json":
+            columns, rows = ["file", "label"], _stylegan_rows(json.loads(text))
+        elif ending(file) == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            columns = list(rows[0]) if rows else []
+        else:
+            delimiter = max(",;\t", key=text.partition("\n")[0].count)
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+        names = _choose_column(columns, file_column, FILE_COLUMNS, "file")
+        labels = _choose_column(columns, label_column, LABEL_COLUMNS, "label")
+        pairs = [(str(row[names]), row.get(labels)) for row in rows]
+    except OSError as error:
+        reason = first_error_line(error)
+        raise UserError(f"{tree.location}/{file} cannot be read: {reason}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        raise _UnusableError(f"is no such table ({first_error_line(error)})") from error
+    if not pairs:
+        raise _UnusableError("has no rows")
+    for name, label in pairs:
+        if not isinstance(label, str | int | float | None):
+            raise UserError(
+                f"{tree.location}/{file} has the label {label!r} for {name}, which is no class: "
+                f"name another column with `--label-column`, or {_WITHOUT}."
+            )
+    return _Table(file, (names, labels), pairs)
+
+
+def _stylegan_rows(record: Any) -> list[dict[str, Any]]:
+    """Return the rows of StyleGAN's dataset.json: {"labels": [[file, class], ...]} or null."""
+    if record["labels"] is None:
+        raise _UnusableError("has no labels")
+    return [{"file": file, "label": label} for file, label in record["labels"]]
+
+
+def _choose_column(columns: list[str], given: str | None, usual: tuple[str, ...], kind: str) -> str:
+    if given is not None:
+        if given not in columns:
+            raise _UnusableError(f"has no column {given} but {listed(columns)}")
+        return given
+    by_name = {re.sub(r"[\s-]+", "_", c.strip().lower()): c for c in reversed(columns)}
+    found = next((by_name[name] for name in usual if name in by_name), None)
+    if found is None:
+        raise _UnusableError(
+            f"has no {kind} column of a usual name but {listed(columns)} (name it with "
+            f"`--{kind}-column`)"
+        )
+    return found
+
+
+def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict[str, Label]:
+    """Return the labels that a table gives to images; rows without a label are left out."""
+    exact = set(images)
+    only: dict[str, str | None] = {}  # an image by its bare name; None if several have it
+    for file in images:
+        bare = posixpath.basename(file)
+        for name in {bare, posixpath.splitext(bare)[0]}:
+            only[name] = None if name in only else file
+    folder = posixpath.dirname(table.file)
+    labels: dict[str, Label] = {}
+    absent: list[str] = []
+    found: list[tuple[str, Any]] = []
+    loose: list[tuple[str, Any]] = []
+    for name, label in table.rows:
+        path = posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))
+        (found if path in exact else loose).append((path, label))
+    named = {path for path, _ in found}
+    for path, label in loose:
+        image = only.get(posixpath.basename(path))
+        if image is None or image in named:
+            absent.append(path)
+        else:
+            found.append((image, label))
+    for file, label in found:
+        value = _as_label(label)
+        if value is not None and labels.setdefault(file, value) != value:
+            raise UserError(
+                f"{tree.location}/{table.file} gives {file} the labels {labels[file]} and "
+                f"{value}: keep one, or {_WITHOUT}."
+            )
+    if absent and found:
+        rows = f"{len(absent):,} row{'s' if len(absent) > 1 else ''}"
+        note(f"Not used for labels: {rows} of {table.file}, without an image ({absent[0]}).")
+    return labels
+
+
+def _as_label(value: str | int | float | None) -> Label | None:
+    """Return a number or a name; None where there is none."""
+    text = "" if value is None else str(value).strip()
+    if number := _NUMBER.fullmatch(text):
+        return int(number[1])
+    return text or None
+
+
+def _as_classes(labels: dict[str, Label]) -> dict[str, Label]:
+    """Make all labels numbers, or all names."""
+    if all(isinstance(label, int) and label <= _MAX_NUMBER for label in labels.values()):
+        return labels
+    return {file: str(label) for file, label in labels.items()}

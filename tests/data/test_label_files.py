@@ -1,0 +1,161 @@
+"""Labels of image files from tables beside them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.datasets import labels_of
+from helpers.random_images import WriteSource, pixels, save
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Returns a folder with the images 0.png to 3.png."""
+    for k, image in enumerate(pixels(4)):
+        save(tmp_path / "in" / f"{k}.png", image)
+    return tmp_path / "in"
+
+
+TABLES = {
+    "labels.csv": "file,label\n3.png,ant\n2.png,bee\n1.png,ant\n0.png,cat\n",
+    "Labels.TSV": "Label\tFile Name\ncat\t0.png\nant\t1.png\nbee\t2.png\nant\t3.png\n",
+    "train.csv": "\ufeffid;class\r\n0;cat\r\n1;ant\r\n2;bee\r\n3;ant\r\n",
+    "x.csv": 'path,class\n"/a/0.png",cat\n"b\\1.png",ant\n./2.png,bee\nin/3.png," ant "\n',
+    "metadata.jsonl": "".join(
+        json.dumps({"file_name": f"{k}.png", "text": "x", "label": label}) + "\n"
+        for k, label in enumerate(["cat", "ant", "bee", "ant"])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_names(
+    folder: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (folder / name).write_text(TABLES[name])
+    info, rows = write_source(folder)
+    assert info.classes == ["ant", "bee", "cat"]
+    assert labels_of(rows).tolist() == [2, 0, 1, 0]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Labels are from {name}, columns ")
+    assert printed.count("\n") == 1
+    assert write_source(folder, label_column="none")[1].label is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        (["2", "0", "10", "0"], None, [2, 0, 10, 0]),
+        (["1.0", "0.0", "1.0", "0.0"], None, [1, 0, 1, 0]),
+        (["20000", "7", "7", "7"], ["20000", "7"], [0, 1, 1, 1]),
+        (["1", "x", "1", "1"], ["1", "x"], [0, 1, 0, 0]),
+    ],
+)
+def test_numbers_are_classes(
+    folder: Path, write_source: WriteSource, labels: list[str], classes: Any, expected: list[int]
+) -> None:
+    lines = [f"{k}.png,{label}\n" for k, label in enumerate(labels)]
+    (folder / "labels.csv").write_text("".join(["image,y\n", *lines]))
+    info, rows = write_source(folder)
+    assert info.classes == classes
+    assert labels_of(rows).tolist() == expected
+
+
+def test_stylegan(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, image in enumerate(pixels(3)):
+        save(tmp_path / "in" / "00000" / f"img{k}.png", image)
+    record = tmp_path / "in" / "dataset.json"
+    record.write_text(json.dumps({"labels": [[f"00000/img{k}.png", k % 2] for k in range(3)]}))
+    info, rows = write_source(tmp_path / "in")
+    assert info.classes is None
+    assert labels_of(rows).tolist() == [0, 1, 0]
+    record.write_text(json.dumps({"labels": None}))
+    capsys.readouterr()
+    assert write_source(tmp_path / "in")[0].classes == ["00000"]
+    assert "Not used for labels: dataset.json has no labels." in capsys.readouterr().out
+
+
+def test_a_table_in_every_split(tmp_path: Path, write_source: WriteSource) -> None:
+    for split in ("train", "test"):
+        lines = [json.dumps({"file_name": f"a/{k}.png", "label": "xy"[k]}) for k in range(2)]
+        for k, image in enumerate(pixels(2)):
+            save(tmp_path / "in" / split / "a" / f"{k}.png", image)
+        (tmp_path / "in" / split / "metadata.jsonl").write_text("\n".join(lines))
+    info, rows = write_source(tmp_path / "in")
+    assert list(info.splits) == ["train", "test"]
+    assert info.classes == ["x", "y"]
+    assert labels_of(rows).tolist() == [0, 1]
+
+
+def test_a_table_goes_before_folders(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, image in enumerate(pixels(4)):
+        save(tmp_path / "in" / "ab"[k % 2] / f"{k}.png", image)
+    (tmp_path / "in" / "labels.csv").write_text("file,label\n0,x\n1,x\n2,y\n3,y\n9,z\n")
+    info, rows = write_source(tmp_path / "in")
+    assert info.classes == ["x", "y"]
+    assert labels_of(rows).tolist() == [0, 1, 0, 1]
+    printed = capsys.readouterr().out
+    assert "Not used for labels: 1 row of labels.csv, without an image (9)." in printed
+    assert "Not used for labels: the folders (a, b)." in printed
+
+
+def test_columns_by_flag(
+    folder: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    rows = "".join(f"{k},{k % 2},q{k % 3}\n" for k in range(4))
+    (folder / "x.csv").write_text("nr,label,kind\n" + rows)
+    info, _ = write_source(folder, file_column="nr", label_column="kind")
+    assert info.classes == ["q0", "q1", "q2"]
+    message = refused(folder, label_column="sort")
+    assert "has no table with --label-column sort (x.csv has no file column of" in message
+    message = refused(folder, file_column="number")
+    assert "x.csv has no column number but nr, label, kind" in message
+
+
+def test_tables_without_labels_are_named(
+    folder: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a.csv").write_text("file,text\n0.png,a cat\n")
+    (folder / "b.csv").write_text("file,label\n7.png,x\n8.png,y\n")
+    (folder / "c.jsonl").write_text("[1, 2]\n")
+    (folder / "d.csv").write_bytes(b"\xff\xfe\0file")
+    (folder / "e.csv").write_text("file,label\n")
+    assert write_source(folder)[1].label is None
+    printed = capsys.readouterr().out
+    assert "Not used for labels: a.csv has no label column of a usual name but file, te" in printed
+    assert "Not used for labels: b.csv names none of the images, but '7.png'." in printed
+    for name in ("c.jsonl is no such table (", "d.csv is no such table (", "e.csv has no rows."):
+        assert f"Not used for labels: {name}" in printed
+
+
+def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
+    table = folder / "labels.csv"
+    table.write_text("file,label\n0.png,a\n1.png,\n")
+    message = refused(folder)
+    assert "3 of 4 images of" in message
+    assert "have no label in its tables (1.png, 2.png, 3.png): add rows, move them" in message
+    assert "`--label-column none`" in message
+    table.write_text("file,label\n0.png,a\n0.png,b\n")
+    assert "labels.csv gives 0.png the labels a and b: keep one, or" in refused(folder)
+    table.write_text("file,label\n" + "".join(f"{k}.png,a\n" for k in range(4)))
+    (folder / "more.csv").write_text("file,label\n2.png,b\n")
+    assert "2.png has the labels a and b (in more.csv)" in refused(folder)
+    (folder / "more.csv").unlink()
+    table.unlink()
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "label": [1, 2]}\n')
+    assert "metadata.jsonl has the label [1, 2] for 0.png, which is no class" in refused(folder)
+
+
+def test_names_in_several_folders_are_not_guessed(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("a/1.png", "b/1.png", "a/2.png"):
+        save(tmp_path / "in" / name, pixels(1)[0])
+    (tmp_path / "in" / "labels.csv").write_text("file,label\n1.png,x\n2.png,y\n")
+    assert "2 of 3 images of" in refused(tmp_path / "in")
