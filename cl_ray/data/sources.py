@@ -30,7 +30,6 @@ from cl_ray.data.file_sources import (
     Color,
     Convert,
     SplitChoice,
-    read_parquet_source,
     to_pixels,
 )
 from cl_ray.data.file_tree import Note, counted, ending, list_folder
@@ -42,6 +41,7 @@ from cl_ray.data.label_files import (
     find_label_files,
     read_label_files,
 )
+from cl_ray.data.parquet_source import ChannelOrder, read_parquet_source
 from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
@@ -135,7 +135,15 @@ class SourceConfig(BaseConfig):
         f"{STACKED_COUNTS['test']:,}.",
     )
     image_column: str | None = Field(
-        None, description="Parquet column of the images: uint8 pixels or encoded files."
+        None,
+        description="Parquet column of the images: pixels (whole numbers from 0 to 255, floats "
+        "from 0 to 1 or from -1 to 1), encoded image files, or paths of image files.",
+    )
+    channels: ChannelOrder | None = Field(
+        None,
+        description="Order of colour pixels that Parquet holds as flat lists: first is all of "
+        "red, then green, then blue; last is red, green and blue of each pixel. None is the order "
+        "in which the images are smooth.",
     )
     label_column: str | None = Field(
         None,
@@ -289,9 +297,10 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
     tree = list_folder(source, filesystem, path, note)
     parquet = [file for file in tree.sizes if ending(file) == ".parquet"]
     images = [file for file in tree.sizes if ending(file) in ENDINGS]
-    if parquet and images:
+    if parquet and images and not config.image_column:
         raise UserError(
-            f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two."
+            f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two, "
+            "or name the Parquet column of the images, or of their paths, with `--image-column`."
         )
     own = INFO_FILE in tree.sizes and bool(parquet)
     with_labels = config.label_column != NO_LABELS
@@ -306,7 +315,7 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
         )
     if unused:
         note(f"Left out, by the endings of their names: {kinds}.")
-    if images:
+    if images and not parquet:
         labels: Mapping[str, Label] | None = {}
         if with_labels:
             labels = read_label_files(
@@ -322,6 +331,8 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
         limits,
         config.image_column,
         config.label_column,
+        config.channels,
         Dataset.open(source).info if own else None,
         config.splits,
+        note,
     )

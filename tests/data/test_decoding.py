@@ -127,7 +127,9 @@ def test_pixel_columns_are_refused_by_their_shape(
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 100, 200), np.uint8))
     pq.write_table(pa.table({"image": column}), tmp_path / "in" / "0.parquet")
     message = refused(tmp_path / "in", size=28, max_pixels=19_999)
-    assert "0.parquet has 200 × 100 pixels, more than --max-pixels 19,999" in message
+    assert "0.parquet, row 0, has 200 × 100 pixels, more than --max-pixels 19,999" in message
+    message = refused(tmp_path / "in", size=28, max_pixels=6666)
+    assert "0.parquet has 20,000 values an image, more than --max-pixels 6,666" in message
 
 
 @pytest.mark.parametrize("place", ["folder", "cell", "torchvision"])

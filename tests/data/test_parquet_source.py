@@ -1,4 +1,4 @@
-"""Parquet as a source, in all its forms, and how each is refused."""
+"""Parquet files as sources, in all their forms, and how each is refused."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels
+from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
 
@@ -35,19 +35,27 @@ def parquet(folder: Path, columns: Mapping[str, Any], name: str = "0.parquet") -
     return folder
 
 
+def tensor(array: np.ndarray) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(array))
+
+
 GREY, COLOR = pixels(12), pixels(12, 32, 32, 3)
 FORMS: dict[str, tuple[np.ndarray, Callable[[], Any]]] = {
-    "tensor": (COLOR, lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(COLOR)),
-    "tensor of rows and columns": (GREY, lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(GREY)),
-    "channels first": (
-        COLOR,
-        lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(
-            np.ascontiguousarray(COLOR.transpose(0, 3, 1, 2))
-        ),
-    ),
+    "tensor": (COLOR, lambda: tensor(COLOR)),
+    "tensor of rows and columns": (GREY, lambda: tensor(GREY)),
+    "tensor of floats": (COLOR, lambda: tensor(COLOR.astype(np.float32) / 255)),
+    "tensor of floats around 0": (GREY, lambda: tensor(GREY.astype(np.float32) / 127.5 - 1)),
+    "channels first": (COLOR, lambda: tensor(COLOR.transpose(0, 3, 1, 2))),
     "flat list": (GREY, lambda: nested(GREY.reshape(12, -1))),
-    "flat list in colour": (COLOR, lambda: nested(COLOR.reshape(12, -1))),
     "nested lists": (COLOR, lambda: nested(COLOR)),
+    "lists of any length": (GREY, lambda: pa.array(list(GREY.reshape(12, -1)))),
+    "wide integers": (GREY, lambda: pa.array(GREY.reshape(12, -1).astype(int).tolist())),
+    "nested lists of any length": (COLOR, lambda: pa.array(COLOR.tolist())),
+    "nested lists, channels first": (
+        COLOR,
+        lambda: pa.array(COLOR.transpose(0, 3, 1, 2).tolist()),
+    ),
+    "nested lists of doubles": (GREY, lambda: pa.array((GREY / 255).tolist())),
     "encoded": (COLOR, lambda: pa.array([png(image) for image in COLOR])),
     "hugging face": (
         GREY,
@@ -121,16 +129,23 @@ def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
         assert f"{tmp_path}/in/0.parquet" in message
         return message
 
-    floats = nested(np.full((2, 784), np.nan, np.float32))
-    assert "holds fixed_size_list<element: float>[784] in its column image" in told(
-        {"image": floats}
-    )
-    assert "no columns that can be images" in told({"x": [1, 2], "y": floats})
-    assert "it has x (int64), y (" in told({"x": [1, 2], "y": floats})
+    nowhere = {"x": [1, 2], "y": ["a", "b"]}
+    assert "no columns that can be images" in told(nowhere)
+    assert "it has x (int64), y (" in told(nowhere)
+    assert "holds int64 in its column image" in told({"image": [1, 2]})
     assert "2 columns that can be images" in told({"left": image, "right": image})
     assert "has no column pic" in told({"image": image}, image_column="pic")
     assert "has no column kind" in told({"image": image}, label_column="kind")
-    assert "in its column image" in told({"image": nested(pixels(2, 99))})  # not a square
+    assert "row 0, holds 99 numbers, which are the pixels of no square" in told(
+        {"image": nested(pixels(2, 99))}
+    )
+    assert "row 0, holds numbers of shape 28 × 28 × 4" in told(
+        {"image": nested(pixels(2, 28, 28, 4))}
+    )
+    assert "row 0, is not one image: its lists are empty or differ" in told({"image": [[], [1]]})
+    uneven = pixels(2).tolist()
+    uneven[1][3].append(0)
+    assert "row 1, is not one image" in told({"image": uneven})
     assert "holds double in its column label" in told({"image": image, "label": [0.5] * 12})
     message = told({"image": image, "label": [0, 1, None] + [0] * 9})
     assert "0.parquet, row 2, has no label but" in message
@@ -142,7 +157,7 @@ def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     holed = pa.FixedSizeListArray.from_arrays(pa.array([1] * 784 + [None] * 784, pa.uint8()), 784)
     assert "row 1, has a pixel missing" in told({"image": holed})
     bare = pa.array(
-        [{"bytes": None, "path": "a.png"}], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        [{"bytes": None, "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()})
     )
     assert "row 0, has no image" in told({"image": bare})
     missing[7] = b"no image"
@@ -156,5 +171,87 @@ def test_parquet_files_that_differ_are_refused(tmp_path: Path, refused: Callable
     parquet(tmp_path / "in", {"image": image, "label": [0] * 12})
     parquet(tmp_path / "in", {"image": image}, "1.parquet")
     assert "1.parquet has no column label" in refused(tmp_path / "in")
-    parquet(tmp_path / "in", {"image": nested(np.ones((2, 784))), "label": [0] * 2}, "1.parquet")
-    assert "1.parquet holds fixed_size_list<element: double>" in refused(tmp_path / "in")
+    parquet(tmp_path / "in", {"image": ["x", "y"], "label": [0] * 2}, "1.parquet")
+    assert "1.parquet, row 0, names the file x" in refused(tmp_path / "in")
+    parquet(tmp_path / "in", {"image": [0.5], "label": [0]}, "1.parquet")
+    assert "1.parquet holds double in its column image" in refused(tmp_path / "in")
+
+
+def test_numbers_out_of_range_are_refused_by_row(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    whole = GREY.astype(np.int64)
+    whole[7, 3, 3] = 300
+    parquet(tmp_path / "whole", {"image": whole.reshape(12, -1).tolist()})
+    assert "row 7, holds numbers from 0 to 300" in refused(tmp_path / "whole")
+    for name, value in (("high", 1.5), ("low", -1.5), ("nan", np.nan)):
+        floats = GREY / 255
+        floats[7, 3, 3] = value
+        parquet(tmp_path / name, {"image": tensor(floats)})
+        message = refused(tmp_path / name)
+        assert "row 7, holds floats from" in message
+        assert "from 0 to 1 or from -1 to 1" in message
+
+
+def test_range_of_floats_is_found_in_all_files(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first file alone would be taken for 0 to 1."""
+    stored = np.concatenate([np.maximum(GREY[:6], 128), GREY[6:]])
+    floats = stored / 127.5 - 1
+    parquet(tmp_path / "in", {"image": tensor(floats[:6])}, "0.parquet")
+    parquet(tmp_path / "in", {"image": tensor(floats[6:])}, "1.parquet")
+    _, rows = write_source(tmp_path / "in")
+    assert np.array_equal(rows.image[..., 0], stored)
+    assert "Floats from -1 to 1 are scaled to pixels from 0 to 255." in capsys.readouterr().out
+
+
+def smooth_color(count: int, side: int = 32) -> np.ndarray:
+    """Colour images as sums of random waves, [count, side, side, 3]."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+    waves = random.normal(size=(count, 3, 3, 1, 1))
+    phase = 6 * (waves[:, 0] * x + waves[:, 1] * y + waves[:, 2])
+    return (127.5 * (1 + np.sin(phase))).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def test_order_of_flat_colour_is_told_by_smoothness(
+    tmp_path: Path,
+    write_source: WriteSource,
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stored = smooth_color(12)
+    for order, flat in (("last", stored), ("first", stored.transpose(0, 3, 1, 2))):
+        folder = parquet(tmp_path / order, {"image": list(flat.reshape(12, -1))})
+        _, rows = write_source(folder)
+        assert np.array_equal(rows.image, stored)
+        note = f"read with channels {order}, in which images are smooth"
+        assert note in capsys.readouterr().out
+    _, rows = write_source(tmp_path / "first", channels="last")
+    assert not np.array_equal(rows.image, stored)
+    assert "channels" not in capsys.readouterr().out
+    noise = parquet(tmp_path / "noise", {"image": nested(COLOR.reshape(12, -1))})
+    assert "order cannot be told from them: add `--channels first`" in refused(noise)
+    assert np.array_equal(write_source(noise, channels="last")[1].image, COLOR)
+
+
+def test_paths_are_relative_to_the_table_or_the_source(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    for k, image in enumerate(GREY):
+        folder = ("in/data/pictures", "in/pictures", "beside")[k % 3]
+        save(tmp_path / folder / f"{k}.png", image)
+    paths = [("pictures", "pictures", "../../beside")[k % 3] + f"/{k}.png" for k in range(12)]
+    cells = pa.array([{"bytes": None, "path": path} for path in paths])
+    parquet(tmp_path / "in" / "data", {"image": cells})
+    assert "holds both data/pictures/0.png and" in refused(tmp_path / "in")
+    assert np.array_equal(
+        write_source(tmp_path / "in", image_column="image")[1].image[..., 0], GREY
+    )
+    parquet(tmp_path / "in" / "data", {"file": paths})
+    uri = f"file://{tmp_path}/in"
+    assert np.array_equal(write_source(uri, image_column="file")[1].image[..., 0], GREY)
+    (tmp_path / "beside" / "5.png").unlink()
+    message = refused(tmp_path / "in", image_column="file")
+    assert "row 5, names the file ../../beside/5.png, and there is none at" in message

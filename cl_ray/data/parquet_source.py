@@ -1,0 +1,479 @@
+"""Read the images of a source that is a folder of Parquet files.
+
+Files are read through pyarrow's `ParquetFile`, in order and with page checksums. A cell holds an
+image as pixels, as an encoded file, or as the name of a file.
+"""
+
+import contextlib
+import json
+import math
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from cl_ray.data.dataset import DatasetInfo
+from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
+from cl_ray.data.file_sources import NO_LABELS, Convert, SplitChoice, find_file_splits
+from cl_ray.data.file_tree import Note
+from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import without_options
+
+ChannelOrder = Literal["first", "last"]
+
+_CHUNK = 256
+"""Rows that are read at once, at most."""
+_CHUNK_BYTES = 2**26
+"""Bytes of cells that are read at once, unless one is larger."""
+_IMAGE_TYPES = (
+    "pixels (a tensor or lists of numbers), encoded image files or, in a column that is named, "
+    "names of image files"
+)
+_ORDER_SAMPLE = 256
+"""Images whose smoothness tells the order of the pixels in flat cells."""
+_SMOOTHER = 1.3
+"""One order must be this many times as smooth as the other; photographs give 1.4 to 3."""
+
+
+@dataclass(frozen=True)
+class _PixelFormat:
+    """How pixels that lie in cells as numbers are read.
+
+    Args:
+        flat_order: The order of flat cells of colour: [C, H, W] is `first`, [H, W, C] `last`.
+        darkest: The float that stands for black, 0 or -1; 1 is white.
+    """
+
+    flat_order: ChannelOrder = "last"
+    darkest: float = 0.0
+
+
+@dataclass(frozen=True)
+class _ParquetFolder:
+    """A folder with Parquet files.
+
+    Args:
+        location: The folder as the user named it.
+        filesystem: The filesystem that holds it.
+        path: Its path there.
+        limits: Which images are refused.
+    """
+
+    location: str
+    filesystem: pafs.FileSystem
+    path: str
+    limits: ImageLimits
+
+    @contextlib.contextmanager
+    def open(self, file: str) -> Iterator[pq.ParquetFile]:
+        """Open a file; report whatever goes wrong in reading it as one UserError."""
+        try:
+            with pq.ParquetFile(
+                f"{self.path}/{file}", filesystem=self.filesystem, page_checksum_verification=True
+            ) as parquet:
+                yield parquet
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.location}/{file} is damaged or cannot be read "
+                f"({first_error_line(error)}): copy it again."
+            ) from error
+
+    def schema(self, file: str) -> pa.Schema:
+        """Return the columns of a file."""
+        with self.open(file) as parquet:
+            return parquet.schema_arrow
+
+    def batches(
+        self, file: str, image: str, *others: str
+    ) -> Iterator[tuple[list[str], pa.RecordBatch]]:
+        """Yield rows of a file with the names that error messages call them."""
+        with self.open(file) as parquet:
+            row = 0
+            for batch in parquet.iter_batches(
+                self._batch_rows(parquet, image, file), columns=[image, *others]
+            ):
+                yield [f"{self.location}/{file}, row {row + k}," for k in range(len(batch))], batch
+                row += len(batch)
+
+    def _batch_rows(self, parquet: pq.ParquetFile, image: str, file: str) -> int:
+        """Return how many rows are read at once: their images have about _CHUNK_BYTES."""
+        largest, most_values = 1, 1
+        for group in map(parquet.metadata.row_group, range(parquet.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema.split(".")[0] == image:
+                    rows = max(1, group.num_rows)
+                    largest = max(largest, column.total_uncompressed_size // rows)
+                    most_values = max(most_values, column.num_values // rows)
+        if most_values > 3 * self.limits.pixels:
+            self.limits.refuse(f"{most_values:,} values an image", f"{self.location}/{file}")
+        return max(1, min(_CHUNK, _CHUNK_BYTES // max(largest, 8 * most_values)))
+
+    def cells(self, file: str, image: str) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the numbers in each cell of a file's image column, and the row's name."""
+        for names, batch in self.batches(file, image):
+            for k, name in enumerate(names):
+                yield name, _cell_numbers(batch[image].slice(k, 1), name)
+
+    def decode(
+        self, cell: pa.Array, file: str, name: str, pixel_format: _PixelFormat
+    ) -> Image.Image:
+        """Return the image of a row of a file.
+
+        Args:
+            cell: One cell of its image column, as an array of length one.
+            file: Where it is from.
+            name: What error messages call it.
+            pixel_format: How numbers become pixels.
+        """
+        if _value_type(cell.type):
+            pixels = _to_uint8(_cell_numbers(cell, name), name, pixel_format)
+            pixels = _shape_pixels(pixels, name, pixel_format.flat_order)
+            self.limits.check(pixels.shape[1], pixels.shape[0], name)
+            return Image.fromarray(pixels)
+        value = cell[0].as_py()
+        if isinstance(value, dict):
+            value = value["bytes"] if value["bytes"] is not None else value.get("path")
+        if value is None:
+            raise UserError(f"{name} has no image: leave the row out.")
+        data = value if isinstance(value, bytes) else self._read_named(value, file, name)
+        return decode_image(data, name, self.limits)
+
+    def _read_named(self, image: str, file: str, name: str) -> bytes:
+        """Read the image file that a row names, relative to its Parquet file or to the source."""
+        folders = dict.fromkeys((posixpath.dirname(f"{self.path}/{file}"), self.path))
+        for path in (posixpath.normpath(posixpath.join(folder, image)) for folder in folders):
+            try:
+                with self.filesystem.open_input_file(path) as stream:
+                    self.limits.check_bytes(stream.size(), name)
+                    return stream.read(self.limits.bytes + 1)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{name} names the file {image}, which cannot be read: "
+                    f"{first_error_line(error)}."
+                ) from error
+        raise UserError(
+            f"{name} names the file {image}, and there is none at {path}: paths are relative to "
+            "the Parquet file, so put the files there, or leave the row out."
+        )
+
+
+def read_parquet_source(
+    location: str,
+    filesystem: pafs.FileSystem,
+    path: str,
+    files: list[str],
+    convert: Convert,
+    limits: ImageLimits,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    channels: ChannelOrder | None = None,
+    info: DatasetInfo | None = None,
+    split_choice: SplitChoice = "auto",
+    note: Note = print,
+) -> SourceSplits:
+    """Find the splits, columns and classes of Parquet files, and read their images lazily.
+
+    Args:
+        location: The folder as the user named it.
+        filesystem: The filesystem that holds it.
+        path: Its path there.
+        files: The Parquet files in it, relative to it and sorted.
+        convert: Makes pixels of an image.
+        limits: Which images are refused.
+        image_column: None is the column `image` or `img`, or else the only one that fits.
+        label_column: None is the column `label`, if there is one; `none` is no labels.
+        channels: The order of flat cells of colour; None is the one in which images are smooth.
+        info: The record of the folder, if it is a dataset of this package's.
+        split_choice: Whether names of files and folders can be splits.
+        note: Called with a sentence on what was chosen.
+
+    Raises:
+        UserError: The splits or columns are ambiguous, or a column has an unsupported type.
+    """
+    folder = _ParquetFolder(location, filesystem, path, limits)
+    splits = find_file_splits(location, files, split_choice)
+    if info and split_choice == "auto":
+        splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
+    first = splits["train"][0]
+    schema = folder.schema(first)
+    image, label = _find_columns(schema, f"{location}/{first}", image_column, label_column)
+    pixel_format = _find_pixel_format(folder, splits, image, channels, note)
+    classes = info.classes if info else None
+    if label and not pa.types.is_integer(schema.field(label).type):
+        names: set[str | None] = set()
+        for file in (file for split in splits.values() for file in split):
+            with folder.open(file) as parquet:
+                for batch in parquet.iter_batches(columns=[label]):
+                    names.update(pc.unique(batch[label].cast(pa.string())).to_pylist())
+        classes = sorted(name for name in names if name is not None)
+    elif label and not classes:
+        classes = _hugging_face_names(schema, label)
+    labels_by_name = {name: index for index, name in enumerate(classes or [])}
+    others = [name for name in (label, "id" if info else None) if name]
+
+    def images(files: list[str]) -> Iterator[ReadImage]:
+        for file in files:
+            _find_columns(folder.schema(file), f"{location}/{file}", image, label or NO_LABELS)
+            for names, batch in folder.batches(file, image, *others):
+                labels = batch[label].to_pylist() if label else [None] * len(batch)
+                indices = batch["id"].to_pylist() if info else [None] * len(batch)
+                for k, (name, value) in enumerate(zip(names, labels, strict=True)):
+                    class_index = labels_by_name[value] if isinstance(value, str) else value
+                    try:
+                        decoded = folder.decode(batch[image].slice(k, 1), file, name, pixel_format)
+                        yield RawImage(convert(decoded, name), class_index, name, indices[k])
+                    except BrokenImageError as error:
+                        yield error
+
+    return (
+        {split: images(files) for split, files in splits.items()},
+        DatasetMetadata(
+            name=location,
+            source=info.source if info else without_options(location),
+            licence=info.licence if info else None,
+            classes=classes if label else None,
+        ),
+    )
+
+
+def _find_columns(
+    schema: pa.Schema, file: str, image: str | None, label: str | None
+) -> tuple[str, str | None]:
+    """Return the names of the image and the label column, after checking their types."""
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if image is None:
+        usual = [name for name in ("image", "img") if name in schema.names]
+        fitting = [field.name for field in schema if _is_surely_image(field.type)] or [
+            field.name for field in schema if _value_type(field.type)
+        ]
+        if not usual and len(fitting) != 1:
+            raise UserError(
+                f"{file} has {len(fitting) or 'no'} columns that can be images ({_IMAGE_TYPES}): "
+                f"name one with `--image-column`; it has {columns}."
+            )
+        image = (usual or fitting)[0]
+    for name in (image, label):
+        if name not in (None, NO_LABELS) and name not in schema.names:
+            raise UserError(f"{file} has no column {name}: it has {columns}.")
+    kind = schema.field(image).type
+    if not (_is_surely_image(kind) or _value_type(kind) or _is_text(kind)):
+        raise UserError(
+            f"{file} holds {kind} in its column {image}: convert it to {_IMAGE_TYPES}, or name "
+            "another with `--image-column`."
+        )
+    if label == NO_LABELS or (label is None and "label" not in schema.names):
+        return image, None
+    label = label or "label"
+    kind = schema.field(label).type
+    if not pa.types.is_integer(kind) and not _is_text(kind):
+        raise UserError(
+            f"{file} holds {kind} in its column {label}, and a class is a whole number or a name: "
+            "name another with `--label-column`, or `none`."
+        )
+    return image, label
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_surely_image(kind: pa.DataType) -> bool:
+    """Whether a column holds uint8 pixels of one shape or image files, or nothing else does."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type  # null where all cells have a path instead
+    of_one_shape = isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_null(kind)
+        or (of_one_shape and _value_type(kind) == pa.uint8())
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of the numbers in a tensor or in lists (of lists); None for other types."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        if kind.permutation not in (None, list(range(len(kind.shape)))):
+            return None
+        kind = kind.storage_type
+    if not _is_list(kind):
+        return None
+    while _is_list(kind):
+        kind = kind.value_type
+    return kind if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+
+
+def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
+    """Return the numbers of one cell, given as an array of length one, in the shape of its lists.
+
+    Raises:
+        UserError: It is empty, lacks a number, or its lists differ in length.
+    """
+    if cell.null_count:
+        raise UserError(f"{name} has no image: leave the row out.")
+    shape = list(cell.type.shape) if isinstance(cell.type, pa.FixedShapeTensorType) else []
+    values = cell.storage if isinstance(cell, pa.ExtensionArray) else cell
+    lengths = []
+    while _is_list(values.type) and not values.null_count:
+        sizes = pc.unique(pc.list_value_length(values)).to_pylist()
+        if len(sizes) != 1 or not sizes[0]:
+            raise UserError(f"{name} is not one image: its lists are empty or differ in length.")
+        lengths.append(sizes[0])
+        values = values.flatten()
+    if values.null_count:
+        raise UserError(f"{name} has a pixel missing: leave the row out.")
+    numbers: NDArray[Any] = values.to_numpy().reshape(shape or lengths)
+    return numbers
+
+
+def _to_uint8(numbers: NDArray[Any], name: str, pixel_format: _PixelFormat) -> NDArray[np.uint8]:
+    """Scale floats to 0 to 255; check that whole numbers are in that range."""
+    if numbers.dtype.kind == "f":
+        scale = 255 / (1 - pixel_format.darkest)
+        return np.rint((numbers.astype(np.float64) - pixel_format.darkest) * scale).astype(np.uint8)
+    if numbers.dtype != np.uint8 and (numbers.min() < 0 or numbers.max() > 255):
+        raise UserError(
+            f"{name} holds numbers from {numbers.min()} to {numbers.max()}, and whole numbers are "
+            "pixels from 0 to 255: scale them to that range first."
+        )
+    return numbers.astype(np.uint8)
+
+
+def _shape_pixels(
+    pixels: NDArray[np.uint8], name: str, flat_order: ChannelOrder
+) -> NDArray[np.uint8]:
+    """Return the pixels of a cell as [H, W] or [H, W, 3].
+
+    Args:
+        pixels: [H, W], [H, W, C], [C, H, W] or the flat pixels of a square.
+        name: What error messages call them.
+        flat_order: See `_PixelFormat`.
+    """
+    if pixels.ndim == 1:
+        channels = 3 if _is_flat_color(pixels) else 1
+        side = math.isqrt(len(pixels) // channels)
+        if side * side * channels != len(pixels):
+            raise UserError(
+                f"{name} holds {len(pixels)} numbers, which are the pixels of no square, grey or "
+                "RGB: store images as lists of their rows."
+            )
+        shape = (side, side, channels) if flat_order == "last" else (channels, side, side)
+        pixels = pixels.reshape(shape)
+        if flat_order == "first":
+            pixels = pixels.transpose(1, 2, 0)
+    elif pixels.ndim == 3 and pixels.shape[2] not in (1, 3) and pixels.shape[0] in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3):
+        return np.ascontiguousarray(pixels)
+    raise UserError(
+        f"{name} holds numbers of shape {' × '.join(map(str, pixels.shape))}, and an image is "
+        "H × W, H × W × C or C × H × W with 1 or 3 channels: convert it."
+    )
+
+
+def _is_flat_color(numbers: NDArray[Any]) -> bool:
+    """Whether these are the pixels of a square in colour, all in one list."""
+    side = math.isqrt(numbers.size // 3)
+    return numbers.ndim == 1 and 3 * side * side == numbers.size
+
+
+def _find_pixel_format(
+    folder: _ParquetFolder,
+    splits: dict[str, list[str]],
+    image: str,
+    channels: ChannelOrder | None,
+    note: Note,
+) -> _PixelFormat:
+    """Find the range of floats in all files, and the order of flat cells in the first; note both.
+
+    Raises:
+        UserError: A number is out of range, or the order cannot be told.
+    """
+    kinds = {
+        file: _value_type(schema.field(image).type)
+        for file in (file for files in splits.values() for file in files)
+        if image in (schema := folder.schema(file)).names
+    }
+    darkest = 0.0
+    floats = [file for file, kind in kinds.items() if kind and pa.types.is_floating(kind)]
+    for file in floats:
+        for name, numbers in folder.cells(file, image):
+            low, high = float(numbers.min()), float(numbers.max())
+            if not (low >= -1 and high <= 1):
+                raise UserError(
+                    f"{name} holds floats from {low:g} to {high:g}, and floats are pixels from 0 "
+                    "to 1 or from -1 to 1: scale them to one of these first."
+                )
+            darkest = -1.0 if low < 0 else darkest
+    if floats:
+        note(f"Floats from {darkest:g} to 1 are scaled to pixels from 0 to 255.")
+    first = splits["train"][0]
+    if not kinds[first]:
+        return _PixelFormat()
+    sample = [numbers for _, numbers in islice(folder.cells(first, image), _ORDER_SAMPLE)]
+    flat = [numbers for numbers in sample if _is_flat_color(numbers)]
+    if flat and channels is None:
+        channels = _smoother_order(flat)
+        if channels is None:
+            raise UserError(
+                f"{folder.location}/{first} holds colour images as flat lists whose order cannot "
+                "be told from them: add `--channels first` (all of red, then green, then blue) or "
+                "`--channels last` (red, green and blue of each pixel)."
+            )
+        note(
+            f"Flat lists are read with channels {channels}, in which images are smooth; "
+            f"`--channels {'last' if channels == 'first' else 'first'}` reads them otherwise."
+        )
+    return _PixelFormat(channels or "last", darkest)
+
+
+def _smoother_order(images: list[NDArray[Any]]) -> ChannelOrder | None:
+    """Return the order in which neighbouring pixels of flat images differ less; None if neither."""
+    first = last = 0.0
+    for numbers in images:
+        side = math.isqrt(numbers.size // 3)
+        values = numbers.astype(np.float64)
+        first += _roughness(values.reshape(3, side, side))
+        last += _roughness(values.reshape(side, side, 3).transpose(2, 0, 1))
+    if last > _SMOOTHER * first:
+        return "first"
+    return "last" if first > _SMOOTHER * last else None
+
+
+def _roughness(planes: NDArray[np.float64]) -> float:
+    """Return the mean difference of neighbours in planes [C, H, W]."""
+    return float(sum(np.abs(np.diff(planes, axis=axis)).mean() for axis in (1, 2)))
+
+
+def _hugging_face_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Return the class names that Hugging Face's `datasets` stores in a file's metadata."""
+    try:
+        record: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = record["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return [name.encode(errors="backslashreplace").decode() for name in names]  # surrogates
