@@ -40,9 +40,9 @@ MIN_SIDE, MAX_SIDE = 28, 256
 DISTANCE_SIDE = 64
 """Pixels of a side that distances between images are taken over, at most."""
 QUANTILES = np.linspace(0, 1, 101)
+MAX_CLASSES = 10_000
+"""More different labels are no classes."""
 
-_MAX_CLASSES = 10_000
-"""Unnamed labels beyond this are not class indices."""
 _REPAIR = "copy it again or write the dataset again with `cl-ray data --overwrite`"
 _SAMPLED_GROUPS = 256
 """`sample_rows` draws from at least this many random row groups, where there are more."""
@@ -347,10 +347,10 @@ class Dataset:
             return list(self.info.classes)
         ranges = [self._label_range(split) for split in self.info.splits]
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-        if low < 0 or high >= _MAX_CLASSES:
+        if low < 0 or high >= MAX_CLASSES:
             raise UserError(
                 f"The labels of {self.location} are {low} to {high}; numbers of classes are "
-                f"0 to {_MAX_CLASSES - 1} at most: write the dataset again with such labels."
+                f"0 to {MAX_CLASSES - 1} at most: write the dataset again with such labels."
             )
         return [str(number) for number in range(high + 1)]
 

@@ -22,7 +22,7 @@ NO_LABELS = "none"
 """The value of `--label-column` that leaves the labels out."""
 
 _SPLIT_NAME = re.compile(
-    rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
+    rf"(?:split=)?({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
 )
 
 

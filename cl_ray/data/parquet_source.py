@@ -8,10 +8,12 @@ import contextlib
 import json
 import math
 import posixpath
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from cl_ray.data.dataset import DatasetInfo
+from cl_ray.data.dataset import MAX_CLASSES, DatasetInfo
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
 from cl_ray.data.file_sources import NO_LABELS, Convert, SplitChoice, find_file_splits
 from cl_ray.data.file_tree import Note
@@ -30,11 +32,16 @@ from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 
 ChannelOrder = Literal["first", "last"]
+LabelValue = int | str | None
+"""What a label column holds; None is no label."""
 
 _CHUNK = 256
 """Rows that are read at once, at most."""
 _CHUNK_BYTES = 2**26
 """Bytes of cells that are read at once, unless one is larger."""
+_NO_LABEL = -1
+"""Means no label in a column of whole numbers, as in torchvision and scikit-learn."""
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _IMAGE_TYPES = (
     "pixels (a tensor or lists of numbers), encoded image files or, in a column that is named, "
     "names of image files"
@@ -89,34 +96,54 @@ class _ParquetFolder:
             ) from error
 
     def schema(self, file: str) -> pa.Schema:
-        """Return the columns of a file."""
+        """Return the columns of a file, those in its folders' names included."""
         with self.open(file) as parquet:
-            return parquet.schema_arrow
+            schema = parquet.schema_arrow
+        for key, value in _partition_values(file, schema).items():
+            schema = schema.append(pa.field(key, value.type))
+        return schema
 
-    def batches(
-        self, file: str, image: str, *others: str
-    ) -> Iterator[tuple[list[str], pa.RecordBatch]]:
+    def batches(self, file: str, *columns: str) -> Iterator[tuple[list[str], pa.RecordBatch]]:
         """Yield rows of a file with the names that error messages call them."""
         with self.open(file) as parquet:
-            row = 0
-            for batch in parquet.iter_batches(
-                self._batch_rows(parquet, image, file), columns=[image, *others]
-            ):
-                yield [f"{self.location}/{file}, row {row + k}," for k in range(len(batch))], batch
+            constants = _partition_values(file, parquet.schema_arrow)
+            stored = [name for name in columns if name not in constants]
+            row, rows = 0, self._batch_rows(parquet, columns, file)
+            for batch in parquet.iter_batches(rows, columns=stored):
+                names = [f"{self.location}/{file}, row {row + k}," for k in range(len(batch))]
                 row += len(batch)
+                for key in set(columns).intersection(constants):
+                    batch = batch.append_column(key, pa.repeat(constants[key], len(batch)))
+                yield names, batch
 
-    def _batch_rows(self, parquet: pq.ParquetFile, image: str, file: str) -> int:
+    def _batch_rows(self, parquet: pq.ParquetFile, columns: Sequence[str], file: str) -> int:
         """Return how many rows are read at once: their images have about _CHUNK_BYTES."""
         largest, most_values = 1, 1
         for group in map(parquet.metadata.row_group, range(parquet.num_row_groups)):
             for column in map(group.column, range(group.num_columns)):
-                if column.path_in_schema.split(".")[0] == image:
+                if column.path_in_schema.split(".")[0] in columns:
                     rows = max(1, group.num_rows)
                     largest = max(largest, column.total_uncompressed_size // rows)
                     most_values = max(most_values, column.num_values // rows)
         if most_values > 3 * self.limits.pixels:
             self.limits.refuse(f"{most_values:,} values an image", f"{self.location}/{file}")
         return max(1, min(_CHUNK, _CHUNK_BYTES // max(largest, 8 * most_values)))
+
+    def labels(self, file: str, batch: pa.RecordBatch, label: str) -> list[LabelValue]:
+        """Return the labels of rows as whole numbers, or as texts; null and NaN as None."""
+        column = batch[label]
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = column.dictionary_decode()
+        try:
+            if pa.types.is_floating(column.type):  # pandas makes them of whole numbers with gaps
+                column = pc.if_else(pc.is_nan(column), None, column)
+            is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+            column = column.cast(pa.int64() if is_number else pa.string())
+        except pa.ArrowInvalid:  # a fraction
+            _refuse_labels(f"{self.location}/{file}", label, kind)
+        values: list[LabelValue] = column.to_pylist()
+        return values
 
     def cells(self, file: str, image: str) -> Iterator[tuple[str, NDArray[Any]]]:
         """Yield the numbers in each cell of a file's image column, and the row's name."""
@@ -207,33 +234,31 @@ def read_parquet_source(
     if info and split_choice == "auto":
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
     first = splits["train"][0]
-    schema = folder.schema(first)
-    image, label = _find_columns(schema, f"{location}/{first}", image_column, label_column)
-    pixel_format = _find_pixel_format(folder, splits, image, channels, note)
-    classes = info.classes if info else None
-    if label and not pa.types.is_integer(schema.field(label).type):
-        names: set[str | None] = set()
-        for file in (file for split in splits.values() for file in split):
-            with folder.open(file) as parquet:
-                for batch in parquet.iter_batches(columns=[label]):
-                    names.update(pc.unique(batch[label].cast(pa.string())).to_pylist())
-        classes = sorted(name for name in names if name is not None)
-    elif label and not classes:
-        classes = _hugging_face_names(schema, label)
-    labels_by_name = {name: index for index, name in enumerate(classes or [])}
-    others = [name for name in (label, "id" if info else None) if name]
+    schemas = {file: folder.schema(file) for files in splits.values() for file in files}
+    image, label = _find_columns(schemas[first], f"{location}/{first}", image_column, label_column)
+    for file, schema in schemas.items():
+        _find_columns(schema, f"{location}/{file}", image, label or NO_LABELS)
+    if label_column is None and label is None:
+        _note_label_candidates(folder, schemas, image, note)
+    classes, class_indices = None, dict[LabelValue, int]()
+    if label:
+        known = info.classes if info else _hugging_face_names(schemas[first], label)
+        values = _distinct_labels(folder, schemas, label)
+        classes, class_indices = _find_classes(values, known, is_numbered=info is not None)
+    pixel_format = _find_pixel_format(folder, schemas, first, image, channels, note)
+    columns = [name for name in (image, label, "id" if info else None) if name]
 
     def images(files: list[str]) -> Iterator[ReadImage]:
         for file in files:
-            _find_columns(folder.schema(file), f"{location}/{file}", image, label or NO_LABELS)
-            for names, batch in folder.batches(file, image, *others):
-                labels = batch[label].to_pylist() if label else [None] * len(batch)
+            for names, batch in folder.batches(file, *columns):
+                labels = folder.labels(file, batch, label) if label else [None] * len(batch)
                 indices = batch["id"].to_pylist() if info else [None] * len(batch)
-                for k, (name, value) in enumerate(zip(names, labels, strict=True)):
-                    class_index = labels_by_name[value] if isinstance(value, str) else value
+                for k, name in enumerate(names):
                     try:
                         decoded = folder.decode(batch[image].slice(k, 1), file, name, pixel_format)
-                        yield RawImage(convert(decoded, name), class_index, name, indices[k])
+                        yield RawImage(
+                            convert(decoded, name), class_indices.get(labels[k]), name, indices[k]
+                        )
                     except BrokenImageError as error:
                         yield error
 
@@ -243,7 +268,7 @@ def read_parquet_source(
             name=location,
             source=info.source if info else without_options(location),
             licence=info.licence if info else None,
-            classes=classes if label else None,
+            classes=classes,
         ),
     )
 
@@ -265,7 +290,7 @@ def _find_columns(
             )
         image = (usual or fitting)[0]
     for name in (image, label):
-        if name not in (None, NO_LABELS) and name not in schema.names:
+        if name not in (None, NO_LABELS, *schema.names):
             raise UserError(f"{file} has no column {name}: it has {columns}.")
     kind = schema.field(image).type
     if not (_is_surely_image(kind) or _value_type(kind) or _is_text(kind)):
@@ -273,16 +298,106 @@ def _find_columns(
             f"{file} holds {kind} in its column {image}: convert it to {_IMAGE_TYPES}, or name "
             "another with `--image-column`."
         )
-    if label == NO_LABELS or (label is None and "label" not in schema.names):
+    label = label or ("label" if "label" in schema.names else NO_LABELS)
+    if label == NO_LABELS:
         return image, None
-    label = label or "label"
-    kind = schema.field(label).type
-    if not pa.types.is_integer(kind) and not _is_text(kind):
-        raise UserError(
-            f"{file} holds {kind} in its column {label}, and a class is a whole number or a name: "
-            "name another with `--label-column`, or `none`."
-        )
+    if not _is_label(schema.field(label).type):
+        _refuse_labels(file, label, schema.field(label).type)
     return image, label
+
+
+def _refuse_labels(file: str, label: str, kind: pa.DataType) -> NoReturn:
+    raise UserError(
+        f"{file} holds {kind} in its column {label}, and a class is a whole number or a name: name "
+        "another with `--label-column`, or `none`."
+    )
+
+
+def _partition_values(file: str, schema: pa.Schema) -> dict[str, pa.Scalar]:
+    """Return what the names of a file's folders hold beside its columns, as Hive: `label=0`."""
+    parts = (part.split("=", 1) for part in file.split("/")[:-1] if "=" in part)
+    texts = {unquote(key): unquote(value) for key, value in parts}
+    return {
+        key: pa.scalar(int(text), pa.int64())
+        if re.fullmatch(r"-?\d{1,18}", text)
+        else pa.scalar(None if text == _HIVE_NULL else text, pa.string())
+        for key, text in texts.items()
+        if key not in schema.names
+    }
+
+
+def _note_label_candidates(
+    folder: _ParquetFolder, schemas: dict[str, pa.Schema], image: str, note: Note
+) -> None:
+    """Name the columns that hold few different values in the first rows of every file."""
+    first = next(iter(schemas.values()))
+    names = [field.name for field in first if field.name != image and _is_label(field.type)]
+    names = [name for name in names if not pa.types.is_floating(first.field(name).type)]
+    found: dict[str, list[LabelValue]] = {name: [] for name in names if name != "split"}
+    for file, schema in schemas.items() if found else ():
+        for _, batch in islice(folder.batches(file, *set(found).intersection(schema.names)), 1):
+            for name in batch.schema.names:
+                found[name] += folder.labels(file, batch, name)
+    few = [name for name, values in found.items() if 2 <= len(set(values)) <= len(values) / 2]
+    if few:
+        one = len(few) == 1
+        note(
+            f"No labels are read: the column{'' if one else 's'} {', '.join(few)} could be "
+            f"{'one' if one else 'some'}; add `--label-column {few[0]}`."
+        )
+
+
+def _distinct_labels(
+    folder: _ParquetFolder, schemas: dict[str, pa.Schema], label: str
+) -> set[LabelValue]:
+    """Return all different values of the label column, both of true and false if it has these.
+
+    Raises:
+        UserError: There are too many.
+    """
+    values = set[LabelValue]()
+    for file, schema in schemas.items():
+        for _, batch in folder.batches(file, label):
+            values.update(folder.labels(file, batch, label))
+        if pa.types.is_boolean(schema.field(label).type):
+            values |= {"false", "true"}
+        if len(values) > MAX_CLASSES:
+            raise UserError(
+                f"{folder.location} holds more than {MAX_CLASSES:,} different values in its column "
+                f"{label}, which are no classes: name another with `--label-column`, or `none`."
+            )
+    return values
+
+
+def _find_classes(
+    values: set[LabelValue], known: list[str] | None, is_numbered: bool
+) -> tuple[list[str] | None, dict[LabelValue, int]]:
+    """Return the names of the classes, None if they are numbers, and the class of each value.
+
+    Values without a class have no label.
+
+    Args:
+        values: All different values of the label column.
+        known: The names of the classes 0, 1, ..., if the files say them.
+        is_numbered: Whether whole numbers are classes, whatever they are.
+    """
+    labels = values - {None}
+    if _NO_LABEL in labels and (known or labels != {_NO_LABEL, 1}):
+        labels.remove(_NO_LABEL)
+    numbers: dict[LabelValue, int] = {label: label for label in labels if isinstance(label, int)}
+    is_numbered = is_numbered or known is not None or labels == set(range(len(labels)))
+    if is_numbered and len(numbers) == len(labels):
+        return known, numbers
+    ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
+    return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    """Whether a column can hold classes; of floats, those that are whole numbers."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return is_number or pa.types.is_boolean(kind) or _is_text(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -401,7 +516,8 @@ def _is_flat_color(numbers: NDArray[Any]) -> bool:
 
 def _find_pixel_format(
     folder: _ParquetFolder,
-    splits: dict[str, list[str]],
+    schemas: dict[str, pa.Schema],
+    first: str,
     image: str,
     channels: ChannelOrder | None,
     note: Note,
@@ -411,11 +527,7 @@ def _find_pixel_format(
     Raises:
         UserError: A number is out of range, or the order cannot be told.
     """
-    kinds = {
-        file: _value_type(schema.field(image).type)
-        for file in (file for files in splits.values() for file in files)
-        if image in (schema := folder.schema(file)).names
-    }
+    kinds = {file: _value_type(schema.field(image).type) for file, schema in schemas.items()}
     darkest = 0.0
     floats = [file for file, kind in kinds.items() if kind and pa.types.is_floating(kind)]
     for file in floats:
@@ -429,7 +541,6 @@ def _find_pixel_format(
             darkest = -1.0 if low < 0 else darkest
     if floats:
         note(f"Floats from {darkest:g} to 1 are scaled to pixels from 0 to 255.")
-    first = splits["train"][0]
     if not kinds[first]:
         return _PixelFormat()
     sample = [numbers for _, numbers in islice(folder.cells(first, image), _ORDER_SAMPLE)]

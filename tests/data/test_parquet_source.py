@@ -95,6 +95,69 @@ def test_parquet_names_of_classes(tmp_path: Path, write_source: WriteSource) -> 
     assert write_source(tmp_path / "hub", label_column="none")[1].label is None
 
 
+LABELS: dict[str, tuple[Any, list[str] | None, list[int]]] = {
+    "numbers from 0": ([0, 1, 2] * 4, None, [0, 1, 2] * 4),
+    "floats of whole numbers": ([0.0, 1.0, 2.0] * 4, None, [0, 1, 2] * 4),
+    "numbers with gaps": ([7, 1000000, -3] * 4, ["-3", "7", "1000000"], [1, 2, 0] * 4),
+    "minus one and one": ([-1, 1] * 6, ["-1", "1"], [0, 1] * 6),
+    "bytes": (pa.array([1, 0] * 6, pa.uint8()), None, [1, 0] * 6),
+    "bools": ([True, False] * 6, ["false", "true"], [1, 0] * 6),
+    "one bool": ([True] * 12, ["false", "true"], [1] * 12),
+    "texts of numbers": (["10", "9"] * 6, ["10", "9"], [0, 1] * 6),
+    "categories": (pa.array([5, 3] * 6).dictionary_encode(), ["3", "5"], [1, 0] * 6),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_parquet_labels(tmp_path: Path, write_source: WriteSource, form: str) -> None:
+    column, classes, labels = LABELS[form]
+    parquet(tmp_path / "in", {"image": tensor(GREY), "kind": column})
+    info, rows = write_source(tmp_path / "in", label_column="kind")
+    assert (info.classes, labels_of(rows).tolist()) == (classes, labels)
+
+
+def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Callable[..., str]) -> None:
+    blank = nested(np.zeros((10_001, 784), np.uint8))
+    parquet(tmp_path / "in", {"image": blank, "label": range(10_001)})
+    message = refused(tmp_path / "in")
+    assert "more than 10,000 different values in its column label" in message
+
+
+def test_columns_that_could_be_labels_are_named(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"image": tensor(GREY), "id": range(12), "all": [1] * 12, "weight": [0.5, 1.5] * 6}
+    parquet(tmp_path / "in", {**columns, "fine": ["a", "b"] * 6, "coarse": [True, False] * 6})
+    assert not write_source(tmp_path / "in")[0].labelled
+    note = "No labels are read: the columns fine, coarse could be some; add `--label-column fine`."
+    assert note in capsys.readouterr().out
+    write_source(tmp_path / "in", label_column="none")
+    write_source(tmp_path / "in", label_column="coarse")
+    parquet(tmp_path / "in", columns)
+    write_source(tmp_path / "in")
+    assert "No labels are read" not in capsys.readouterr().out
+
+
+def test_folders_are_columns(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, kind in enumerate(("ant", "bee%3D", "__HIVE_DEFAULT_PARTITION__")):
+        rows = tensor(GREY[4 * k : 4 * k + 4])
+        parquet(tmp_path / "in" / f"year={2000 + k}" / f"kind={kind}", {"image": rows})
+    info, _ = write_source(tmp_path / "in", label_column="year")
+    assert info.classes == ["2000", "2001", "2002"]
+    assert not write_source(tmp_path / "in")[0].labelled
+    assert "the columns year, kind could be some" in capsys.readouterr().out
+    for split in ("train", "test"):
+        for label in (0, 1):
+            folder = tmp_path / "out" / f"split={split}" / f"label={label}"
+            parquet(folder, {"image": tensor(GREY[6 * label : 6 * label + 6])})
+    info, written = write_source(tmp_path / "out")
+    assert (info.splits["train"].rows, info.splits["test"].rows, info.classes) == (12, 12, None)
+    assert labels_of(written).tolist() == [0] * 6 + [1] * 6
+    assert np.array_equal(written.image[..., 0], GREY)
+
+
 def test_parquet_splits(
     tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
 ) -> None:
@@ -150,7 +213,7 @@ def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     message = told({"image": image, "label": [0, 1, None] + [0] * 9})
     assert "0.parquet, row 2, has no label but" in message
     assert "--label-column none" in message
-    assert "row 11, has the label -1" in told({"image": image, "label": [0] * 11 + [-1]})
+    assert "row 11, has no label but" in told({"image": image, "label": [0] * 11 + [-1]})
     missing = encoded.to_pylist()
     missing[7] = None
     assert "row 7, has no image" in told({"image": pa.array(missing)})
