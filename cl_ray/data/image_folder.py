@@ -80,7 +80,7 @@ def read_image_folder(
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
-            return RawImage(convert(load_image(image, name), name), label, name)
+            return RawImage(convert(load_image(image, name), name), label, name, origin=file)
 
     def load_or_report(entry: tuple[str, str | None]) -> RawImage | BrokenImageError:
         try:

@@ -246,19 +246,20 @@ def read_parquet_source(
         values = _distinct_labels(folder, schemas, label)
         classes, class_indices = _find_classes(values, known, is_numbered=info is not None)
     pixel_format = _find_pixel_format(folder, schemas, first, image, channels, note)
-    columns = [name for name in (image, label, "id" if info else None) if name]
+    known_columns = ("id", *["origin"] * info.origins) if info else ()
+    columns = [name for name in (image, label, *known_columns) if name]
 
     def images(files: list[str]) -> Iterator[ReadImage]:
         for file in files:
             for names, batch in folder.batches(file, *columns):
                 labels = folder.labels(file, batch, label) if label else [None] * len(batch)
                 indices = batch["id"].to_pylist() if info else [None] * len(batch)
+                origins = _origins(batch, image, [n.removeprefix(f"{location}/") for n in names])
                 for k, name in enumerate(names):
                     try:
                         decoded = folder.decode(batch[image].slice(k, 1), file, name, pixel_format)
-                        yield RawImage(
-                            convert(decoded, name), class_indices.get(labels[k]), name, indices[k]
-                        )
+                        pixels, label_index = convert(decoded, name), class_indices.get(labels[k])
+                        yield RawImage(pixels, label_index, name, indices[k], origins[k])
                     except BrokenImageError as error:
                         yield error
 
@@ -271,6 +272,18 @@ def read_parquet_source(
             classes=classes,
         ),
     )
+
+
+def _origins(batch: pa.RecordBatch, image: str, names: list[str]) -> list[str]:
+    """Return where rows are from: as recorded, by the path in the image's cell, or by name."""
+    if "origin" in batch.schema.names:
+        return list(batch["origin"].to_pylist())
+    cells = batch[image]
+    if pa.types.is_struct(cells.type) and cells.type.get_field_index("path") >= 0:
+        cells = cells.field("path")
+    is_path = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
+    paths = cells.to_pylist() if is_path else [None] * len(names)
+    return [path or name.rstrip(",") for path, name in zip(paths, names, strict=True)]
 
 
 def _find_columns(
