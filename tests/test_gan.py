@@ -42,7 +42,7 @@ gradient is rounding, which Adam scales up to steps of 1e-12."""
 OF_SCORES = {"score/real", "score/fake", "g/adversarial"}
 SPECTRAL_NORM = {"discriminator": {**D, "spectral_norm": True}, "optimizer": {"d_steps": 2}}
 STYLE = {"generator": {**G, "family": "style"}, "losses": {"form": "contrad"}}
-AUGMENT = {"shift": 0.2, "rotate": 30.0, "warp": 0.1, "erase": 0.2}
+AUGMENT = {"shift": 0.2, "rotate": 30.0, "warp": 0.1, "erase": 0.2, "crop": 0.3, "contrast": 0.3}
 
 
 def build(dtype: torch.dtype = torch.float64, **fields: Any) -> ContrastiveGAN:

@@ -62,10 +62,31 @@ Erase = Annotated[
     float,
     Field(ge=0, lt=1, description="Fraction of the cells of a 4 x 4 grid that are erased."),
 ]
+Crop = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="Largest fraction of the area that a crop, resized to the full side, cuts off.",
+    ),
+]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Jitter = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[
+    float, Field(ge=0, le=0.5, description="Largest change of hue, as a fraction of its circle.")
+]
+Blur = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=0.2,
+        description="Largest standard deviation of a Gaussian blur, as a fraction of the side.",
+    ),
+]
 
 
 class ViewConfig(BaseConfig):
-    """A random view of an image: an affine map, a smooth warp and erased patches. Never a flip."""
+    """A random view of an image. The defaults are for digits and never flip them."""
 
     rotate: Rotate = 20.0
     shift: Shift = 0.12
@@ -73,6 +94,45 @@ class ViewConfig(BaseConfig):
     shear: Shear = 15.0
     warp: Warp = 0.1
     erase: Erase = 0.15
+    flip: Probability = Field(0.0, description="Probability of a horizontal flip.")
+    crop: Crop = 0.0
+    brightness: Jitter = Field(0.0, description="Largest relative change of brightness.")
+    contrast: Jitter = Field(0.0, description="Largest relative change of contrast.")
+    saturation: Jitter = Field(0.0, description="Largest relative change of saturation.")
+    hue: Hue = 0.0
+    greyscale: Probability = Field(0.0, description="Probability of losing all colour.")
+    blur: Blur = 0.0
+
+    @property
+    def changes_color(self) -> bool:
+        """Whether colours are changed."""
+        limits = (self.brightness, self.contrast, self.saturation, self.hue, self.greyscale)
+        return any(limits)
+
+    @property
+    def photographic(self) -> bool:
+        """Whether a transformation for photographs is on."""
+        return any((self.flip, self.crop, self.changes_color, self.blur))
+
+
+PHOTO_VIEWS = ViewConfig(
+    rotate=0,
+    shift=0,
+    scale=0,
+    shear=0,
+    warp=0,
+    erase=0,
+    flip=0.5,
+    crop=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    greyscale=0.2,
+    blur=0.009,
+)
+"""Views for photographs: those of SimCLR (Chen et al., 2020, appendix A), with the colour
+distortion of strength 0.5 and crops of at least a fifth of the area (He et al., 2020, MoCo)."""
 
 
 class AugmentConfig(ViewConfig):

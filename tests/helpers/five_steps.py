@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_ray import distributed
 from cl_ray.batch import Losses, PairBatch
 from cl_ray.config import Config
+from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES
 
@@ -27,7 +28,7 @@ D = {"depth": 2, "width": 4, "hidden": 16, "embedding": 8}
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration; `contrad` is ContraD's form with augmentation, as in its paper."""
+    """A configuration; `contrad` is ContraD's form with augmentation, and views of photographs."""
 
     objective: str
     mode: str = "views"
@@ -51,7 +52,8 @@ class Case:
         losses |= {"form": "contrad"} if self.contrad else {}
         spectral_norm = self.objective == "least-squares"
         return small_config(
-            augment={"shift": 0.2, "erase": 0.1} if self.contrad else {},
+            augment={"shift": 0.2, "erase": 0.1, "flip": 0.5, "blur": 0.05} if self.contrad else {},
+            views=PHOTO_VIEWS if self.contrad else {},
             pairs={"mode": self.mode},
             condition=self.condition,
             losses=losses,
