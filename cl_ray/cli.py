@@ -15,7 +15,8 @@ import tyro
 from pydantic import ValidationError
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.config import PHOTO_DEPTHS, check_name, explain_validation_error
+from cl_ray.config import PHOTO_DEPTHS, Config, check_name, explain_validation_error
+from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.errors import UserError, storage_errors
 from cl_ray.signals import interrupt_kept, termination_as_interrupt
 from cl_ray.uri import redact, remember_secrets, uri_problem
@@ -166,6 +167,21 @@ def default_preset(side: int | None) -> str:
         print(f"The preset is {name}, as the images have {side} × {side} pixels.")
         return name
     return "mnist" if Path("/dev/nvidia0").exists() else "quick"
+
+
+def add_default_views(config: Config, file: str | None) -> Config:
+    """Return a config for photographs: with `PHOTO_VIEWS`, which is printed.
+
+    Args:
+        config: The config, with the fields of the file.
+        file: The YAML file; the fields of `views` that it names are kept.
+    """
+    photos = config.model_copy(update={"views": PHOTO_VIEWS})
+    if file:
+        photos = Config.load(file, photos)
+    if photos.views != config.views:
+        print("The views are those of photographs, as the images are in colour; views.* sets them.")
+    return photos
 
 
 def _section_of(kind: type[Any], title: str, prefix: str = "") -> str | None:

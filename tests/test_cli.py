@@ -30,6 +30,7 @@ from cl_ray.commands import train as train_command
 from cl_ray.commands.data import DatasetProgress, print_dataset_summary
 from cl_ray.commands.train import TrainCommand, base_config
 from cl_ray.config import Config, preset
+from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
@@ -394,3 +395,43 @@ def test_the_default_preset_follows_the_size_of_the_images(
         assert config.preset == expected
         assert (f"The preset is {expected}" in capsys.readouterr().out) == (side >= 48)
         assert base_config(["--preset=quick", f"--data={data}"]).preset == "quick"
+
+
+def test_photographs_have_views_of_their_own_unless_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for channels in (1, 3):
+        images = [
+            RawImage(pixels, None, "an image")
+            for pixels in random.integers(0, 256, (4, 28, 28, channels), np.uint8)
+        ]
+        about = DatasetMetadata(name="some", source="a test")
+        write_splits({"train": images}, str(tmp_path / str(channels)), about)
+    grey, colour = (f"--data={tmp_path}/{channels}" for channels in (1, 3))
+    said = "The views are those of photographs, as the images are in colour"
+    for flags, views in (
+        ([], ViewConfig()),
+        ([grey], ViewConfig()),
+        ([colour], PHOTO_VIEWS),
+        (["--preset=quick", colour], PHOTO_VIEWS),
+    ):
+        assert base_config(flags).views == views
+        assert (said in capsys.readouterr().out) == (views == PHOTO_VIEWS)
+
+    def views_of_file(text: str) -> ViewConfig:
+        (tmp_path / "file.yaml").write_text(text)
+        return base_config([f"--config={tmp_path}/file.yaml"]).views
+
+    in_file = f"data: {tmp_path}/3\npreset: mnist\n"
+    assert views_of_file(in_file) == PHOTO_VIEWS
+    unflipped = PHOTO_VIEWS.model_copy(update={"flip": 0.0})
+    assert views_of_file(f"{in_file}views: {{flip: 0}}") == unflipped
+    assert said in capsys.readouterr().out
+    # A run's config.yaml names all fields, and trains the same run.
+    recorded = Config(name="old", data=f"{tmp_path}/3", storage=str(tmp_path))
+    assert views_of_file(recorded.to_yaml()) == ViewConfig()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text(recorded.to_yaml())
+    assert base_config([f"--storage={tmp_path}", "--name=old", colour]).views == ViewConfig()
+    assert said not in capsys.readouterr().out

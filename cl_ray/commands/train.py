@@ -1,12 +1,16 @@
 """`cl-ray train`: build the config from preset, run, file and flags, and train."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
+from cl_ray.cli import add_default_views, default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, LaunchOptions, build_config, preset
 from cl_ray.errors import UserError, first_error_line
+
+if TYPE_CHECKING:
+    from cl_ray.data.dataset import DatasetInfo
 
 
 class TrainCommand(LaunchOptions, Config):
@@ -27,7 +31,7 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def base_config(arguments: Sequence[str]) -> TrainCommand:
-    """Return the config that the flags change: the run's own or the preset's, then the file's.
+    """Return the config that the flags change: the run's own or the data's, then the file's.
 
     Raises:
         UserError: The preset is unknown, the file or the run's config.yaml is invalid, or the run
@@ -36,7 +40,9 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
     asked, file = flag_value(arguments, "preset"), flag_value(arguments, "config")
     storage = flag_value(arguments, "storage")
     run = load_run_config(Config().storage if storage is None else storage, name_flag(arguments))
-    config = run or preset(asked or _default_preset(flag_value(arguments, "data")))
+    data = flag_value(arguments, "data")
+    info = _read_info(data)
+    config = run or preset(asked or default_preset(info.shape[0] if info else None))
     if run and asked not in (None, run.preset):
         preset(str(asked))
         raise UserError(
@@ -49,15 +55,18 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
             raise UserError(
                 f"{file} has the preset {config.preset} and the flag has {asked}: leave one out."
             )
+        info = info or _read_info(config.data)
+    if info and info.photographic and not run:
+        config = add_default_views(config, file)
     return TrainCommand.model_validate(config.model_dump())
 
 
-def _default_preset(data: str | None) -> str:
-    if data is None:
-        return default_preset(None)
-    from cl_ray.data.dataset import image_side  # imports pyarrow
+def _read_info(data: str | None) -> "DatasetInfo | None":
+    if data in (None, Config().data):
+        return None
+    from cl_ray.data.dataset import read_info  # imports pyarrow
 
-    return default_preset(image_side(data))
+    return read_info(data)
 
 
 def load_run_config(storage: str, name: str | None) -> Config | None:

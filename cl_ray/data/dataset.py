@@ -35,6 +35,8 @@ INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
 STACKED = "stacked-mnist"
 """A source that is made of the packaged digits, see `stacked_mnist.py`."""
+STACKED_SOURCE = "Stacked MNIST (Metz et al., 2017) of the packaged digits"
+"""The beginning of its `source` in dataset.json; the seed follows."""
 MIN_SIDE, MAX_SIDE = 28, 256
 """Sides of images in pixels."""
 DISTANCE_SIDE = 64
@@ -105,6 +107,11 @@ class DatasetInfo(BaseConfig):
         if height != width or not MIN_SIDE <= height <= MAX_SIDE or channels not in (1, 3):
             raise ValueError(f"{shape} is not a square of {MIN_SIDE} to {MAX_SIDE}, grey or RGB")
         return shape
+
+    @property
+    def photographic(self) -> bool:
+        """Whether the images are in colour. Stacked digits are three grey images."""
+        return self.shape[2] == 3 and not self.source.startswith(STACKED_SOURCE)
 
     @property
     def fingerprint(self) -> str:
@@ -432,12 +439,12 @@ class Dataset:
             ) from error
 
 
-def image_side(location: str | None) -> int | None:
-    """Return the side of a dataset's images in pixels; None if it cannot be opened."""
+def read_info(location: str | None) -> DatasetInfo | None:
+    """Return what describes a dataset; None if it cannot be opened."""
     if location is None:
         return None
     try:
-        return Dataset.open(location).info.shape[0]
+        return Dataset.open(location).info
     except UserError:  # is raised again, with the checks of the other fields
         return None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, DatasetInfo, RowBatch
+from cl_ray.data.dataset import PACKAGED, STACKED, STACKED_SOURCE, Dataset, DatasetInfo, RowBatch
 from cl_ray.data.file_sources import Convert
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 
@@ -19,8 +19,6 @@ STACKED_COUNTS = {"train": 60_000, "validation": 10_000, "test": 10_000}
 STACKED_MODES = 1000
 STACKED_SHAPE = (28, 28, 3)
 
-_SOURCE = "Stacked MNIST (Metz et al., 2017) of the packaged digits"
-"""The beginning of `source` in dataset.json; the seed follows."""
 _STREAMS = {"train": 0, "test": 1, "validation": 2}
 
 
@@ -64,7 +62,7 @@ def read_stacked_mnist(counts: dict[str, int], seed: int, convert: Convert) -> S
         {split: _images(split, count, seed, convert) for split, count in counts.items()},
         DatasetMetadata(
             name=STACKED,
-            source=f"{_SOURCE}, seed {seed}: {packaged.source}",
+            source=f"{STACKED_SOURCE}, seed {seed}: {packaged.source}",
             licence=packaged.licence,
             classes=[f"{mode:03}" for mode in range(STACKED_MODES)],
         ),
@@ -73,7 +71,7 @@ def read_stacked_mnist(counts: dict[str, int], seed: int, convert: Convert) -> S
 
 def is_stacked_mnist(info: DatasetInfo) -> bool:
     """Return whether a dataset is Stacked MNIST with images in their original size and colours."""
-    return info.source.startswith(_SOURCE) and info.shape == STACKED_SHAPE
+    return info.source.startswith(STACKED_SOURCE) and info.shape == STACKED_SHAPE
 
 
 def _images(split: str, count: int, seed: int, convert: Convert) -> Iterator[RawImage]:

@@ -17,7 +17,7 @@ from cl_ray.base_config import (
     marked_fields,
     marks,
 )
-from cl_ray.cli import default_preset, flag_value, name_flag, parse_flags
+from cl_ray.cli import add_default_views, default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, build_config, check_name, differences, merge, preset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
@@ -386,15 +386,19 @@ def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
 
 
 def _config_from_flags(options: SearchOptions) -> Config:
-    """Return the preset with the fields of the file, then those of the flags."""
-    from cl_ray.data.dataset import image_side
+    """Return the data's defaults with the fields of the file, then those of the flags."""
+    from cl_ray.data.dataset import read_info
 
-    config = preset(options.preset or default_preset(image_side(options.data)))
+    info = read_info(options.data)
+    config = preset(options.preset or default_preset(info.shape[0] if info else None))
     if options.config:
         config = Config.load(options.config, config)
     given = _parse_assignments(options.set)
     if options.data:
         given["data"] = options.data
+    info = read_info(str(given.get("data", config.data)))
+    if info and info.photographic:
+        config = add_default_views(config, options.config)
     fields = merge(config.model_dump(), {**unflatten(given), "name": None})
     return build_config(fields, "the flags")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from helpers.datasets import mnist, write_images
@@ -15,8 +16,10 @@ from rich.console import Console
 
 from cl_ray.cli import main
 from cl_ray.config import Config
+from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.training.preflight import exclusive_lock
 from cl_ray.tuning.leaderboard import write_leaderboard
@@ -117,6 +120,24 @@ def test_modes_are_offered_for_stacked_digits_only(flags: list[str], tmp_path: P
     storage = f"--storage={tmp_path}"
     assert "of more than 200 classes" in refusal(*data, storage, "--metric=linear_probe")
     assert "not being stacked-mnist" in refusal(*flags, storage, "--metric=modes")
+    assert search.config.views == ViewConfig()  # digits, though in three channels
+
+
+def test_photographs_have_views_of_their_own_as_in_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random, metadata = np.random.default_rng(0), DatasetMetadata(name="some", source="a test")
+    pixels = random.integers(0, 256, (300, 28, 28, 3), np.uint8)
+    images = [RawImage(image, None, "an image") for image in pixels]
+    write_splits({"train": images}, str(tmp_path / "data"), metadata)
+    flags = [f"--data={tmp_path}/data", "--metric=reconstruction", "--set=seed=1"]
+    assert prepare(flags, tmp_path).config.views == PHOTO_VIEWS
+    assert "The views are those of photographs" in capsys.readouterr().out
+    search = saved(flags, tmp_path, "--set=views.flip=0")
+    unflipped = PHOTO_VIEWS.model_copy(update={"flip": 0.0})
+    assert search.config.views == search.trial_config.views == unflipped
+    resumed = prepare_search(["--resume=s", f"--storage={tmp_path}"], "search")
+    assert resumed.config.views == unflipped
 
 
 @pytest.mark.parametrize("every", [0, 5])
