@@ -77,7 +77,7 @@ def build_discriminator(
     """Build D with random weights for images of this height, width and channels."""
     layout = ResolutionLayout(shape[0], shape[2], config.depth, config.width)
     trunk = FAMILIES[config.family].trunk(layout)
-    sizes = layout.flat, config.hidden, config.embedding
+    sizes = layout.deepest, config.hidden, config.embedding
     network = Discriminator(trunk, *sizes, classes, is_projection, contrad).apply(initialize)
     if config.spectral_norm:  # of every layer that a score depends on
         heads = [*network.score_hidden.modules(), network.score]

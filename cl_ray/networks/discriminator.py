@@ -1,18 +1,23 @@
 """The discriminator D: a trunk of features, and heads for score, embedding and class."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ray.batch import DiscriminatorOutput
 
+MAX_FEATURES = 1152
+"""Features of the representation, which averages larger maps; those of 28 pixels have as many."""
+
 
 class Discriminator(nn.Module):
     """D, whatever the family of its trunk.
 
     Args:
-        trunk: Maps images [B, C, H, W] to features [B, flat].
-        flat: Dimensions of the features.
+        trunk: Maps images [B, C, H, W] to features [B, flat], a flattened feature map.
+        feature_map: Its channels, height and width, which is the same.
         hidden: Dimensions of the hidden layer of each projection head.
         embedding: Dimensions of an embedding.
         classes: Number of classes; 0 if labels are not used.
@@ -25,7 +30,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        flat: int,
+        feature_map: tuple[int, int, int],
         hidden: int,
         embedding: int,
         classes: int = 0,
@@ -33,7 +38,14 @@ class Discriminator(nn.Module):
         contrad: bool = False,
     ):
         super().__init__()
-        self.representation_dim = flat + hidden + embedding
+        flat, (channels, side, _) = math.prod(feature_map), feature_map
+        window = 1
+        while window < side and channels * math.ceil(side / window) ** 2 > MAX_FEATURES:
+            window += 1
+        self.pool = nn.Sequential(
+            nn.Unflatten(1, feature_map), nn.AvgPool2d(window, ceil_mode=True), nn.Flatten()
+        )
+        self.representation_dim = channels * math.ceil(side / window) ** 2 + hidden + embedding
         self.is_projection = is_projection and classes > 0
         self.trunk = trunk
         self.score_hidden: nn.Module = nn.Identity()
@@ -106,10 +118,11 @@ class Discriminator(nn.Module):
         return functional.normalize(self.fake_projection(features), dim=1)
 
     def representation(self, images: Tensor) -> Tensor:
-        """Compute the representation [B, flat + hidden + embedding] of images [B, C, H, W].
+        """Compute the representation [B, representation_dim] of images [B, C, H, W].
 
-        It concatenates the features, the projection head's hidden layer and its output, each
-        scaled to unit length. Deeper layers keep only what views of an image have in common: few
+        It concatenates the features, averaged over windows to at most MAX_FEATURES or one for each
+        channel, the projection head's hidden layer and its output, each scaled to unit length.
+        Deeper layers keep only what views of an image have in common: few
         labels are best predicted from the middle of the head (Chen et al., 2020, "Big
         self-supervised models", section 3), neighbours from the features.
         """
@@ -118,7 +131,7 @@ class Discriminator(nn.Module):
         hidden = features
         for layer in hidden_layers:
             hidden = layer(hidden)
-        parts = (features, hidden, last(hidden))
+        parts = (self.pool(features), hidden, last(hidden))
         return torch.cat([functional.normalize(part, dim=1) for part in parts], 1)
 
 
