@@ -150,7 +150,8 @@ class Trainer:
         """
         self.partition.dataset.check_same(state.get("data"))
         self.gan.load_state_dict(state["gan"])
-        self.prior = None if state["prior"] is None else Prior(**state["prior"])
+        prior = state.get("prior")  # a checkpoint without one has no entry
+        self.prior = None if prior is None else Prior(**prior)
         same_workers = state["workers"] == self.partition.workers
         self.epochs = state["epochs"]
         self.position = state["position"] if same_workers else 0

@@ -3,22 +3,26 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.five_steps import SHAPE, small_config
 from helpers.ranks import run_on_ranks
+from helpers.run_folder import SMALL_NETWORK, build_trainer, save_run
 from helpers.states import pack, states_equal, unpack
 
 from cl_ray import distributed
 from cl_ray.batch import Losses
+from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
+from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 
 MakeDigits = Callable[[int], str]
@@ -215,6 +219,19 @@ def test_epoch_without_steps_left_takes_none(
     assert not logs
     assert trainer.preview_batch is None
     assert states_equal(trainer.state_dict(), unpack(whole.states[1, 0]))
+
+
+def test_a_run_without_a_fitted_prior_resumes_from_its_checkpoint(
+    data: str, tmp_path: Path
+) -> None:
+    fields = {"generator": {**SMALL_NETWORK, "prior": 0}, "epochs": 2}
+    whole, resumed = build_trainer(data, **fields), build_trainer(data, **fields)
+    whole.train_epoch()
+    checkpoints = CheckpointStore(*RunStorage.from_uri(save_run(whole, tmp_path, step=1)).open())
+    resumed.load_state_dict(checkpoints.load("step-00000001"))
+    for trainer in (whole, resumed):
+        trainer.train_epoch()
+    assert states_equal(whole.state_dict(), resumed.state_dict())
 
 
 @pytest.mark.parametrize("loader", LOADERS)
