@@ -114,6 +114,20 @@ def find_file_splits(
         splits.setdefault(split, []).append(file)
     if set(splits) <= {""}:
         return {"train": files}
+    check_file_splits(location, splits)
+    return splits
+
+
+def check_file_splits(location: str, splits: dict[str, list[str]]) -> None:
+    """Check that there is a training split, and that all files are in a split.
+
+    Args:
+        location: What error messages call the source.
+        splits: The files of each split; "" holds those of none.
+
+    Raises:
+        UserError: There is none, or a file is in none.
+    """
     way_out = "add `--splits none` if all are training images"
     if "" in splits:
         raise UserError(
@@ -125,4 +139,3 @@ def find_file_splits(
             f"{location} has no training split but only {', '.join(splits)}: rename its files to "
             f"train-*, or {way_out}."
         )
-    return splits

@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, cast
 
 import pyarrow.fs as pafs
 
@@ -22,13 +23,26 @@ class FileTree:
 
     Args:
         location: The source as the user named it; error messages put it before a file's name.
-        sizes: Bytes of each file by its name, relative to the location; sorted by name.
-        read: Returns the content of the file of that name.
+        sizes: Bytes of each file by its name, relative to the location; in the order of reading.
+        open: Opens the file of that name; it can be sought in, unless it is in an archive.
+        layout: Paths that tell splits and classes, where they are not the names.
+        threads: How many may read at once.
     """
 
     location: str
     sizes: dict[str, int]
-    read: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
+    layout: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 8
+
+    def read(self, file: str) -> bytes:
+        """Return the content of a file."""
+        with self.open(file) as stream:
+            return stream.read(self.sizes[file] + 1)
+
+    def folders(self, file: str) -> list[str]:
+        """Return the folders that tell a file's split and class."""
+        return self.layout.get(file, file).split("/")[:-1]
 
 
 def list_folder(location: str, filesystem: pafs.FileSystem, path: str, note: Note) -> FileTree:
@@ -66,12 +80,18 @@ def list_folder(location: str, filesystem: pafs.FileSystem, path: str, note: Not
         note(f"Left out, as hidden or thumbnails: {counted(ignored)}.")
     if repeated:
         note(f"Left out, as links to what is read already or to nothing: {listed(repeated)}.")
+    return tree_of_files(location, filesystem, path, dict(sorted(sizes.items())))
 
-    def read(file: str) -> bytes:
-        with filesystem.open_input_file(f"{path}/{file}") as stream:
-            return stream.read(sizes[file] + 1)
 
-    return FileTree(location, dict(sorted(sizes.items())), read)
+def tree_of_files(
+    location: str, filesystem: pafs.FileSystem, path: str, sizes: dict[str, int]
+) -> FileTree:
+    """Return the files of a folder whose sizes are given."""
+    return FileTree(
+        location,
+        sizes,
+        lambda file: cast(IO[bytes], filesystem.open_input_file(f"{path}/{file}")),
+    )
 
 
 def is_ignored(name: str) -> bool:

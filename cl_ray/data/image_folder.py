@@ -5,6 +5,8 @@ ignores EXIF rotation, transparency, further frames and 16-bit channels.
 """
 
 import contextlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +18,6 @@ from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSpl
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 
-_THREADS = 8
 _CHUNK = 256
 """Images that are read at once, at most."""
 
@@ -38,7 +39,7 @@ def read_image_folder(
 
     Args:
         tree: The folder's files.
-        files: The image files among them, sorted.
+        files: The image files among them.
         convert: Makes pixels of an image.
         limits: Which images are refused. All that are decoded at once have together no more
             pixels, or bytes in their files, than the largest one may have.
@@ -50,7 +51,7 @@ def read_image_folder(
         UserError: Only some folders have the names of splits, none is the training split, or
             images lie beside class folders.
     """
-    found = _find_layout(tree.location, files, splits)
+    found = _find_layout(tree, files, splits)
     entries = [entry for split in found.values() for entry in split]
     classes = sorted({name for _, name in entries if name is not None})
     outside = next((file for file, name in entries if name is None), None)
@@ -77,6 +78,8 @@ def read_image_folder(
             try:
                 held.enter_context(bytes_read.reserve(tree.sizes[file]))
                 image = open_image(tree.read(file), name, limits)
+            except (EOFError, zlib.error, zipfile.BadZipFile) as error:
+                raise BrokenImageError(name, first_error_line(error)) from error
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
@@ -89,7 +92,7 @@ def read_image_folder(
             return error
 
     def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage | BrokenImageError]:
-        with ThreadPoolExecutor(_THREADS) as pool:  # hides the latency of a remote filesystem
+        with ThreadPoolExecutor(tree.threads) as pool:  # hides the latency of a remote filesystem
             for start in range(0, len(entries), _CHUNK):
                 yield from pool.map(load_or_report, entries[start : start + _CHUNK])
 
@@ -102,10 +105,10 @@ def read_image_folder(
 
 
 def _find_layout(
-    location: str, files: list[str], splits: SplitChoice
+    tree: FileTree, files: list[str], splits: SplitChoice
 ) -> dict[str, list[tuple[str, str | None]]]:
     """Return the files of each split, with the class of each or None."""
-    folders = _without_common([file.split("/")[:-1] for file in files], splits)
+    folders = _without_common([tree.folders(file) for file in files], splits)
     tops: dict[str, str] = {}  # the top folders, or "", with a file of each
     for file, inside in zip(files, folders, strict=True):
         tops.setdefault(inside[0] if inside else "", file)
@@ -114,12 +117,12 @@ def _find_layout(
     outside = next((file for top, file in tops.items() if top not in named), None)
     if named and outside is not None:
         raise UserError(
-            f"{location} has the folder {min(named)}, which is the name of a split, but {outside} "
-            f"is in no split ({', '.join(SPLIT_NAMES)}): move it into one, or {way_out}."
+            f"{tree.location} has the folder {min(named)}, which is the name of a split, but "
+            f"{outside} is in no split ({', '.join(SPLIT_NAMES)}): move it into one, or {way_out}."
         )
     if named and "train" not in named.values():
         raise UserError(
-            f"{location} has no training split but only {', '.join(sorted(named))}: rename a "
+            f"{tree.location} has no training split but only {', '.join(sorted(named))}: rename a "
             f"folder to train, or {way_out}."
         )
     splits_of = [named[inside[0]] if named else "train" for inside in folders]

@@ -1,7 +1,7 @@
-"""Read the labels of image files from tables beside them.
+"""Read the labels of image files from tables beside them, or from a file beside each.
 
-These are CSV and TSV files with a header, JSON Lines (Hugging Face's `metadata.jsonl`), and
-StyleGAN's `dataset.json`.
+Tables are CSV and TSV files with a header, JSON Lines (Hugging Face's `metadata.jsonl`), and
+StyleGAN's `dataset.json`. A WebDataset has a file `key.cls` or `key.json` for each image `key.jpg`.
 """
 
 import csv
@@ -31,8 +31,11 @@ LABEL_COLUMNS = (
 # fmt: on
 """Usual names of the column of labels, the likeliest first."""
 
-_MAX_BYTES = 2**30
-"""Of a table that is read."""
+_TABLES = (".csv", ".tsv", ".jsonl")
+_SIDECARS = (".cls", ".json")
+"""Files of one image's label."""
+_MAX_BYTES, _MAX_SIDECAR = 2**30, 2**20
+"""Of a table, and of one image's label."""
 _MAX_NUMBER = 9_999
 """Larger labels are names that happen to be numbers."""
 _NUMBER = re.compile(r"(-?\d+)(\.0*)?")
@@ -58,10 +61,24 @@ class _UnusableError(Exception):
     """Why a table gives no labels, as the end of a sentence."""
 
 
-def find_label_files(tree: FileTree) -> list[str]:
-    """Return the files that may be tables of labels."""
-    tables = (".csv", ".tsv", ".jsonl")
-    return [f for f in tree.sizes if ending(f) in tables or posixpath.basename(f) == INFO_FILE]
+def find_label_files(tree: FileTree, images: list[str]) -> list[str]:
+    """Return the files that may hold labels of the images: tables, and files named like these."""
+    keys = set(map(_sample_key, images))
+    return [
+        file
+        for file in tree.sizes
+        if _is_table(file) or (ending(file) in _SIDECARS and _sample_key(file) in keys)
+    ]
+
+
+def _is_table(file: str) -> bool:
+    return ending(file) in _TABLES or posixpath.basename(file) == INFO_FILE
+
+
+def _sample_key(file: str) -> str:
+    """Return what WebDataset calls the key of a file: its path up to the first dot of its name."""
+    folder, name = posixpath.split(file)
+    return posixpath.join(folder, name.partition(".")[0])
 
 
 def read_label_files(
@@ -72,18 +89,18 @@ def read_label_files(
     label_column: str | None,
     note: Note,
 ) -> dict[str, Label] | None:
-    """Read the labels of image files from the tables beside them.
+    """Read the labels of image files from the files beside them.
 
-    Rows name files relative to their table. A name that leads nowhere stands for the only image
+    Rows of a table name files relative to it. A name that leads nowhere stands for the only image
     of that name in any folder, and without an ending for the only one that is called so.
 
     Args:
         tree: The files of the source.
-        files: The tables among them.
+        files: Those of `find_label_files`.
         images: The image files among them.
         file_column: Column of the files' names; None is one of FILE_COLUMNS.
         label_column: Column of the labels; None is one of LABEL_COLUMNS.
-        note: Called with a sentence on every table, and on rows whose file is not there.
+        note: Called with a sentence on all tables and sidecars, and on rows without a file.
 
     Returns:
         The label of each image; None if no table gives any.
@@ -93,12 +110,13 @@ def read_label_files(
             that were named.
     """
     tables, unusable = [], {}
-    for file in files:
+    labels = _read_sidecars(tree, files, images, label_column, note)
+    for file in filter(_is_table, files):
         try:
             tables.append(_read_table(tree, file, file_column, label_column))
         except _UnusableError as error:
             unusable[file] = str(error)
-    if (file_column or label_column) and not tables:
+    if (file_column or label_column) and not tables and not labels:
         named = " and ".join(
             f"--{kind}-column {column}"
             for kind, column in (("file", file_column), ("label", label_column))
@@ -109,7 +127,6 @@ def read_label_files(
             f"{tree.location} has no table with {named} ({listed(reasons) or 'it has none'}): "
             "leave the flag out or name another column."
         )
-    labels: dict[str, Label] = {}
     for table in tables:
         found = _match(tree, images, table, note)
         if not found:
@@ -129,10 +146,44 @@ def read_label_files(
     without = [file for file in images if file not in labels]
     if without:
         raise UserError(
-            f"{len(without):,} of {len(images):,} images of {tree.location} have no label in its "
-            f"tables ({listed(without, 3)}): add rows, move them away, or {_WITHOUT}."
+            f"{len(without):,} of {len(images):,} images of {tree.location} have no label "
+            f"beside them ({listed(without, 3)}): add it, move them away, or {_WITHOUT}."
         )
-    return _as_classes(labels)
+    return dict(zip(labels, as_classes(list(labels.values())), strict=True))
+
+
+def _read_sidecars(
+    tree: FileTree, files: list[str], images: list[str], label_column: str | None, note: Note
+) -> dict[str, Label]:
+    """Return the labels of images that have a file of their own for it."""
+    labels: dict[str, Label] = {}
+    for kind in reversed(_SIDECARS) if label_column else _SIDECARS:
+        sidecars = [file for file in files if ending(file) == kind and not _is_table(file)]
+        if not sidecars:
+            continue
+        count = f"{len(sidecars):,} {kind} file{'s' if len(sidecars) > 1 else ''}"
+        by_key = {}
+        if not labels:
+            by_key = {_sample_key(f): _sidecar_label(tree, f, label_column) for f in sidecars}
+        found = {image: by_key.get(_sample_key(image)) for image in images}
+        labels |= {image: label for image, label in found.items() if label is not None}
+        used = any(label is not None for label in by_key.values())
+        note(f"{'Labels are from' if used else 'Not used for labels:'} {count} beside the images.")
+    return labels
+
+
+def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label | None:
+    if tree.sizes[file] > _MAX_SIDECAR:
+        return None
+    try:
+        text = tree.read(file).decode("utf-8-sig")
+        if ending(file) == ".cls":
+            return _as_label(text)
+        record = json.loads(text)
+        label = record[_choose_column(list(record), label_column, LABEL_COLUMNS, "label")]
+    except (ValueError, LookupError, TypeError, RecursionError, _UnusableError):
+        return None
+    return _as_label(label) if isinstance(label, str | int | float) else None
 
 
 def _read_table(
@@ -241,8 +292,8 @@ def _as_label(value: str | int | float | None) -> Label | None:
     return text or None
 
 
-def _as_classes(labels: dict[str, Label]) -> dict[str, Label]:
+def as_classes(labels: list[Label]) -> list[Label]:
     """Make all labels numbers, or all names."""
-    if all(isinstance(label, int) and label <= _MAX_NUMBER for label in labels.values()):
+    if all(isinstance(label, int) and label <= _MAX_NUMBER for label in labels):
         return labels
-    return {file: str(label) for file, label in labels.items()}
+    return [str(label) for label in labels]

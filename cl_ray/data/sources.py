@@ -13,6 +13,8 @@ from PIL import ImageColor
 from pydantic import Field, field_validator
 
 from cl_ray.base_config import BaseConfig
+from cl_ray.data.archives import is_archive, open_archives
+from cl_ray.data.arrays import is_array, read_arrays
 from cl_ray.data.dataset import (
     INFO_FILE,
     MAX_SIDE,
@@ -32,7 +34,7 @@ from cl_ray.data.file_sources import (
     SplitChoice,
     to_pixels,
 )
-from cl_ray.data.file_tree import Note, counted, ending, list_folder
+from cl_ray.data.file_tree import FileTree, Note, counted, ending, list_folder, tree_of_files
 from cl_ray.data.image_folder import read_image_folder
 from cl_ray.data.label_files import (
     FILE_COLUMNS,
@@ -56,7 +58,7 @@ from cl_ray.data.writer import (
     write_splits,
 )
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import open_filesystem
+from cl_ray.storage import open_filesystem, without_options
 
 
 class SourceConfig(BaseConfig):
@@ -66,8 +68,9 @@ class SourceConfig(BaseConfig):
         min_length=1,
         description="A torchvision dataset (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
         f"(the packaged one), `{STACKED}` (three packaged digits as the channels of an image, 1000 "
-        "classes), or a folder or URI (s3://, gs://, ...) of images or of Parquet files. A folder "
-        "of images may have a subfolder per class, and train/, validation/ and test/ on top.",
+        "classes), or a folder, file or URI (s3://, gs://, ...) of images, zip or tar archives of "
+        "images (WebDataset too), Parquet, npz or idx. A folder of images may have a subfolder per "
+        "class, and train/, validation/ and test/ on top.",
     )
     splits: SplitChoice = Field(
         "auto",
@@ -137,7 +140,8 @@ class SourceConfig(BaseConfig):
     image_column: str | None = Field(
         None,
         description="Parquet column of the images: pixels (whole numbers from 0 to 255, floats "
-        "from 0 to 1 or from -1 to 1), encoded image files, or paths of image files.",
+        "from 0 to 1 or from -1 to 1), encoded image files, or paths of image files. Of an npz "
+        "file, the name of the array of images.",
     )
     channels: ChannelOrder | None = Field(
         None,
@@ -149,7 +153,7 @@ class SourceConfig(BaseConfig):
         None,
         description="Column of the classes, in Parquet (by default `label`, if there is one) or "
         f"in a table beside image files (one of {', '.join(LABEL_COLUMNS)}). `none` leaves the "
-        "labels of any source out.",
+        "labels of any source out. Of an npz file, the name of the array of labels.",
     )
     file_column: str | None = Field(
         None,
@@ -279,9 +283,10 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
         return read_torchvision(source, names[source], config.root, convert, limits)
     filesystem, path = open_dataset_location(source)
     try:
-        kind = filesystem.get_file_info(path).type
+        info = filesystem.get_file_info(path)
     except OSError as error:
         raise UserError(f"{source} cannot be read: {first_error_line(error)}.") from error
+    kind = info.type
     if kind == pafs.FileType.NotFound and bare:
         lower = {name.lower(): name for name in (STACKED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
@@ -292,29 +297,46 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
         )
     if kind == pafs.FileType.NotFound:
         raise UserError(f"{source} does not exist: give a folder or the name of a dataset.")
-    if kind == pafs.FileType.File:
-        raise UserError(f"{source} is a file: give the folder that holds it.")
-    tree = list_folder(source, filesystem, path, note)
-    parquet = [file for file in tree.sizes if ending(file) == ".parquet"]
-    images = [file for file in tree.sizes if ending(file) in ENDINGS]
-    if parquet and images and not config.image_column:
-        raise UserError(
-            f"{source} holds both {images[0]} and {parquet[0]}: give a folder with one of the two, "
-            "or name the Parquet column of the images, or of their paths, with `--image-column`."
-        )
-    own = INFO_FILE in tree.sizes and bool(parquet)
+    if kind == pafs.FileType.Directory:
+        tree = list_folder(source, filesystem, path, note)
+        return _read_files(config, tree, filesystem, path, convert, limits, note)
+    path, _, name = path.rpartition("/")
+    folder = source.rpartition("/")[0] or ("/" if source.startswith("/") else ".")
+    tree = tree_of_files(folder, filesystem, path, {name: info.size})
+    splits, metadata = _read_files(config, tree, filesystem, path, convert, limits, note)
+    return splits, replace(metadata, name=name, source=without_options(source))
+
+
+def _read_files(
+    config: SourceConfig,
+    tree: FileTree,
+    filesystem: pafs.FileSystem,
+    path: str,
+    convert: Convert,
+    limits: ImageLimits,
+    note: Note,
+) -> SourceSplits:
+    """Read images of files of one kind: images, arrays, archives of these, or Parquet."""
+    kinds = _files_by_kind(tree, config.image_column)
+    if kinds["archive"]:
+        tree = open_archives(tree, kinds["archive"], config.splits, note)
+        kinds = _files_by_kind(tree, config.image_column)
+    images, parquet, arrays = kinds["image"], kinds["parquet"], kinds["array"]
+    if parquet and parquet[0] in tree.layout:
+        raise UserError(f"{tree.location}/{parquet[0]} is in an archive: unpack it first.")
     with_labels = config.label_column != NO_LABELS
-    tables = find_label_files(tree) if images and with_labels else []
-    unused = set() if own else set(tree.sizes).difference(parquet, images, tables)
-    kinds = counted(Counter(ending(file) or "without an ending" for file in unused))
-    if not parquet and not images:
-        found = f"but {kinds}" if unused else "at all"
+    tables = find_label_files(tree, images) if images and not parquet and with_labels else []
+    own = INFO_FILE in tree.sizes and bool(parquet)
+    unused = set() if own else set(tree.sizes).difference(images, parquet, arrays, tables)
+    endings = counted(Counter(ending(file) or "without an ending" for file in unused))
+    if not images and not parquet and not arrays:
         raise UserError(
-            f"{source} holds no image ({', '.join(ENDINGS)}) and no .parquet file {found}: give "
-            "the folder that does, or convert them."
+            f"{config.source} holds no image ({', '.join(ENDINGS)}), zip, tar, npz, npy, idx or "
+            f"Parquet file {f'but {endings}' if unused else 'at all'}: give what does, or convert "
+            "it."
         )
     if unused:
-        note(f"Left out, by the endings of their names: {kinds}.")
+        note(f"Left out, by the endings of their names: {endings}.")
     if images and not parquet:
         labels: Mapping[str, Label] | None = {}
         if with_labels:
@@ -322,8 +344,19 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
                 tree, tables, images, config.file_column, config.label_column, note
             )
         return read_image_folder(tree, images, convert, limits, config.splits, labels, note)
+    if arrays:
+        return read_arrays(
+            tree,
+            arrays,
+            convert,
+            limits,
+            config.image_column,
+            config.label_column,
+            config.splits,
+            note,
+        )
     return read_parquet_source(
-        source,
+        tree.location,
         filesystem,
         path,
         parquet,
@@ -332,7 +365,31 @@ def read_source(config: SourceConfig, convert: Convert, note: Note = print) -> S
         config.image_column,
         config.label_column,
         config.channels,
-        Dataset.open(source).info if own else None,
+        Dataset.open(tree.location).info if own else None,
         config.splits,
         note,
     )
+
+
+def _files_by_kind(tree: FileTree, image_column: str | None) -> dict[str, list[str]]:
+    """Return the files that can be read, by their kind.
+
+    Raises:
+        UserError: They are of several kinds.
+    """
+    kinds = {
+        "image": [file for file in tree.sizes if ending(file) in ENDINGS],
+        "archive": [file for file in tree.sizes if is_archive(file)],
+        "parquet": [file for file in tree.sizes if ending(file) == ".parquet"],
+        "array": [file for file in tree.sizes if is_array(file)],
+    }
+    found = {kind: files[0] for kind, files in kinds.items() if files}
+    if len(found) > 1 and not (found.keys() == {"image", "parquet"} and image_column):
+        first, second, *_ = found.values()
+        column = "parquet" in found
+        raise UserError(
+            f"{tree.location} holds both {first} and {second}: give a folder with one of the two"
+            f"{', or name the Parquet column of the images, or of their paths, with ' * column}"
+            f"{'`--image-column`' * column}."
+        )
+    return kinds

@@ -139,7 +139,7 @@ def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
     table.write_text("file,label\n0.png,a\n1.png,\n")
     message = refused(folder)
     assert "3 of 4 images of" in message
-    assert "have no label in its tables (1.png, 2.png, 3.png): add rows, move them" in message
+    assert "have no label beside them (1.png, 2.png, 3.png): add it, move them" in message
     assert "`--label-column none`" in message
     table.write_text("file,label\n0.png,a\n0.png,b\n")
     assert "labels.csv gives 0.png the labels a and b: keep one, or" in refused(folder)

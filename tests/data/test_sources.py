@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,9 +28,9 @@ def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")
     assert f"{tmp_path}/empty holds no image (.apng, " in refused(tmp_path / "empty")
-    assert "no .parquet file but 1 .txt: give the folder that" in refused(tmp_path / "empty")
+    assert "or Parquet file but 1 .txt: give what does" in refused(tmp_path / "empty")
     assert f"{tmp_path}/none does not exist" in refused(tmp_path / "none")
-    assert "is a file" in refused(tmp_path / "empty" / "notes.txt")
+    assert "notes.txt holds no image" in refused(tmp_path / "empty" / "notes.txt")
     image = pixels(1)[0]
     save(tmp_path / "loose" / "a" / "1.png", image)
     save(tmp_path / "loose" / "2.png", image)
@@ -41,6 +42,17 @@ def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "both" / "2.parquet")
     assert "holds both 1.png and 2.parquet" in refused(tmp_path / "both")
     assert "cannot be opened" in refused("nosuch://bucket/key")
+
+
+def test_a_single_file(tmp_path: Path, write_source: WriteSource) -> None:
+    image = save(tmp_path / "in" / "1.png", pixels(1)[0])
+    save(tmp_path / "in" / "2.png", pixels(1)[0])
+    info, rows = write_source(tmp_path / "in" / "1.png")
+    assert info.source == f"{tmp_path}/in/1.png"
+    assert np.array_equal(rows.image[..., 0], [image])
+    pq.write_table(pa.table({"image": [(tmp_path / "in" / "1.png").read_bytes()]}), tmp_path / "p")
+    (tmp_path / "p").rename(tmp_path / "one.parquet")
+    assert np.array_equal(write_source(tmp_path / "one.parquet")[1].image[..., 0], [image])
 
 
 def test_taken_out_is_refused_before_the_source_is_looked_at(tmp_path: Path) -> None:

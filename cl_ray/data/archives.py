@@ -1,0 +1,172 @@
+"""Read the files of zip and tar archives where they lie: nothing is unpacked to a disk."""
+
+import bz2
+import gzip
+import io
+import posixpath
+import re
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import IO, Any, cast
+
+from cl_ray.data.file_sources import SplitChoice, find_file_splits
+from cl_ray.data.file_tree import FileTree, Note, counted, is_ignored
+from cl_ray.data.writer import SPLIT_NAMES
+from cl_ray.errors import UserError, first_error_line
+
+_ARCHIVE = re.compile(r"\.(zip|npz|tar|tgz|tbz2?|tar\.(gz|bz2))$", re.IGNORECASE)
+_DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+"""By the first two bytes of a compressed tar. xz and LZMA may ask for gigabytes of memory."""
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
+_MAX_HEADER = 2**20
+"""Bytes of a tar that are read at once as a header."""
+_MAX_RATIO, _MAX_SMALL = 100, 2**28
+"""A tar is at most as many times larger than its compressed file, or has as many bytes."""
+
+_Members = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]
+"""The name of each file of an archive, its bytes, and a function that opens it."""
+_Decompress = Callable[[str], IO[bytes] | None]
+"""Returns the content of a compressed tar; None if a tar is not compressed."""
+
+
+def is_archive(file: str) -> bool:
+    """Return whether a file is a zip, npz or tar archive, by its name."""
+    return bool(_ARCHIVE.search(file))
+
+
+def open_archives(
+    tree: FileTree, archives: list[str], split_choice: SplitChoice, note: Note
+) -> FileTree:
+    """Replace archives by the files in them, in their order there.
+
+    Where archives are named as splits, the splits are the top folders of the layout; else the
+    names of archives do not matter.
+
+    Args:
+        tree: The source's files.
+        archives: The archives among them.
+        split_choice: Whether names of archives can be splits.
+        note: Called with a sentence on what is left out.
+
+    Raises:
+        UserError: An archive cannot be read, or only some are named as splits.
+    """
+    splits = find_file_splits(tree.location, archives, split_choice)
+    split_of = {archive: split for split, files in splits.items() for archive in files}
+    decompress = lru_cache(1)(partial(_decompress, tree))  # one open stream, read in order
+    sizes = {file: size for file, size in tree.sizes.items() if file not in split_of}
+    layout: dict[str, str] = {}
+    openers: dict[str, Callable[[], IO[bytes]]] = {}
+    ignored = Counter[str]()
+    threads = tree.threads
+    for archive in archives:
+        inside: dict[str, str] = {}
+        with _archive_errors(f"{tree.location}/{archive}"):
+            if archive.lower().endswith((".zip", ".npz")):
+                members = _zip_members(tree, archive)
+            else:
+                threads = 1 if decompress(archive) else threads
+                members = _tar_members(tree, archive, decompress, ignored)
+            for name, size, opener in members:
+                # "./a", "/a" and Windows' "a\b". A name is never a path on a disk.
+                path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+                hidden = next(filter(is_ignored, path.split("/")), None)
+                if hidden is not None:
+                    ignored[hidden] += 1
+                    continue
+                file = f"{archive}/{path}"
+                inside[file], sizes[file], openers[file] = path, size, opener
+        tops = {path.split("/")[0].lower() for path in inside.values()}
+        split = split_of[archive]
+        if len(splits) > 1 and {SPLIT_NAMES.get(top) for top in tops} != {split}:
+            inside = {file: f"{split}/{path}" for file, path in inside.items()}
+        layout |= inside
+    if ignored:
+        note(f"Left out of archives, as hidden, thumbnails or links: {counted(ignored)}.")
+
+    def opened(file: str) -> IO[bytes]:
+        return openers[file]() if file in openers else tree.open(file)
+
+    return FileTree(tree.location, sizes, opened, layout, threads)
+
+
+def _zip_members(tree: FileTree, archive: str) -> _Members:
+    opened = zipfile.ZipFile(tree.open(archive))
+    for info in opened.infolist():
+        if info.flag_bits & 1 or info.compress_type not in _ZIP_METHODS:
+            how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
+            raise UserError(f"{tree.location}/{archive}/{info.filename} is {how}: unpack it first.")
+        if not info.is_dir():  # threads may open members at once
+            yield info.filename, info.file_size, cast(Any, partial(opened.open, info))
+
+
+def _tar_members(
+    tree: FileTree, archive: str, decompress: _Decompress, ignored: Counter[str]
+) -> _Members:
+    def read(offset: int, size: int) -> IO[bytes]:
+        stream = decompress(archive)
+        if stream is not None:
+            stream.seek(offset)
+            return io.BytesIO(stream.read(size))
+        with tree.open(archive) as plain:
+            plain.seek(offset)
+            return io.BytesIO(plain.read(size))
+
+    packed = decompress(archive)
+    limit = tree.sizes[archive]
+    if packed is not None:
+        limit = max(_MAX_RATIO * limit, _MAX_SMALL)
+    with tree.open(archive) as plain:
+        stream = _BoundedStream(packed or plain, limit)
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                cast(Any, tar).members = []  # else all headers stay in memory
+                if member.isreg():
+                    yield member.name, member.size, partial(read, member.offset_data, member.size)
+                elif not member.isdir():
+                    ignored[posixpath.basename(member.name)] += 1
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile ends without an error
+                raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+
+
+def _decompress(tree: FileTree, archive: str) -> IO[bytes] | None:
+    with tree.open(archive) as stream:
+        opener = _DECOMPRESSORS.get(stream.read(2))
+    return opener(tree.open(archive)) if opener else None
+
+
+class _BoundedStream:
+    """A stream of an archive, in which a header cannot ask for more memory or time than is due."""
+
+    def __init__(self, stream: IO[bytes], limit: int):
+        self._stream, self._limit = stream, limit
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, position: int) -> None:
+        if position > self._limit:
+            raise tarfile.ReadError(
+                f"it ends early, or unpacks to more than {_MAX_RATIO} times its size"
+            )
+        self._stream.seek(position)
+
+
+@contextmanager
+def _archive_errors(name: str) -> Iterator[None]:
+    """Turn whatever a damaged archive raises into a UserError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"{name} cannot be read as an archive ({first_error_line(e)}): copy it again."
+        ) from e

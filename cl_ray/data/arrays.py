@@ -1,0 +1,298 @@
+"""Read images and labels that lie as whole arrays: MNIST's idx files, and NumPy's npz and npy.
+
+Images are read one by one, so that memory does not grow with the arrays, compressed or not.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import numpy as np
+from PIL import Image
+
+from cl_ray.data.decoding import ImageLimits
+from cl_ray.data.file_sources import NO_LABELS, Convert, SplitChoice, check_file_splits
+from cl_ray.data.file_tree import FileTree, Note, listed
+from cl_ray.data.label_files import Label, as_classes
+from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
+from cl_ray.errors import UserError, first_error_line
+from cl_ray.storage import without_options
+
+_ENDING = re.compile(r"(\.npy|[-.]idx\d?([-.]ubyte)?(\.gz)?|[-.]ubyte(\.gz)?)$", re.IGNORECASE)
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+"""By the third byte of an idx file (http://yann.lecun.com/exdb/mnist/)."""
+_SPLITS = SPLIT_NAMES | {"t10k": "test"}
+_IMAGES = {"images", "image", "imgs", "img", "x", "pixels", "data"}
+_LABELS = {"labels", "label", "y", "targets", "target", "classes", "class"}
+_MAX_LABELS = 2**30
+"""Bytes of an array of labels."""
+
+
+@dataclass(frozen=True)
+class _Array:
+    """The header of an array.
+
+    Args:
+        file: Its file, or the member of an npz.
+        shape: Of any rank.
+        kind: Of the values.
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    kind: np.dtype[Any]
+
+    @property
+    def column(self) -> str:
+        """What `--image-column` and `--label-column` call it."""
+        return _ENDING.sub("", self.file.rpartition("/")[2])
+
+    @property
+    def is_images(self) -> bool:
+        return len(self.shape) in (3, 4)
+
+    @property
+    def is_labels(self) -> bool:
+        return len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[1] == 1)
+
+    @property
+    def split(self) -> str:
+        return next((_SPLITS[word] for word in _words(self.file) if word in _SPLITS), "")
+
+    @property
+    def group(self) -> frozenset[str]:
+        """What the names of images and of their labels have in common."""
+        return frozenset(_words(self.file)) - _IMAGES - _LABELS
+
+    def has_word(self, words: set[str]) -> bool:
+        """Return whether its name, without its file's, has one of the words."""
+        return bool(words & {*_words(self.column)})
+
+
+def is_array(file: str) -> bool:
+    """Return whether a file is an idx or npy file, by its name; an npz is an archive of these."""
+    return bool(_ENDING.search(file))
+
+
+def read_arrays(
+    tree: FileTree,
+    files: list[str],
+    convert: Convert,
+    limits: ImageLimits,
+    image_column: str | None,
+    label_column: str | None,
+    split_choice: SplitChoice,
+    note: Note,
+) -> SourceSplits:
+    """Find the arrays of images, their labels and splits by their shapes and names.
+
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Their labels, [N] or [N, 1], have the
+    same name but for a word such as `images` or `labels`, `x` or `y`.
+
+    Args:
+        tree: The source's files.
+        files: The arrays among them.
+        convert: Makes pixels of an image.
+        limits: Which images are refused.
+        image_column: Name of the arrays of images; None is the only one, or that of a usual name.
+        label_column: Name of the arrays of labels; None is that of a usual name.
+        split_choice: Whether names can be splits.
+        note: Called with a sentence on arrays that are not used.
+
+    Raises:
+        UserError: Arrays are damaged, ambiguous, of other types, or do not fit together.
+    """
+    arrays = [_read_header(tree, file) for file in files]
+    groups: dict[frozenset[str], list[_Array]] = {}
+    for array in arrays:
+        groups.setdefault(array.group, []).append(array)
+    splits: dict[str, list[tuple[_Array, list[Label]]]] = {}
+    used: set[str] = set()
+    for group in groups.values():
+        images = _choose(tree, [a for a in group if a.is_images], image_column, "image", _IMAGES)
+        if images is None:
+            continue
+        _check_images(images, f"{tree.location}/{images.file}", limits)
+        labels = None
+        if label_column != NO_LABELS:
+            fitting = [a for a in group if a.is_labels and (label_column or a.has_word(_LABELS))]
+            labels = _choose(tree, fitting, label_column, "label", _LABELS)
+        values = _read_labels(tree, labels, images) if labels else []
+        split = images.split if split_choice == "auto" else "train"
+        splits.setdefault(split, []).append((images, values))
+        used |= {images.file, *([labels.file] if labels else [])}
+    if not splits:
+        shapes = listed([f"{array.file} {list(array.shape)}" for array in arrays])
+        raise UserError(f"{tree.location} holds no array of images, [N, H, W, ...], but {shapes}.")
+    for parts in splits.values():  # but batches 1, 2, ... of one name are one
+        names = {frozenset(_words(images.column)) - _IMAGES - {*_SPLITS} for images, _ in parts}
+        if len({frozenset(w for w in name if not w.isdigit()) for name in names}) > 1:
+            _refuse_several(tree, [images for images, _ in parts], "image")
+    unused = [array.file for array in arrays if array.file not in used]
+    if unused and label_column != NO_LABELS:
+        note(f"Left out, as neither images nor their labels: {listed(unused)}.")
+    if set(splits) == {""}:
+        splits = {"train": splits[""]}
+    check_file_splits(
+        tree.location, {s: [images.file for images, _ in parts] for s, parts in splits.items()}
+    )
+    everything = [value for parts in splits.values() for _, values in parts for value in values]
+    classes = sorted({v for v in as_classes(everything) if isinstance(v, str)})
+    labels_by_name = {name: label for label, name in enumerate(classes)}
+
+    def read(parts: list[tuple[_Array, list[Label]]]) -> Iterator[RawImage]:
+        for array, values in parts:
+            numbers = [labels_by_name[str(v)] if classes else v for v in values]
+            yield from _read_images(tree, array, cast(list[int], numbers), convert)
+
+    return (
+        {split: read(parts) for split, parts in splits.items()},
+        DatasetMetadata(
+            name=tree.location, source=without_options(tree.location), classes=classes or None
+        ),
+    )
+
+
+def _read_header(tree: FileTree, file: str) -> _Array:
+    with _array_errors(f"{tree.location}/{file}"), _open_array(tree, file) as (_, shape, kind):
+        return _Array(file, shape, kind)
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case, such as x and train of xTrain or x_train."""
+    name = name.replace("arr_0", "images").replace("arr_1", "labels")  # of np.savez(file, x, y)
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _ENDING.sub("", name)).lower()
+    name = re.sub(r"\b([xy])(?=train|test|val|dev)", r"\1_", name).replace(".npz", "")
+    return [word for word in re.split(r"[^a-z0-9]+", name) if word]
+
+
+@contextmanager
+def _open_array(
+    tree: FileTree, file: str
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+    """Open an array at its first value; yield the stream, the shape and the type."""
+    with tree.open(file) as raw:
+        if file.lower().endswith(".npy"):
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[np.lib.format.read_magic(raw)]
+            shape, by_columns, kind = read_header(raw)
+            if (by_columns and len(shape) > 1) or kind.hasobject:
+                what = "Python objects" if kind.hasobject else "an array in Fortran's order"
+                raise UserError(
+                    f"{tree.location}/{file} holds {what}: save it as a plain array, with "
+                    "`np.ascontiguousarray`."
+                )
+            yield raw, shape, kind
+            return
+        packed = file.lower().endswith(".gz")
+        with cast(IO[bytes], gzip.open(raw)) if packed else raw as stream:
+            zeros, code, rank = struct.unpack(">HBB", stream.read(4))
+            if zeros or code not in _IDX_TYPES:
+                raise ValueError("it is no idx file")
+            shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
+            yield stream, shape, np.dtype(_IDX_TYPES[code])
+
+
+def _choose(
+    tree: FileTree, arrays: list[_Array], given: str | None, kind: str, usual: set[str]
+) -> _Array | None:
+    """Return the array of a name that is given or usual, or the only one; None if there is none."""
+    if given is not None:
+        arrays = [array for array in arrays if array.column == given]
+    named = [array for array in arrays if array.has_word(usual)]
+    arrays = named if len(named) == 1 else arrays
+    if len(arrays) > 1:
+        _refuse_several(tree, arrays, kind)
+    return arrays[0] if arrays else None
+
+
+def _refuse_several(tree: FileTree, arrays: list[_Array], kind: str) -> None:
+    raise UserError(
+        f"{tree.location} holds several arrays that can be {kind}s "
+        f"({listed([array.column for array in arrays])}): name one with `--{kind}-column`."
+    )
+
+
+def _check_images(array: _Array, name: str, limits: ImageLimits) -> None:
+    if array.kind != np.uint8:
+        raise UserError(
+            f"{name} holds {array.kind} values: convert them to uint8, 0 to 255, or name another "
+            "array with `--image-column`."
+        )
+    *_, height, width = array.shape
+    if len(array.shape) == 4:
+        height, width = array.shape[2:] if _channels_first(array.shape) else array.shape[1:3]
+        if not {1, 3, 4} & {array.shape[1], array.shape[3]}:
+            raise UserError(f"{name} has the shape {list(array.shape)}, without 1 or 3 channels.")
+    if min(array.shape) <= 0:
+        raise UserError(f"{name} has the shape {list(array.shape)}: it holds no image.")
+    limits.check(width, height, f"An image of {name}")
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return shape[3] not in (1, 3, 4)
+
+
+def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[Label]:
+    name = f"{tree.location}/{array.file}"
+    if array.shape[0] != images.shape[0]:
+        raise UserError(
+            f"{name} holds {array.shape[0]:,} labels of the {images.shape[0]:,} images in "
+            f"{images.file}: give one for each."
+        )
+    size = array.shape[0] * array.kind.itemsize
+    if size > _MAX_LABELS or array.kind.kind not in "biufSU":
+        raise UserError(f"{name} holds {array.kind} values, which are no classes.")
+    with _array_errors(name), _open_array(tree, array.file) as (stream, _, kind):
+        values = np.frombuffer(stream.read(size), kind, array.shape[0])
+    if kind.kind == "f":
+        if (values != np.rint(values)).any():
+            raise UserError(f"{name} holds fractions, which are no classes.")
+        values = values.astype(np.int64)
+    if kind.kind in "Sb":
+        values = values.astype(np.str_)
+    return cast(list[Label], values.tolist())
+
+
+def _read_images(
+    tree: FileTree, array: _Array, labels: list[int], convert: Convert
+) -> Iterator[RawImage]:
+    count, *shape = array.shape
+    size = math.prod(shape)
+    file = f"{tree.location}/{array.file}"
+    with _array_errors(file), _open_array(tree, array.file) as (stream, _, _):
+        for index in range(count):
+            data = stream.read(size)
+            if len(data) < size:
+                raise EOFError(f"it ends after {index:,} of {count:,} images")
+            pixels = np.frombuffer(data, np.uint8).reshape(shape)
+            if len(shape) == 3 and _channels_first(array.shape):
+                pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            if pixels.shape[2:] == (1,):
+                pixels = pixels[..., 0]
+            name = f"{file}, image {index},"
+            label = labels[index] if labels else None
+            origin = f"{array.file}, image {index}"
+            yield RawImage(convert(Image.fromarray(pixels), name), label, name, origin=origin)
+
+
+@contextmanager
+def _array_errors(name: str) -> Iterator[None]:
+    """Turn whatever a damaged array raises into a UserError that names it."""
+    try:
+        yield
+    except (
+        OSError, EOFError, ValueError, KeyError, struct.error, zlib.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{name} cannot be read as an array ({first_error_line(error)}): copy it again."
+        ) from error

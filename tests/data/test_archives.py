@@ -1,0 +1,197 @@
+"""Zip and tar archives as sources, and how those that are made to harm are refused."""
+
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.datasets import labels_of
+from helpers.hostile_images import png_of_zeros
+from helpers.random_images import WriteSource, pixels, read_sorted
+from PIL import Image
+
+from cl_ray.data.dataset import Dataset
+
+STORED = pixels(6, 28, 28)
+
+
+def png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+FILES = {f"{'ant' if k % 2 else 'bee'}/{k}.png": png(image) for k, image in enumerate(STORED)}
+
+
+def pack(path: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files to an archive of the kind that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+    mode = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz", ".bz2": "w:bz2"}[path.suffix]
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz", "x.TAR.gz", "x.tar.bz2"])
+def test_archives_of_folders(tmp_path: Path, write_source: WriteSource, name: str) -> None:
+    wrapped = {f"./pets/{file}": content for file, content in FILES.items()}
+    pack(tmp_path / "in" / name, wrapped)
+    before = sorted(os.listdir(tmp_path / "in"))
+    info, rows = write_source(tmp_path / "in")
+    assert info.classes == ["ant", "bee"]
+    assert np.array_equal(rows.image[..., 0], STORED)
+    assert labels_of(rows).tolist() == [1, 0] * 3
+    assert sorted(os.listdir(tmp_path / "in")) == before
+    assert np.array_equal(write_source(tmp_path / "in" / name)[1].image, rows.image)
+
+
+def test_splits_and_tables(tmp_path: Path, write_source: WriteSource) -> None:
+    wrapped = {f"train/{file}": content for file, content in FILES.items()}
+    pack(tmp_path / "in" / "train.zip", wrapped)
+    pack(tmp_path / "in" / "Test.zip", dict(list(FILES.items())[:2]))
+    info, rows = write_source(tmp_path / "in")
+    assert {split: part.rows for split, part in info.splits.items()} == {"train": 6, "test": 2}
+    assert info.classes == ["ant", "bee"]
+    test = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), "test")
+    assert labels_of(test).tolist() == [1, 0]
+    lines = "".join(f"{k}.png,{'xyz'[k % 3]}\n" for k in range(6))
+    pack(tmp_path / "inside" / "x.zip", FILES | {"labels.csv": f"file,label\n{lines}".encode()})
+    pack(tmp_path / "beside" / "x.zip", FILES)
+    (tmp_path / "beside" / "train.csv").write_text(f"id,class\n{lines}")
+    for folder in ("inside", "beside"):
+        info, rows = write_source(tmp_path / folder)
+        assert info.classes == ["x", "y", "z"]
+        assert labels_of(rows).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_webdataset(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    for shard in range(2):
+        samples = {}
+        for k in range(3):
+            samples[f"{k:03}.png"] = png(STORED[3 * shard + k])
+            samples[f"{k:03}.cls"] = b"%d" % (3 * shard + k)
+            samples[f"{k:03}.txt"] = b"a caption"
+        pack(tmp_path / "in" / f"train-{shard:06}{suffix}", samples)
+    _, rows = write_source(tmp_path / "in")
+    assert np.array_equal(rows.image[..., 0], STORED)
+    assert labels_of(rows).tolist() == [0, 1, 2, 3, 4, 5]
+    printed = capsys.readouterr().out
+    assert "Labels are from 6 .cls files beside the images.\n" in printed
+    assert "Left out, by the endings of their names: 6 .txt.\n" in printed
+    assert write_source(tmp_path / "in", label_column="none")[1].label is None
+
+
+def test_webdataset_with_json(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    samples = {}
+    for k in range(3):
+        samples |= {f"{k}.png": png(STORED[k]), f"{k}.json": b'{"width": 28, "label": "c%d"}' % k}
+    pack(tmp_path / "in" / "0.tar", samples)
+    info, _ = write_source(tmp_path / "in")
+    assert info.classes == ["c0", "c1", "c2"]
+    pack(tmp_path / "in" / "0.tar", samples | {"1.json": b"{}"})
+    assert "1 of 3 images of" in refused(tmp_path / "in")
+
+
+def test_names_never_lead_out_of_an_archive(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("/etc/a.png", "..\\a.png", "../../b.png", "x/../c.png", "__MACOSX/._c.png")
+    pack(tmp_path / "in" / "x.zip", dict.fromkeys(names, FILES["bee/0.png"]))
+    before = set(tmp_path.rglob("*"))
+    assert len(write_source(tmp_path / "in", label_column="none")[1].image) == 2
+    assert "Left out of archives, as hidden, thumbnails or links: 2 .., 1 __MACOSX." in (
+        capsys.readouterr().out
+    )
+    assert {path for path in tmp_path.rglob("*") if "made" not in path.parts} == before
+
+
+def test_links_in_a_tar_are_left_out(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pack(tmp_path / "in" / "x.tar", FILES)
+    with tarfile.open(path, "a") as tar:
+        entry = tarfile.TarInfo("bee/passwd.png")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(entry)
+    assert len(write_source(tmp_path / "in")[1].image) == 6
+    assert "links: 1 passwd.png." in capsys.readouterr().out
+
+
+def test_bombs_in_archives_are_refused_by_their_headers(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("x.zip", "x.tgz"):
+        pack(tmp_path / "in" / name, {"0.png": png_of_zeros(13_300, 13_300)})
+        assert "/0.png has 176,890,000 pixels, more than --max-p" in refused(tmp_path / "in")
+        (tmp_path / "in" / name).unlink()
+    path = pack(tmp_path / "in" / "x.zip", {"0.png": bytes(2**28)})
+    assert path.stat().st_size < 2**19
+    message = refused(tmp_path / "in")
+    assert "x.zip/0.png has 268,435,456 bytes, more than 3 for each of --max-pixels" in message
+    path.unlink()
+    pack(tmp_path / "in" / "x.tgz", {"0.bin": bytes(2**28), "0.png": FILES["bee/0.png"]})
+    assert "or unpacks to more than 100 times its size" in refused(tmp_path / "in")
+    entry = tarfile.TarInfo("pax")
+    entry.type, entry.size = tarfile.XHDTYPE, 2**30
+    (tmp_path / "in" / "x.tgz").write_bytes(gzip.compress(entry.tobuf() + bytes(2**20)))
+    assert "(a header of 1,073,741,824 bytes)" in refused(tmp_path / "in")
+
+
+def test_damaged_archives(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    for name in ("x.zip", "x.tar", "x.tgz"):
+        path = pack(tmp_path / "in" / name, FILES)
+        content = path.read_bytes()
+        for damaged in (b"", content[: len(content) // 2], b"nothing of the kind" * 99):
+            path.write_bytes(damaged)
+            message = refused(tmp_path / "in")
+            assert f"{name} cannot be read as an archive (" in message
+        path.unlink()
+    path = pack(tmp_path / "in" / "x.tar", FILES)
+    damaged = bytearray(path.read_bytes())
+    damaged[1024 + 512 * (len(FILES["bee/0.png"]) // 512 + 1) - 512] ^= 255  # the second header
+    path.write_bytes(damaged)
+    assert "x.tar cannot be read as an archive (damaged at byte" in refused(tmp_path / "in")
+    path.unlink()
+    path = tmp_path / "in" / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:  # stored, so that only the checksum shows it
+        for name, content in FILES.items():
+            archive.writestr(name, content)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(FILES["bee/2.png"]) + 60] ^= 1
+    path.write_bytes(damaged)
+    message = refused(tmp_path / "in")
+    assert "x.zip/bee/2.png cannot be read as an image (Bad CRC-32 for file" in message
+    assert len(write_source(tmp_path / "in", skip_broken=True)[1].image) == 5
+
+
+def test_packed_otherwise(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("0.png", FILES["bee/0.png"])
+    assert "x.zip/0.png is packed by method 14: unpack it first" in refused(tmp_path / "in")
+    pack(tmp_path / "in" / "x.zip", {"a.parquet": b"x"})
+    assert "x.zip/a.parquet is in an archive: unpack it first" in refused(tmp_path / "in")
+    pack(tmp_path / "in" / "x.zip", FILES)
+    (tmp_path / "in" / "0.png").write_bytes(FILES["bee/0.png"])
+    assert "holds both 0.png and x.zip: give a folder with one" in refused(tmp_path / "in")
