@@ -181,6 +181,7 @@ def write_splits(
             parts, broken = _spool(splits, work, metadata.classes, skip_broken, report)
             random = np.random.default_rng(seed)
             parts |= _hold_out(parts["train"], fractions, random)
+            _note_missing_classes(_in_order(parts), metadata.classes, note)
             if local:
                 folder = os.path.join(work, "new")
             else:
@@ -388,6 +389,26 @@ def _hold_out(
         split: replace(train, rows=train.rows[rows], id=train.id[rows])
         for split, rows in {"train": left, **parts}.items()
     }
+
+
+def _note_missing_classes(
+    parts: Mapping[str, _SpooledSplit], classes: list[str] | None, note: Note
+) -> None:
+    """Name the classes that are not in every split, with the number of their images in all."""
+    labels = {split: part.label[part.rows] for split, part in parts.items() if part.label.size}
+    if not labels:
+        return
+    numbers, counts = np.unique(np.concatenate(list(labels.values())), return_counts=True)
+    for split, found in labels.items():
+        present = set(np.unique(found).tolist())
+        names = [
+            f"{classes[number] if classes else number} ({count:,} image{'s' if count > 1 else ''})"
+            for number, count in zip(numbers, counts, strict=True)
+            if number >= 0 and number not in present
+        ]
+        if names:
+            of = "class" if len(names) == 1 else f"{len(names):,} classes"
+            note(f"The split {split} has no image of the {of} {listed(names)}.")
 
 
 def _stratified_sample(

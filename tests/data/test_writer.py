@@ -59,6 +59,34 @@ def test_held_out_images_are_random_ones_of_every_class(
         assert split == "train" or len({*gaps.tolist()}) > 1  # neither the tail nor every tenth
 
 
+def test_classes_that_are_not_in_every_split_are_named(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def written(counts: list[int], classes: list[str] | None, fraction: float) -> list[str]:
+        notes.clear()
+        labels = np.repeat(np.arange(len(counts)), counts)
+        raw = [RawImage(images(1)[0], int(label), "image") for label in labels]
+        write_splits(
+            {"train": raw},
+            str(tmp_path / "set"),
+            replace(METADATA, classes=classes),
+            test_fraction=fraction,
+            overwrite=True,
+            note=notes.append,
+        )
+        return notes
+
+    names = [f"c{k}" for k in range(13)]
+    assert written([50, 50], ["a", "b"], 0.2) == []
+    common = "The split test has no image of the "
+    assert written([190, 1], None, 0.02) == [f"{common}class 1 (1 image)."]
+    (note,) = written([2] * 12 + [300], names, 0.03)
+    there = np.unique(labels_of(Dataset.open(str(tmp_path / "set")).read("test")))
+    absent = [f"c{k} (2 images)" for k in range(13) if k not in there]
+    assert len(absent) == 11
+    assert note == f"{common}11 classes {', '.join(absent[:10])}, and 1 more."
+
+
 def test_origins_follow_their_images(tmp_path: Path) -> None:
     out = str(tmp_path / "set")
     pixels = images(2500)
