@@ -101,7 +101,8 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         images = f"{split.rows:,} image{'s' if split.rows > 1 else ''}"
         files = f"{len(split.shards)} file{'s' if len(split.shards) > 1 else ''}"
         size = decimal(sum(shard.bytes for shard in split.shards))
-        lines[name] = f"{images} in {files}, {size}"
+        unlabelled = f", {split.unlabelled:,} without a label" if split.unlabelled else ""
+        lines[name] = f"{images} in {files}, {size}{unlabelled}"
     lines["where"] = without_options(absolute_location(out))
     lines["next"] = f"cl-ray train --data {shlex.quote(out)}"
     print_fields(console, lines, max(10, *(len(name) + 1 for name in lines)))

@@ -16,7 +16,7 @@ class PairConfig(BaseConfig):
         "views",
         description="views: no labels; the positive's partner is another view of it. "
         "labels: supervised; the partner is another image of its class, the negative one of "
-        "another class.",
+        "another class; images without a label pair as in views.",
     )
     candidates: int = Field(2, ge=1, le=1024, description="Candidates drawn for each negative.")
     negatives: Literal["far", "hard"] = Field(

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ MIN_SIDE, MAX_SIDE = 28, 256
 DISTANCE_SIDE = 64
 """Pixels of a side that distances between images are taken over, at most."""
 QUANTILES = np.linspace(0, 1, 101)
+UNLABELLED = -1
+"""The label in a `RowBatch` of a row that has none, where others have one; null in the files."""
 MAX_CLASSES = 10_000
 """More different labels are no classes."""
 
@@ -62,12 +64,15 @@ class ShardInfo(BaseConfig):
 class SplitInfo(BaseConfig):
     """One split: its files, in order, and the distances between its images.
 
+    `unlabelled` counts the rows without a label, in data that has labels.
+
     `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
     rows, pixels scaled to [0, 1] and as many as `distance_stride` says, estimated from a uniform
     sample; empty if there is one row.
     """
 
     rows: int = Field(ge=1)
+    unlabelled: int = Field(0, ge=0)
     shards: list[ShardInfo]
     distances: list[float]
 
@@ -88,7 +93,7 @@ class DatasetInfo(BaseConfig):
     source: str = Field(description="Where the images are from.")
     licence: str | None
     shape: tuple[int, int, int] = Field(description="Height, width, channels.")
-    labelled: bool = Field(description="Whether the rows have labels.")
+    labelled: bool = Field(description="Whether any row has a label.")
     origins: bool = Field(False, description="Whether the rows say where in the source they were.")
     classes: list[str] | None = Field(description="The name of each label, if they have names.")
     row_group: int = Field(ge=1, description="Rows of every row group but a file's last.")
@@ -107,6 +112,10 @@ class DatasetInfo(BaseConfig):
         if height != width or not MIN_SIDE <= height <= MAX_SIDE or channels not in (1, 3):
             raise ValueError(f"{shape} is not a square of {MIN_SIDE} to {MAX_SIDE}, grey or RGB")
         return shape
+
+    def labelled_rows(self, split: str) -> int:
+        """Return how many rows of a split have a label."""
+        return self.splits[split].rows - self.splits[split].unlabelled if self.labelled else 0
 
     @property
     def photographic(self) -> bool:
@@ -147,7 +156,8 @@ class RowBatch:
     Args:
         id: [n] int64, each row's index in the source's order, unique within the split.
         image: [n, H, W, C] uint8.
-        label: [n] int64, or None where the data has no labels.
+        label: [n] int64, UNLABELLED for a row without a label; None where no row of the data has
+            one.
         origin: [n] str, where in the source each row was; None where that is unknown or not read.
     """
 
@@ -157,7 +167,7 @@ class RowBatch:
     origin: NDArray[np.object_] | None = None
 
     def take(self, rows: Any) -> "RowBatch":
-        """Return the rows at indices, or in a slice."""
+        """Return the rows at indices, in a slice or in a mask."""
         label = None if self.label is None else self.label[rows]
         origin = None if self.origin is None else self.origin[rows]
         return RowBatch(self.id[rows], self.image[rows], label, origin)
@@ -165,6 +175,13 @@ class RowBatch:
     def sorted_by_id(self) -> "RowBatch":
         """Return the rows in the source's order."""
         return self.take(np.argsort(self.id, kind="stable"))
+
+    def labelled(self) -> "RowBatch":
+        """Return the rows that have a label; if none has, all rows, with `label` None."""
+        if self.label is None or (self.label != UNLABELLED).all():
+            return self
+        known = self.label != UNLABELLED
+        return self.take(known) if known.any() else replace(self, label=None)
 
 
 def distance_stride(side: int) -> int:
@@ -352,7 +369,9 @@ class Dataset:
             raise UserError(f"{self.location} has no labels.")
         if self.info.classes is not None:
             return list(self.info.classes)
-        ranges = [self._label_range(split) for split in self.info.splits]
+        ranges = [
+            self._label_range(split) for split in self.info.splits if self.info.labelled_rows(split)
+        ]
         low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
         if low < 0 or high >= MAX_CLASSES:
             raise UserError(
@@ -362,7 +381,7 @@ class Dataset:
         return [str(number) for number in range(high + 1)]
 
     def class_counts(self, split: str) -> list[int]:
-        """Count the rows of each class of `class_names` in a split; reads labels only.
+        """Count the labelled rows of each class of `class_names` in a split; reads labels only.
 
         Raises:
             UserError: As `class_names` and `read` do.
@@ -370,12 +389,12 @@ class Dataset:
         counts = np.zeros(len(self.class_names()), np.int64)
         for shard in self._split(split).shards:
             with self._open(shard) as file:
-                labels = file.read(["label"])["label"].combine_chunks()
-                counts += np.bincount(_integers(labels)[: shard.rows], minlength=len(counts))
+                labels = _labels(file.read(["label"])["label"].combine_chunks())[: shard.rows]
+                counts += np.bincount(labels[labels != UNLABELLED], minlength=len(counts))
         return counts.tolist()
 
     def only_label(self, split: str) -> int | None:
-        """Return the label that all rows of a split have; None if there are several.
+        """Return the label that all labelled rows of a split have; None if there are several.
 
         Raises:
             UserError: There is no such split.
@@ -391,7 +410,8 @@ class Dataset:
                 column = file.schema_arrow.get_field_index("label")
                 groups = (file.metadata.row_group(n) for n in range(file.num_row_groups))
                 found += [group.column(column).statistics for group in groups]
-        return min(s.min for s in found), max(s.max for s in found)
+        known = [statistics for statistics in found if statistics.has_min_max]
+        return min(s.min for s in known), max(s.max for s in known)
 
     def _split(self, split: str) -> SplitInfo:
         try:
@@ -415,7 +435,7 @@ class Dataset:
                 expected = min(size, shard.rows - group * size)
                 if len(batch) != expected:
                     raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
-                label = _integers(batch["label"]) if self.info.labelled else None
+                label = _labels(batch["label"]) if self.info.labelled else None
                 image = batch["image"].to_numpy_ndarray()
                 origin = np.array(batch["origin"].to_pylist(), object) if origins else None
                 yield group, RowBatch(_integers(batch["id"]), image, label, origin)
@@ -476,3 +496,8 @@ def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None
 def _integers(column: pa.Array) -> NDArray[np.int64]:
     """Return a column without copying it; `to_numpy` would import pandas for half a second."""
     return np.from_dlpack(column).astype(np.int64, copy=False)
+
+
+def _labels(column: pa.Array) -> NDArray[np.int64]:
+    """Return a column of labels, null as UNLABELLED; `fill_null` imports pandas, too."""
+    return _integers(column.fill_null(UNLABELLED) if column.null_count else column)

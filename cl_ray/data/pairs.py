@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
-from cl_ray.data.dataset import distance_stride
+from cl_ray.data.dataset import UNLABELLED, distance_stride
 from cl_ray.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]
@@ -35,7 +35,9 @@ class PairSampler:
     Args:
         config: The mode, the number of candidates and the quantile.
         images: The pool, uint8 [n, H, W, C], on any device.
-        labels: Class indices [n] of the pool, required by the mode `labels`.
+        labels: Class indices [n] of the pool, required by the mode `labels`. An image without a
+            label, UNLABELLED, pairs as in the mode `views`, and is no negative of a labelled one.
+            If the pool has no label, all do.
         distance: The smallest distance of a negative, pixels scaled to [0, 1].
 
     With `negatives` "hard", `embed` must be set before sampling.
@@ -50,7 +52,7 @@ class PairSampler:
         stride = distance_stride(images.shape[1])
         self.pixels = images[:, ::stride, ::stride].flatten(1)
         self.embed: Embed | None = None
-        self.labels = labels if config.mode == "labels" else None
+        self.labels: Tensor | None = None
         self.bound = int(-(-((distance * 255) ** 2) // 1))  # rounded up: never nearer
         if len(images) <= config.candidates:
             raise UserError(
@@ -67,14 +69,22 @@ class PairSampler:
                 raise UserError(
                     "pairs.mode `labels` needs labels, and this data has none: use `views`."
                 )
-            # Rows ordered by class; of each row, its class's first position there and size.
-            self.order = torch.argsort(labels, stable=True)
-            classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
-            if len(classes) < 2:
+            known = labels[labels != UNLABELLED].unique()
+            if len(known) == 1:
                 raise UserError(
                     f"pairs.mode `labels` needs two classes, and all images are of class "
-                    f"{int(classes[0])}: use `views`."
+                    f"{int(known[0])}: use `views`."
                 )
+            self.labels = labels if len(known) else None
+            # Of each row, its position among the labelled ones.
+            self.labelled = (labels != UNLABELLED).nonzero().squeeze(1)
+            self.rank = (labels != UNLABELLED).cumsum(0) - 1
+            # Each unlabelled image is alone in a class of its own, with a negative number.
+            own_class = -1 - torch.arange(len(labels), device=labels.device)
+            labels = torch.where(labels == UNLABELLED, own_class, labels)
+            # Rows ordered by class; of each row, its class's first position there and size.
+            self.order = torch.argsort(labels, stable=True)
+            _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
             self.first = (counts.cumsum(0) - counts)[inverse]
             self.count = counts[inverse]
             self.position = torch.empty_like(self.order)
@@ -124,10 +134,15 @@ class PairSampler:
         others = len(self.pixels) - 1
         drawn = torch.randint(others, shape, generator=generator).to(self.pixels.device)
         candidates = drawn + (drawn >= positives[:, None])  # never the positive itself
+        if self.labels is not None:  # of a labelled image, labelled ones
+            drawn = drawn * (len(self.labelled) - 1) // others
+            drawn += drawn >= self.rank[positives][:, None]
+            is_labelled = self.labels[positives][:, None] != UNLABELLED
+            candidates = torch.where(is_labelled, self.labelled[drawn], candidates)
         distance = self._squared_distance(positives, candidates)
         if self.labels is not None:
-            same = self.labels[candidates] == self.labels[positives][:, None]
-            distance = distance.masked_fill(same, -1)
+            excluded = self._may_be_same_class(positives[:, None], candidates)
+            distance = distance.masked_fill(excluded, -1)
         score = distance
         if self.config.negatives == "hard":
             similarity = self._similarity(positives, candidates)
@@ -135,6 +150,13 @@ class PairSampler:
         best = score.argmax(1, keepdim=True)
         far = distance.gather(1, best).squeeze(1) >= self.bound
         return candidates.gather(1, best).squeeze(1), far
+
+    def _may_be_same_class(self, positives: Tensor, candidates: Tensor) -> Tensor:
+        """Return whether candidates are of the positives' class, or may be, having no label."""
+        assert self.labels is not None
+        of_positive, of_candidate = self.labels[positives], self.labels[candidates]
+        may_be = (of_candidate == of_positive) | (of_candidate == UNLABELLED)
+        return may_be & (of_positive != UNLABELLED)
 
     def _similarity(self, positives: Tensor, candidates: Tensor) -> Tensor:
         """Return the cosine similarity of embeddings of rows [b] to those of rows [b, k]."""
@@ -151,7 +173,7 @@ class PairSampler:
         rows = torch.arange(len(self.pixels), device=self.pixels.device).split(_DISTANCE_CHUNK)
         distance = torch.cat([self._squared_distance(row, part[None])[0] for part in rows])
         if self.labels is not None:
-            distance[self.labels == self.labels[positive]] = -1
+            distance[self._may_be_same_class(row, torch.cat(rows))] = -1
         allowed = (distance >= self.bound).nonzero().squeeze(1)
         if not len(allowed):
             raise UserError(

@@ -245,6 +245,8 @@ def read_parquet_source(
         known = info.classes if info else _hugging_face_names(schemas[first], label)
         values = _distinct_labels(folder, schemas, label)
         classes, class_indices = _find_classes(values, known, is_numbered=info is not None)
+        if _NO_LABEL in values and _NO_LABEL not in class_indices:
+            note(f"The number {_NO_LABEL} in the column {label} means an image without a label.")
     pixel_format = _find_pixel_format(folder, schemas, first, image, channels, note)
     known_columns = ("id", *["origin"] * info.origins) if info else ()
     columns = [name for name in (image, label, *known_columns) if name]

@@ -4,9 +4,10 @@ import difflib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import pyarrow.fs as pafs
 from PIL import ImageColor
@@ -53,6 +54,7 @@ from cl_ray.data.writer import (
     VALIDATION_FRACTION,
     ProgressCallback,
     RawImage,
+    ReadImage,
     SourceSplits,
     check_output_free,
     write_splits,
@@ -160,6 +162,11 @@ class SourceConfig(BaseConfig):
         description="Column of the names of image files in a table beside them (labels.csv, "
         f"metadata.jsonl, ...); by default one of {', '.join(FILE_COLUMNS)}.",
     )
+    unlabelled: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Whether to keep images without a label where others have one. G and D can be "
+        "conditioned on classes only if all training images have labels.",
+    )
     licence: str | None = Field(None, description="Terms of use, recorded with the data.")
     seed: int = Field(
         0,
@@ -222,7 +229,18 @@ def _write_dataset(
             for split, images in splits.items()
         }
         metadata = replace(metadata, classes=None)
-    return write_splits(
+    dropped = Counter[str]()
+
+    def labelled(split: str, images: Iterable[ReadImage]) -> Iterator[ReadImage]:
+        for image in images:
+            if isinstance(image, RawImage) and image.label is None:
+                dropped[split] += 1
+            else:
+                yield image
+
+    if config.unlabelled == "drop":
+        splits = {split: labelled(split, images) for split, images in splits.items()}
+    info = write_splits(
         splits,
         config.out,
         replace(
@@ -238,6 +256,9 @@ def _write_dataset(
         progress=progress,
         note=note,
     )
+    if dropped:
+        note(f"Left out, having no label: {counted(dropped)}.")
+    return info
 
 
 def _measure_depth(

@@ -27,6 +27,7 @@ from cl_ray.data.dataset import (
     MIN_SIDE,
     PACKAGED,
     QUANTILES,
+    UNLABELLED,
     DatasetInfo,
     ShardInfo,
     SplitInfo,
@@ -109,7 +110,7 @@ class _SpooledSplit:
 
     Args:
         image: [m, H, W, C] uint8.
-        label: [m] int64, or empty.
+        label: [m] int64, UNLABELLED where an image has none; empty if none of the data has one.
         rows: [n] indices into the m images.
         id: [n] int64, each row's place in the source's order.
         origin: [m] strings, or None where no image has an origin.
@@ -143,7 +144,7 @@ def write_splits(
 
     Args:
         splits: The images of `train`, and of `validation` and `test` if there are such; all of one
-            shape, all or none labelled.
+            shape. Some may have no label.
         out: A folder or the URI of one.
         metadata: The rest of `dataset.json`.
         validation_fraction: Fraction of `train`, in [0, 1), that becomes the split `validation`:
@@ -182,6 +183,7 @@ def write_splits(
             random = np.random.default_rng(seed)
             parts |= _hold_out(parts["train"], fractions, random)
             _note_missing_classes(_in_order(parts), metadata.classes, note)
+            is_labelled = bool(parts["train"].label.size)
             if local:
                 folder = os.path.join(work, "new")
             else:
@@ -191,14 +193,17 @@ def write_splits(
             shape = parts["train"].image.shape[1:]
             row_group = min(max(GROUP_BYTES // int(np.prod(shape)), 64), 1024)
             info = DatasetInfo(
-                **vars(metadata),
+                **vars(metadata if is_labelled else replace(metadata, classes=None)),
                 shape=shape,
-                labelled=bool(parts["train"].label.size),
+                labelled=is_labelled,
                 origins=parts["train"].origin is not None,
                 row_group=row_group,
                 splits={
                     split: SplitInfo(
                         rows=len(part.rows),
+                        unlabelled=int((part.label[part.rows] == UNLABELLED).sum())
+                        if is_labelled
+                        else 0,
                         shards=_write_shards(
                             part, split, filesystem, folder, row_group, level, random, report
                         ),
@@ -280,8 +285,7 @@ def _spool(
                 first = first or raw
                 _check_image(raw, first, classes)
                 stream.write(raw.image.tobytes())
-                if raw.label is not None:
-                    labels.append(raw.label)
+                labels.append(UNLABELLED if raw.label is None else raw.label)
                 ends.append(
                     ends[-1] + origins.write((raw.origin or "").encode(errors="backslashreplace"))
                 )
@@ -295,11 +299,13 @@ def _spool(
         report(f"reading {split}", len(indices), len(indices))
         parts[split] = _SpooledSplit(
             np.memmap(file, np.uint8, "r", shape=(len(indices), *first.image.shape)),
-            np.frombuffer(labels, np.int64) if labels else np.empty(0, np.int64),
+            np.frombuffer(labels, np.int64),
             np.argsort(np.frombuffer(indices, np.int64), kind="stable"),
             np.arange(len(indices)),
             _strings(names, ends) if ends[-1] else None,
         )
+    if not any((part.label != UNLABELLED).any() for part in parts.values()):
+        parts = {split: replace(part, label=part.label[:0]) for split, part in parts.items()}
     if broken and not skip_broken:
         _refuse_broken(broken, sum(len(part.rows) for part in parts.values()))
     return parts, broken
@@ -331,7 +337,7 @@ def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> None:
-    """Check an image's shape and label, alone and against the first image's."""
+    """Check an image's shape, alone and against the first image's, and its label."""
     height, width, channels = raw.image.shape
     if (height, width) != first.image.shape[:2]:
         raise UserError(
@@ -351,9 +357,6 @@ def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> N
             f"{kinds[first.image.shape[2]]}: add `--color grey` or `--color rgb`."
         )
     without = "leave the labels out with `--label-column none`"
-    if (raw.label is None) != (first.label is None):
-        bare, labelled = (raw, first) if raw.label is None else (first, raw)
-        raise UserError(f"{bare.name} has no label but {labelled.name} has one: {without}.")
     if raw.label is not None:
         if raw.label < 0:
             raise UserError(f"{raw.name} has the label {raw.label}: {without}.")
@@ -458,10 +461,14 @@ def _parquet(
     image = pa.FixedShapeTensorArray.from_numpy_ndarray(split.image[rows])
     columns = {"id": pa.array(split.id[order], pa.int64()), "image": image}
     if split.label.size:
-        columns["label"] = pa.array(split.label[rows], pa.int64())
+        label = split.label[rows]
+        columns["label"] = pa.array(label, pa.int64(), mask=label == UNLABELLED)
     if split.origin is not None:
         columns["origin"] = split.origin.take(pa.array(rows)).cast(pa.string())
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+    fields = [
+        pa.field(name, column.type, nullable=column.null_count > 0)
+        for name, column in columns.items()
+    ]
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.table(list(columns.values()), schema=pa.schema(fields)),

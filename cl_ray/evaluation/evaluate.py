@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import adaptive_avg_pool2d
 
-from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
@@ -420,6 +420,16 @@ class Evaluator:
             self.notes.append(
                 "The images have no labels, so no probe of the representation was measured."
             )
+        without = [
+            f"{dataset.info.splits[name].unlabelled:,} of the {dataset.info.splits[name].rows:,} "
+            f"images of the split {name}"
+            for name in dict.fromkeys(("train", self.split))
+            if dataset.info.splits[name].unlabelled
+        ]
+        if without:
+            self.notes.append(
+                f"{' and '.join(without)} have no label: what compares with labels uses the others."
+            )
         self._fidelity: FidelityEvaluator | None = None
         self._modes: ModeEvaluator | None = None
         self._images: tuple[RowBatch, RowBatch] | None = None
@@ -442,7 +452,7 @@ class Evaluator:
         model.check_classes(self.dataset)
         tell("images")
         train, held_out = self.images()
-        context = MetricContext.of(self.dataset, self.config, model.config.condition)
+        context = MetricContext.of(self.dataset, self.config, model.config.condition, self.split)
         with _limited_threads():
             fidelity = self._measure_fidelity(model, context, thorough, tell)
             modes = self._measure_modes(model, thorough, tell)
@@ -450,6 +460,7 @@ class Evaluator:
                 model, context, thorough, tell
             )
         tell("reconstruction")
+        held_out = held_out.labelled() if model.classes else held_out
         real = held_out.image
         copies = model.reconstruct(real, held_out.label if model.classes else None)
         mean = np.broadcast_to(train.image.mean(0, dtype=np.float64), real.shape)
@@ -463,7 +474,7 @@ class Evaluator:
             split=self.split,
             pairs=model.config.pairs.mode,
             supervision=model.config.supervision,
-            probe_images=len(train.image),
+            probe_images=len(train.labelled().image),
             fidelity=fidelity,
             modes=modes,
             representation=representation,
@@ -515,7 +526,7 @@ class Evaluator:
         Returns:
             The images and, of a model with classes, the class that each was generated as.
         """
-        label = self.images()[1].label
+        label = self.images()[1].labelled().label
         if not model.classes or label is None:
             return model.generate(count, self.seed), None
         labels = np.resize(np.random.default_rng(self.seed).permutation(label), count)
@@ -553,8 +564,8 @@ class Evaluator:
 
             tell(f"representation: {owner}")
             x, q = extract(train.image), extract(held_out.image)
-            if train.label is not None and held_out.label is not None:
-                data = ProbeData(x, train.label, q, held_out.label, self.seed)
+            if train.labelled().label is not None and held_out.labelled().label is not None:
+                data = ProbeData(*_labelled(x, train), *_labelled(q, held_out), self.seed)
                 scores[owner], notes = evaluate_representation(data, probes, tell_title)
             if views is not None:
                 pair = extract(views[0]), extract(views[1])
@@ -586,6 +597,13 @@ def _selected(
 ) -> list[Metric[Any, Any]]:
     """Select the available metrics; the thorough ones only if asked for."""
     return [m for m in metrics if (thorough or not m.thorough) and not m.unavailable(context)]
+
+
+def _labelled(features: Floats, rows: RowBatch) -> tuple[Floats, Labels]:
+    """Return the features and labels of the images that have a label."""
+    assert rows.label is not None
+    known = rows.label != UNLABELLED
+    return features[known], rows.label[known]
 
 
 def _limited_threads() -> threadpool_limits:

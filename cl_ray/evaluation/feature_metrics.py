@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.data.config import ViewConfig
+from cl_ray.data.dataset import UNLABELLED
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
 from cl_ray.evaluation.probes import principal_components
@@ -49,7 +50,8 @@ class FeatureData:
         test: float32 [M, d], features of test images.
         views: float32 [V, d] each, features of two views of the same V test images.
         labels: int64 [N], of the training images, whose classes are counted; None without labels.
-        test_labels: int64 [M], that clusters are compared with; None without labels.
+        test_labels: int64 [M], that clusters are compared with; None without labels. Images of
+            either kind may be UNLABELLED.
         seed: Seed of k-means.
 
     Raises:
@@ -74,15 +76,17 @@ class FeatureData:
 
     @cached_property
     def clusters(self) -> list[Labels]:
-        """The cluster [M] of each test image by k-means of the training images, for each seed.
+        """The cluster of each labelled test image by k-means of the training images, for each seed.
 
         As many clusters as the training images have classes. The labels have no other part in it.
         """
         from sklearn.cluster import KMeans
 
         assert self.labels is not None
-        count = len(np.unique(self.labels))
-        train, test = principal_components(self.train[:_CLUSTERED], self.test, self.seed)
+        assert self.test_labels is not None
+        count = len(np.unique(self.labels[self.labels != UNLABELLED]))
+        test = self.test[self.test_labels != UNLABELLED]
+        train, test = principal_components(self.train[:_CLUSTERED], test, self.seed)
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are fewer different features than clusters
@@ -91,6 +95,12 @@ class FeatureData:
                 kmeans = KMeans(min(count, len(train)), n_init=_STARTS, random_state=seed)
                 found.append(kmeans.fit(train).predict(test).astype(np.int64))
         return found
+
+    @cached_property
+    def known_labels(self) -> Labels:
+        """The labels of the test images that have one."""
+        assert self.test_labels is not None
+        return self.test_labels[self.test_labels != UNLABELLED]
 
     @cached_property
     def normalized(self) -> Tensor:
@@ -126,7 +136,7 @@ def cluster_accuracy(data: FeatureData) -> FeatureScore:
 
     values = []
     for clusters in data.clusters:
-        counts = contingency_matrix(data.test_labels, clusters)
+        counts = contingency_matrix(data.known_labels, clusters)
         rows, columns = linear_sum_assignment(counts, maximize=True)
         values.append(counts[rows, columns].sum() / counts.sum())
     return _over_seeds(values)
@@ -136,7 +146,7 @@ def normalized_mutual_information(data: FeatureData) -> FeatureScore:
     """Compute the mutual information of clusters and classes over their mean entropy, 0 to 1."""
     from sklearn.metrics import normalized_mutual_info_score
 
-    return _over_seeds([normalized_mutual_info_score(data.test_labels, c) for c in data.clusters])
+    return _over_seeds([normalized_mutual_info_score(data.known_labels, c) for c in data.clusters])
 
 
 def adjusted_rand_index(data: FeatureData) -> FeatureScore:
@@ -146,7 +156,7 @@ def adjusted_rand_index(data: FeatureData) -> FeatureScore:
     """
     from sklearn.metrics import adjusted_rand_score
 
-    return _over_seeds([adjusted_rand_score(data.test_labels, c) for c in data.clusters])
+    return _over_seeds([adjusted_rand_score(data.known_labels, c) for c in data.clusters])
 
 
 def feature_alignment(data: FeatureData) -> FeatureScore:

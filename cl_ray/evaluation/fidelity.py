@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cl_ray.data.config import ViewConfig
-from cl_ray.data.dataset import RowBatch
+from cl_ray.data.dataset import UNLABELLED, RowBatch
 from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import (
@@ -221,9 +221,13 @@ def label_balance(histogram: NDArray[np.int64]) -> float:
 
 
 def class_accuracy(samples: Samples) -> float:
-    """Compute the fraction of images that the reference gives the class they were generated as."""
+    """Compute the fraction of images that the reference gives the class they were generated as.
+
+    Of real images, those with a label count.
+    """
     assert samples.labels is not None
-    return float((samples.predicted == samples.labels).mean())
+    known = samples.labels != UNLABELLED
+    return float((samples.predicted == samples.labels)[known].mean())
 
 
 def classification_accuracy_score(
@@ -251,9 +255,12 @@ def classification_accuracy_score(
         lr=0.05,
         views=_NO_VIEWS,
     )
-    network = train_classifier(samples.images, labels, samples.reference.classes, config)
-    predicted = classifier_outputs(network, samples.held_out.image).argmax(1)
-    return float((predicted == samples.held_out.label).mean())
+    known, held_out = labels != UNLABELLED, samples.held_out.labelled()
+    network = train_classifier(
+        samples.images[known], labels[known], samples.reference.classes, config
+    )
+    predicted = classifier_outputs(network, held_out.image).argmax(1)
+    return float((predicted == held_out.label).mean())
 
 
 def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> float:

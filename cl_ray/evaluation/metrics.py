@@ -65,16 +65,25 @@ class MetricContext:
         dataset: The data.
         reference: Name of its reference, `auto` resolved; None if there is none.
         condition: Condition of the networks.
+        split: The split that is measured on.
     """
 
     dataset: Dataset
     reference: str | None
     condition: str
+    split: str = "validation"
 
     @classmethod
-    def of(cls, dataset: Dataset, config: EvaluationConfig, condition: str) -> "MetricContext":
-        """Resolve the reference of an evaluation's config."""
-        return cls(dataset, resolve_reference(dataset, config.reference), condition)
+    def of(
+        cls,
+        dataset: Dataset,
+        config: EvaluationConfig,
+        condition: str,
+        split: str = "validation",
+    ) -> "MetricContext":
+        """Resolve the reference of an evaluation's config, and a split that is missing."""
+        split = split if split in dataset.info.splits else "train"
+        return cls(dataset, resolve_reference(dataset, config.reference), condition, split)
 
 
 Requirement = Callable[[MetricContext], str | None]
@@ -131,7 +140,7 @@ def _knows_classes(context: MetricContext) -> str | None:
     if context.reference is None:
         return None
     name = context.reference
-    if name != STACKED and not name.startswith(f"{INCEPTION}:") and context.dataset.info.labelled:
+    if name != STACKED and not name.startswith(f"{INCEPTION}:") and not _has_labels(context):
         classes = ReferenceClassifier.load(name).metadata.classes
         if classes == context.dataset.class_names():
             return None
@@ -148,7 +157,11 @@ def _is_stacked(context: MetricContext) -> str | None:
 
 
 def _has_labels(context: MetricContext) -> str | None:
-    return None if context.dataset.info.labelled else "this data without labels"
+    for split in ("train", context.split):
+        if not context.dataset.info.labelled_rows(split):
+            whole = not context.dataset.info.labelled
+            return f"this data without labels{'' if whole else f' in the split {split}'}"
+    return None
 
 
 def _has_few_classes(context: MetricContext) -> str | None:

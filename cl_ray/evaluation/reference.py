@@ -331,6 +331,14 @@ class ReferenceCommand(ClassifierConfig):
     threads: int = Field(1, ge=1, description="CPU threads; another number rounds differently.")
 
 
+def labelled_held_out(dataset: Dataset) -> Literal["test", "validation"] | None:
+    """Return the split whose labels a reference is measured on; None if there is none."""
+    for split in ("test", "validation"):
+        if split in dataset.info.splits and dataset.info.labelled_rows(split):
+            return split
+    return None
+
+
 def train_reference(
     dataset: Dataset,
     config: ClassifierConfig,
@@ -353,9 +361,9 @@ def train_reference(
     """
     info = dataset.info
     if images is None:
-        train = dataset.read("train")
+        train = dataset.read("train").labelled()
     else:
-        train = sample_rows(dataset, "train", images, config.seed)
+        train = sample_rows(dataset, "train", images, config.seed).labelled()
     if train.label is None:
         raise UserError(f"{dataset.location} has no labels to train a reference on.")
     if (train.label == train.label[0]).all():
@@ -369,15 +377,15 @@ def train_reference(
     measured_on: Literal["test", "validation", "held out"]
     if len(held_out):
         pixels, labels, measured_on = train.image[held_out], train.label[held_out], "held out"
-    elif "test" in info.splits or "validation" in info.splits:
-        measured_on = "test" if "test" in info.splits else "validation"
-        rows = sample_rows(dataset, measured_on, _MEASURED, config.seed)
+    elif measured := labelled_held_out(dataset):
+        measured_on = measured
+        rows = sample_rows(dataset, measured_on, _MEASURED, config.seed).labelled()
         assert rows.label is not None
         pixels, labels = rows.image, rows.label
     else:
         raise UserError(
-            f"{dataset.location} has no split test to measure the accuracy on: hold out some "
-            "training images, such as --hold-out 0.1."
+            f"{dataset.location} has no split test with labels to measure the accuracy on: hold "
+            "out some training images, such as --hold-out 0.1."
         )
     network = train_classifier(
         train.image[fitted], train.label[fitted], len(classes), config, on_epoch

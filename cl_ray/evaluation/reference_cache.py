@@ -14,6 +14,7 @@ from cl_ray.evaluation.classifier import ClassifierConfig, fitting_stride
 from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS
 from cl_ray.evaluation.reference import (
     ReferenceClassifier,
+    labelled_held_out,
     packaged_reference,
     reference_path,
     train_reference,
@@ -34,10 +35,11 @@ _HOLD_OUT = 0.1
 
 
 def needs_training(dataset: Dataset) -> bool:
-    """Return whether a dataset has labels, no packaged reference and enough images."""
+    """Return whether a dataset has no packaged reference, and enough images and labels."""
     rows = min(split.rows for split in dataset.info.splits.values())
+    rows = min(rows, dataset.info.labelled_rows("train"))
     enough = rows > 2 * MANIFOLD_NEIGHBOURS  # an evaluation compares half of the only split
-    return dataset.info.labelled and enough and packaged_reference(dataset) is None
+    return enough and packaged_reference(dataset) is None
 
 
 def prepare_reference(dataset: Dataset, console: Console) -> None:
@@ -46,7 +48,7 @@ def prepare_reference(dataset: Dataset, console: Console) -> None:
     Prints its accuracy, or why there is none.
     """
     path = reference_path(dataset)
-    few = dataset.info.splits["train"].rows < _LEAST_IMAGES
+    few = dataset.info.labelled_rows("train") < _LEAST_IMAGES
     if path is None or few or not needs_training(dataset):
         return
 
@@ -138,13 +140,14 @@ def _train(
 
     tell("reference classifier")
     start = time.perf_counter()
-    hold_out = 0.0 if {"test", "validation"} & set(dataset.info.splits) else _HOLD_OUT
+    hold_out = 0.0 if labelled_held_out(dataset) else _HOLD_OUT
     images = trained_images(dataset)
     reference = train_reference(dataset, config, hold_out, images, on_epoch)
     seconds = time.perf_counter() - start
+    which = "the labelled ones of " if dataset.info.splits["train"].unlabelled else ""
     say(
-        f"A reference classifier of the {reference.classes:,} classes was trained on {images:,} "
-        f"images in {seconds:.0f} s: {_accuracy(reference)}."
+        f"A reference classifier of the {reference.classes:,} classes was trained on {which}"
+        f"{images:,} images in {seconds:.0f} s: {_accuracy(reference)}."
     )
     return reference
 

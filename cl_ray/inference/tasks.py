@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import Dataset, RowBatch, RowRange
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowRange
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,9 +147,12 @@ class VariantsTask(InferenceTask):
     def check(self, model: "TrainedModel") -> None:
         """Check that the dataset has the labels that the run needs."""
         model.check_classes(self.dataset)
-        if not self.dataset.info.labelled and model.config.condition == "projection":
+        rows = self.dataset.info.splits[self.split].rows
+        without = rows - self.dataset.info.labelled_rows(self.split)
+        if without and model.config.condition == "projection":
             raise UserError(
-                f"{self.dataset.location} has no labels, and this run generates images of a given "
+                f"{without:,} of the {rows:,} images of the split {self.split} of "
+                f"{self.dataset.location} have no label, and this run generates images of a given "
                 "class (condition projection): use labelled data."
             )
 
@@ -165,7 +168,9 @@ class VariantsTask(InferenceTask):
         label = None if rows.label is None else rows.label[picked]
         classes = None
         if model.classes:
-            classes = model.classify(rows.image)[picked] if label is None else label
+            classes = np.full(len(picked), UNLABELLED) if label is None else label
+            if (missing := classes == UNLABELLED).any():
+                classes = np.where(missing, model.classify(rows.image)[picked], classes)
         images = _tensor_column(model.decode(latents, labels=classes))
         origin = None if rows.origin is None else rows.origin[picked]
         ids = source * self.copies + copy
@@ -244,6 +249,6 @@ def _table(
     **columns: pa.Array,
 ) -> pa.Table:
     """Build a table with id, label and origin first."""
-    labels = {} if label is None else {"label": pa.array(label)}
+    labels = {} if label is None else {"label": pa.array(label, mask=label == UNLABELLED)}
     origins = {} if origin is None else {"origin": pa.array(origin, pa.string())}
     return pa.table({"id": pa.array(ids), **labels, **origins, **columns})

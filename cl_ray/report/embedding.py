@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.errors import printable
 from cl_ray.evaluation.classifier import Floats
 from cl_ray.model import TrainedModel
@@ -100,7 +100,9 @@ def _map_chart(points: NDArray[np.float64], names: list[str] | None, rows: RowBa
     for group in groups:
         chosen = np.arange(len(points)) if labels is None else np.flatnonzero(labels == group)
         x, y = points[chosen].T
-        colour = COLOURS["quiet"] if group is None else CYCLE[group % len(CYCLE)]
+        colour = COLOURS["quiet"]
+        if group is not None and group != UNLABELLED:
+            colour = CYCLE[group % len(CYCLE)]
         name = "" if names is None else html.escape(names[chosen[0]], quote=False)
         origins = [] if rows.origin is None else map(printable, rows.origin[chosen])
         hover = [f"{name} {html.escape(origin, quote=False)}".strip() for origin in origins]
@@ -123,11 +125,14 @@ def _map_chart(points: NDArray[np.float64], names: list[str] | None, rows: RowBa
     hidden = {"visible": False}
     figure.update_layout(showlegend=is_named, xaxis=hidden, yaxis=hidden)
     figure.update_layout(legend={"itemsizing": "constant"})
-    alt = f"Map of {len(points)} images as points{f' in {len(groups)} labels' if names else ''}."
+    count = len(groups) - (UNLABELLED in groups)
+    alt = f"Map of {len(points)} images as points{f' in {count} labels' if names else ''}."
     return Chart("", alt, figure, height=560)
 
 
 def _class_name(dataset: Dataset, label: int) -> str:
+    if label == UNLABELLED:
+        return "no label"
     known = dataset.info.classes
     return known[label] if known and label < len(known) else str(label)
 

@@ -72,6 +72,7 @@ def noise_interpolation(run: TrainedModel) -> ImageGrid:
 
 def image_interpolation(run: TrainedModel, real: RowBatch) -> ImageGrid:
     """Interpolate between the latent codes of real images, which stand at both ends of a row."""
+    real = real.labelled() if run.classes else real
     chosen = real.image[: 2 * _INTERPOLATIONS]
     codes = run.encode(chosen)
     half = len(chosen) // 2

@@ -28,6 +28,7 @@ from cl_ray.training.preflight import (
     check_reference,
     check_resumable,
     check_shared_storage,
+    data_notes,
     exclusive_lock,
     starts_local_ray,
 )
@@ -88,6 +89,8 @@ def train(
 
         prepare_reference(dataset, console)
     check_checkpoint_metric(config, dataset)
+    for note in data_notes(config, dataset):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     folder.create()
     with storage_errors(folder), exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started)

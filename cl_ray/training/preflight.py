@@ -51,7 +51,8 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"pairs.candidates {config.pairs.candidates} needs more than the {rows // most} images "
             f"that each of {most} workers has of {config.data}: lower it or take more images."
         )
-    if config.pairs.mode == "labels" and not dataset.info.labelled:
+    labelled = dataset.info.labelled_rows("train")
+    if config.pairs.mode == "labels" and not labelled:
         raise UserError(
             f"pairs.mode `labels` needs labels, and {config.data} has none: use `views`."
         )
@@ -63,10 +64,16 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
     if config.pairs.negatives == "hard" and not Partition(dataset, config, least).resident:
         raise UserError(HARD_NEGATIVES_NEED_MEMORY)
     if config.condition != "none":
-        if not dataset.info.labelled:
+        if not labelled:
             raise UserError(
                 f"condition `{config.condition}` needs labels, and {config.data} has none: use "
                 "`none`."
+            )
+        if labelled < rows:
+            raise UserError(
+                f"condition `{config.condition}` needs a label for each training image, and "
+                f"{rows - labelled:,} of the {rows:,} of {config.data} have none: use `none`, or "
+                "write the data without them with `cl-ray data --unlabelled drop`."
             )
         dataset.class_names()
     if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
@@ -74,6 +81,17 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"The images of {config.data} are (nearly) all alike: their pairwise distance at "
             f"pairs.quantile {config.pairs.quantile} is 0; take other data or a higher quantile."
         )
+
+
+def data_notes(config: Config, dataset: Dataset) -> list[str]:
+    """Return sentences on what the run makes of its data, to be printed before it starts."""
+    train = dataset.info.splits["train"]
+    if not train.unlabelled or config.pairs.mode != "labels":
+        return []
+    return [
+        f"{train.unlabelled:,} of the {train.rows:,} training images have no label: they pair as "
+        "in pairs.mode `views`, and are no negatives of labelled ones."
+    ]
 
 
 def check_reference(config: Config, dataset: Dataset) -> None:

@@ -8,7 +8,7 @@ from helpers.datasets import labels_of
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
-from cl_ray.data.dataset import Dataset, RowRange
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowRange
 from cl_ray.data.pairs import PairSampler
 from cl_ray.errors import UserError
 
@@ -266,3 +266,40 @@ def test_distances_of_large_images_are_those_of_every_second_pixel() -> None:
     _, negatives = pool.sample(torch.tensor([0, 1]), seeded())
     assert set(negatives.tolist()) <= {2, 3}
     assert refusal(images[:2].repeat(2, 1, 1, 1), None, 1.0)
+
+
+def test_unlabelled_images_pair_by_views(digits: tuple[Dataset, Tensor, Tensor]) -> None:
+    """Labelled ones have the same partners as without the others, and labelled negatives."""
+    data, images, labels = digits
+    known = torch.arange(300) % 3 > 0
+    some = torch.where(known, labels, UNLABELLED)
+    least = data.distance_quantile("train", 0.1)
+    made = sampler(images, some, least, mode="labels")
+    alone = sampler(images[known], labels[known], least, mode="labels")
+    rows = known.nonzero().squeeze(1)
+    partners, negatives = made.sample(rows, seeded())
+    expected, _ = alone.sample(torch.arange(len(rows)), seeded())
+    assert torch.equal(partners, rows[expected])
+    assert known[negatives].all()
+    assert (labels[negatives] != labels[rows]).all()
+    assert len(negatives.unique()) > 80
+    others = (~known).nonzero().squeeze(1)
+    partners, negatives = made.sample(others, seeded())
+    assert torch.equal(partners, others)
+    assert (negatives != others).all()
+    assert 0.1 < known[negatives].float().mean() < 0.9
+    # Of one that no candidate is far enough from, by the search of all images.
+    strict = sampler(images, some, data.distance_quantile("train", 0.95), mode="labels")
+    partner_of = [strict._exhaustive_negative(int(row), seeded()) for row in rows[:20]]
+    assert known[partner_of].all()
+    assert (labels[partner_of] != labels[rows[:20]]).all()
+
+
+def test_pool_without_labels_pairs_by_views(digits: tuple[Dataset, Tensor, Tensor]) -> None:
+    _, images, labels = digits
+    none = torch.full_like(labels, UNLABELLED)
+    found = sampler(images, none, 1.0, mode="labels").sample(torch.arange(300), seeded())
+    expected = sampler(images, None, 1.0, mode="views").sample(torch.arange(300), seeded())
+    assert all(map(torch.equal, found, expected))
+    none[7] = 3
+    assert "all images are of class 3" in refusal(images, none, 1.0, mode="labels")

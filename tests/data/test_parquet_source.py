@@ -14,6 +14,8 @@ from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
+from cl_ray.data.dataset import UNLABELLED
+
 
 def png(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
@@ -116,6 +118,34 @@ def test_parquet_labels(tmp_path: Path, write_source: WriteSource, form: str) ->
     assert (info.classes, labels_of(rows).tolist()) == (classes, labels)
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        [0, None, 1] * 4,
+        [0, -1, 1] * 4,
+        [0.0, float("nan"), 1.0] * 4,
+        pa.array(["a", None, "b"] * 4).dictionary_encode(),
+    ],
+    ids=["null", "minus one", "nan", "category"],
+)
+def test_images_without_a_label_are_kept(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], column: Any
+) -> None:
+    parquet(tmp_path / "in", {"image": tensor(GREY), "label": column})
+    info, rows = write_source(tmp_path / "in")
+    assert labels_of(rows).tolist() == [0, UNLABELLED, 1] * 4
+    assert info.splits["train"].unlabelled == 4
+    assert ("The number -1 in the column label" in capsys.readouterr().out) == (-1 in column)
+    copy, again = write_source(tmp_path / "made" / "set")
+    assert copy.splits == info.splits
+    assert labels_of(again).tolist() == labels_of(rows).tolist()
+    info, rows = write_source(tmp_path / "in", unlabelled="drop")
+    assert labels_of(rows).tolist() == [0, 1] * 4
+    assert np.array_equal(rows.image[..., 0], GREY[np.arange(12) % 3 != 1])
+    assert info.splits["train"].unlabelled == 0
+    assert "Left out, having no label: 4 train." in capsys.readouterr().out
+
+
 def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Callable[..., str]) -> None:
     blank = nested(np.zeros((10_001, 784), np.uint8))
     parquet(tmp_path / "in", {"image": blank, "label": range(10_001)})
@@ -210,10 +240,6 @@ def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     uneven[1][3].append(0)
     assert "row 1, is not one image" in told({"image": uneven})
     assert "holds double in its column label" in told({"image": image, "label": [0.5] * 12})
-    message = told({"image": image, "label": [0, 1, None] + [0] * 9})
-    assert "0.parquet, row 2, has no label but" in message
-    assert "--label-column none" in message
-    assert "row 11, has no label but" in told({"image": image, "label": [0] * 11 + [-1]})
     missing = encoded.to_pylist()
     missing[7] = None
     assert "row 7, has no image" in told({"image": pa.array(missing)})

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from helpers.datasets import labels_of
 from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray import storage as storage_module
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import UNLABELLED, Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, check_output_free, write_splits
 from cl_ray.errors import UserError
 
@@ -111,6 +112,49 @@ def test_origins_follow_their_images(tmp_path: Path) -> None:
     assert Dataset.open(out).read("train", origins=True).origin is None
 
 
+def test_unlabelled_images_are_kept_and_held_out_like_a_class(tmp_path: Path) -> None:
+    pixels = images(200)
+    labels = [None if k % 2 else k // 2 % 2 for k in range(200)]
+    raw = [RawImage(image, label, "x") for image, label in zip(pixels, labels, strict=True)]
+    out = str(tmp_path / "set")
+    info = write_splits({"train": raw}, out, METADATA, test_fraction=0.2)
+    data = Dataset.open(out)
+    assert info.labelled
+    assert [part.unlabelled for part in info.splits.values()] == [80, 20]
+    assert [info.labelled_rows(split) for split in info.splits] == [80, 20]
+    for split in info.splits:
+        rows = data.read(split)
+        expected = [UNLABELLED if labels[k] is None else labels[k] for k in rows.id]
+        assert labels_of(rows).tolist() == expected
+        part = rows.labelled()
+        assert np.array_equal(part.image, pixels[part.id])
+        assert sorted(part.id.tolist()) == sorted(k for k in rows.id if k % 2 == 0)
+    table = pq.read_table(Path(out) / info.splits["train"].shards[0].file)
+    assert table["label"].null_count == 80
+    assert data.class_names() == ["0", "1"]
+    assert data.class_counts("train") == [40, 40]
+    assert data.only_label("train") is None
+
+
+def test_a_split_may_have_no_label(tmp_path: Path) -> None:
+    out = str(tmp_path / "set")
+    write_splits(
+        {"train": raw_images(images(9), True), "test": raw_images(images(8))}, out, METADATA
+    )
+    data = Dataset.open(out)
+    assert (data.info.labelled_rows("train"), data.info.labelled_rows("test")) == (9, 0)
+    assert labels_of(data.read("test")).tolist() == [UNLABELLED] * 8
+    assert data.read("test").labelled().label is None
+    assert data.class_names() == ["0", "1", "2"]
+    assert data.class_counts("test") == [0, 0, 0]
+
+
+def test_names_of_classes_that_no_image_has_are_left_out(tmp_path: Path) -> None:
+    metadata = DatasetMetadata("tiny", "a test", classes=["a", "b"])
+    info = write_splits({"train": raw_images(images(9))}, str(tmp_path / "set"), metadata)
+    assert (info.labelled, info.classes) == (False, None)
+
+
 def test_few_images_have_no_validation_split_by_default(tmp_path: Path) -> None:
     info = write_splits(
         {"train": raw_images(images(90))}, str(tmp_path / "set"), METADATA, validation_fraction=None
@@ -147,7 +191,6 @@ def bad(image: np.ndarray, label: int | None = None) -> RawImage:
     [
         (bad(images(1, 30)[0]), r"bad.png is 30 × 30 and image 0 is 28 × 28: add `--size N`"),
         (bad(images(1, 28, 3)[0]), "bad.png is in colour and image 0 is grey: add `--color grey`"),
-        (bad(images(1)[0], 0), "image 0 has no label but bad.png has one: .*--label-column none"),
     ],
 )
 def test_images_that_do_not_go_together_leave_nothing(

@@ -10,9 +10,10 @@ import torch
 from helpers.datasets import mnist, write_images
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
+from threadpoolctl import threadpool_limits
 
 from cl_ray.cli import main
-from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import (
@@ -140,6 +141,47 @@ def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
     assert found.notes[0] == (
         "Not measured of this data by evaluation.reference 'mnist', which does not name its "
         "classes: accuracy of a classifier trained on them."
+    )
+
+
+def test_probes_use_the_images_that_have_labels(folder: Path, tmp_path: Path) -> None:
+    """Their scores are those of the data without the other images."""
+    splits = {}
+    for split in ("train", "validation"):
+        images, labels = mnist(split, TRAIN)
+        splits[split] = images, [None if k % 3 == 0 else label for k, label in enumerate(labels)]
+    dataset = Dataset.open(write_images(tmp_path / "some", **splits))
+    evaluator = Evaluator(dataset, EvaluationConfig(reference="mnist"))
+    model = load(folder)
+    found = evaluator.evaluate(model, thorough=True)
+    parts = []
+    for rows in evaluator.images():
+        assert rows.label is not None
+        known = rows.label != UNLABELLED
+        assert known.sum() == 200
+        parts += [model.embed(rows.image)[known], rows.label[known]]
+    with threadpool_limits(1):
+        expected, _ = evaluate_representation(ProbeData(*parts))
+    probes = found.representation["discriminator"]
+    assert {name: score.accuracy for name, score in probes.items()} == {
+        name: score.accuracy for name, score in expected.items()
+    }
+    assert (
+        "100 of the 300 images of the split train and 100 of the 300 images of the split "
+        "validation have no label: what compares with labels uses the others."
+    ) in found.notes
+
+
+def test_a_split_without_labels_is_not_probed(folder: Path, tmp_path: Path) -> None:
+    images, labels = mnist("train", 120)
+    splits = {"train": (images, labels), "validation": (images, [None] * 120)}
+    dataset = Dataset.open(write_images(tmp_path / "some", **splits))
+    config = EvaluationConfig(reference="mnist", samples=100, images=100)
+    found = Evaluator(dataset, config).evaluate(load(folder), thorough=True)
+    assert not found.representation.get("discriminator")
+    assert set(found.features["discriminator"]) == {"alignment", "uniformity", "effective_rank"}
+    assert "Not measured of this data without labels in the split validation: " in " ".join(
+        found.notes
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.datasets import mnist
 
+from cl_ray.data.dataset import UNLABELLED
 from cl_ray.errors import UserError
 from cl_ray.evaluation.feature_metrics import (
     FeatureData,
@@ -70,6 +71,17 @@ def test_labels_only_count_the_clusters() -> None:
     given = measured(apart=0.25).clusters
     other = measured(apart=0.25, labels=np.arange(400) // 100, test_labels=1 - truth % 2).clusters
     assert all(map(np.array_equal, given, other))
+
+
+def test_clusters_are_compared_with_the_labels_that_there_are() -> None:
+    (_, labels), (q, truth) = blobs(400, 0.25), blobs(200, 0.25, seed=1)
+    known = np.arange(200) % 3 > 0
+    some = np.where(known, truth, UNLABELLED)
+    found = measured(apart=0.25, labels=np.where(labels, labels, UNLABELLED), test_labels=some)
+    x, _ = blobs(400, 0.25)
+    alone = FeatureData(x, q[known], (q, q), labels[labels > 0], truth[known])
+    for metric in (cluster_accuracy, normalized_mutual_information, adjusted_rand_index):
+        assert metric(found) == metric(alone)
 
 
 def test_alignment_and_uniformity_are_those_of_the_paper() -> None:

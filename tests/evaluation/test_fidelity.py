@@ -13,7 +13,7 @@ from helpers.ranks import run_on_ranks
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
-from cl_ray.data.dataset import RowBatch
+from cl_ray.data.dataset import UNLABELLED, RowBatch
 from cl_ray.data.stacked_mnist import load_digits
 from cl_ray.errors import UserError
 from cl_ray.evaluation import fidelity as module
@@ -193,6 +193,17 @@ def test_a_classifier_learns_from_correct_labels_only() -> None:
         return classification_accuracy_score(samples, config)
 
     assert accuracy(labels) > 0.7
+    unknown = rows % 3 == 0  # counted nowhere, neither in training nor in the accuracy
+    some_labels = np.where(unknown, UNLABELLED, labels)
+    some = Samples(images, some_labels, rows, normal(9), test, reference, 0)
+    alone = Samples(images[~unknown], labels[~unknown], rows[:400], normal(9), test, reference, 0)
+    expected = classification_accuracy_score(alone, config)
+    assert classification_accuracy_score(some, config) == expected
+    assert test.label is not None
+    half = RowBatch(rows, test.image, np.where(unknown, UNLABELLED, test.label))
+    real = Samples(test.image, half.label, rows, normal(9), half, reference, 0)
+    right = reference.labels(reference.features(test.image)) == test.label
+    assert module.class_accuracy(real) == right[~unknown].mean()
     assert accuracy((labels + 1) % 10) < 0.1
 
 

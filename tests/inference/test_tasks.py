@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.datasets import mnist
+from helpers.datasets import mnist, write_images
 
 import cl_ray
 from cl_ray.data.dataset import Dataset
@@ -85,6 +85,17 @@ def test_embeddings_are_float32_lists_beside_id_and_label(
     assert table["label"].to_pylist() == rows.label.tolist()
     embeddings = table["embedding"].combine_chunks().flatten().to_numpy().reshape(2040, -1)
     assert np.allclose(embeddings, model.embed(rows.image), atol=1e-5)
+
+
+def test_rows_without_a_label_have_null(model: TrainedModel, tmp_path: Path) -> None:
+    images, labels = mnist("train", 30)
+    some = [None if k % 2 else label for k, label in enumerate(labels)]
+    dataset = Dataset.open(write_images(tmp_path / "some", train=(images, some)))
+    ids = dataset.read("train").id.tolist()
+    tasks = EmbedTask(dataset, "train"), VariantsTask(dataset, "train", 1, 0.0, 0)
+    for task in tasks:
+        task.check(model)
+        assert task.compute(model, 0, 30)["label"].to_pylist() == [some[k] for k in ids]
 
 
 def test_distance_moves_variants_away_from_the_reconstruction(

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import cl_ray
-from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.report import embedding
 from cl_ray.report.embedding import embedding_map, plot_embedding
 from cl_ray.report.page import write_run_report
@@ -50,6 +50,18 @@ def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: 
     assert [note.text for note in chart.figure.layout.annotations] == ["a", "d"]
     hover = [trace.hovertext for trace in chart.figure.data]
     assert hover == [("a &lt;1&gt;.png",), ("b 2.png",), ("c 3.png",), ("d 4.png",)]
+
+
+def test_images_without_a_label_are_named_so(trained: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    test = dataset.read("test")
+    assert test.label is not None
+    some = replace(test, label=np.where(test.label < 5, test.label, UNLABELLED))
+    plot = plot_embedding(cl_ray.load(trained), dataset, some, "test")
+    assert plot is not None
+    names = [trace.name for trace in plot.chart.figure.data]
+    assert names == ["no label", *map(str, range(5))]
+    assert plot.chart.alt.endswith("in 5 labels.")
 
 
 def test_names_of_classes_are_text(trained: Path, digits: str) -> None:

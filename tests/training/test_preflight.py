@@ -18,6 +18,7 @@ import pytest
 import ray
 import torch
 from helpers.commands import run_flags
+from helpers.datasets import mnist, write_images
 from helpers.processes import children
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
@@ -30,7 +31,13 @@ from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
-from cl_ray.training.preflight import check_outlives_job, exclusive_lock, starts_local_ray
+from cl_ray.training.preflight import (
+    check_outlives_job,
+    check_pairs,
+    data_notes,
+    exclusive_lock,
+    starts_local_ray,
+)
 from cl_ray.tuning.search import prepare_search
 
 CPUS, GPUS = os.cpu_count() or 1, torch.cuda.device_count()
@@ -118,6 +125,24 @@ def test_pairs_by_labels_of_one_class(tmp_path: Path) -> None:
     message = refusal(Config.from_yaml(f"data: {out}\npairs:\n  mode: labels\n"), runs)
     assert message.startswith("pairs.mode `labels` needs two classes, and all images of ")
     assert "are of class 1: use `views`." in message
+
+
+def test_unlabelled_training_images(tmp_path: Path) -> None:
+    pixels, labels = mnist("train", 80)
+    some = [None if k % 2 else label for k, label in enumerate(labels)]
+    data = write_images(tmp_path / "some", train=(pixels, some), validation=(pixels, labels))
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    message = refusal(Config.from_yaml(f"data: {data}\ncondition: projection\n"), runs)
+    assert "needs a label for each training image, and 40 of the 80 of" in message
+    assert "`cl-ray data --unlabelled drop`" in message
+    dataset = Dataset.open(data)
+    config = Config.from_yaml(f"data: {data}\npairs:\n  mode: labels\n")
+    check_pairs(config, dataset)
+    assert data_notes(config, dataset)[0].startswith("40 of the 80 training images have no label")
+    bare = write_images(tmp_path / "bare", train=(pixels, [None] * 80), test=(pixels, labels))
+    config = Config.from_yaml(f"data: {bare}\npairs:\n  mode: labels\n")
+    assert "has none: use `views`" in refusal(config, runs)
 
 
 def test_actors_and_trials(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
