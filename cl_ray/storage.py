@@ -40,6 +40,12 @@ def _connect(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), location
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
+    except ImportError as error:  # of fsspec, or of the library that it needs for the scheme
+        library = "huggingface_hub" if location.startswith("hf://") else "fsspec"
+        raise UserError(
+            f"{location} needs a library that is not installed ({first_error_line(error)}): "
+            f"`pip install {library}`."
+        ) from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{location} cannot be opened: {first_error_line(error)}.") from error
     return filesystem, path.rstrip("/")

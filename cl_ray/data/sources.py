@@ -62,6 +62,9 @@ from cl_ray.data.writer import (
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem, without_options
 
+_FSSPEC = ("hf://", "fsspec+")
+"""Beginnings of URIs that are read by libraries which raise errors of their own."""
+
 
 class SourceConfig(BaseConfig):
     """Make a dataset (Parquet files and dataset.json) of images that lie elsewhere."""
@@ -70,9 +73,9 @@ class SourceConfig(BaseConfig):
         min_length=1,
         description="A torchvision dataset (MNIST, FashionMNIST, CIFAR10, SVHN, ...), `mnist` "
         f"(the packaged one), `{STACKED}` (three packaged digits as the channels of an image, 1000 "
-        "classes), or a folder, file or URI (s3://, gs://, ...) of images, zip or tar archives of "
-        "images (WebDataset too), Parquet, npz or idx. A folder of images may have a subfolder per "
-        "class, and train/, validation/ and test/ on top.",
+        "classes), or a folder, file or URI (s3://, gs://, hf://datasets/OWNER/NAME, ...) of "
+        "images, zip or tar archives of images (WebDataset too), Parquet, npz or idx. A folder of "
+        "images may have a subfolder per class, and train/, validation/ and test/ on top.",
     )
     splits: SplitChoice = Field(
         "auto",
@@ -210,7 +213,18 @@ def write_dataset(
     check_output_free(config.out, config.overwrite)  # before a download
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, unusual sizes
-        return _write_dataset(config, progress, note)
+        try:
+            return _write_dataset(config, progress, note)
+        except UserError:
+            raise
+        except Exception as error:
+            if not config.source.startswith(_FSSPEC):
+                raise
+            raise UserError(
+                f"{config.source} cannot be read ({type(error).__name__}: "
+                f"{first_error_line(error)}): check its name, the network and HF_TOKEN, or "
+                "download it and give the folder."
+            ) from error
 
 
 def _write_dataset(

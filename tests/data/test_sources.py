@@ -1,5 +1,6 @@
 """The command's config, and which kind of source a name or folder is."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
+from cl_ray import storage
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.errors import UserError
 
@@ -96,3 +101,66 @@ def test_copy_of_a_data_set_is_the_same(tmp_path: Path, write_source: WriteSourc
         info.source,
     )
     assert labels_of(rows).tolist() == [0] * 30 + [1] * 30 + [2] * 30
+
+
+class Hub(DirFileSystem):  # type: ignore[misc]
+    """A local folder under the protocol of Hugging Face's hub, with relative paths like its own."""
+
+    protocol = "hf"
+    root = ""
+
+    def __init__(self) -> None:
+        super().__init__(path=Hub.root, fs=LocalFileSystem(), skip_instance_cache=True)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("hf://")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the hub's datasets."""
+    monkeypatch.setattr(Hub, "root", str(tmp_path))
+    monkeypatch.setitem(_registry, "hf", Hub)
+    storage._connect.cache_clear()
+    return tmp_path / "datasets"
+
+
+def test_datasets_of_the_hub(
+    hub: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    stored = pixels(12)
+    for split, rows in (("train", stored[:8]), ("test", stored[8:])):
+        folder = hub / "owner" / "name" / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        cells = [{"bytes": None, "path": f"{split}{k}.png"} for k in range(len(rows))]
+        for k, image in enumerate(rows):
+            save(folder / f"{split}{k}.png", image)
+            if split == "train":
+                cells[k] = {"bytes": (folder / f"{split}{k}.png").read_bytes(), "path": None}
+        table = pa.table({"image": cells, "label": [k % 2 for k in range(len(rows))]})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    (hub / "owner" / "name" / "README.md").write_text("x")
+    info, rows = write_source("hf://datasets/owner/name", image_column="image")
+    assert {split: part.rows for split, part in info.splits.items()} == {"train": 8, "test": 4}
+    assert np.array_equal(rows.image[..., 0], stored[:8])
+    assert info.source == "hf://datasets/owner/name"
+    assert "hf://datasets/owner/other does not exist" in refused("hf://datasets/owner/other")
+
+
+def test_errors_of_the_hub_are_one_sentence(
+    hub: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def info(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Repository not found\nfor url X")
+
+    monkeypatch.setattr(Hub, "info", info)
+    message = refused("hf://datasets/owner/name")
+    assert "hf://datasets/owner/name cannot be read (RuntimeError: Repository not found" in message
+
+
+def test_hub_without_its_library(refused: Callable[..., str], monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    storage._connect.cache_clear()
+    message = refused("hf://datasets/owner/name")
+    assert message.endswith("`pip install huggingface_hub`.")
