@@ -138,6 +138,11 @@ def _train(
     def on_epoch(epoch: int, loss: float) -> None:
         tell(f"reference classifier: epoch {epoch} of {config.epochs}, loss {loss:.3f}")
 
+    say(
+        f"Training a reference classifier on {trained_images(dataset):,} labelled images, to "
+        "measure samples by; it is kept for the next time (`--evaluation.reference none` does "
+        "without)."
+    )
     tell("reference classifier")
     start = time.perf_counter()
     hold_out = 0.0 if labelled_held_out(dataset) else _HOLD_OUT

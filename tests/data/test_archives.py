@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ def pack(path: Path, files: Mapping[str, bytes]) -> Path:
             for name, content in files.items():
                 archive.writestr(name, content)
         return path
-    mode = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz", ".bz2": "w:bz2"}[path.suffix]
-    with tarfile.open(path, mode) as tar:
+    modes: dict[str, Any] = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz", ".bz2": "w:bz2"}
+    with tarfile.open(path, modes[path.suffix]) as tar:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -83,7 +84,7 @@ def test_webdataset(
     tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     for shard in range(2):
-        samples = {}
+        samples: dict[str, bytes] = {}
         for k in range(3):
             samples[f"{k:03}.png"] = png(STORED[3 * shard + k])
             samples[f"{k:03}.cls"] = b"%d" % (3 * shard + k)
@@ -168,18 +169,18 @@ def test_damaged_archives(
             assert f"{name} cannot be read as an archive (" in message
         path.unlink()
     path = pack(tmp_path / "in" / "x.tar", FILES)
-    damaged = bytearray(path.read_bytes())
-    damaged[1024 + 512 * (len(FILES["bee/0.png"]) // 512 + 1) - 512] ^= 255  # the second header
-    path.write_bytes(damaged)
+    rotten = bytearray(path.read_bytes())
+    rotten[1024 + 512 * (len(FILES["bee/0.png"]) // 512 + 1) - 512] ^= 255  # the second header
+    path.write_bytes(rotten)
     assert "x.tar cannot be read as an archive (damaged at byte" in refused(tmp_path / "in")
     path.unlink()
     path = tmp_path / "in" / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:  # stored, so that only the checksum shows it
         for name, content in FILES.items():
             archive.writestr(name, content)
-    damaged = bytearray(path.read_bytes())
-    damaged[damaged.index(FILES["bee/2.png"]) + 60] ^= 1
-    path.write_bytes(damaged)
+    rotten = bytearray(path.read_bytes())
+    rotten[rotten.index(FILES["bee/2.png"]) + 60] ^= 1
+    path.write_bytes(rotten)
     message = refused(tmp_path / "in")
     assert "x.zip/bee/2.png cannot be read as an image (Bad CRC-32 for file" in message
     assert len(write_source(tmp_path / "in", skip_broken=True)[1].image) == 5

@@ -103,7 +103,7 @@ def test_copy_of_a_data_set_is_the_same(tmp_path: Path, write_source: WriteSourc
     assert labels_of(rows).tolist() == [0] * 30 + [1] * 30 + [2] * 30
 
 
-class Hub(DirFileSystem):  # type: ignore[misc]
+class Hub(DirFileSystem):
     """A local folder under the protocol of Hugging Face's hub, with relative paths like its own."""
 
     protocol = "hf"
@@ -130,15 +130,15 @@ def test_datasets_of_the_hub(
     hub: Path, write_source: WriteSource, refused: Callable[..., str]
 ) -> None:
     stored = pixels(12)
-    for split, rows in (("train", stored[:8]), ("test", stored[8:])):
+    for split, images in (("train", stored[:8]), ("test", stored[8:])):
         folder = hub / "owner" / "name" / "data"
         folder.mkdir(parents=True, exist_ok=True)
-        cells = [{"bytes": None, "path": f"{split}{k}.png"} for k in range(len(rows))]
-        for k, image in enumerate(rows):
+        cells: list[Any] = [{"bytes": None, "path": f"{split}{k}.png"} for k in range(len(images))]
+        for k, image in enumerate(images):
             save(folder / f"{split}{k}.png", image)
             if split == "train":
                 cells[k] = {"bytes": (folder / f"{split}{k}.png").read_bytes(), "path": None}
-        table = pa.table({"image": cells, "label": [k % 2 for k in range(len(rows))]})
+        table = pa.table({"image": cells, "label": [k % 2 for k in range(len(images))]})
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     (hub / "owner" / "name" / "README.md").write_text("x")
     info, rows = write_source("hf://datasets/owner/name", image_column="image")

@@ -146,7 +146,7 @@ def test_notes_name_what_is_not_measured(folder: Path, tmp_path: Path) -> None:
 
 def test_probes_use_the_images_that_have_labels(folder: Path, tmp_path: Path) -> None:
     """Their scores are those of the data without the other images."""
-    splits = {}
+    splits: dict[str, Any] = {}
     for split in ("train", "validation"):
         images, labels = mnist(split, TRAIN)
         splits[split] = images, [None if k % 3 == 0 else label for k, label in enumerate(labels)]
@@ -174,7 +174,7 @@ def test_probes_use_the_images_that_have_labels(folder: Path, tmp_path: Path) ->
 
 def test_a_split_without_labels_is_not_probed(folder: Path, tmp_path: Path) -> None:
     images, labels = mnist("train", 120)
-    splits = {"train": (images, labels), "validation": (images, [None] * 120)}
+    splits: dict[str, Any] = {"train": (images, labels), "validation": (images, [None] * 120)}
     dataset = Dataset.open(write_images(tmp_path / "some", **splits))
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
     found = Evaluator(dataset, config).evaluate(load(folder), thorough=True)
