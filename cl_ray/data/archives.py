@@ -131,8 +131,9 @@ def _tar_members(
                 elif not member.isdir():
                     ignored[posixpath.basename(member.name)] += 1
             stream.seek(tar.offset)
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile ends without an error
-                raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+            end = stream.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0") or not end:  # tarfile stops there without an error
+                raise tarfile.ReadError(f"it is damaged or cut at byte {tar.offset:,}")
 
 
 def _decompress(tree: FileTree, archive: str) -> IO[bytes] | None:
@@ -167,6 +168,7 @@ def _archive_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e:
+        reason = first_error_line(e)
         raise UserError(
-            f"{name} cannot be read as an archive ({first_error_line(e)}): copy it again."
+            f"{name} cannot be read as an archive ({reason}): copy it again, or unpack it."
         ) from e

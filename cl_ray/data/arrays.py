@@ -186,11 +186,8 @@ def _open_array(
             }[np.lib.format.read_magic(raw)]
             shape, by_columns, kind = read_header(raw)
             if (by_columns and len(shape) > 1) or kind.hasobject:
-                what = "Python objects" if kind.hasobject else "an array in Fortran's order"
-                raise UserError(
-                    f"{tree.location}/{file} holds {what}: save it as a plain array, with "
-                    "`np.ascontiguousarray`."
-                )
+                what = "Python objects" if kind.hasobject else "values in Fortran's order"
+                raise UserError(f"{tree.location}/{file} holds {what}: save a plain array in C's.")
             yield raw, shape, kind
             return
         packed = file.lower().endswith(".gz")

@@ -4,6 +4,7 @@ Tables are CSV and TSV files with a header, JSON Lines (Hugging Face's `metadata
 StyleGAN's `dataset.json`. A WebDataset has a file `key.cls` or `key.json` for each image `key.jpg`.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -197,7 +198,7 @@ def _read_table(
     if tree.sizes[file] > _MAX_BYTES:
         raise _UnusableError(f"has more than {_MAX_BYTES:,} bytes")
     try:
-        text = tree.read(file).decode("utf-8-sig")
+        text = _decode_text(tree.read(file))
         if ending(file) == ".json":
             columns, rows = ["file", "label"], _stylegan_rows(json.loads(text))
         elif ending(file) == ".jsonl":
@@ -224,6 +225,16 @@ def _read_table(
                 f"name another column with `--label-column`, or {_WITHOUT}."
             )
     return _Table(file, (names, labels), pairs)
+
+
+def _decode_text(data: bytes) -> str:
+    """Decode UTF-8, or what Excel writes: UTF-16 or Windows' Western code page."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
 
 
 def _stylegan_rows(record: Any) -> list[dict[str, Any]]:

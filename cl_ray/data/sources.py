@@ -26,7 +26,7 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     open_dataset_location,
 )
-from cl_ray.data.decoding import ENDINGS, MAX_PIXELS, ImageLimits
+from cl_ray.data.decoding import ENDINGS, FORMATS, MAX_PIXELS, ImageLimits
 from cl_ray.data.depth import DepthMeter, DepthRange
 from cl_ray.data.file_sources import (
     NO_LABELS,
@@ -366,7 +366,7 @@ def _read_files(
     endings = counted(Counter(ending(file) or "without an ending" for file in unused))
     if not images and not parquet and not arrays:
         raise UserError(
-            f"{config.source} holds no image ({', '.join(ENDINGS)}), zip, tar, npz, npy, idx or "
+            f"{config.source} holds no image ({', '.join(FORMATS)}), zip, tar, npz, npy, idx or "
             f"Parquet file {f'but {endings}' if unused else 'at all'}: give what does, or convert "
             "it."
         )

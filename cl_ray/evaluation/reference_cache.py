@@ -139,9 +139,8 @@ def _train(
         tell(f"reference classifier: epoch {epoch} of {config.epochs}, loss {loss:.3f}")
 
     say(
-        f"Training a reference classifier on {trained_images(dataset):,} labelled images, to "
-        "measure samples by; it is kept for the next time (`--evaluation.reference none` does "
-        "without)."
+        f"Training a reference classifier on {trained_images(dataset):,} labelled images, once, "
+        "to measure samples by."
     )
     tell("reference classifier")
     start = time.perf_counter()

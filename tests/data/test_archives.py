@@ -102,7 +102,7 @@ def test_webdataset(
 def test_webdataset_with_json(
     tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
 ) -> None:
-    samples = {}
+    samples: dict[str, bytes] = {}
     for k in range(3):
         samples |= {f"{k}.png": png(STORED[k]), f"{k}.json": b'{"width": 28, "label": "c%d"}' % k}
     pack(tmp_path / "in" / "0.tar", samples)
@@ -172,7 +172,12 @@ def test_damaged_archives(
     rotten = bytearray(path.read_bytes())
     rotten[1024 + 512 * (len(FILES["bee/0.png"]) // 512 + 1) - 512] ^= 255  # the second header
     path.write_bytes(rotten)
-    assert "x.tar cannot be read as an archive (damaged at byte" in refused(tmp_path / "in")
+    assert "x.tar cannot be read as an archive (it is damaged or cut at byte" in refused(
+        tmp_path / "in"
+    )
+    path = pack(tmp_path / "in" / "x.tar", FILES)
+    path.write_bytes(path.read_bytes()[: 2 * (512 + 512 * (len(FILES["bee/0.png"]) // 512 + 1))])
+    assert "archive (it is damaged or cut at byte" in refused(tmp_path / "in")
     path.unlink()
     path = tmp_path / "in" / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:  # stored, so that only the checksum shows it

@@ -44,6 +44,13 @@ def test_tables_of_names(
     assert write_source(folder, label_column="none")[1].label is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_tables_of_excel(folder: Path, write_source: WriteSource, encoding: str) -> None:
+    rows = "".join(f"{k}.png;Käfer {k % 2}\n" for k in range(4))
+    (folder / "labels.csv").write_text(f"Filename;Label\n{rows}", encoding=encoding)
+    assert write_source(folder)[0].classes == ["Käfer 0", "Käfer 1"]
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "expected"),
     [

@@ -32,7 +32,7 @@ def test_labels_left_out_and_test_held_out(tmp_path: Path, write_source: WriteSo
 def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")
-    assert f"{tmp_path}/empty holds no image (.apng, " in refused(tmp_path / "empty")
+    assert f"{tmp_path}/empty holds no image (AVIF, " in refused(tmp_path / "empty")
     assert "or Parquet file but 1 .txt: give what does" in refused(tmp_path / "empty")
     assert f"{tmp_path}/none does not exist" in refused(tmp_path / "none")
     assert "notes.txt holds no image" in refused(tmp_path / "empty" / "notes.txt")
