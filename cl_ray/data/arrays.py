@@ -18,9 +18,16 @@ import numpy as np
 from PIL import Image
 
 from cl_ray.data.decoding import ImageLimits
-from cl_ray.data.file_sources import NO_LABELS, Convert, SplitChoice, check_file_splits
+from cl_ray.data.file_sources import (
+    NO_LABELS,
+    Convert,
+    LabelValue,
+    SplitChoice,
+    check_class_count,
+    check_file_splits,
+    find_classes,
+)
 from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.label_files import Label, as_classes
 from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
@@ -113,7 +120,7 @@ def read_arrays(
     groups: dict[frozenset[str], list[_Array]] = {}
     for array in arrays:
         groups.setdefault(array.group, []).append(array)
-    splits: dict[str, list[tuple[_Array, list[Label]]]] = {}
+    splits: dict[str, list[tuple[_Array, list[LabelValue]]]] = {}
     used: set[str] = set()
     for group in groups.values():
         images = _choose(tree, [a for a in group if a.is_images], image_column, "image", _IMAGES)
@@ -143,20 +150,18 @@ def read_arrays(
     check_file_splits(
         tree.location, {s: [images.file for images, _ in parts] for s, parts in splits.items()}
     )
-    everything = [value for parts in splits.values() for _, values in parts for value in values]
-    classes = sorted({v for v in as_classes(everything) if isinstance(v, str)})
-    labels_by_name = {name: label for label, name in enumerate(classes)}
+    distinct = {value for parts in splits.values() for _, values in parts for value in values}
+    check_class_count(len(distinct), tree.location, "its array of labels")
+    classes, class_indices = find_classes(distinct, "the array of labels", note)
 
-    def read(parts: list[tuple[_Array, list[Label]]]) -> Iterator[RawImage]:
+    def read(parts: list[tuple[_Array, list[LabelValue]]]) -> Iterator[RawImage]:
         for array, values in parts:
-            numbers = [labels_by_name[str(v)] if classes else v for v in values]
-            yield from _read_images(tree, array, cast(list[int], numbers), convert)
+            labels = [class_indices.get(value) for value in values]
+            yield from _read_images(tree, array, labels, convert)
 
     return (
         {split: read(parts) for split, parts in splits.items()},
-        DatasetMetadata(
-            name=tree.location, source=without_options(tree.location), classes=classes or None
-        ),
+        DatasetMetadata(name=tree.location, source=without_options(tree.location), classes=classes),
     )
 
 
@@ -239,7 +244,7 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
     return shape[3] not in (1, 3, 4)
 
 
-def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[Label]:
+def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[LabelValue]:
     name = f"{tree.location}/{array.file}"
     if array.shape[0] != images.shape[0]:
         raise UserError(
@@ -257,11 +262,11 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[Label]:
         values = values.astype(np.int64)
     if kind.kind in "Sb":
         values = values.astype(np.str_)
-    return cast(list[Label], values.tolist())
+    return cast(list[LabelValue], values.tolist())
 
 
 def _read_images(
-    tree: FileTree, array: _Array, labels: list[int], convert: Convert
+    tree: FileTree, array: _Array, labels: list[int | None], convert: Convert
 ) -> Iterator[RawImage]:
     count, *shape = array.shape
     size = math.prod(shape)

@@ -1,15 +1,17 @@
-"""What sources of files have in common: images become pixels, and names of files splits."""
+"""What sources of files have in common: how pixels, splits and classes are found."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from cl_ray.data.dataset import MAX_CLASSES
 from cl_ray.data.decoding import decoder_errors
 from cl_ray.data.depth import DepthRange, is_deep
+from cl_ray.data.file_tree import Note
 from cl_ray.data.writer import SPLIT_NAMES
 from cl_ray.errors import UserError
 
@@ -18,9 +20,13 @@ Convert = Callable[[Image.Image, str], NDArray[np.uint8]]
 """`to_pixels` with its options bound: an image and its name → [H, W, C]."""
 SplitChoice = Literal["auto", "none"]
 """Whether names of files and folders can be splits."""
+LabelValue = int | str | None
+"""What a source has as a label; None is no label."""
 NO_LABELS = "none"
 """The value of `--label-column` that leaves the labels out."""
 
+_NO_LABEL = -1
+"""Means no label among whole numbers, as in torchvision and scikit-learn."""
 _SPLIT_NAME = re.compile(
     rf"(?:split=)?({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
 )
@@ -139,3 +145,46 @@ def check_file_splits(location: str, splits: dict[str, list[str]]) -> None:
             f"{location} has no training split but only {', '.join(splits)}: rename its files to "
             f"train-*, or {way_out}."
         )
+
+
+def check_class_count(count: int, location: str, column: str) -> None:
+    """Check the number of different labels.
+
+    Raises:
+        UserError: There are too many.
+    """
+    if count > MAX_CLASSES:
+        raise UserError(
+            f"{location} holds more than {MAX_CLASSES:,} different values in {column}, which are "
+            "no classes: name another with `--label-column`, or `none`."
+        )
+
+
+def find_classes(
+    values: Set[LabelValue],
+    column: str,
+    note: Note,
+    known: list[str] | None = None,
+    is_numbered: bool = False,
+) -> tuple[list[str] | None, dict[LabelValue, int]]:
+    """Return the names of the classes, None if they are numbers, and the class of each value.
+
+    Values without a class have no label.
+
+    Args:
+        values: All different labels.
+        column: What `note` calls their place.
+        note: Called with a sentence if a number means no label.
+        known: The names of the classes 0, 1, ..., if the source says them.
+        is_numbered: Whether whole numbers are classes, whatever they are.
+    """
+    labels = set(values) - {None}
+    if _NO_LABEL in labels and (known or labels != {_NO_LABEL, 1}):
+        labels.remove(_NO_LABEL)
+        note(f"The number {_NO_LABEL} in {column} means an image without a label.")
+    numbers: dict[LabelValue, int] = {label: label for label in labels if isinstance(label, int)}
+    is_numbered = is_numbered or known is not None or labels == set(range(len(labels)))
+    if is_numbered and len(numbers) == len(labels):
+        return known, numbers
+    ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
+    return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}

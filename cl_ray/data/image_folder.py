@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, MemoryBudget, load_image, open_image
-from cl_ray.data.file_sources import Convert, SplitChoice
+from cl_ray.data.file_sources import Convert, LabelValue, SplitChoice, find_classes
 from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.label_files import Label
-from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
+from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 
@@ -28,7 +27,7 @@ def read_image_folder(
     convert: Convert,
     limits: ImageLimits,
     splits: SplitChoice = "auto",
-    labels: Mapping[str, Label] | None = None,
+    labels: Mapping[str, LabelValue] | None = None,
     note: Note = print,
 ) -> SourceSplits:
     """Find the splits and classes of a folder of image files from their paths, and read lazily.
@@ -53,26 +52,23 @@ def read_image_folder(
     """
     found = _find_layout(tree, files, splits)
     entries = [entry for split in found.values() for entry in split]
-    classes = sorted({name for _, name in entries if name is not None})
+    folders = sorted({name for _, name in entries if name is not None})
     outside = next((file for file, name in entries if name is None), None)
     if labels is not None:
-        if labels and len(classes) > 1:
-            note(f"Not used for labels: the folders ({listed(classes, 3)}).")
-        classes = sorted({name for name in labels.values() if isinstance(name, str)})
-    elif classes and outside is not None:
+        if labels and len(folders) > 1:
+            note(f"Not used for labels: the folders ({listed(folders, 3)}).")
+    elif folders and outside is not None:
         raise UserError(
-            f"{tree.location} has class folders ({classes[0]}), but {outside} is in none: move "
+            f"{tree.location} has class folders ({folders[0]}), but {outside} is in none: move "
             "it, or leave the labels out with `--label-column none`."
         )
-    labels_by_name = {name: label for label, name in enumerate(classes)}
+    label_of: Mapping[str, LabelValue] = dict(entries) if labels is None else labels
+    classes, class_indices = find_classes(set(label_of.values()), "the labels", note)
     bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
 
-    def load(entry: tuple[str, str | None]) -> RawImage:
-        file, class_name = entry
+    def load(file: str) -> RawImage:
         name = f"{tree.location}/{file}"
-        label = class_name if labels is None else labels.get(file)
-        if isinstance(label, str):
-            label = labels_by_name[label]
+        label = class_indices.get(label_of.get(file))
         limits.check_bytes(tree.sizes[file], name)
         with contextlib.ExitStack() as held:
             try:
@@ -85,22 +81,20 @@ def read_image_folder(
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
             return RawImage(convert(load_image(image, name), name), label, name, origin=file)
 
-    def load_or_report(entry: tuple[str, str | None]) -> RawImage | BrokenImageError:
+    def load_or_report(file: str) -> ReadImage:
         try:
-            return load(entry)
+            return load(file)
         except BrokenImageError as error:
             return error
 
-    def images(entries: list[tuple[str, str | None]]) -> Iterator[RawImage | BrokenImageError]:
+    def images(files: list[str]) -> Iterator[ReadImage]:
         with ThreadPoolExecutor(tree.threads) as pool:  # hides the latency of a remote filesystem
-            for start in range(0, len(entries), _CHUNK):
-                yield from pool.map(load_or_report, entries[start : start + _CHUNK])
+            for start in range(0, len(files), _CHUNK):
+                yield from pool.map(load_or_report, files[start : start + _CHUNK])
 
     return (
-        {split: images(entries) for split, entries in found.items()},
-        DatasetMetadata(
-            name=tree.location, source=without_options(tree.location), classes=classes or None
-        ),
+        {split: images([file for file, _ in entries]) for split, entries in found.items()},
+        DatasetMetadata(name=tree.location, source=without_options(tree.location), classes=classes),
     )
 
 

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.data.dataset import INFO_FILE
+from cl_ray.data.file_sources import LabelValue, check_class_count
 from cl_ray.data.file_tree import FileTree, Note, ending, listed
 from cl_ray.errors import UserError, first_error_line
-
-Label = int | str
-"""A class by its number or its name."""
 
 # fmt: off
 FILE_COLUMNS = (
@@ -37,8 +35,6 @@ _SIDECARS = (".cls", ".json")
 """Files of one image's label."""
 _MAX_BYTES, _MAX_SIDECAR = 2**30, 2**20
 """Of a table, and of one image's label."""
-_MAX_NUMBER = 9_999
-"""Larger labels are names that happen to be numbers."""
 _NUMBER = re.compile(r"(-?\d+)(\.0*)?")
 _WITHOUT = "leave the labels out with `--label-column none`"
 
@@ -89,7 +85,7 @@ def read_label_files(
     file_column: str | None,
     label_column: str | None,
     note: Note,
-) -> dict[str, Label] | None:
+) -> dict[str, LabelValue] | None:
     """Read the labels of image files from the files beside them.
 
     Rows of a table name files relative to it. A name that leads nowhere stands for the only image
@@ -104,11 +100,11 @@ def read_label_files(
         note: Called with a sentence on all tables and sidecars, and on rows without a file.
 
     Returns:
-        The label of each image; None if no table gives any.
+        The labels of images that have one; None if no file gives any.
 
     Raises:
-        UserError: An image has no label or two, a label is no class, or no table has the columns
-            that were named.
+        UserError: An image has two labels, labels are no classes, or no table has the columns that
+            were named.
     """
     tables, unusable = [], {}
     labels = _read_sidecars(tree, files, images, label_column, note)
@@ -144,20 +140,18 @@ def read_label_files(
         note(f"Not used for labels: {file} {reason}.")
     if not labels:
         return None
+    check_class_count(len(set(labels.values())), tree.location, "the labels beside its images")
     without = [file for file in images if file not in labels]
     if without:
-        raise UserError(
-            f"{len(without):,} of {len(images):,} images of {tree.location} have no label "
-            f"beside them ({listed(without, 3)}): add it, move them away, or {_WITHOUT}."
-        )
-    return dict(zip(labels, as_classes(list(labels.values())), strict=True))
+        note(f"{len(without):,} of {len(images):,} images have no label: {listed(without, 3)}.")
+    return labels
 
 
 def _read_sidecars(
     tree: FileTree, files: list[str], images: list[str], label_column: str | None, note: Note
-) -> dict[str, Label]:
+) -> dict[str, LabelValue]:
     """Return the labels of images that have a file of their own for it."""
-    labels: dict[str, Label] = {}
+    labels: dict[str, LabelValue] = {}
     for kind in reversed(_SIDECARS) if label_column else _SIDECARS:
         sidecars = [file for file in files if ending(file) == kind and not _is_table(file)]
         if not sidecars:
@@ -173,7 +167,7 @@ def _read_sidecars(
     return labels
 
 
-def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label | None:
+def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> LabelValue:
     if tree.sizes[file] > _MAX_SIDECAR:
         return None
     try:
@@ -259,7 +253,7 @@ def _choose_column(columns: list[str], given: str | None, usual: tuple[str, ...]
     return found
 
 
-def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict[str, Label]:
+def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict[str, LabelValue]:
     """Return the labels that a table gives to images; rows without a label are left out."""
     exact = set(images)
     only: dict[str, str | None] = {}  # an image by its bare name; None if several have it
@@ -268,7 +262,7 @@ def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict
         for name in {bare, posixpath.splitext(bare)[0]}:
             only[name] = None if name in only else file
     folder = posixpath.dirname(table.file)
-    labels: dict[str, Label] = {}
+    labels: dict[str, LabelValue] = {}
     absent: list[str] = []
     found: list[tuple[str, Any]] = []
     loose: list[tuple[str, Any]] = []
@@ -295,16 +289,9 @@ def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict
     return labels
 
 
-def _as_label(value: str | int | float | None) -> Label | None:
+def _as_label(value: str | int | float | None) -> LabelValue:
     """Return a number or a name; None where there is none."""
     text = "" if value is None else str(value).strip()
     if number := _NUMBER.fullmatch(text):
         return int(number[1])
     return text or None
-
-
-def as_classes(labels: list[Label]) -> list[Label]:
-    """Make all labels numbers, or all names."""
-    if all(isinstance(label, int) and label <= _MAX_NUMBER for label in labels):
-        return labels
-    return [str(label) for label in labels]

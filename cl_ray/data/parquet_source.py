@@ -23,24 +23,28 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from cl_ray.data.dataset import MAX_CLASSES, DatasetInfo
+from cl_ray.data.dataset import DatasetInfo
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
-from cl_ray.data.file_sources import NO_LABELS, Convert, SplitChoice, find_file_splits
+from cl_ray.data.file_sources import (
+    NO_LABELS,
+    Convert,
+    LabelValue,
+    SplitChoice,
+    check_class_count,
+    find_classes,
+    find_file_splits,
+)
 from cl_ray.data.file_tree import Note
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 
 ChannelOrder = Literal["first", "last"]
-LabelValue = int | str | None
-"""What a label column holds; None is no label."""
 
 _CHUNK = 256
 """Rows that are read at once, at most."""
 _CHUNK_BYTES = 2**26
 """Bytes of cells that are read at once, unless one is larger."""
-_NO_LABEL = -1
-"""Means no label in a column of whole numbers, as in torchvision and scikit-learn."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _IMAGE_TYPES = (
     "pixels (a tensor or lists of numbers), encoded image files or, in a column that is named, "
@@ -244,9 +248,9 @@ def read_parquet_source(
     if label:
         known = info.classes if info else _hugging_face_names(schemas[first], label)
         values = _distinct_labels(folder, schemas, label)
-        classes, class_indices = _find_classes(values, known, is_numbered=info is not None)
-        if _NO_LABEL in values and _NO_LABEL not in class_indices:
-            note(f"The number {_NO_LABEL} in the column {label} means an image without a label.")
+        classes, class_indices = find_classes(
+            values, f"the column {label}", note, known, is_numbered=info is not None
+        )
     pixel_format = _find_pixel_format(folder, schemas, first, image, channels, note)
     known_columns = ("id", *["origin"] * info.origins) if info else ()
     columns = [name for name in (image, label, *known_columns) if name]
@@ -376,35 +380,8 @@ def _distinct_labels(
             values.update(folder.labels(file, batch, label))
         if pa.types.is_boolean(schema.field(label).type):
             values |= {"false", "true"}
-        if len(values) > MAX_CLASSES:
-            raise UserError(
-                f"{folder.location} holds more than {MAX_CLASSES:,} different values in its column "
-                f"{label}, which are no classes: name another with `--label-column`, or `none`."
-            )
+        check_class_count(len(values), folder.location, f"its column {label}")
     return values
-
-
-def _find_classes(
-    values: set[LabelValue], known: list[str] | None, is_numbered: bool
-) -> tuple[list[str] | None, dict[LabelValue, int]]:
-    """Return the names of the classes, None if they are numbers, and the class of each value.
-
-    Values without a class have no label.
-
-    Args:
-        values: All different values of the label column.
-        known: The names of the classes 0, 1, ..., if the files say them.
-        is_numbered: Whether whole numbers are classes, whatever they are.
-    """
-    labels = values - {None}
-    if _NO_LABEL in labels and (known or labels != {_NO_LABEL, 1}):
-        labels.remove(_NO_LABEL)
-    numbers: dict[LabelValue, int] = {label: label for label in labels if isinstance(label, int)}
-    is_numbered = is_numbered or known is not None or labels == set(range(len(labels)))
-    if is_numbered and len(numbers) == len(labels):
-        return known, numbers
-    ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
-    return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}
 
 
 def _is_label(kind: pa.DataType) -> bool:

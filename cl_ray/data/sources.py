@@ -32,6 +32,7 @@ from cl_ray.data.file_sources import (
     NO_LABELS,
     Color,
     Convert,
+    LabelValue,
     SplitChoice,
     to_pixels,
 )
@@ -40,7 +41,6 @@ from cl_ray.data.image_folder import read_image_folder
 from cl_ray.data.label_files import (
     FILE_COLUMNS,
     LABEL_COLUMNS,
-    Label,
     find_label_files,
     read_label_files,
 )
@@ -373,7 +373,7 @@ def _read_files(
     if unused:
         note(f"Left out, by the endings of their names: {endings}.")
     if images and not parquet:
-        labels: Mapping[str, Label] | None = {}
+        labels: Mapping[str, LabelValue] | None = {}
         if with_labels:
             labels = read_label_files(
                 tree, tables, images, config.file_column, config.label_column, note

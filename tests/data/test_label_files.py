@@ -9,6 +9,9 @@ import pytest
 from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
+from cl_ray.data import file_sources
+from cl_ray.data.dataset import UNLABELLED
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -54,9 +57,9 @@ def test_tables_of_excel(folder: Path, write_source: WriteSource, encoding: str)
 @pytest.mark.parametrize(
     ("labels", "classes", "expected"),
     [
-        (["2", "0", "10", "0"], None, [2, 0, 10, 0]),
+        (["2", "0", "10", "0"], ["0", "2", "10"], [1, 0, 2, 0]),
         (["1.0", "0.0", "1.0", "0.0"], None, [1, 0, 1, 0]),
-        (["20000", "7", "7", "7"], ["20000", "7"], [0, 1, 1, 1]),
+        (["20000", "7", "7", "7"], ["7", "20000"], [1, 0, 0, 0]),
         (["1", "x", "1", "1"], ["1", "x"], [0, 1, 0, 0]),
     ],
 )
@@ -143,11 +146,6 @@ def test_tables_without_labels_are_named(
 
 def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
     table = folder / "labels.csv"
-    table.write_text("file,label\n0.png,a\n1.png,\n")
-    message = refused(folder)
-    assert "3 of 4 images of" in message
-    assert "have no label beside them (1.png, 2.png, 3.png): add it, move them" in message
-    assert "`--label-column none`" in message
     table.write_text("file,label\n0.png,a\n0.png,b\n")
     assert "labels.csv gives 0.png the labels a and b: keep one, or" in refused(folder)
     table.write_text("file,label\n" + "".join(f"{k}.png,a\n" for k in range(4)))
@@ -159,10 +157,43 @@ def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
     assert "metadata.jsonl has the label [1, 2] for 0.png, which is no class" in refused(folder)
 
 
+@pytest.mark.parametrize("missing", ["", "-1", None])
+def test_images_without_a_label_are_kept(
+    folder: Path,
+    write_source: WriteSource,
+    capsys: pytest.CaptureFixture[str],
+    missing: str | None,
+) -> None:
+    rows = ["3.png,1\n", "0.png,0\n", *([] if missing is None else [f"2.png,{missing}\n"])]
+    (folder / "labels.csv").write_text("".join(["file,label\n", *rows]))
+    info, batch = write_source(folder)
+    assert labels_of(batch).tolist() == [0, UNLABELLED, UNLABELLED, 1]
+    assert info.splits["train"].unlabelled == 2
+    printed = capsys.readouterr().out
+    if missing == "-1":
+        assert "1 of 4 images have no label: 1.png." in printed
+        assert "The number -1 in the labels means an image without a label." in printed
+    else:
+        assert "2 of 4 images have no label: 1.png, 2.png." in printed
+
+
+def test_more_labels_than_classes_can_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(file_sources, "MAX_CLASSES", 3)
+    (folder / "x.csv").write_text("file,label\n" + "".join(f"{k}.png,{k}\n" for k in range(4)))
+    message = refused(folder)
+    assert "holds more than 3 different values in the labels beside its images" in message
+
+
 def test_names_in_several_folders_are_not_guessed(
-    tmp_path: Path, refused: Callable[..., str]
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a/1.png", "b/1.png", "a/2.png"):
         save(tmp_path / "in" / name, pixels(1)[0])
     (tmp_path / "in" / "labels.csv").write_text("file,label\n1.png,x\n2.png,y\n")
-    assert "2 of 3 images of" in refused(tmp_path / "in")
+    _, rows = write_source(tmp_path / "in")
+    assert labels_of(rows).tolist() == [UNLABELLED, 0, UNLABELLED]
+    printed = capsys.readouterr().out
+    assert "1 row of labels.csv, without an image (1.png)." in printed
+    assert "2 of 3 images have no label: a/1.png, b/1.png." in printed
