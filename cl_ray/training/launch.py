@@ -28,8 +28,9 @@ from cl_ray.training.preflight import (
     check_reference,
     check_resumable,
     check_shared_storage,
-    data_notes,
     exclusive_lock,
+    few_steps_note,
+    run_notes,
     starts_local_ray,
 )
 from cl_ray.training.progress import (
@@ -89,8 +90,6 @@ def train(
 
         prepare_reference(dataset, console)
     check_checkpoint_metric(config, dataset)
-    for note in data_notes(config, dataset):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
     folder.create()
     with storage_errors(folder), exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started)
@@ -125,6 +124,8 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
+    for note in run_notes(config, dataset):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 
@@ -232,6 +233,7 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
         "trained": f"{pluralize(summary['epochs'], 'epoch')}, "
         f"{pluralize(summary['steps'], 'step')} in {format_duration(summary['seconds'])} "
         f"({pluralize(summary['workers'], 'worker')}, {summary['device']})",
+        **({"note": note} if (note := few_steps_note(summary["steps"], summary["epochs"])) else {}),
         "metrics": metrics,
         "evaluation": evaluation,
         "memory": f"driver {driver}, a worker {worker} at the peak",

@@ -7,6 +7,7 @@ by `resources.plan_workers` and shared storage by `check_shared_storage`, once i
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import socket
 import sys
@@ -27,11 +28,15 @@ from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
+from cl_ray.training.progress import pluralize
 from cl_ray.training.ray_compat import in_ray_job
 from cl_ray.training.ray_session import cluster_address
 from cl_ray.training.resources import InsufficientResourcesError, Shortage
 
 WRITTEN_AFTER_FIRST_CHECKPOINT = ("generator.safetensors", "checkpoints/best.txt")
+LEAST_STEPS = 300
+"""Digits are seen after 100 steps of the preset `quick` and are sharp after 300; docs/training.md
+has the figures. Other images take more."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of a file system without locks."""
 
@@ -83,15 +88,29 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
         )
 
 
-def data_notes(config: Config, dataset: Dataset) -> list[str]:
-    """Return sentences on what the run makes of its data, to be printed before it starts."""
+def run_notes(config: Config, dataset: Dataset) -> list[str]:
+    """Return sentences on the run's length and data, to be printed before it starts."""
     train = dataset.info.splits["train"]
-    if not train.unlabelled or config.pairs.mode != "labels":
-        return []
-    return [
-        f"{train.unlabelled:,} of the {train.rows:,} training images have no label: they pair as "
-        "in pairs.mode `views`, and are no negatives of labelled ones."
-    ]
+    steps = config.epochs * Partition(dataset, config, config.worker_range[0]).steps
+    length = f"{pluralize(steps, 'step')} in {pluralize(config.epochs, 'epoch')}"
+    notes = [few_steps_note(steps, config.epochs) or f"The run has {length}."]
+    if train.unlabelled and config.pairs.mode == "labels":
+        notes.append(
+            f"{train.unlabelled:,} of the {train.rows:,} training images have no label: they pair "
+            "as in pairs.mode `views`, and are no negatives of labelled ones."
+        )
+    return notes
+
+
+def few_steps_note(steps: int, epochs: int) -> str:
+    """Return a sentence on a run of too few steps for G to learn; empty if there are enough."""
+    if steps >= LEAST_STEPS:
+        return ""
+    enough = math.ceil(LEAST_STEPS * epochs / steps)
+    return (
+        f"The run has {pluralize(steps, 'step')} in {pluralize(epochs, 'epoch')}, and G learns "
+        f"little in fewer than {LEAST_STEPS}: `--epochs {enough}` reaches that."
+    )
 
 
 def check_reference(config: Config, dataset: Dataset) -> None:

@@ -34,8 +34,9 @@ from cl_ray.trainer import Trainer
 from cl_ray.training.preflight import (
     check_outlives_job,
     check_pairs,
-    data_notes,
     exclusive_lock,
+    few_steps_note,
+    run_notes,
     starts_local_ray,
 )
 from cl_ray.tuning.search import prepare_search
@@ -139,10 +140,23 @@ def test_unlabelled_training_images(tmp_path: Path) -> None:
     dataset = Dataset.open(data)
     config = Config.from_yaml(f"data: {data}\npairs:\n  mode: labels\n")
     check_pairs(config, dataset)
-    assert data_notes(config, dataset)[0].startswith("40 of the 80 training images have no label")
+    assert run_notes(config, dataset)[1].startswith("40 of the 80 training images have no label")
     bare = write_images(tmp_path / "bare", train=(pixels, [None] * 80), test=(pixels, labels))
     config = Config.from_yaml(f"data: {bare}\npairs:\n  mode: labels\n")
     assert "has none: use `views`" in refusal(config, runs)
+
+
+def test_a_run_of_few_steps_names_the_epochs_that_are_enough(digits: str) -> None:
+    dataset = Dataset.open(digits)
+    config = Config.from_yaml(f"data: {digits}\nbatch_size: 32\nepochs: 3\n")  # 400 images
+    assert run_notes(config, dataset) == [
+        "The run has 39 steps in 3 epochs, and G learns little in fewer than 300: `--epochs 24` "
+        "reaches that."
+    ]
+    config = config.model_copy(update={"epochs": 24})
+    assert run_notes(config, dataset) == ["The run has 312 steps in 24 epochs."]
+    assert "`--epochs 24` reaches" in few_steps_note(299, 23)
+    assert not few_steps_note(300, 150)
 
 
 def test_actors_and_trials(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,7 +431,7 @@ def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
     command = [sys.executable, "-m", "cl_ray", "train", *flags, "--evaluation.every=0"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
-    assert first.stdout.readline().startswith("Starting Ray")
+    assert any(line.startswith("Starting Ray") for line in first.stdout)
     while not any("raylet" in title for _, title in children(first.pid)):
         assert first.poll() is None
         time.sleep(0.2)
