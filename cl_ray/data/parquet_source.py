@@ -182,7 +182,14 @@ class _ParquetFolder:
     def _read_named(self, image: str, file: str, name: str) -> bytes:
         """Read the image file that a row names, relative to its Parquet file or to the source."""
         folders = dict.fromkeys((posixpath.dirname(f"{self.path}/{file}"), self.path))
-        for path in (posixpath.normpath(posixpath.join(folder, image)) for folder in folders):
+        paths = [posixpath.normpath(posixpath.join(folder, image)) for folder in folders]
+        inside = [path for path in paths if path.startswith(f"{self.path}/")]
+        if not inside:  # a table from elsewhere copies no file that was not given
+            raise UserError(
+                f"{name} names the file {image}, which is not in {self.location}: give a --source "
+                "that holds it, or leave the row out."
+            )
+        for path in inside:
             try:
                 with self.filesystem.open_input_file(path) as stream:
                     self.limits.check_bytes(stream.size(), name)
@@ -195,8 +202,8 @@ class _ParquetFolder:
                     f"{first_error_line(error)}."
                 ) from error
         raise UserError(
-            f"{name} names the file {image}, and there is none at {path}: paths are relative to "
-            "the Parquet file, so put the files there, or leave the row out."
+            f"{name} names the file {image}, and there is none at {inside[0]}: paths are relative "
+            "to the Parquet file, so put the files there, or leave the row out."
         )
 
 

@@ -329,18 +329,22 @@ def test_paths_are_relative_to_the_table_or_the_source(
     tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
 ) -> None:
     for k, image in enumerate(GREY):
-        folder = ("in/data/pictures", "in/pictures", "beside")[k % 3]
+        folder = ("in/data/pictures", "in/pictures", "in/beside")[k % 3]
         save(tmp_path / folder / f"{k}.png", image)
-    paths = [("pictures", "pictures", "../../beside")[k % 3] + f"/{k}.png" for k in range(12)]
+    paths = [("pictures", "pictures", "../beside")[k % 3] + f"/{k}.png" for k in range(12)]
     cells = pa.array([{"bytes": None, "path": path} for path in paths])
     parquet(tmp_path / "in" / "data", {"image": cells})
-    assert "holds both data/pictures/0.png and" in refused(tmp_path / "in")
+    assert "holds both beside/11.png and" in refused(tmp_path / "in")
     assert np.array_equal(
         write_source(tmp_path / "in", image_column="image")[1].image[..., 0], GREY
     )
     parquet(tmp_path / "in" / "data", {"file": paths})
     uri = f"file://{tmp_path}/in"
     assert np.array_equal(write_source(uri, image_column="file")[1].image[..., 0], GREY)
-    (tmp_path / "beside" / "5.png").unlink()
+    (tmp_path / "in" / "beside" / "5.png").rename(tmp_path / "5.png")
     message = refused(tmp_path / "in", image_column="file")
-    assert "row 5, names the file ../../beside/5.png, and there is none at" in message
+    assert "row 5, names the file ../beside/5.png, and there is none at" in message
+    for path in (str(tmp_path / "5.png"), "../../5.png"):
+        parquet(tmp_path / "in" / "data", {"file": [*paths[:5], path, *paths[6:]]})
+        message = refused(tmp_path / "in", image_column="file")
+        assert f"row 5, names the file {path}, which is not in {tmp_path}/in" in message
