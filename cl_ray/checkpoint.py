@@ -28,6 +28,9 @@ WEIGHTS = {"ema_generator": "generator.safetensors", "discriminator": "discrimin
 PRIOR_FILE = "prior.safetensors"
 """The fitted prior that samples are drawn from. Not every checkpoint has one."""
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run folder."""
+
 _STATE_FILE = "state.pt"
 _MANIFEST_FILE = "manifest.json"
 _METRIC_FILE = "metric.json"
@@ -35,8 +38,8 @@ _METRIC_FILE = "metric.json"
 _BEST_FILE = "best.txt"
 _DAMAGED = "damaged-"
 """Prefix of the name of a damaged checkpoint that was put aside."""
-_RESUME_HINT = "Resume from the previous one with `--from-checkpoint"
-_LOAD_HINT = "Load the previous one with `--checkpoint"
+_RESUME_HINT = "Resume from the previous one with `--from-checkpoint "
+_LOAD_HINT = "Load the previous one with `--checkpoint "
 
 
 class CheckpointFile(BaseConfig):
@@ -81,7 +84,7 @@ class CheckpointStore:
         keep: int = 3,
         before_write: Callable[[], None] = lambda: None,
     ):
-        self.filesystem, self.folder, self.keep = filesystem, f"{folder}/checkpoints", keep
+        self.filesystem, self.folder, self.keep = filesystem, f"{folder}/{CHECKPOINTS}", keep
         self._before_write = before_write
         self.pinned: set[str] = set()
         """Names of checkpoints that are kept until `set_metric` is called for them."""
@@ -161,8 +164,12 @@ class CheckpointStore:
             self._write(f"{name}/{_METRIC_FILE}", json.dumps(metric).encode())
         self._prune()
 
-    def load(self, name: str) -> dict[str, Any]:
+    def load(self, name: str, hint: str = _RESUME_HINT) -> dict[str, Any]:
         """Load the state of a checkpoint to the CPU.
+
+        Args:
+            name: The checkpoint.
+            hint: How to take another one, up to its name.
 
         Raises:
             UserError: A file is missing, truncated or changed. The message names the file and
@@ -172,7 +179,7 @@ class CheckpointStore:
         import torch
 
         manifest = self._existing(name)
-        blobs = {file: self._verified(manifest, file) for file in manifest.files}
+        blobs = {file: self._verified(manifest, file, hint) for file in manifest.files}
         state = torch.load(io.BytesIO(blobs[_STATE_FILE]), map_location="cpu", weights_only=True)
         for part, file in WEIGHTS.items():
             state["gan"][part] = safetensors.torch.load(blobs[file])
@@ -364,7 +371,7 @@ class CheckpointStore:
         for manifest in reversed(self.list()):
             complete = all(self._damage(manifest, file) is None for file in manifest.files)
             if manifest.step < damaged.step and complete:
-                return f" {hint} {manifest.name}`."
+                return f" {hint}{manifest.name}`."
         return " There is no complete checkpoint before it: start a new run with another --name."
 
     def _prune(self) -> None:

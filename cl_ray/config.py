@@ -103,6 +103,15 @@ class Config(TrainerConfig, RunIdentityConfig):
         ),
     )
 
+    from_run: str | None = Field(
+        None,
+        min_length=1,
+        description="Run folder or URI. A new run begins with the networks of that run's last "
+        "checkpoint, or of the one at `RUN/checkpoints/NAME`, to fine-tune them; a resumed run "
+        "goes on from its own.",
+        json_schema_extra=marks(not_searchable="trials begin with random weights"),
+    )
+
     @property
     def supervision(self) -> str:
         """Which labels the training uses, as text; empty for none."""
@@ -174,7 +183,7 @@ class Config(TrainerConfig, RunIdentityConfig):
         return build_config(merge(base.model_dump(), fields), where)
 
     @classmethod
-    def from_run(cls, text: str, where: str) -> "Config":
+    def from_run_yaml(cls, text: str, where: str) -> "Config":
         """Read the config.yaml that a run wrote; it must state its format version.
 
         Raises:

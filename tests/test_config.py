@@ -124,14 +124,14 @@ def test_merge_replaces_leaves_only() -> None:
 def test_format_version_of_a_run() -> None:
     config = Config(seed=5)
     assert config.to_yaml().startswith(f"format_version: {FORMAT_VERSION}\n")
-    assert Config.from_run(config.to_yaml(), "config.yaml") == config
+    assert Config.from_run_yaml(config.to_yaml(), "config.yaml") == config
     for text, version, age in (
         ("name: a\npreset: quick\ndata: mnist\nstorage: runs\nunknown: 1", 1, "an earlier"),
         ("format_version: 1\nseed: 5", 1, "an earlier"),
         ("format_version: 3\nseed: 5", 3, "a later"),
     ):
         with pytest.raises(UserError) as caught:
-            Config.from_run(text, "runs/a/config.yaml")
+            Config.from_run_yaml(text, "runs/a/config.yaml")
         assert one_sentence(caught.value) == (
             f"runs/a/config.yaml was written by {age} version of cl_ray (format {version}); this "
             f"version reads format {FORMAT_VERSION}: use that version of cl_ray, or start again "
@@ -150,7 +150,7 @@ def test_marked_fields() -> None:
     fixed = marked_fields(Config, "not_searchable")
     assert set(fixed) == {
         "name", "storage", "data", "preset", "epochs", "workers", "cpus_per_worker",
-        "gpus_per_worker", "threads", "evaluation", "checkpoint",
+        "gpus_per_worker", "threads", "evaluation", "checkpoint", "from_run",
     }  # fmt: skip
     assert all(fixed.values())  # the reason that an error gives
     assert set(marked_fields(Config, "architecture")) == {"generator", "discriminator"}

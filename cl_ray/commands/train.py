@@ -88,5 +88,5 @@ def load_run_config(storage: str, name: str | None) -> Config | None:
         ) from error
     if text is None:
         return None
-    run = Config.from_run(text.decode(errors="replace"), f"{folder}/config.yaml")
+    run = Config.from_run_yaml(text.decode(errors="replace"), f"{folder}/config.yaml")
     return run.model_copy(update={"storage": folder.storage})

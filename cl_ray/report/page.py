@@ -82,7 +82,7 @@ def write_run_report(
     folder = RunStorage.existing(where)
     missing: dict[str, str] = {}
     text = (folder.read("config.yaml") or b"").decode(errors="replace")
-    config = _try(missing, "config", lambda: Config.from_run(text, f"{folder}/config.yaml"))
+    config = _try(missing, "config", lambda: Config.from_run_yaml(text, f"{folder}/config.yaml"))
     try:
         run = load(where, checkpoint, device)
     except UserError as error:

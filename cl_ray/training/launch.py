@@ -20,6 +20,7 @@ from cl_ray.errors import UserError, storage_errors
 from cl_ray.metrics_file import read_epochs
 from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage, without_options
+from cl_ray.training.from_run import initial_state, resolve_from_run
 from cl_ray.training.preflight import (
     check_checkpoint_metric,
     check_local_resources,
@@ -85,6 +86,11 @@ def train(
     check_reference(config, dataset)
     if starts_local_ray(launch.address):
         check_local_resources(config)
+    initial = None
+    with storage_errors(folder):
+        config = resolve_from_run(config, folder)
+        if config.from_run and not CheckpointStore(*folder.open()).newest():
+            initial = initial_state(config, dataset)
     if config.evaluation.every and config.evaluation.reference == "auto":
         from cl_ray.evaluation.reference_cache import prepare_reference
 
@@ -92,7 +98,7 @@ def train(
     check_checkpoint_metric(config, dataset)
     folder.create()
     with storage_errors(folder), exclusive_lock(folder, "run"):
-        return _train_locked(config, folder, dataset, launch, console, started)
+        return _train_locked(config, folder, dataset, launch, console, started, initial)
 
 
 def default_run_name(config: Config) -> str:
@@ -107,6 +113,7 @@ def _train_locked(
     launch: LaunchOptions,
     console: Console,
     started: float,
+    initial: dict[str, Any] | None,
 ) -> TrainResult:
     checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     for note in checkpoints.set_aside_damaged():
@@ -133,6 +140,8 @@ def _train_locked(
         check_shared_storage(folder)
         folder = folder.take_lease()
         folder.write("config.yaml", config.to_yaml().encode())
+        if initial and not newest:
+            checkpoints.save(initial, epoch=0, step=0, metric=None)
         wait_for_resources(
             resources, config.worker_range[0], lambda line: console.print(line, soft_wrap=True)
         )
@@ -145,6 +154,7 @@ def _train_locked(
         "preset": config.preset,
         "pairs": config.pairs.mode,
         "supervision": config.supervision,
+        "from_run": config.from_run,
         "seconds": round(time.monotonic() - started, 1),
         "driver_peak_bytes": peak_memory(),
         "versions": {

@@ -35,7 +35,7 @@ from cl_ray.evaluation.evaluate import Evaluation, summary_line
 from cl_ray.evaluation.metrics import is_larger_better
 from cl_ray.evaluation.reference import resolve_reference
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
-from cl_ray.storage import RunStorage
+from cl_ray.storage import RunStorage, without_options
 from cl_ray.trainer import Trainer
 from cl_ray.training.async_evaluation import (
     AsyncEvaluator,
@@ -159,6 +159,8 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         placement = "stays on the device" if partition.resident else "streams"
         start = f"resumes from {newest.name}" if newest else "starts"
+        if newest and not newest.step:
+            start = f"begins with the networks of {without_options(str(config.from_run))}"
         size = f"{partition.gigabytes:.3g} GB"
         progress.add_message.remote(f"{worker}; its shard ({size}) {placement}; {start}")
     hooks = (
@@ -237,7 +239,12 @@ class RankZeroHooks:
         self._updated_at = 0.0
         self._update_progress({}, 0.0, force=True)
         newest = checkpoints.newest()
-        if newest and not trainer.position and self.logger.lacks_evaluation(trainer.epochs):
+        if (
+            newest
+            and trainer.epochs
+            and not trainer.position
+            and self.logger.lacks_evaluation(trainer.epochs)
+        ):
             self._start_evaluation(newest.name)  # the run stopped before it was finished
 
     def on_log(self, log: StepLog) -> None:

@@ -273,7 +273,7 @@ def check_resumable(
     if saved is None:
         return
     file = f"{folder}/config.yaml"
-    before = Config.from_run(saved.decode(errors="replace"), file)
+    before = Config.from_run_yaml(saved.decode(errors="replace"), file)
     if newest:
         if changed := _fixed_differences(before, config):
             raise UserError(

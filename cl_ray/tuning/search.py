@@ -334,6 +334,11 @@ def _check_search(
     )
     from cl_ray.tuning.study import SearchMetric
 
+    if config.from_run:
+        raise UserError(
+            f"from_run {config.from_run!r} is not for a search, whose trials begin with random "
+            "weights: leave it out."
+        )
     check_outlives_job(options.storage, "storage")
     check_outlives_job(folder.storage, "storage")
     place = {"name": folder.name, "storage": folder.storage, "resume": None}

@@ -1,0 +1,102 @@
+"""`from_run`: a new run begins with the networks of another run, to fine-tune them.
+
+They become a checkpoint of step 0 of the new run, which it resumes from like from any other.
+"""
+
+from typing import Any
+
+from cl_ray.base_config import marked_fields
+from cl_ray.checkpoint import CHECKPOINTS, CheckpointStore
+from cl_ray.config import Config, differences
+from cl_ray.data.dataset import Dataset
+from cl_ray.data.partition import Partition
+from cl_ray.errors import UserError
+from cl_ray.storage import RunStorage
+
+_NETWORKS = ("generator", "discriminator", "ema_generator")
+_WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior")
+"""Fields of the networks' configs that their weights do not depend on."""
+
+
+def resolve_from_run(config: Config, folder: RunStorage) -> Config:
+    """Return the config with the absolute location of a checkpoint in `from_run`.
+
+    Of a run it is the newest checkpoint. A run that has begun keeps the one that it began with.
+
+    Raises:
+        UserError: There is no such run, or it has no checkpoint.
+    """
+    if config.from_run is None:
+        return config
+    source, name = _split(config.from_run)
+    saved = folder.read("config.yaml")
+    if saved is not None and name is None:
+        begun = Config.from_run_yaml(saved.decode(errors="replace"), f"{folder}/config.yaml")
+        if begun.from_run and _split(begun.from_run)[0] == source:
+            return config.model_copy(update={"from_run": begun.from_run})
+    if name is None:
+        newest = CheckpointStore(*RunStorage.existing(source.uri).open()).newest()
+        if newest is None:
+            raise UserError(f"from_run {source} has no checkpoint yet: train it further.")
+        name = newest.name
+    location = source.subfolder(CHECKPOINTS).subfolder(name).uri
+    return config.model_copy(update={"from_run": location})
+
+
+def initial_state(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Return the state of a run before its first step, with the networks of `from_run`.
+
+    Args:
+        config: A config from `resolve_from_run`.
+        dataset: What the new run trains on.
+
+    Raises:
+        UserError: The run or its checkpoint is missing or damaged, or its networks differ.
+    """
+    source, name = _split(str(config.from_run))
+    checkpoints = CheckpointStore(*RunStorage.existing(source.uri).open())
+    hint = f"Begin with the one before, `--from-run {source}/{CHECKPOINTS}/"
+    state = checkpoints.load(str(name), hint)
+    partition = Partition(dataset, config, config.worker_range[0])
+    trained = Config.from_yaml(state["config"], f"{source}, {name}")
+    fixed = (*marked_fields(Config, "architecture"), "condition", "losses.form")
+    pairs = {
+        field: pair
+        for field, pair in differences(trained, config).items()
+        if field.startswith(fixed) and field not in _WITHOUT_WEIGHTS
+    }
+    shape, classes = list(dataset.info.shape), len(partition.classes)
+    pairs |= {"shape of the images": (state["shape"], shape)} if state["shape"] != shape else {}
+    if not pairs and len(state["classes"]) != classes:
+        pairs["number of classes"] = len(state["classes"]), classes
+    if pairs:
+        shown = "; ".join(f"{field} is {a!r} there, {b!r} here" for field, (a, b) in pairs.items())
+        raise UserError(
+            f"from_run {source} has other networks ({shown}): give this run the same, or leave "
+            "--from-run out."
+        )
+    gan = {part: state["gan"][part] for part in _NETWORKS}
+    for optimizer in ("g_optimizer", "d_optimizer"):
+        gan[optimizer] = {**state["gan"][optimizer], "state": {}}
+    return {
+        "gan": {**gan, "steps": 0},
+        "prior": None,
+        "epochs": 0,
+        "position": 0,
+        "sums": {},
+        "workers": partition.workers,
+        "config": config.to_yaml(),
+        "data": dataset.info.fingerprint,
+        "shape": shape,
+        "classes": partition.classes,
+        "counts": partition.counts,
+    }
+
+
+def _split(location: str) -> tuple[RunStorage, str | None]:
+    """Return the run folder at a path or URI, and the checkpoint if it is that of one."""
+    folder = RunStorage.from_uri(location)
+    parent = folder.storage.partition("?")[0].rstrip("/")
+    if not parent.endswith(f"/{CHECKPOINTS}"):
+        return folder, None
+    return RunStorage.from_uri(RunStorage.from_uri(folder.storage).storage), folder.name

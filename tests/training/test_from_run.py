@@ -1,0 +1,152 @@
+"""A run that begins with the networks of another run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from helpers.commands import cl_ray, train
+from helpers.run_folder import build_trainer, save_run, trained_run
+from helpers.small_run import SMALL_RUN
+from helpers.states import states_equal
+
+from cl_ray import train as train_run
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.config import Config
+from cl_ray.data.dataset import Dataset
+from cl_ray.errors import UserError
+from cl_ray.storage import RunStorage
+from cl_ray.training.from_run import initial_state, resolve_from_run
+from cl_ray.tuning.search import prepare_search
+
+NETWORKS = ("generator", "discriminator", "ema_generator")
+SPECTRAL = {"discriminator": {"depth": 2, "width": 4, "spectral_norm": True}}
+
+
+def stored(folder: Path, name: str) -> dict[str, Any]:
+    return CheckpointStore(*RunStorage.from_uri(folder).open()).load(name)
+
+
+def test_it_begins_with_the_networks_alone(make_digits: Any, tmp_path: Path) -> None:
+    other = trained_run(make_digits(300), **SPECTRAL)
+    source = save_run(other, tmp_path, step=10)
+    data = make_digits(200)  # in another run all but the networks may differ
+    fields = {"from_run": str(source), "seed": 5, "optimizer": {"lr_g": 1e-4}, **SPECTRAL}
+    trainer = build_trainer(data, **fields)
+    config = resolve_from_run(
+        Config.model_validate(trainer.config.model_dump()), RunStorage.at(str(tmp_path), "new")
+    )
+    assert config.from_run == f"{source}/checkpoints/step-00000010"
+    state = initial_state(config, Dataset.open(data))
+    assert state.keys() == trainer.state_dict().keys()
+    trainer.load_state_dict(state)
+    for name in NETWORKS:
+        ours, theirs = (getattr(gan, name).state_dict() for gan in (trainer.gan, other.gan))
+        assert states_equal(ours, theirs)
+    assert (trainer.gan.steps, trainer.epochs, trainer.position, trainer.prior) == (0, 0, 0, None)
+
+    by_hand = build_trainer(data, **fields)  # whose optimizers have taken no step
+    for name in NETWORKS:
+        getattr(by_hand.gan, name).load_state_dict(getattr(other.gan, name).state_dict())
+    for each in (trainer, by_hand):
+        each.train_epoch()
+    assert states_equal(trainer.gan.state_dict(), by_hand.gan.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"generator": {"depth": 3, "width": 4}}, "(generator.depth is 2 there, 3 here): give"),
+        (
+            {"generator": {"width": 5, "latent": 9}},
+            "(generator.depth is 2 there, 3 here; generator.width is 4 there, 5 here; "
+            "generator.latent is 10 there, 9 here)",
+        ),
+        ({"condition": "projection"}, "(condition is 'none' there, 'projection' here)"),
+        ({"losses": {"form": "contrad"}}, "(losses.form is 'info-nce' there, 'contrad' here)"),
+        ({"from_run": "nowhere"}, "nowhere is not a run folder: it does not exist"),
+        ({"from_run": "{}/checkpoints/step-00000009"}, "There is no checkpoint step-00000009 in"),
+        ({"from_run": ""}, "from_run"),
+    ],
+)
+def test_other_networks_are_refused(
+    make_digits: Any, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    source = save_run(build_trainer(make_digits(300)), tmp_path / "runs", step=1)
+    small = {"depth": 2, "width": 4}
+    fields = {"generator": small, "discriminator": small, "from_run": str(source), **fields}
+    fields["from_run"] = fields["from_run"].format(source)
+    storage = tmp_path / "new"
+    storage.mkdir()
+    with pytest.raises((UserError, ValueError)) as refused:
+        train_run(Config(data=make_digits(200), storage=str(storage), name="a", **fields))
+    assert message in str(refused.value)
+    assert not ray.is_initialized()
+    assert list(storage.iterdir()) == []
+
+
+def test_other_shapes_and_classes_are_refused(make_digits: Any, tmp_path: Path) -> None:
+    trainer = build_trainer(make_digits(300), condition="projection")
+    source = save_run(trainer, tmp_path, step=1)
+    config = Config.model_validate({**trainer.config.model_dump(), "from_run": str(source)})
+    config = resolve_from_run(config, RunStorage.at(str(tmp_path), "new"))
+    dataset = Dataset.open(config.data)
+    assert initial_state(config, dataset)["classes"] == dataset.class_names()
+    few = dataset.info.model_copy(update={"classes": ["a", "b"]})
+    with pytest.raises(UserError, match="number of classes is 10 there, 2 here"):
+        initial_state(config, Dataset(dataset.location, few))
+    large = dataset.info.model_copy(update={"shape": (32, 32, 3)})
+    with pytest.raises(UserError, match=r"shape of the images is \[28, 28, 1\] there, \[32, 32, 3"):
+        initial_state(config, Dataset(dataset.location, large))
+
+
+def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Path) -> None:
+    trainer = build_trainer(make_digits(300))
+    source = save_run(trainer, tmp_path, step=1)
+    save_run(trainer, tmp_path, step=2)
+    config = Config.model_validate({**trainer.config.model_dump(), "from_run": str(source)})
+    config = resolve_from_run(config, RunStorage.at(str(tmp_path), "new"))
+    (source / "checkpoints" / "step-00000002" / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError) as damaged:
+        initial_state(config, Dataset.open(config.data))
+    hint = f"Begin with the one before, `--from-run {source}/checkpoints/step-00000001`."
+    assert str(damaged.value).endswith(hint)
+    with pytest.raises(UserError, match="is not for a search, whose trials begin with random"):
+        prepare_search([f"--set=from_run={source}", f"--storage={tmp_path}/s"], "search")
+    shutil.rmtree(source / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet: train it further"):
+        resolve_from_run(
+            config.model_copy(update={"from_run": str(source)}),
+            RunStorage.at(str(tmp_path), "new"),
+        )
+
+
+@pytest.mark.ray
+def test_a_fine_tuned_run_resumes_bit_for_bit(make_digits: Any, tmp_path: Path) -> None:
+    source, many, data = tmp_path / "source", make_digits(300), make_digits(200)
+    train(source, many, "--epochs=1", "--evaluation.every=0")
+    flags = [f"--from-run={source}", "--evaluation.every=0"]
+    printed = train(tmp_path / "whole", data, *flags, "--epochs=2")
+    first = f"{source}/checkpoints/step-00000010"
+    assert f"begins with the networks of {first}" in printed
+    begun = stored(tmp_path / "whole", "step-00000000")
+    for name in NETWORKS:
+        assert states_equal(begun["gan"][name], stored(source, "step-00000010")["gan"][name])
+
+    train(tmp_path / "resumed", data, *flags, "--epochs=1")
+    train(source, many, "--epochs=2", "--evaluation.every=0")
+    # It knows its first checkpoint, also where that is gone, and the same command resumes it.
+    shutil.rmtree(source / "checkpoints")
+    printed = train(tmp_path / "resumed", data, *flags, "--epochs=2")
+    assert "resumes from step-00000007" in printed
+    whole, resumed = (stored(tmp_path / name, "step-00000014") for name in ("whole", "resumed"))
+    assert states_equal(whole["gan"], resumed["gan"])
+    for file in ("config.yaml", "summary.json"):
+        text = (tmp_path / "resumed" / file).read_text()
+        assert (yaml.safe_load if file == "config.yaml" else json.loads)(text)["from_run"] == first
+    flags = ["--name=resumed", f"--storage={tmp_path}", f"--from-run={tmp_path}/whole"]
+    refused = cl_ray("train", *flags, f"--data={data}", *SMALL_RUN, "--evaluation.every=0")
+    assert "has another config (from_run was" in refused.stderr
