@@ -7,7 +7,6 @@ import posixpath
 import re
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,8 +166,10 @@ def _archive_errors(name: str) -> Iterator[None]:
     """Turn whatever a damaged archive raises into a UserError that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e:
-        reason = first_error_line(e)
+    except UserError:
+        raise
+    except Exception as error:  # also of zlib, struct and IndexError
+        reason = first_error_line(error)
         raise UserError(
             f"{name} cannot be read as an archive ({reason}): copy it again, or unpack it."
-        ) from e
+        ) from error

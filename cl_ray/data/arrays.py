@@ -7,8 +7,6 @@ import gzip
 import math
 import re
 import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -292,9 +290,9 @@ def _array_errors(name: str) -> Iterator[None]:
     """Turn whatever a damaged array raises into a UserError that names it."""
     try:
         yield
-    except (
-        OSError, EOFError, ValueError, KeyError, struct.error, zlib.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except UserError:
+        raise
+    except Exception as error:  # also of zlib, zipfile and numpy's reader of headers
         raise UserError(
             f"{name} cannot be read as an array ({first_error_line(error)}): copy it again."
         ) from error

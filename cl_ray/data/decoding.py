@@ -38,6 +38,8 @@ _BYTES_PER_PIXEL = 3
 """A file has at most as many, as uncompressed RGB has."""
 _BYTES_BESIDE = 2**20
 """Of a header, metadata and a preview."""
+_MAX_REASON = 200
+"""Letters of a decoder's error: some quote the file."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """Tags of TIFF."""
 _HEADER = threading.Lock()
@@ -126,8 +128,8 @@ class BrokenImageError(UserError):
     """
 
     def __init__(self, name: str, reason: str, remedy: str = "repair or remove it"):
-        super().__init__(f"{name} cannot be read as an image ({reason}): {remedy}.")
-        self.name, self.reason = name, reason
+        self.name, self.reason = name, reason[:_MAX_REASON]
+        super().__init__(f"{name} cannot be read as an image ({self.reason}): {remedy}.")
 
 
 @contextmanager

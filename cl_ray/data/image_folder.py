@@ -5,8 +5,6 @@ ignores EXIF rotation, transparency, further frames and 16-bit channels.
 """
 
 import contextlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,13 +69,14 @@ def read_image_folder(
         label = class_indices.get(label_of.get(file))
         limits.check_bytes(tree.sizes[file], name)
         with contextlib.ExitStack() as held:
+            held.enter_context(bytes_read.reserve(tree.sizes[file]))
             try:
-                held.enter_context(bytes_read.reserve(tree.sizes[file]))
-                image = open_image(tree.read(file), name, limits)
-            except (EOFError, zlib.error, zipfile.BadZipFile) as error:
-                raise BrokenImageError(name, first_error_line(error)) from error
+                data = tree.read(file)
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
+            except Exception as error:  # of a damaged archive
+                raise BrokenImageError(name, first_error_line(error)) from error
+            image = open_image(data, name, limits)
             held.enter_context(pixels_decoded.reserve(image.width * image.height))
             return RawImage(convert(load_image(image, name), name), label, name, origin=file)
 

@@ -176,7 +176,10 @@ def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label
             return _as_label(text)
         record = json.loads(text)
         label = record[_choose_column(list(record), label_column, LABEL_COLUMNS, "label")]
-    except (ValueError, LookupError, TypeError, RecursionError, _UnusableError):
+    except OSError as error:
+        reason = first_error_line(error)
+        raise UserError(f"{tree.location}/{file} cannot be read: {reason}.") from error
+    except Exception:  # as in `_read_table`; the image has no label
         return None
     return _as_label(label) if isinstance(label, str | int | float) else None
 
@@ -208,7 +211,9 @@ def _read_table(
     except OSError as error:
         reason = first_error_line(error)
         raise UserError(f"{tree.location}/{file} cannot be read: {reason}.") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except _UnusableError:
+        raise
+    except Exception as error:  # of csv and json, of rows of other types, of a damaged archive
         raise _UnusableError(f"is no such table ({first_error_line(error)})") from error
     if not pairs:
         raise _UnusableError("has no rows")

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from helpers.random_images import WriteSource, pixels, read_sorted
 from PIL import Image
 
 from cl_ray.data.dataset import UNLABELLED, Dataset
+from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.errors import UserError
 
 STORED = pixels(6, 28, 28)
 
@@ -187,6 +190,34 @@ def test_damaged_archives(
     message = refused(tmp_path / "in")
     assert "x.zip/bee/2.png cannot be read as an image (Bad CRC-32 for file" in message
     assert len(write_source(tmp_path / "in", skip_broken=True)[1].image) == 5
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz", "x.npz"])
+def test_any_damage_is_one_sentence(tmp_path: Path, name: str) -> None:
+    chance = random.Random(0)
+    path = tmp_path / "in" / name
+    if name == "x.npz":
+        path.parent.mkdir()
+        np.savez(path, images=STORED, labels=np.arange(6))
+    else:
+        pack(path, FILES)
+    whole = path.read_bytes()
+    whole = gzip.decompress(whole) if name == "x.tgz" else whole
+    sentences = []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            end = chance.choice([300, len(damaged)])
+            at = chance.randrange(end) if chance.random() < 0.5 else -1 - chance.randrange(end)
+            damaged[at] = chance.randrange(256)
+        path.write_bytes(gzip.compress(damaged) if name == "x.tgz" else damaged)
+        try:
+            config = SourceConfig(source=str(path), out=str(tmp_path / "out"), overwrite=True)
+            write_dataset(config, note=lambda _: None)
+        except UserError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 20
+    assert all(name in sentence and len(sentence) < 1500 for sentence in sentences)
 
 
 def test_packed_otherwise(tmp_path: Path, refused: Callable[..., str]) -> None:
