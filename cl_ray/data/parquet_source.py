@@ -449,7 +449,10 @@ def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
     values = cell.storage if isinstance(cell, pa.ExtensionArray) else cell
     lengths = []
     while _is_list(values.type) and not values.null_count:
-        sizes = pc.unique(pc.list_value_length(values)).to_pylist()
+        if pa.types.is_fixed_size_list(values.type):
+            sizes = [values.type.list_size]
+        else:
+            sizes = pc.unique(pc.list_value_length(values)).to_pylist()
         if len(sizes) != 1 or not sizes[0]:
             raise UserError(f"{name} is not one image: its lists are empty or differ in length.")
         lengths.append(sizes[0])
