@@ -445,9 +445,16 @@ def subset_dataset(dataset: "Dataset", images: int) -> "Dataset":
         if left > 0:
             shards.append(shard.model_copy(update={"rows": min(shard.rows, left)}))
             rows += shards[-1].rows
-    cut = SplitInfo(rows=rows, shards=shards, distances=train.distances)
-    splits = {**dataset.info.splits, TRAIN_SPLIT: cut}
-    return replace(dataset, info=dataset.info.model_copy(update={"splits": splits}))
+
+    def with_split(unlabelled: int) -> "Dataset":
+        cut = SplitInfo(rows=rows, shards=shards, distances=train.distances, unlabelled=unlabelled)
+        splits = {**dataset.info.splits, TRAIN_SPLIT: cut}
+        return replace(dataset, info=dataset.info.model_copy(update={"splits": splits}))
+
+    subset = with_split(0)
+    if not train.unlabelled:
+        return subset
+    return with_split(rows - sum(subset.class_counts(TRAIN_SPLIT)))
 
 
 def _load_record(folder: RunStorage) -> dict[str, Any]:

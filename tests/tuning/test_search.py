@@ -17,7 +17,7 @@ from rich.console import Console
 from cl_ray.cli import main
 from cl_ray.config import Config
 from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import UNLABELLED, Dataset
 from cl_ray.data.sources import SourceConfig, write_dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
@@ -267,6 +267,17 @@ def test_trials_see_the_first_whole_row_groups() -> None:
     assert rows.image.shape == (3072, 28, 28, 1)
     assert (rows.image == whole.read("train", whole.row_groups("train")[:3]).image).all()
     assert subset_dataset(whole, 1_000_000).info.splits["train"].rows == 55_000
+
+
+def test_a_subset_counts_its_unlabelled_images(tmp_path: Path) -> None:
+    images, labels = mnist("train", 2048)
+    some = [None if number % 3 else int(label) for number, label in enumerate(labels)]
+    whole = Dataset.open(write_images(tmp_path / "some", train=(images, some)))
+    part = subset_dataset(whole, 1000)
+    rows = part.read("train")
+    assert len(rows.id) == 1024
+    assert rows.label is not None
+    assert part.info.splits["train"].unlabelled == (rows.label == UNLABELLED).sum() > 0
 
 
 def test_the_script_is_the_command_by_another_name(tmp_path: Path) -> None:
