@@ -22,6 +22,8 @@ _ARCHIVE = re.compile(r"\.(zip|npz|tar|tgz|tbz2?|tar\.(gz|bz2))$", re.IGNORECASE
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 """By the first two bytes of a compressed tar. xz and LZMA may ask for gigabytes of memory."""
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
+_OPEN_ZIPS = 8
+"""Zip archives that are open at once; each of the threads that read may be in another one."""
 _MAX_HEADER = 2**20
 """Bytes of a tar that are read at once as a header."""
 _MAX_RATIO, _MAX_SMALL = 100, 2**28
@@ -29,6 +31,7 @@ _MAX_RATIO, _MAX_SMALL = 100, 2**28
 
 _Members = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]
 """The name of each file of an archive, its bytes, and a function that opens it."""
+_OpenZip = Callable[[str], zipfile.ZipFile]
 _Decompress = Callable[[str], IO[bytes] | None]
 """Returns the content of a compressed tar; None if a tar is not compressed."""
 
@@ -57,6 +60,7 @@ def open_archives(
     """
     splits = find_file_splits(tree.location, archives, split_choice)
     split_of = {archive: split for split, files in splits.items() for archive in files}
+    open_zip = lru_cache(_OPEN_ZIPS)(lambda archive: zipfile.ZipFile(tree.open(archive)))
     decompress = lru_cache(1)(partial(_decompress, tree))  # one open stream, read in order
     sizes = {file: size for file, size in tree.sizes.items() if file not in split_of}
     layout: dict[str, str] = {}
@@ -67,7 +71,7 @@ def open_archives(
         inside: dict[str, str] = {}
         with _archive_errors(f"{tree.location}/{archive}"):
             if archive.lower().endswith((".zip", ".npz")):
-                members = _zip_members(tree, archive)
+                members = _zip_members(tree, archive, open_zip)
             else:
                 threads = 1 if decompress(archive) else threads
                 members = _tar_members(tree, archive, decompress, ignored)
@@ -94,14 +98,16 @@ def open_archives(
     return FileTree(tree.location, sizes, opened, layout, threads)
 
 
-def _zip_members(tree: FileTree, archive: str) -> _Members:
-    opened = zipfile.ZipFile(tree.open(archive))
-    for info in opened.infolist():
+def _zip_members(tree: FileTree, archive: str, open_zip: _OpenZip) -> _Members:
+    def opened(info: zipfile.ZipInfo) -> IO[bytes]:
+        return open_zip(archive).open(info)
+
+    for info in open_zip(archive).infolist():
         if info.flag_bits & 1 or info.compress_type not in _ZIP_METHODS:
             how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
             raise UserError(f"{tree.location}/{archive}/{info.filename} is {how}: unpack it first.")
         if not info.is_dir():  # threads may open members at once
-            yield info.filename, info.file_size, cast(Any, partial(opened.open, info))
+            yield info.filename, info.file_size, partial(opened, info)
 
 
 def _tar_members(

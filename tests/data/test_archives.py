@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import random
+import resource
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -61,6 +62,18 @@ def test_archives_of_folders(tmp_path: Path, write_source: WriteSource, name: st
     assert labels_of(rows).tolist() == [1, 0] * 3
     assert sorted(os.listdir(tmp_path / "in")) == before
     assert np.array_equal(write_source(tmp_path / "in" / name)[1].image, rows.image)
+
+
+def test_more_archives_than_files_may_be_open(tmp_path: Path, write_source: WriteSource) -> None:
+    for k in range(60):
+        pack(tmp_path / "in" / f"{k:02}.zip", {"0.png": png(STORED[k % 6])})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        _, rows = write_source(tmp_path / "in")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert np.array_equal(rows.image[..., 0], STORED[np.arange(60) % 6])
 
 
 def test_splits_and_tables(tmp_path: Path, write_source: WriteSource) -> None:
