@@ -280,6 +280,7 @@ def _spool(
         with open(file, "wb") as stream, open(names, "wb") as origins:
             for raw in splits[split]:
                 if isinstance(raw, BrokenImageError):
+                    raw.__traceback__ = raw.__cause__ = raw.__context__ = None  # hold its bytes
                     broken.append(raw)
                     continue
                 first = first or raw

@@ -1,6 +1,7 @@
 """The write side of data at rest, on real Parquet files."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray import storage as storage_module
 from cl_ray.data.dataset import UNLABELLED, Dataset
+from cl_ray.data.decoding import BrokenImageError, decoder_errors
 from cl_ray.data.writer import DatasetMetadata, RawImage, check_output_free, write_splits
 from cl_ray.errors import UserError
 
@@ -110,6 +112,31 @@ def test_origins_follow_their_images(tmp_path: Path) -> None:
     assert rows.origin.tolist() == ["\\udcff.png"]
     write_splits({"train": raw_images(images(2))}, out, METADATA, overwrite=True)
     assert Dataset.open(out).read("train", origins=True).origin is None
+
+
+def test_broken_images_do_not_stay_in_memory(tmp_path: Path) -> None:
+    class Content(bytearray):
+        """A file's content, which can be referred to weakly."""
+
+    contents: list[weakref.ref[Content]] = []
+
+    def read() -> None:
+        content = Content(b"x")
+        contents.append(weakref.ref(content))
+        with decoder_errors("x.png"):
+            content[1] = 0
+
+    def broken() -> Iterator[RawImage | BrokenImageError]:
+        yield from raw_images(images(1))
+        for _ in range(3):
+            try:
+                read()
+            except BrokenImageError as error:
+                yield error
+            assert contents[-1]() is None
+
+    write_splits({"train": broken()}, str(tmp_path / "set"), METADATA, skip_broken=True)
+    assert len(contents) == 3
 
 
 def test_unlabelled_images_are_kept_and_held_out_like_a_class(tmp_path: Path) -> None:
