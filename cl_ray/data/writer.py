@@ -37,6 +37,7 @@ from cl_ray.data.decoding import ADD_SIZE, BrokenImageError
 from cl_ray.data.file_tree import Note, listed
 from cl_ray.errors import UserError, first_error_line, printable
 from cl_ray.storage import open_filesystem, sync
+from cl_ray.uri import public_uri
 
 SPLIT_NAMES = {
     "train": "train",
@@ -79,7 +80,8 @@ class RawImage:
         label: Its class, from 0 up; None if it has none.
         name: What error messages call it.
         index: Its position in the source's order; None is after the previous one.
-        origin: Where in the source it is from, such as a file's path in it; None if unknown.
+        origin: Where in the source it is from, such as a file's path in it; None if unknown. It
+            is written without what may be secret in a URI.
     """
 
     image: NDArray[np.uint8]
@@ -287,9 +289,8 @@ def _spool(
                 _check_image(raw, first, classes)
                 stream.write(raw.image.tobytes())
                 labels.append(UNLABELLED if raw.label is None else raw.label)
-                ends.append(
-                    ends[-1] + origins.write((raw.origin or "").encode(errors="backslashreplace"))
-                )
+                origin = public_uri(raw.origin or "").encode(errors="backslashreplace")
+                ends.append(ends[-1] + origins.write(origin))
                 indices.append(len(indices) if raw.index is None else raw.index)
                 if len(indices) % _REPORT_INTERVAL == 0:
                     report(f"reading {split}", len(indices), None)

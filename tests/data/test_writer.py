@@ -110,6 +110,11 @@ def test_origins_follow_their_images(tmp_path: Path) -> None:
     rows = Dataset.open(out).read("train", origins=True)
     assert rows.origin is not None
     assert rows.origin.tolist() == ["\\udcff.png"]
+    signed = replace(next(raw_images(images(1))), origin="https://me:pw@host/1 a.png?token=key#x")
+    write_splits({"train": [signed]}, out, METADATA, overwrite=True)
+    rows = Dataset.open(out).read("train", origins=True)
+    assert rows.origin is not None
+    assert rows.origin.tolist() == ["https://host/1 a.png"]
     write_splits({"train": raw_images(images(2))}, out, METADATA, overwrite=True)
     assert Dataset.open(out).read("train", origins=True).origin is None
 
