@@ -10,6 +10,7 @@ import io
 import json
 import posixpath
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +125,9 @@ def read_label_files(
             f"{tree.location} has no table with {named} ({listed(reasons) or 'it has none'}): "
             "leave the flag out or name another column."
         )
+    exact, by_name = set(images), _by_bare_name(images)
     for table in tables:
-        found = _match(tree, images, table, note)
+        found = _match(tree.location, exact, by_name, table, note)
         if not found:
             unusable[table.file] = f"names none of the images, but {table.rows[0][0]!r}"
             continue
@@ -143,7 +145,8 @@ def read_label_files(
     check_class_count(len(set(labels.values())), tree.location, "the labels beside its images")
     without = [file for file in images if file not in labels]
     if without:
-        note(f"{len(without):,} of {len(images):,} images have no label: {listed(without, 3)}.")
+        have = "has" if len(without) == 1 else "have"
+        note(f"{len(without):,} of {len(images):,} images {have} no label: {listed(without, 3)}.")
     return labels
 
 
@@ -195,16 +198,20 @@ def _read_table(
     if tree.sizes[file] > _MAX_BYTES:
         raise _UnusableError(f"has more than {_MAX_BYTES:,} bytes")
     try:
-        text = _decode_text(tree.read(file))
+        data = tree.read(file)
+        text = io.TextIOWrapper(io.BytesIO(data), _encoding(data), newline="")
+        rows: Iterable[dict[str, Any]]  # read one by one, so that the other columns take no memory
         if ending(file) == ".json":
-            columns, rows = ["file", "label"], _stylegan_rows(json.loads(text))
+            columns, rows = ["file", "label"], _stylegan_rows(json.load(text))
         elif ending(file) == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-            columns = list(rows[0]) if rows else []
+            columns = list(json.loads(next(filter(str.strip, text), "{}")))
+            text.seek(0)
+            rows = map(json.loads, filter(str.strip, text))
         else:
-            delimiter = max(",;\t", key=text.partition("\n")[0].count)
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-            columns, rows = list(reader.fieldnames or []), list(reader)
+            delimiter = max(",;\t", key=text.readline().count)
+            text.seek(0)
+            rows = csv.DictReader(text, delimiter=delimiter)
+            columns = list(rows.fieldnames or [])
         names = _choose_column(columns, file_column, FILE_COLUMNS, "file")
         labels = _choose_column(columns, label_column, LABEL_COLUMNS, "label")
         pairs = [(str(row[names]), row.get(labels)) for row in rows]
@@ -226,14 +233,15 @@ def _read_table(
     return _Table(file, (names, labels), pairs)
 
 
-def _decode_text(data: bytes) -> str:
-    """Decode UTF-8, or what Excel writes: UTF-16 or Windows' Western code page."""
+def _encoding(data: bytes) -> str:
+    """Return UTF-8, or what Excel writes: UTF-16 or Windows' Western code page."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
+        return "utf-16"
     try:
-        return data.decode("utf-8-sig")
+        data.decode()
     except UnicodeDecodeError:
-        return data.decode("cp1252")
+        return "cp1252"
+    return "utf-8-sig"
 
 
 def _stylegan_rows(record: Any) -> list[dict[str, Any]]:
@@ -258,14 +266,20 @@ def _choose_column(columns: list[str], given: str | None, usual: tuple[str, ...]
     return found
 
 
-def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict[str, LabelValue]:
-    """Return the labels that a table gives to images; rows without a label are left out."""
-    exact = set(images)
-    only: dict[str, str | None] = {}  # an image by its bare name; None if several have it
+def _by_bare_name(images: list[str]) -> dict[str, str | None]:
+    """Return images by their names, with and without ending; None where several have one."""
+    found: dict[str, str | None] = {}
     for file in images:
         bare = posixpath.basename(file)
         for name in {bare, posixpath.splitext(bare)[0]}:
-            only[name] = None if name in only else file
+            found[name] = None if name in found else file
+    return found
+
+
+def _match(
+    location: str, exact: set[str], by_name: dict[str, str | None], table: _Table, note: Note
+) -> dict[str, LabelValue]:
+    """Return the labels that a table gives to images; rows without a label are left out."""
     folder = posixpath.dirname(table.file)
     labels: dict[str, LabelValue] = {}
     absent: list[str] = []
@@ -276,7 +290,7 @@ def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict
         (found if path in exact else loose).append((path, label))
     named = {path for path, _ in found}
     for path, label in loose:
-        image = only.get(posixpath.basename(path))
+        image = by_name.get(posixpath.basename(path))
         if image is None or image in named:
             absent.append(path)
         else:
@@ -285,7 +299,7 @@ def _match(tree: FileTree, images: list[str], table: _Table, note: Note) -> dict
         value = _as_label(label)
         if value is not None and labels.setdefault(file, value) != value:
             raise UserError(
-                f"{tree.location}/{table.file} gives {file} the labels {labels[file]} and "
+                f"{location}/{table.file} gives {file} the labels {labels[file]} and "
                 f"{value}: keep one, or {_WITHOUT}."
             )
     if absent and found:

@@ -1,6 +1,7 @@
 """Labels of image files from tables beside them."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def test_images_without_a_label_are_kept(
     assert info.splits["train"].unlabelled == 2
     printed = capsys.readouterr().out
     if missing == "-1":
-        assert "1 of 4 images have no label: 1.png." in printed
+        assert "1 of 4 images has no label: 1.png." in printed
         assert "The number -1 in the labels means an image without a label." in printed
     else:
         assert "2 of 4 images have no label: 1.png, 2.png." in printed
@@ -184,6 +185,21 @@ def test_more_labels_than_classes_can_be(
     (folder / "x.csv").write_text("file,label\n" + "".join(f"{k}.png,{k}\n" for k in range(4)))
     message = refused(folder)
     assert "holds more than 3 different values in the labels beside its images" in message
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_columns_without_labels_take_no_memory(
+    folder: Path, write_source: WriteSource, kind: str
+) -> None:
+    columns = {"file_name": "0.png", "label": "a"} | {f"c{k}": "x" * 20 for k in range(50)}
+    row = ",".join(columns.values()) if kind == "csv" else json.dumps(columns)
+    text = "\n".join([",".join(columns), *[row] * 5000] if kind == "csv" else [row] * 5000)
+    (folder / f"x.{kind}").write_text(text)
+    tracemalloc.start()
+    assert write_source(folder)[0].classes == ["a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(text)
 
 
 def test_names_in_several_folders_are_not_guessed(
