@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import IO, Any, cast
 
 from cl_ray.data.file_sources import SplitChoice, find_file_splits
-from cl_ray.data.file_tree import FileTree, Note, counted, is_ignored
+from cl_ray.data.file_tree import FileTree, Note, counted, is_ignored, listed
 from cl_ray.data.writer import SPLIT_NAMES
 from cl_ray.errors import UserError, first_error_line
 
@@ -65,7 +65,7 @@ def open_archives(
     sizes = {file: size for file, size in tree.sizes.items() if file not in split_of}
     layout: dict[str, str] = {}
     openers: dict[str, Callable[[], IO[bytes]]] = {}
-    ignored = Counter[str]()
+    ignored, replaced = Counter[str](), list[str]()
     threads = tree.threads
     for archive in archives:
         inside: dict[str, str] = {}
@@ -83,6 +83,8 @@ def open_archives(
                     ignored[hidden] += 1
                     continue
                 file = f"{archive}/{path}"
+                if file in inside:
+                    replaced.append(file)
                 inside[file], sizes[file], openers[file] = path, size, opener
         tops = {path.split("/")[0].lower() for path in inside.values()}
         split = split_of[archive]
@@ -91,6 +93,8 @@ def open_archives(
         layout |= inside
     if ignored:
         note(f"Left out of archives, as hidden, thumbnails or links: {counted(ignored)}.")
+    if replaced:
+        note(f"Left out of archives, as later files have the same name: {listed(replaced)}.")
 
     def opened(file: str) -> IO[bytes]:
         return openers[file]() if file in openers else tree.open(file)
@@ -131,6 +135,10 @@ def _tar_members(
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
             while (member := tar.next()) is not None:
                 cast(Any, tar).members = []  # else all headers stay in memory
+                if member.issparse():
+                    raise UserError(
+                        f"{tree.location}/{archive}/{member.name} is sparse: unpack it first."
+                    )
                 if member.isreg():
                     yield member.name, member.size, partial(read, member.offset_data, member.size)
                 elif not member.isdir():

@@ -139,6 +139,16 @@ def test_names_never_lead_out_of_an_archive(
     assert {path for path in tmp_path.rglob("*") if "made" not in path.parts} == before
 
 
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_later_files_replace_earlier_ones(
+    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    pack(tmp_path / "in" / name, {f"{'./' * k}0.png": png(STORED[k]) for k in range(3)})
+    assert np.array_equal(write_source(tmp_path / "in")[1].image[..., 0], STORED[2:3])
+    note = f"Left out of archives, as later files have the same name: {name}/0.png, {name}/0.png."
+    assert note in capsys.readouterr().out
+
+
 def test_links_in_a_tar_are_left_out(
     tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +245,12 @@ def test_any_damage_is_one_sentence(tmp_path: Path, name: str) -> None:
 
 def test_packed_otherwise(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "x.tar", "w") as tar:
+        entry = tarfile.TarInfo("0.png")
+        entry.type = tarfile.GNUTYPE_SPARSE  # the holes are left out of its bytes
+        tar.addfile(entry)
+    assert "x.tar/0.png is sparse: unpack it first" in refused(tmp_path / "in")
+    (tmp_path / "in" / "x.tar").unlink()
     with zipfile.ZipFile(tmp_path / "in" / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("0.png", FILES["bee/0.png"])
     assert "x.zip/0.png is packed by method 14: unpack it first" in refused(tmp_path / "in")
