@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import IO, Any, cast
 
-from cl_ray.data.file_sources import SplitChoice, find_file_splits
 from cl_ray.data.file_tree import FileTree, Note, counted, is_ignored, listed
-from cl_ray.data.writer import SPLIT_NAMES
+from cl_ray.data.splits import SPLIT_NAMES, SplitChoice, find_file_splits
 from cl_ray.errors import UserError, first_error_line
 
 _ARCHIVE = re.compile(r"\.(zip|npz|tar|tgz|tbz2?|tar\.(gz|bz2))$", re.IGNORECASE)

@@ -16,17 +16,10 @@ import numpy as np
 from PIL import Image
 
 from cl_ray.data.decoding import ImageLimits
-from cl_ray.data.file_sources import (
-    NO_LABELS,
-    Convert,
-    LabelValue,
-    SplitChoice,
-    check_class_count,
-    check_file_splits,
-    find_classes,
-)
+from cl_ray.data.file_sources import NO_LABELS, Convert, LabelValue, check_class_count, find_classes
 from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, SourceSplits
+from cl_ray.data.splits import SPLIT_NAMES, SplitChoice, check_file_splits
+from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 

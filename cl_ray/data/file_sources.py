@@ -1,6 +1,5 @@
 """What sources of files have in common: how pixels, splits and classes are found."""
 
-import re
 from collections.abc import Callable, Set
 from typing import Literal
 
@@ -8,18 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from cl_ray.data.conversion import DepthRange, is_deep
 from cl_ray.data.dataset import MAX_CLASSES
 from cl_ray.data.decoding import decoder_errors
-from cl_ray.data.depth import DepthRange, is_deep
 from cl_ray.data.file_tree import Note
-from cl_ray.data.writer import SPLIT_NAMES
 from cl_ray.errors import UserError
 
 Color = Literal["keep", "grey", "rgb"]
 Convert = Callable[[Image.Image, str], NDArray[np.uint8]]
 """`to_pixels` with its options bound: an image and its name → [H, W, C]."""
-SplitChoice = Literal["auto", "none"]
-"""Whether names of files and folders can be splits."""
 LabelValue = int | str | None
 """What a source has as a label; None is no label."""
 NO_LABELS = "none"
@@ -27,9 +23,6 @@ NO_LABELS = "none"
 
 _NO_LABEL = -1
 """Means no label among whole numbers, as in torchvision and scikit-learn."""
-_SPLIT_NAME = re.compile(
-    rf"(?:split=)?({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
-)
 
 
 def to_pixels(
@@ -103,48 +96,6 @@ def _to_pixels(
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, -1)
-
-
-def find_file_splits(
-    location: str, files: list[str], split_choice: SplitChoice
-) -> dict[str, list[str]]:
-    """Group files by the first of their folders, or their own name, that begins with a split's.
-
-    Raises:
-        UserError: Only some files name a split, or none names the training split.
-    """
-    splits: dict[str, list[str]] = {}
-    for file in files if split_choice == "auto" else ():
-        matches = (_SPLIT_NAME.match(part) for part in file.split("/"))
-        split = next((SPLIT_NAMES[match[1].lower()] for match in matches if match), "")
-        splits.setdefault(split, []).append(file)
-    if set(splits) <= {""}:
-        return {"train": files}
-    check_file_splits(location, splits)
-    return splits
-
-
-def check_file_splits(location: str, splits: dict[str, list[str]]) -> None:
-    """Check that there is a training split, and that all files are in a split.
-
-    Args:
-        location: What error messages call the source.
-        splits: The files of each split; "" holds those of none.
-
-    Raises:
-        UserError: There is none, or a file is in none.
-    """
-    way_out = "add `--splits none` if all are training images"
-    if "" in splits:
-        raise UserError(
-            f"{location} has files of named splits ({', '.join(s for s in splits if s)}), but "
-            f"{splits[''][0]} names none: rename it to train-*, move it away, or {way_out}."
-        )
-    if "train" not in splits:
-        raise UserError(
-            f"{location} has no training split but only {', '.join(splits)}: rename its files to "
-            f"train-*, or {way_out}."
-        )
 
 
 def check_class_count(count: int, location: str, column: str) -> None:

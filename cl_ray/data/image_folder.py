@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, MemoryBudget, load_image, open_image
-from cl_ray.data.file_sources import Convert, LabelValue, SplitChoice, find_classes
+from cl_ray.data.file_sources import Convert, LabelValue, find_classes
 from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.writer import SPLIT_NAMES, DatasetMetadata, RawImage, ReadImage, SourceSplits
+from cl_ray.data.splits import SplitChoice, find_folder_splits
+from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options
 
@@ -48,7 +49,7 @@ def read_image_folder(
         UserError: Only some folders have the names of splits, none is the training split, or
             images lie beside class folders.
     """
-    found = _find_layout(tree, files, splits)
+    found = find_folder_splits(tree, files, splits)
     entries = [entry for split in found.values() for entry in split]
     folders = sorted({name for _, name in entries if name is not None})
     outside = next((file for file, name in entries if name is None), None)
@@ -95,46 +96,3 @@ def read_image_folder(
         {split: images([file for file, _ in entries]) for split, entries in found.items()},
         DatasetMetadata(name=tree.location, source=without_options(tree.location), classes=classes),
     )
-
-
-def _find_layout(
-    tree: FileTree, files: list[str], splits: SplitChoice
-) -> dict[str, list[tuple[str, str | None]]]:
-    """Return the files of each split, with the class of each or None."""
-    folders = _without_common([tree.folders(file) for file in files], splits)
-    tops: dict[str, str] = {}  # the top folders, or "", with a file of each
-    for file, inside in zip(files, folders, strict=True):
-        tops.setdefault(inside[0] if inside else "", file)
-    named = {top: SPLIT_NAMES[top.lower()] for top in tops if _is_split(top, splits)}
-    way_out = "add `--splits none` if its folders are classes"
-    outside = next((file for top, file in tops.items() if top not in named), None)
-    if named and outside is not None:
-        raise UserError(
-            f"{tree.location} has the folder {min(named)}, which is the name of a split, but "
-            f"{outside} is in no split ({', '.join(SPLIT_NAMES)}): move it into one, or {way_out}."
-        )
-    if named and "train" not in named.values():
-        raise UserError(
-            f"{tree.location} has no training split but only {', '.join(sorted(named))}: rename a "
-            f"folder to train, or {way_out}."
-        )
-    splits_of = [named[inside[0]] if named else "train" for inside in folders]
-    if named:
-        folders = _without_common([inside[1:] for inside in folders], "none")
-    found: dict[str, list[tuple[str, str | None]]] = {}
-    for file, inside, split in zip(files, folders, splits_of, strict=True):
-        found.setdefault(split, []).append((file, inside[0] if inside else None))
-    return found
-
-
-def _without_common(folders: list[list[str]], splits: SplitChoice) -> list[list[str]]:
-    """Leave out the top folders that hold nothing but folders, and all of them."""
-    while all(len(inside) > 1 for inside in folders) and len({f[0] for f in folders}) == 1:
-        if _is_split(folders[0][0], splits):
-            break
-        folders = [inside[1:] for inside in folders]
-    return folders
-
-
-def _is_split(folder: str, splits: SplitChoice) -> bool:
-    return splits == "auto" and folder.lower() in SPLIT_NAMES

@@ -25,16 +25,9 @@ from PIL import Image
 
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
-from cl_ray.data.file_sources import (
-    NO_LABELS,
-    Convert,
-    LabelValue,
-    SplitChoice,
-    check_class_count,
-    find_classes,
-    find_file_splits,
-)
+from cl_ray.data.file_sources import NO_LABELS, Convert, LabelValue, check_class_count, find_classes
 from cl_ray.data.file_tree import Note
+from cl_ray.data.splits import SplitChoice, find_file_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import without_options

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from cl_ray.base_config import BaseConfig
 from cl_ray.data.archives import is_archive, open_archives
 from cl_ray.data.arrays import is_array, read_arrays
+from cl_ray.data.conversion import DepthMeter, DepthRange
 from cl_ray.data.dataset import (
     INFO_FILE,
     MAX_SIDE,
@@ -27,30 +28,17 @@ from cl_ray.data.dataset import (
     open_dataset_location,
 )
 from cl_ray.data.decoding import ENDINGS, FORMATS, MAX_PIXELS, ImageLimits
-from cl_ray.data.depth import DepthMeter, DepthRange
-from cl_ray.data.file_sources import (
-    NO_LABELS,
-    Color,
-    Convert,
-    LabelValue,
-    SplitChoice,
-    to_pixels,
-)
+from cl_ray.data.file_sources import NO_LABELS, Color, Convert, LabelValue, to_pixels
 from cl_ray.data.file_tree import FileTree, Note, counted, ending, list_folder, tree_of_files
 from cl_ray.data.image_folder import read_image_folder
-from cl_ray.data.label_files import (
-    FILE_COLUMNS,
-    LABEL_COLUMNS,
-    find_label_files,
-    read_label_files,
-)
+from cl_ray.data.label_files import FILE_COLUMNS, LABEL_COLUMNS, find_label_files, read_label_files
 from cl_ray.data.parquet_source import ChannelOrder, read_parquet_source
+from cl_ray.data.splits import SPLIT_NAMES, SplitChoice
 from cl_ray.data.stacked_mnist import STACKED_COUNTS, read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
 from cl_ray.data.writer import (
     MIN_HELD_OUT,
     SKIPPED_FILE,
-    SPLIT_NAMES,
     VALIDATION_FRACTION,
     ProgressCallback,
     RawImage,

@@ -35,22 +35,11 @@ from cl_ray.data.dataset import (
 )
 from cl_ray.data.decoding import ADD_SIZE, BrokenImageError
 from cl_ray.data.file_tree import Note, listed
+from cl_ray.data.splits import SPLIT_NAMES
 from cl_ray.errors import UserError, first_error_line, printable
 from cl_ray.storage import open_filesystem, sync
 from cl_ray.uri import public_uri
 
-SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "test": "test",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "testing": "test",
-    "eval": "test",
-}
-"""Names of splits in a source, in lower case, and their names here (these first, in order)."""
 VALIDATION_FRACTION, MIN_HELD_OUT = 0.1, 10
 """What is held out by default to choose settings and checkpoints by."""
 GROUP_BYTES = 2**20
