@@ -35,7 +35,8 @@ from cl_ray.config import Config, build_config, merge, preset
 from cl_ray.data.dataset import STACKED, Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import MODE_SAMPLES, Evaluator, ModeEvaluator

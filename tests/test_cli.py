@@ -32,7 +32,7 @@ from cl_ray.commands.train import TrainCommand, base_config
 from cl_ray.config import Config, preset
 from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.sources import SourceConfig
+from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.tuning.search import SearchOptions

@@ -24,7 +24,8 @@ _LISTED_CLASSES = 10
 
 def command(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    from cl_ray.data.sources import SourceConfig, write_dataset
+    from cl_ray.data.source_config import SourceConfig
+    from cl_ray.data.sources import write_dataset
     from cl_ray.training.preflight import check_outlives_job
 
     source = parse_flags(SourceConfig, arguments, prog="cl-ray data")

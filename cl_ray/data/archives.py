@@ -9,13 +9,14 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import IO, Any, cast
 
-from cl_ray.data.file_tree import FileTree, Note, counted, is_ignored, listed
-from cl_ray.data.splits import SPLIT_NAMES, SplitChoice, find_file_splits
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.data.file_tree import FileTree, Note, counted, damage_errors, is_ignored, listed
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.splits import SPLIT_NAMES, find_file_splits
+from cl_ray.errors import UserError
 
 _ARCHIVE = re.compile(r"\.(zip|npz|tar|tgz|tbz2?|tar\.(gz|bz2))$", re.IGNORECASE)
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
@@ -41,7 +42,7 @@ def is_archive(file: str) -> bool:
 
 
 def open_archives(
-    tree: FileTree, archives: list[str], split_choice: SplitChoice, note: Note
+    tree: FileTree, archives: list[str], config: SourceConfig, note: Note
 ) -> FileTree:
     """Replace archives by the files in them, in their order there.
 
@@ -51,13 +52,13 @@ def open_archives(
     Args:
         tree: The source's files.
         archives: The archives among them.
-        split_choice: Whether names of archives can be splits.
+        config: Its `splits` says whether names of archives can be splits.
         note: Called with a sentence on what is left out.
 
     Raises:
         UserError: An archive cannot be read, or only some are named as splits.
     """
-    splits = find_file_splits(tree.location, archives, split_choice)
+    splits = find_file_splits(tree.location, archives, config.splits)
     split_of = {archive: split for split, files in splits.items() for archive in files}
     open_zip = lru_cache(_OPEN_ZIPS)(lambda archive: zipfile.ZipFile(tree.open(archive)))
     decompress = lru_cache(1)(partial(_decompress, tree))  # one open stream, read in order
@@ -68,7 +69,9 @@ def open_archives(
     threads = tree.threads
     for archive in archives:
         inside: dict[str, str] = {}
-        with _archive_errors(f"{tree.location}/{archive}"):
+        with damage_errors(
+            f"{tree.location}/{archive}", "an archive", "copy it again, or unpack it"
+        ):
             if archive.lower().endswith((".zip", ".npz")):
                 members = _zip_members(tree, archive, open_zip)
             else:
@@ -98,7 +101,7 @@ def open_archives(
     def opened(file: str) -> IO[bytes]:
         return openers[file]() if file in openers else tree.open(file)
 
-    return FileTree(tree.location, sizes, opened, layout, threads)
+    return replace(tree, sizes=sizes, open=opened, layout=layout, threads=threads)
 
 
 def _zip_members(tree: FileTree, archive: str, open_zip: _OpenZip) -> _Members:
@@ -172,17 +175,3 @@ class _BoundedStream:
                 f"it ends early, or unpacks to more than {_MAX_RATIO} times its size"
             )
         self._stream.seek(position)
-
-
-@contextmanager
-def _archive_errors(name: str) -> Iterator[None]:
-    """Turn whatever a damaged archive raises into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # also of zlib, struct and IndexError
-        reason = first_error_line(error)
-        raise UserError(
-            f"{name} cannot be read as an archive ({reason}): copy it again, or unpack it."
-        ) from error

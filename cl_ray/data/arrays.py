@@ -15,13 +15,14 @@ from typing import IO, Any, cast
 import numpy as np
 from PIL import Image
 
+from cl_ray.data.conversion import Convert
 from cl_ray.data.decoding import ImageLimits
-from cl_ray.data.file_sources import NO_LABELS, Convert, LabelValue, check_class_count, find_classes
-from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.splits import SPLIT_NAMES, SplitChoice, check_file_splits
+from cl_ray.data.file_tree import FileTree, Note, damage_errors, listed
+from cl_ray.data.labels import LabelValue, check_class_count, find_classes
+from cl_ray.data.source_config import NO_LABELS, SourceConfig
+from cl_ray.data.splits import SPLIT_NAMES, check_file_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
-from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import without_options
+from cl_ray.errors import UserError
 
 _ENDING = re.compile(r"(\.npy|[-.]idx\d?([-.]ubyte)?(\.gz)?|[-.]ubyte(\.gz)?)$", re.IGNORECASE)
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -40,12 +41,12 @@ class _Array:
     Args:
         file: Its file, or the member of an npz.
         shape: Of any rank.
-        kind: Of the values.
+        dtype: Of the values.
     """
 
     file: str
     shape: tuple[int, ...]
-    kind: np.dtype[Any]
+    dtype: np.dtype[Any]
 
     @property
     def column(self) -> str:
@@ -80,14 +81,7 @@ def is_array(file: str) -> bool:
 
 
 def read_arrays(
-    tree: FileTree,
-    files: list[str],
-    convert: Convert,
-    limits: ImageLimits,
-    image_column: str | None,
-    label_column: str | None,
-    split_choice: SplitChoice,
-    note: Note,
+    tree: FileTree, files: list[str], config: SourceConfig, convert: Convert, note: Note
 ) -> SourceSplits:
     """Find the arrays of images, their labels and splits by their shapes and names.
 
@@ -97,16 +91,14 @@ def read_arrays(
     Args:
         tree: The source's files.
         files: The arrays among them.
+        config: Its columns name arrays: by default the only one, or that of a usual name.
         convert: Makes pixels of an image.
-        limits: Which images are refused.
-        image_column: Name of the arrays of images; None is the only one, or that of a usual name.
-        label_column: Name of the arrays of labels; None is that of a usual name.
-        split_choice: Whether names can be splits.
         note: Called with a sentence on arrays that are not used.
 
     Raises:
         UserError: Arrays are damaged, ambiguous, of other types, or do not fit together.
     """
+    image_column, label_column = config.image_column, config.label_column
     arrays = [_read_header(tree, file) for file in files]
     groups: dict[frozenset[str], list[_Array]] = {}
     for array in arrays:
@@ -117,13 +109,13 @@ def read_arrays(
         images = _choose(tree, [a for a in group if a.is_images], image_column, "image", _IMAGES)
         if images is None:
             continue
-        _check_images(images, f"{tree.location}/{images.file}", limits)
+        _check_images(images, f"{tree.location}/{images.file}", config.limits)
         labels = None
         if label_column != NO_LABELS:
             fitting = [a for a in group if a.is_labels and (label_column or a.has_word(_LABELS))]
             labels = _choose(tree, fitting, label_column, "label", _LABELS)
         values = _read_labels(tree, labels, images) if labels else []
-        split = images.split if split_choice == "auto" else "train"
+        split = images.split if config.splits == "auto" else "train"
         splits.setdefault(split, []).append((images, values))
         used |= {images.file, *([labels.file] if labels else [])}
     if not splits:
@@ -152,13 +144,13 @@ def read_arrays(
 
     return (
         {split: read(parts) for split, parts in splits.items()},
-        DatasetMetadata(name=tree.location, source=without_options(tree.location), classes=classes),
+        DatasetMetadata(name=tree.location, source=tree.location, classes=classes),
     )
 
 
 def _read_header(tree: FileTree, file: str) -> _Array:
-    with _array_errors(f"{tree.location}/{file}"), _open_array(tree, file) as (_, shape, kind):
-        return _Array(file, shape, kind)
+    with _open_array(tree, file) as (_, shape, dtype):
+        return _Array(file, shape, dtype)
 
 
 def _words(name: str) -> list[str]:
@@ -174,17 +166,18 @@ def _open_array(
     tree: FileTree, file: str
 ) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
     """Open an array at its first value; yield the stream, the shape and the type."""
-    with tree.open(file) as raw:
+    name = f"{tree.location}/{file}"
+    with damage_errors(name, "an array", "copy it again"), tree.open(file) as raw:
         if file.lower().endswith(".npy"):
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[np.lib.format.read_magic(raw)]
-            shape, by_columns, kind = read_header(raw)
-            if (by_columns and len(shape) > 1) or kind.hasobject:
-                what = "Python objects" if kind.hasobject else "values in Fortran's order"
-                raise UserError(f"{tree.location}/{file} holds {what}: save a plain array in C's.")
-            yield raw, shape, kind
+            shape, by_columns, dtype = read_header(raw)
+            if (by_columns and len(shape) > 1) or dtype.hasobject:
+                what = "Python objects" if dtype.hasobject else "values in Fortran's order"
+                raise UserError(f"{name} holds {what}: save a plain array in C's.")
+            yield raw, shape, dtype
             return
         packed = file.lower().endswith(".gz")
         with cast(IO[bytes], gzip.open(raw)) if packed else raw as stream:
@@ -216,9 +209,9 @@ def _refuse_several(tree: FileTree, arrays: list[_Array], kind: str) -> None:
 
 
 def _check_images(array: _Array, name: str, limits: ImageLimits) -> None:
-    if array.kind != np.uint8:
+    if array.dtype != np.uint8:
         raise UserError(
-            f"{name} holds {array.kind} values: convert them to uint8, 0 to 255, or name another "
+            f"{name} holds {array.dtype} values: convert them to uint8, 0 to 255, or name another "
             "array with `--image-column`."
         )
     *_, height, width = array.shape
@@ -242,16 +235,16 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[LabelVal
             f"{name} holds {array.shape[0]:,} labels of the {images.shape[0]:,} images in "
             f"{images.file}: give one for each."
         )
-    size = array.shape[0] * array.kind.itemsize
-    if size > _MAX_LABELS or array.kind.kind not in "biufSU":
-        raise UserError(f"{name} holds {array.kind} values, which are no classes.")
-    with _array_errors(name), _open_array(tree, array.file) as (stream, _, kind):
-        values = np.frombuffer(stream.read(size), kind, array.shape[0])
-    if kind.kind == "f":
+    size = array.shape[0] * array.dtype.itemsize
+    if size > _MAX_LABELS or array.dtype.kind not in "biufSU":
+        raise UserError(f"{name} holds {array.dtype} values, which are no classes.")
+    with _open_array(tree, array.file) as (stream, _, _):
+        values = np.frombuffer(stream.read(size), array.dtype, array.shape[0])
+    if array.dtype.kind == "f":
         if (values != np.rint(values)).any():
             raise UserError(f"{name} holds fractions, which are no classes.")
         values = values.astype(np.int64)
-    if kind.kind in "Sb":
+    if array.dtype.kind in "Sb":
         values = values.astype(np.str_)
     return cast(list[LabelValue], values.tolist())
 
@@ -262,7 +255,7 @@ def _read_images(
     count, *shape = array.shape
     size = math.prod(shape)
     file = f"{tree.location}/{array.file}"
-    with _array_errors(file), _open_array(tree, array.file) as (stream, _, _):
+    with _open_array(tree, array.file) as (stream, _, _):
         for index in range(count):
             data = stream.read(size)
             if len(data) < size:
@@ -276,16 +269,3 @@ def _read_images(
             label = labels[index] if labels else None
             origin = f"{array.file}, image {index}"
             yield RawImage(convert(Image.fromarray(pixels), name), label, name, origin=origin)
-
-
-@contextmanager
-def _array_errors(name: str) -> Iterator[None]:
-    """Turn whatever a damaged array raises into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # also of zlib, zipfile and numpy's reader of headers
-        raise UserError(
-            f"{name} cannot be read as an array ({first_error_line(error)}): copy it again."
-        ) from error

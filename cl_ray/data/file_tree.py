@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, cast
 
@@ -22,7 +23,9 @@ class FileTree:
     """The files of a source.
 
     Args:
-        location: The source as the user named it; error messages put it before a file's name.
+        location: The source as the user named it, without options; error messages put it before
+            a file's name.
+        root: Its path on its filesystem.
         sizes: Bytes of each file by its name, relative to the location; in the order of reading.
         open: Opens the file of that name; it can be sought in, unless it is in an archive.
         layout: Paths that tell splits and classes, where they are not the names.
@@ -30,15 +33,24 @@ class FileTree:
     """
 
     location: str
+    root: str
     sizes: dict[str, int]
     open: Callable[[str], IO[bytes]]
     layout: Mapping[str, str] = field(default_factory=dict)
     threads: int = 8
 
     def read(self, file: str) -> bytes:
-        """Return the content of a file."""
-        with self.open(file) as stream:
-            return stream.read(self.sizes[file] + 1)
+        """Return the content of a file.
+
+        Raises:
+            UserError: The filesystem does not give it. Of a damaged archive: any exception.
+        """
+        try:
+            with self.open(file) as stream:
+                return stream.read(self.sizes[file] + 1)
+        except OSError as error:
+            reason = first_error_line(error)
+            raise UserError(f"{self.location}/{file} cannot be read: {reason}.") from error
 
     def folders(self, file: str) -> list[str]:
         """Return the folders that tell a file's split and class."""
@@ -89,6 +101,7 @@ def tree_of_files(
     """Return the files of a folder whose sizes are given."""
     return FileTree(
         location,
+        path,
         sizes,
         lambda file: cast(IO[bytes], filesystem.open_input_file(f"{path}/{file}")),
     )
@@ -97,6 +110,25 @@ def tree_of_files(
 def is_ignored(name: str) -> bool:
     """Return whether a file or folder of that name is no data: hidden, or a system's."""
     return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+@contextmanager
+def damage_errors(name: str, kind: str, way_out: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into a UserError that names it.
+
+    Args:
+        name: The file.
+        kind: What it cannot be read as.
+        way_out: What to do about it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # also of zlib, struct, zipfile and numpy's reader of headers
+        raise UserError(
+            f"{name} cannot be read as {kind} ({first_error_line(error)}): {way_out}."
+        ) from error
 
 
 def ending(file: str) -> str:

@@ -1,4 +1,4 @@
-"""Read a folder of image files, whose folders may be splits and classes.
+"""Read a folder of image files.
 
 `ray.data.read_images` does not replace this reader: it takes palette indices for pixels and
 ignores EXIF rotation, transparency, further frames and 16-bit channels.
@@ -8,13 +8,14 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from cl_ray.data.decoding import BrokenImageError, ImageLimits, MemoryBudget, load_image, open_image
-from cl_ray.data.file_sources import Convert, LabelValue, find_classes
+from cl_ray.data.conversion import Convert
+from cl_ray.data.decoding import BrokenImageError, MemoryBudget, load_image, open_image
 from cl_ray.data.file_tree import FileTree, Note, listed
-from cl_ray.data.splits import SplitChoice, find_folder_splits
+from cl_ray.data.labels import LabelValue, find_classes
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.splits import find_folder_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import without_options
 
 _CHUNK = 256
 """Images that are read at once, at most."""
@@ -23,33 +24,26 @@ _CHUNK = 256
 def read_image_folder(
     tree: FileTree,
     files: list[str],
+    config: SourceConfig,
     convert: Convert,
-    limits: ImageLimits,
-    splits: SplitChoice = "auto",
-    labels: Mapping[str, LabelValue] | None = None,
-    note: Note = print,
+    labels: Mapping[str, LabelValue] | None,
+    note: Note,
 ) -> SourceSplits:
-    """Find the splits and classes of a folder of image files from their paths, and read lazily.
-
-    If the top folders have the names of splits, they are splits. The next folder is the class,
-    and deeper ones belong to it; without folders there are no labels. A folder that holds all
-    others is neither.
+    """Find the splits and classes of a folder of image files, and read lazily.
 
     Args:
         tree: The folder's files.
         files: The image files among them.
+        config: Its `splits` and `limits`. All images that are decoded at once have together no
+            more pixels, or bytes in their files, than the largest one may have.
         convert: Makes pixels of an image.
-        limits: Which images are refused. All that are decoded at once have together no more
-            pixels, or bytes in their files, than the largest one may have.
-        splits: Whether folders can be splits.
         labels: Classes of files, in place of their folders; empty is no labels.
         note: Called with a sentence if there are both class folders and labels.
 
     Raises:
-        UserError: Only some folders have the names of splits, none is the training split, or
-            images lie beside class folders.
+        UserError: As `find_folder_splits`, or images lie beside class folders.
     """
-    found = find_folder_splits(tree, files, splits)
+    found = find_folder_splits(tree, files, config.splits)
     entries = [entry for split in found.values() for entry in split]
     folders = sorted({name for _, name in entries if name is not None})
     outside = next((file for file, name in entries if name is None), None)
@@ -63,6 +57,7 @@ def read_image_folder(
         )
     label_of: Mapping[str, LabelValue] = dict(entries) if labels is None else labels
     classes, class_indices = find_classes(set(label_of.values()), "the labels", note)
+    limits = config.limits
     bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
 
     def load(file: str) -> RawImage:
@@ -73,8 +68,8 @@ def read_image_folder(
             held.enter_context(bytes_read.reserve(tree.sizes[file]))
             try:
                 data = tree.read(file)
-            except OSError as error:
-                raise UserError(f"{name} cannot be read: {first_error_line(error)}.") from error
+            except UserError:
+                raise
             except Exception as error:  # of a damaged archive
                 raise BrokenImageError(name, first_error_line(error)) from error
             image = open_image(data, name, limits)
@@ -94,5 +89,5 @@ def read_image_folder(
 
     return (
         {split: images([file for file, _ in entries]) for split, entries in found.items()},
-        DatasetMetadata(name=tree.location, source=without_options(tree.location), classes=classes),
+        DatasetMetadata(name=tree.location, source=tree.location, classes=classes),
     )

@@ -12,27 +12,25 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from cl_ray.data.conversion import Convert
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
-from cl_ray.data.file_sources import NO_LABELS, Convert, LabelValue, check_class_count, find_classes
-from cl_ray.data.file_tree import Note
-from cl_ray.data.splits import SplitChoice, find_file_splits
+from cl_ray.data.file_tree import FileTree, Note
+from cl_ray.data.labels import LabelValue, check_class_count, find_classes
+from cl_ray.data.source_config import NO_LABELS, ChannelOrder, SourceConfig
+from cl_ray.data.splits import find_file_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.storage import without_options
-
-ChannelOrder = Literal["first", "last"]
 
 _CHUNK = 256
 """Rows that are read at once, at most."""
@@ -67,28 +65,25 @@ class _ParquetFolder:
     """A folder with Parquet files.
 
     Args:
-        location: The folder as the user named it.
-        filesystem: The filesystem that holds it.
-        path: Its path there.
+        tree: Its files.
         limits: Which images are refused.
     """
 
-    location: str
-    filesystem: pafs.FileSystem
-    path: str
+    tree: FileTree
     limits: ImageLimits
 
     @contextlib.contextmanager
     def open(self, file: str) -> Iterator[pq.ParquetFile]:
         """Open a file; report whatever goes wrong in reading it as one UserError."""
         try:
-            with pq.ParquetFile(
-                f"{self.path}/{file}", filesystem=self.filesystem, page_checksum_verification=True
-            ) as parquet:
+            with (
+                self.tree.open(file) as stream,
+                pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
+            ):
                 yield parquet
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.location}/{file} is damaged or cannot be read "
+                f"{self.tree.location}/{file} is damaged or cannot be read "
                 f"({first_error_line(error)}): copy it again."
             ) from error
 
@@ -107,7 +102,7 @@ class _ParquetFolder:
             stored = [name for name in columns if name not in constants]
             row, rows = 0, self._batch_rows(parquet, columns, file)
             for batch in parquet.iter_batches(rows, columns=stored):
-                names = [f"{self.location}/{file}, row {row + k}," for k in range(len(batch))]
+                names = [f"{self.tree.location}/{file}, row {row + k}," for k in range(len(batch))]
                 row += len(batch)
                 for key in set(columns).intersection(constants):
                     batch = batch.append_column(key, pa.repeat(constants[key], len(batch)))
@@ -123,7 +118,7 @@ class _ParquetFolder:
                     largest = max(largest, column.total_uncompressed_size // rows)
                     most_values = max(most_values, column.num_values // rows)
         if most_values > 3 * self.limits.pixels:
-            self.limits.refuse(f"{most_values:,} values an image", f"{self.location}/{file}")
+            self.limits.refuse(f"{most_values:,} values an image", f"{self.tree.location}/{file}")
         return max(1, min(_CHUNK, _CHUNK_BYTES // max(largest, 8 * most_values)))
 
     def labels(self, file: str, batch: pa.RecordBatch, label: str) -> list[LabelValue]:
@@ -138,7 +133,7 @@ class _ParquetFolder:
             is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
             column = column.cast(pa.int64() if is_number else pa.string())
         except pa.ArrowInvalid:  # a fraction
-            _refuse_labels(f"{self.location}/{file}", label, kind)
+            _refuse_labels(f"{self.tree.location}/{file}", label, kind)
         values: list[LabelValue] = column.to_pylist()
         return values
 
@@ -174,18 +169,19 @@ class _ParquetFolder:
 
     def _read_named(self, image: str, file: str, name: str) -> bytes:
         """Read the image file that a row names, relative to its Parquet file or to the source."""
-        folders = dict.fromkeys((posixpath.dirname(f"{self.path}/{file}"), self.path))
+        folders = dict.fromkeys((posixpath.dirname(f"{self.tree.root}/{file}"), self.tree.root))
         paths = [posixpath.normpath(posixpath.join(folder, image)) for folder in folders]
-        inside = [path for path in paths if path.startswith(f"{self.path}/")]
+        inside = [path for path in paths if path.startswith(f"{self.tree.root}/")]
         if not inside:  # a table from elsewhere copies no file that was not given
             raise UserError(
-                f"{name} names the file {image}, which is not in {self.location}: give a --source "
-                "that holds it, or leave the row out."
+                f"{name} names the file {image}, which is not in {self.tree.location}: give a "
+                "--source that holds it, or leave the row out."
             )
         for path in inside:
             try:
-                with self.filesystem.open_input_file(path) as stream:
-                    self.limits.check_bytes(stream.size(), name)
+                with self.tree.open(posixpath.relpath(path, self.tree.root)) as stream:
+                    self.limits.check_bytes(stream.seek(0, 2), name)
+                    stream.seek(0)
                     return stream.read(self.limits.bytes + 1)
             except FileNotFoundError:
                 continue
@@ -201,48 +197,38 @@ class _ParquetFolder:
 
 
 def read_parquet_source(
-    location: str,
-    filesystem: pafs.FileSystem,
-    path: str,
+    tree: FileTree,
     files: list[str],
+    config: SourceConfig,
     convert: Convert,
-    limits: ImageLimits,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    channels: ChannelOrder | None = None,
-    info: DatasetInfo | None = None,
-    split_choice: SplitChoice = "auto",
-    note: Note = print,
+    info: DatasetInfo | None,
+    note: Note,
 ) -> SourceSplits:
     """Find the splits, columns and classes of Parquet files, and read their images lazily.
 
     Args:
-        location: The folder as the user named it.
-        filesystem: The filesystem that holds it.
-        path: Its path there.
-        files: The Parquet files in it, relative to it and sorted.
+        tree: The source's files.
+        files: The Parquet files among them, sorted.
+        config: Its columns, `channels`, `splits` and `limits`.
         convert: Makes pixels of an image.
-        limits: Which images are refused.
-        image_column: None is the column `image` or `img`, or else the only one that fits.
-        label_column: None is the column `label`, if there is one; `none` is no labels.
-        channels: The order of flat cells of colour; None is the one in which images are smooth.
         info: The record of the folder, if it is a dataset of this package's.
-        split_choice: Whether names of files and folders can be splits.
         note: Called with a sentence on what was chosen.
 
     Raises:
         UserError: The splits or columns are ambiguous, or a column has an unsupported type.
     """
-    folder = _ParquetFolder(location, filesystem, path, limits)
-    splits = find_file_splits(location, files, split_choice)
-    if info and split_choice == "auto":
+    folder, location = _ParquetFolder(tree, config.limits), tree.location
+    splits = find_file_splits(location, files, config.splits)
+    if info and config.splits == "auto":
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
     first = splits["train"][0]
     schemas = {file: folder.schema(file) for files in splits.values() for file in files}
-    image, label = _find_columns(schemas[first], f"{location}/{first}", image_column, label_column)
+    image, label = _find_columns(
+        schemas[first], f"{location}/{first}", config.image_column, config.label_column
+    )
     for file, schema in schemas.items():
         _find_columns(schema, f"{location}/{file}", image, label or NO_LABELS)
-    if label_column is None and label is None:
+    if config.label_column is None and label is None:
         _note_label_candidates(folder, schemas, image, note)
     classes, class_indices = None, dict[LabelValue, int]()
     if label:
@@ -251,7 +237,7 @@ def read_parquet_source(
         classes, class_indices = find_classes(
             values, f"the column {label}", note, known, is_numbered=info is not None
         )
-    pixel_format = _find_pixel_format(folder, schemas, first, image, channels, note)
+    pixel_format = _find_pixel_format(folder, schemas, first, image, config.channels, note)
     known_columns = ("id", *["origin"] * info.origins) if info else ()
     columns = [name for name in (image, label, *known_columns) if name]
 
@@ -273,7 +259,7 @@ def read_parquet_source(
         {split: images(files) for split, files in splits.items()},
         DatasetMetadata(
             name=location,
-            source=info.source if info else without_options(location),
+            source=info.source if info else location,
             licence=info.licence if info else None,
             classes=classes,
         ),
@@ -380,7 +366,7 @@ def _distinct_labels(
             values.update(folder.labels(file, batch, label))
         if pa.types.is_boolean(schema.field(label).type):
             values |= {"false", "true"}
-        check_class_count(len(values), folder.location, f"its column {label}")
+        check_class_count(len(values), folder.tree.location, f"its column {label}")
     return values
 
 
@@ -544,9 +530,9 @@ def _find_pixel_format(
         channels = _smoother_order(flat)
         if channels is None:
             raise UserError(
-                f"{folder.location}/{first} holds colour images as flat lists whose order cannot "
-                "be told from them: add `--channels first` (all of red, then green, then blue) or "
-                "`--channels last` (red, green and blue of each pixel)."
+                f"{folder.tree.location}/{first} holds colour images as flat lists whose order "
+                "cannot be told from them: add `--channels first` (all of red, then green, then "
+                "blue) or `--channels last` (red, green and blue of each pixel)."
             )
         note(
             f"Flat lists are read with channels {channels}, in which images are smooth; "

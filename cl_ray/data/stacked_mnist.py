@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cl_ray.data.conversion import Convert
 from cl_ray.data.dataset import PACKAGED, STACKED, STACKED_SOURCE, Dataset, DatasetInfo, RowBatch
-from cl_ray.data.file_sources import Convert
+from cl_ray.data.source_config import STACKED_COUNTS, SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 
-STACKED_COUNTS = {"train": 60_000, "validation": 10_000, "test": 10_000}
-"""Default number of images of each split."""
 STACKED_MODES = 1000
 STACKED_SHAPE = (28, 28, 3)
 
@@ -49,20 +48,21 @@ def load_digits(split: str) -> RowBatch:
     return Dataset.open(PACKAGED).read(split).sorted_by_id()
 
 
-def read_stacked_mnist(counts: dict[str, int], seed: int, convert: Convert) -> SourceSplits:
+def read_stacked_mnist(config: SourceConfig, convert: Convert) -> SourceSplits:
     """Stack digits; each image is made lazily.
 
     Args:
-        counts: Number of images by split.
-        seed: Determines the digits, see `sample_triples`.
+        config: Its `seed` determines the digits, see `sample_triples`.
         convert: Makes pixels of an image.
     """
+    given = {"train": config.count, "validation": config.test_count, "test": config.test_count}
+    counts = {split: given[split] or count for split, count in STACKED_COUNTS.items()}
     packaged = Dataset.open(PACKAGED).info
     return (
-        {split: _images(split, count, seed, convert) for split, count in counts.items()},
+        {split: _images(split, count, config.seed, convert) for split, count in counts.items()},
         DatasetMetadata(
             name=STACKED,
-            source=f"{STACKED_SOURCE}, seed {seed}: {packaged.source}",
+            source=f"{STACKED_SOURCE}, seed {config.seed}: {packaged.source}",
             licence=packaged.licence,
             classes=[f"{mode:03}" for mode in range(STACKED_MODES)],
         ),

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cl_ray.data.conversion import Convert
 from cl_ray.data.decoding import BrokenImageError, ImageLimits, limited_pillow
-from cl_ray.data.file_sources import Convert
+from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
 from cl_ray.errors import UserError, first_error_line
 
@@ -48,16 +49,15 @@ def torchvision_names() -> dict[str, Callable[..., Any]]:
 
 
 def read_torchvision(
-    name: str, kind: Callable[..., Any], root: str, convert: Convert, limits: ImageLimits
+    name: str, kind: Callable[..., Any], config: SourceConfig, convert: Convert
 ) -> SourceSplits:
     """Open one of torchvision's datasets; download it if it is not there.
 
     Args:
         name: Its name.
         kind: Its constructor, of `torchvision_names`.
-        root: The folder of torchvision's files.
+        config: Its `root` is the folder of torchvision's files; its `limits`.
         convert: Makes pixels of an image.
-        limits: Which images are refused.
 
     Raises:
         UserError: It is not under `root` and cannot be downloaded, or is not of single images.
@@ -70,15 +70,15 @@ def read_torchvision(
         choices = {"train": {"split": whole}, "test": {"split": "test"}}
         if whole == "train":  # "trainval" includes it
             choices["validation"] = {"split": "val"}
-    found = {split: _open(name, kind, root, choice) for split, choice in choices.items()}
+    found = {split: _open(name, kind, config.root, choice) for split, choice in choices.items()}
     sets = {split: opened for split, opened in found.items() if opened is not None}
     classes = getattr(sets["train"], "classes", None)
     if classes is not None:  # ImageNet has several names for each
         classes = [c if isinstance(c, str) else ", ".join(map(str, c)) for c in classes]
-    _, label = _read_item(sets["train"], 0, f"{name} train 0", limits)
+    _, label = _read_item(sets["train"], 0, f"{name} train 0", config.limits)
     return (
         {
-            split: _images(opened, f"{name} {split}", convert, limits)
+            split: _images(opened, f"{name} {split}", convert, config.limits)
             for split, opened in sets.items()
         },
         DatasetMetadata(

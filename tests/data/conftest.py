@@ -9,7 +9,8 @@ from helpers.random_images import WriteSource, read_sorted
 
 from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
 
 

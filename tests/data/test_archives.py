@@ -19,7 +19,8 @@ from helpers.random_images import WriteSource, pixels, read_sorted
 from PIL import Image
 
 from cl_ray.data.dataset import UNLABELLED, Dataset
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
 
 STORED = pixels(6, 28, 28)

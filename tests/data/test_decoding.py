@@ -14,12 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.hostile_images import (
-    POSTSCRIPT,
-    fuzzed_images,
-    oversized_images,
-    png_of_zeros,
-)
+from helpers.hostile_images import POSTSCRIPT, fuzzed_images, oversized_images, png_of_zeros
 from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
@@ -32,7 +27,8 @@ from cl_ray.storage import RunStorage
 READ_EACH = """
 import json, sys
 from pathlib import Path
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.environment import return_freed_memory
 from cl_ray.errors import UserError
 

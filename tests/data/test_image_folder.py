@@ -12,7 +12,8 @@ from helpers.random_images import WriteSource, pixels, read_sorted, save
 from PIL import Image
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 
 
 def test_folder_with_classes(tmp_path: Path, write_source: WriteSource) -> None:

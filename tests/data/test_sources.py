@@ -17,7 +17,8 @@ from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
 from cl_ray import storage
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
 
 

@@ -12,7 +12,8 @@ from helpers.run_folder import save_run, trained_run
 import cl_ray
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.evaluation import evaluate
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator

@@ -10,7 +10,8 @@ import torch
 from helpers.run_folder import save_run, trained_run
 
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.data.stacked_mnist import load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig

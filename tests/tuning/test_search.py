@@ -18,7 +18,8 @@ from cl_ray.cli import main
 from cl_ray.config import Config
 from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import UNLABELLED, Dataset
-from cl_ray.data.sources import SourceConfig, write_dataset
+from cl_ray.data.source_config import SourceConfig
+from cl_ray.data.sources import write_dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.training.preflight import exclusive_lock

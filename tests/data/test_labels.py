@@ -10,7 +10,7 @@ import pytest
 from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 
-from cl_ray.data import file_sources
+from cl_ray.data import labels as labels_module
 from cl_ray.data.dataset import UNLABELLED
 
 
@@ -181,7 +181,7 @@ def test_images_without_a_label_are_kept(
 def test_more_labels_than_classes_can_be(
     folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(file_sources, "MAX_CLASSES", 3)
+    monkeypatch.setattr(labels_module, "MAX_CLASSES", 3)
     (folder / "x.csv").write_text("file,label\n" + "".join(f"{k}.png,{k}\n" for k in range(4)))
     message = refused(folder)
     assert "holds more than 3 different values in the labels beside its images" in message

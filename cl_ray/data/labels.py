@@ -1,4 +1,4 @@
-"""Read the labels of image files from tables beside them, or from a file beside each.
+"""Find the labels of images in tables beside them or in a file beside each, and their classes.
 
 Tables are CSV and TSV files with a header, JSON Lines (Hugging Face's `metadata.jsonl`), and
 StyleGAN's `dataset.json`. A WebDataset has a file `key.cls` or `key.json` for each image `key.jpg`.
@@ -10,27 +10,20 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from cl_ray.data.dataset import INFO_FILE
-from cl_ray.data.file_sources import LabelValue, check_class_count
+from cl_ray.data.dataset import INFO_FILE, MAX_CLASSES
 from cl_ray.data.file_tree import FileTree, Note, ending, listed
+from cl_ray.data.source_config import FILE_COLUMNS, LABEL_COLUMNS, SourceConfig
 from cl_ray.errors import UserError, first_error_line
 
-# fmt: off
-FILE_COLUMNS = (
-    "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_name",
-    "image_file", "image", "img", "image_id", "id", "name",
-)
-"""Usual names of the column of file names, the likeliest first."""
-LABEL_COLUMNS = (
-    "label", "labels", "class", "class_name", "category", "target", "class_id", "label_id", "y",
-)
-# fmt: on
-"""Usual names of the column of labels, the likeliest first."""
+LabelValue = int | str | None
+"""What a source has as a label; None is no label."""
 
+_NO_LABEL = -1
+"""Means no label among whole numbers, as in torchvision and scikit-learn."""
 _TABLES = (".csv", ".tsv", ".jsonl")
 _SIDECARS = (".cls", ".json")
 """Files of one image's label."""
@@ -38,6 +31,49 @@ _MAX_BYTES, _MAX_SIDECAR = 2**30, 2**20
 """Of a table, and of one image's label."""
 _NUMBER = re.compile(r"(-?\d+)(\.0*)?")
 _WITHOUT = "leave the labels out with `--label-column none`"
+
+
+def check_class_count(count: int, location: str, column: str) -> None:
+    """Check the number of different labels.
+
+    Raises:
+        UserError: There are too many.
+    """
+    if count > MAX_CLASSES:
+        raise UserError(
+            f"{location} holds more than {MAX_CLASSES:,} different values in {column}, which are "
+            "no classes: name another with `--label-column`, or `none`."
+        )
+
+
+def find_classes(
+    values: Set[LabelValue],
+    column: str,
+    note: Note,
+    known: list[str] | None = None,
+    is_numbered: bool = False,
+) -> tuple[list[str] | None, dict[LabelValue, int]]:
+    """Return the names of the classes, None if they are numbers, and the class of each value.
+
+    Values without a class have no label.
+
+    Args:
+        values: All different labels.
+        column: What `note` calls their place.
+        note: Called with a sentence if a number means no label.
+        known: The names of the classes 0, 1, ..., if the source says them.
+        is_numbered: Whether whole numbers are classes, whatever they are.
+    """
+    labels = set(values) - {None}
+    if _NO_LABEL in labels and (known or labels != {_NO_LABEL, 1}):
+        labels.remove(_NO_LABEL)
+        note(f"The number {_NO_LABEL} in {column} means an image without a label.")
+    numbers: dict[LabelValue, int] = {label: label for label in labels if isinstance(label, int)}
+    is_numbered = is_numbered or known is not None or labels == set(range(len(labels)))
+    if is_numbered and len(numbers) == len(labels):
+        return known, numbers
+    ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
+    return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}
 
 
 @dataclass(frozen=True)
@@ -80,12 +116,7 @@ def _sample_key(file: str) -> str:
 
 
 def read_label_files(
-    tree: FileTree,
-    files: list[str],
-    images: list[str],
-    file_column: str | None,
-    label_column: str | None,
-    note: Note,
+    tree: FileTree, files: list[str], images: list[str], config: SourceConfig, note: Note
 ) -> dict[str, LabelValue] | None:
     """Read the labels of image files from the files beside them.
 
@@ -96,8 +127,7 @@ def read_label_files(
         tree: The files of the source.
         files: Those of `find_label_files`.
         images: The image files among them.
-        file_column: Column of the files' names; None is one of FILE_COLUMNS.
-        label_column: Column of the labels; None is one of LABEL_COLUMNS.
+        config: Its `file_column` and `label_column`; None is one of FILE_COLUMNS, LABEL_COLUMNS.
         note: Called with a sentence on all tables and sidecars, and on rows without a file.
 
     Returns:
@@ -107,6 +137,7 @@ def read_label_files(
         UserError: An image has two labels, labels are no classes, or no table has the columns that
             were named.
     """
+    file_column, label_column = config.file_column, config.label_column
     tables, unusable = [], {}
     labels = _read_sidecars(tree, files, images, label_column, note)
     for file in filter(_is_table, files):
@@ -179,9 +210,8 @@ def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label
             return _as_label(text)
         record = json.loads(text)
         label = record[_choose_column(list(record), label_column, LABEL_COLUMNS, "label")]
-    except OSError as error:
-        reason = first_error_line(error)
-        raise UserError(f"{tree.location}/{file} cannot be read: {reason}.") from error
+    except UserError:
+        raise
     except Exception:  # as in `_read_table`; the image has no label
         return None
     return _as_label(label) if isinstance(label, str | int | float) else None
@@ -215,10 +245,7 @@ def _read_table(
         names = _choose_column(columns, file_column, FILE_COLUMNS, "file")
         labels = _choose_column(columns, label_column, LABEL_COLUMNS, "label")
         pairs = [(str(row[names]), row.get(labels)) for row in rows]
-    except OSError as error:
-        reason = first_error_line(error)
-        raise UserError(f"{tree.location}/{file} cannot be read: {reason}.") from error
-    except _UnusableError:
+    except (UserError, _UnusableError):
         raise
     except Exception as error:  # of csv and json, of rows of other types, of a damaged archive
         raise _UnusableError(f"is no such table ({first_error_line(error)})") from error
