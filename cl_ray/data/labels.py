@@ -11,7 +11,6 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.data.dataset import INFO_FILE, MAX_CLASSES
@@ -76,21 +75,6 @@ def find_classes(
     return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The two columns of a table that give labels.
-
-    Args:
-        file: The table's name.
-        columns: The names of the columns.
-        rows: A file's name and its label.
-    """
-
-    file: str
-    columns: tuple[str, str]
-    rows: list[tuple[str, Any]]
-
-
 class _UnusableError(Exception):
     """Why a table gives no labels, as the end of a sentence."""
 
@@ -137,38 +121,35 @@ def read_label_files(
         UserError: An image has two labels, labels are no classes, or no table has the columns that
             were named.
     """
-    file_column, label_column = config.file_column, config.label_column
-    tables, unusable = [], {}
-    labels = _read_sidecars(tree, files, images, label_column, note)
+    named = " and ".join(
+        f"--{kind}-column {column}"
+        for kind, column in (("file", config.file_column), ("label", config.label_column))
+        if column
+    )
+    labels = _read_sidecars(tree, files, images, config.label_column, note)
+    exact, by_name = set(images), _by_bare_name(images)
+    has_table, unusable = False, dict[str, str]()
     for file in filter(_is_table, files):
         try:
-            tables.append(_read_table(tree, file, file_column, label_column))
+            columns, rows = _read_table(tree, file, config)
+            has_table = True
+            found = _match(f"{tree.location}/{file}", file, rows, exact, by_name, note)
         except _UnusableError as error:
             unusable[file] = str(error)
-    if (file_column or label_column) and not tables and not labels:
-        named = " and ".join(
-            f"--{kind}-column {column}"
-            for kind, column in (("file", file_column), ("label", label_column))
-            if column
-        )
+            continue
+        for image, label in found.items():
+            if labels.setdefault(image, label) != label:
+                raise UserError(
+                    f"{tree.location}/{image} has the labels {labels[image]} and {label} (in "
+                    f"{file}): keep one, or {_WITHOUT}."
+                )
+        note(f"Labels are from {file}, columns {' and '.join(columns)}.")
+    if named and not has_table and not labels:
         reasons = [f"{file} {reason}" for file, reason in unusable.items()]
         raise UserError(
             f"{tree.location} has no table with {named} ({listed(reasons) or 'it has none'}): "
             "leave the flag out or name another column."
         )
-    exact, by_name = set(images), _by_bare_name(images)
-    for table in tables:
-        found = _match(tree.location, exact, by_name, table, note)
-        if not found:
-            unusable[table.file] = f"names none of the images, but {table.rows[0][0]!r}"
-            continue
-        for file, label in found.items():
-            if labels.setdefault(file, label) != label:
-                raise UserError(
-                    f"{tree.location}/{file} has the labels {labels[file]} and {label} (in "
-                    f"{table.file}): keep one, or {_WITHOUT}."
-                )
-        note(f"Labels are from {table.file}, columns {' and '.join(table.columns)}.")
     for file, reason in unusable.items():
         note(f"Not used for labels: {file} {reason}.")
     if not labels:
@@ -218,9 +199,9 @@ def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label
 
 
 def _read_table(
-    tree: FileTree, file: str, file_column: str | None, label_column: str | None
-) -> _Table:
-    """Read the two columns of a table.
+    tree: FileTree, file: str, config: SourceConfig
+) -> tuple[tuple[str, str], list[tuple[str, Any]]]:
+    """Return the names of the two columns of a table, and a file's name and label of each row.
 
     Raises:
         _UnusableError: It gives no labels.
@@ -242,8 +223,8 @@ def _read_table(
             text.seek(0)
             rows = csv.DictReader(text, delimiter=delimiter)
             columns = list(rows.fieldnames or [])
-        names = _choose_column(columns, file_column, FILE_COLUMNS, "file")
-        labels = _choose_column(columns, label_column, LABEL_COLUMNS, "label")
+        names = _choose_column(columns, config.file_column, FILE_COLUMNS, "file")
+        labels = _choose_column(columns, config.label_column, LABEL_COLUMNS, "label")
         pairs = [(str(row[names]), row.get(labels)) for row in rows]
     except (UserError, _UnusableError):
         raise
@@ -257,7 +238,7 @@ def _read_table(
                 f"{tree.location}/{file} has the label {label!r} for {name}, which is no class: "
                 f"name another column with `--label-column`, or {_WITHOUT}."
             )
-    return _Table(file, (names, labels), pairs)
+    return (names, labels), pairs
 
 
 def _encoding(data: bytes) -> str:
@@ -304,15 +285,24 @@ def _by_bare_name(images: list[str]) -> dict[str, str | None]:
 
 
 def _match(
-    location: str, exact: set[str], by_name: dict[str, str | None], table: _Table, note: Note
+    location: str,
+    table: str,
+    rows: list[tuple[str, Any]],
+    exact: set[str],
+    by_name: dict[str, str | None],
+    note: Note,
 ) -> dict[str, LabelValue]:
-    """Return the labels that a table gives to images; rows without a label are left out."""
-    folder = posixpath.dirname(table.file)
+    """Return the labels that a table gives to images; rows without a label are left out.
+
+    Raises:
+        _UnusableError: It gives none.
+    """
+    folder = posixpath.dirname(table)
     labels: dict[str, LabelValue] = {}
     absent: list[str] = []
     found: list[tuple[str, Any]] = []
     loose: list[tuple[str, Any]] = []
-    for name, label in table.rows:
+    for name, label in rows:
         path = posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))
         (found if path in exact else loose).append((path, label))
     named = {path for path, _ in found}
@@ -326,12 +316,14 @@ def _match(
         value = _as_label(label)
         if value is not None and labels.setdefault(file, value) != value:
             raise UserError(
-                f"{location}/{table.file} gives {file} the labels {labels[file]} and "
+                f"{location} gives {file} the labels {labels[file]} and "
                 f"{value}: keep one, or {_WITHOUT}."
             )
     if absent and found:
-        rows = f"{len(absent):,} row{'s' if len(absent) > 1 else ''}"
-        note(f"Not used for labels: {rows} of {table.file}, without an image ({absent[0]}).")
+        count = f"{len(absent):,} row{'s' if len(absent) > 1 else ''}"
+        note(f"Not used for labels: {count} of {table}, without an image ({absent[0]}).")
+    if not labels:
+        raise _UnusableError(f"names none of the images, but {rows[0][0]!r}")
     return labels
 
 
