@@ -130,8 +130,7 @@ class _ParquetFolder:
         try:
             if pa.types.is_floating(column.type):  # pandas makes them of whole numbers with gaps
                 column = pc.if_else(pc.is_nan(column), None, column)
-            is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
-            column = column.cast(pa.int64() if is_number else pa.string())
+            column = column.cast(pa.int64() if _is_number(column.type) else pa.string())
         except pa.ArrowInvalid:  # a fraction
             _refuse_labels(f"{self.tree.location}/{file}", label, kind)
         values: list[LabelValue] = column.to_pylist()
@@ -179,7 +178,7 @@ class _ParquetFolder:
             )
         for path in inside:
             try:
-                with self.tree.open(posixpath.relpath(path, self.tree.root)) as stream:
+                with self.tree.open(path.removeprefix(f"{self.tree.root}/")) as stream:
                     self.limits.check_bytes(stream.seek(0, 2), name)
                     stream.seek(0)
                     return stream.read(self.limits.bytes + 1)
@@ -273,8 +272,7 @@ def _origins(batch: pa.RecordBatch, image: str, names: list[str]) -> list[str]:
     cells = batch[image]
     if pa.types.is_struct(cells.type) and cells.type.get_field_index("path") >= 0:
         cells = cells.field("path")
-    is_path = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
-    paths = cells.to_pylist() if is_path else [None] * len(names)
+    paths = cells.to_pylist() if _is_text(cells.type) else [None] * len(names)
     return [path or name.rstrip(",") for path, name in zip(paths, names, strict=True)]
 
 
@@ -336,9 +334,13 @@ def _note_label_candidates(
 ) -> None:
     """Name the columns that hold few different values in the first rows of every file."""
     first = next(iter(schemas.values()))
-    names = [field.name for field in first if field.name != image and _is_label(field.type)]
-    names = [name for name in names if not pa.types.is_floating(first.field(name).type)]
-    found: dict[str, list[LabelValue]] = {name: [] for name in names if name != "split"}
+    found: dict[str, list[LabelValue]] = {
+        field.name: []
+        for field in first
+        if field.name not in (image, "split")
+        and _is_label(field.type)
+        and not pa.types.is_floating(field.type)
+    }
     for file, schema in schemas.items() if found else ():
         for _, batch in islice(folder.batches(file, *set(found).intersection(schema.names)), 1):
             for name in batch.schema.names:
@@ -372,16 +374,21 @@ def _distinct_labels(
 
 def _is_label(kind: pa.DataType) -> bool:
     """Whether a column can hold classes; of floats, those that are whole numbers."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return is_number or pa.types.is_boolean(kind) or _is_text(kind)
+    kind = _decoded(kind)
+    return _is_number(kind) or pa.types.is_boolean(kind) or _is_text(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return _decoded(kind) in (pa.string(), pa.large_string())
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values in a dictionary, and other types as they are."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _is_surely_image(kind: pa.DataType) -> bool:
@@ -389,11 +396,8 @@ def _is_surely_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type  # null where all cells have a path instead
     of_one_shape = isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_fixed_size_list(kind)
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_null(kind)
-        or (of_one_shape and _value_type(kind) == pa.uint8())
+    return kind in (pa.binary(), pa.large_binary(), pa.null()) or (
+        of_one_shape and _value_type(kind) == pa.uint8()
     )
 
 
@@ -413,7 +417,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType | None:
         return None
     while _is_list(kind):
         kind = kind.value_type
-    return kind if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+    return kind if _is_number(kind) else None
 
 
 def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
