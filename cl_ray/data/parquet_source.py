@@ -366,9 +366,9 @@ def _distinct_labels(
     for file, schema in schemas.items():
         for _, batch in folder.batches(file, label):
             values.update(folder.labels(file, batch, label))
+            check_class_count(len(values), folder.tree.location, f"its column {label}")
         if pa.types.is_boolean(schema.field(label).type):
             values |= {"false", "true"}
-        check_class_count(len(values), folder.tree.location, f"its column {label}")
     return values
 
 

@@ -14,6 +14,8 @@ from helpers.datasets import labels_of
 from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
+from cl_ray.data import labels as labels_module
+from cl_ray.data import parquet_source
 from cl_ray.data.dataset import UNLABELLED
 
 
@@ -348,3 +350,14 @@ def test_paths_are_relative_to_the_table_or_the_source(
         parquet(tmp_path / "in" / "data", {"file": [*paths[:5], path, *paths[6:]]})
         message = refused(tmp_path / "in", image_column="file")
         assert f"row 5, names the file {path}, which is not in {tmp_path}/in" in message
+
+
+def test_labels_of_every_row_are_refused_before_all_are_read(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels_module, "MAX_CLASSES", 3)
+    monkeypatch.setattr(parquet_source, "_CHUNK", 6)
+    column = np.arange(12.0)
+    column[-1] = 0.5  # would be refused in the second half
+    message = refused(parquet(tmp_path / "in", {"image": tensor(GREY), "label": column}))
+    assert "holds more than 3 different values in its column label" in message
