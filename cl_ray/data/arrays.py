@@ -4,6 +4,7 @@ Images are read one by one, so that memory does not grow with the arrays, compre
 """
 
 import gzip
+import itertools
 import math
 import re
 import struct
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cl_ray.data.conversion import Convert
@@ -99,11 +101,13 @@ def read_arrays(
         UserError: Arrays are damaged, ambiguous, of other types, or do not fit together.
     """
     image_column, label_column = config.image_column, config.label_column
-    arrays = [_read_header(tree, file) for file in files]
+    arrays: list[_Array] = []
     groups: dict[frozenset[str], list[_Array]] = {}
-    for array in arrays:
-        groups.setdefault(array.group, []).append(array)
-    splits: dict[str, list[tuple[_Array, list[LabelValue]]]] = {}
+    for file in files:
+        with _open_array(tree, file) as (_, array):
+            arrays.append(array)
+            groups.setdefault(array.group, []).append(array)
+    splits: dict[str, list[tuple[_Array, NDArray[Any]]]] = {}
     used: set[str] = set()
     for group in groups.values():
         images = _choose(tree, [a for a in group if a.is_images], image_column, "image", _IMAGES)
@@ -114,7 +118,7 @@ def read_arrays(
         if label_column != NO_LABELS:
             fitting = [a for a in group if a.is_labels and (label_column or a.has_word(_LABELS))]
             labels = _choose(tree, fitting, label_column, "label", _LABELS)
-        values = _read_labels(tree, labels, images) if labels else []
+        values = _read_labels(tree, labels, images) if labels else np.empty(0)
         split = images.split if config.splits == "auto" else "train"
         splits.setdefault(split, []).append((images, values))
         used |= {images.file, *([labels.file] if labels else [])}
@@ -133,24 +137,20 @@ def read_arrays(
     check_file_splits(
         tree.location, {s: [images.file for images, _ in parts] for s, parts in splits.items()}
     )
-    distinct = {value for parts in splits.values() for _, values in parts for value in values}
+    distinct: set[LabelValue] = set()
+    for _, values in itertools.chain(*splits.values()):
+        distinct.update(np.unique(values).tolist())
     check_class_count(len(distinct), tree.location, "its array of labels")
     classes, class_indices = find_classes(distinct, "the array of labels", note)
 
-    def read(parts: list[tuple[_Array, list[LabelValue]]]) -> Iterator[RawImage]:
-        for array, values in parts:
-            labels = [class_indices.get(value) for value in values]
-            yield from _read_images(tree, array, labels, convert)
+    def read(parts: list[tuple[_Array, NDArray[Any]]]) -> Iterator[RawImage]:
+        for images, values in parts:
+            yield from _read_images(tree, images, values, class_indices, convert)
 
     return (
         {split: read(parts) for split, parts in splits.items()},
         DatasetMetadata(name=tree.location, source=tree.location, classes=classes),
     )
-
-
-def _read_header(tree: FileTree, file: str) -> _Array:
-    with _open_array(tree, file) as (_, shape, dtype):
-        return _Array(file, shape, dtype)
 
 
 def _words(name: str) -> list[str]:
@@ -162,10 +162,8 @@ def _words(name: str) -> list[str]:
 
 
 @contextmanager
-def _open_array(
-    tree: FileTree, file: str
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-    """Open an array at its first value; yield the stream, the shape and the type."""
+def _open_array(tree: FileTree, file: str) -> Iterator[tuple[IO[bytes], _Array]]:
+    """Open an array; yield the stream, at its first value, and the header."""
     name = f"{tree.location}/{file}"
     with damage_errors(name, "an array", "copy it again"), tree.open(file) as raw:
         if file.lower().endswith(".npy"):
@@ -177,7 +175,7 @@ def _open_array(
             if (by_columns and len(shape) > 1) or dtype.hasobject:
                 what = "Python objects" if dtype.hasobject else "values in Fortran's order"
                 raise UserError(f"{name} holds {what}: save a plain array in C's.")
-            yield raw, shape, dtype
+            yield raw, _Array(file, shape, dtype)
             return
         packed = file.lower().endswith(".gz")
         with cast(IO[bytes], gzip.open(raw)) if packed else raw as stream:
@@ -185,7 +183,7 @@ def _open_array(
             if zeros or code not in _IDX_TYPES:
                 raise ValueError("it is no idx file")
             shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
-            yield stream, shape, np.dtype(_IDX_TYPES[code])
+            yield stream, _Array(file, shape, np.dtype(_IDX_TYPES[code]))
 
 
 def _choose(
@@ -228,7 +226,7 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
     return shape[3] not in (1, 3, 4)
 
 
-def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[LabelValue]:
+def _read_labels(tree: FileTree, array: _Array, images: _Array) -> NDArray[Any]:
     name = f"{tree.location}/{array.file}"
     if array.shape[0] != images.shape[0]:
         raise UserError(
@@ -238,7 +236,7 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[LabelVal
     size = array.shape[0] * array.dtype.itemsize
     if size > _MAX_LABELS or array.dtype.kind not in "biufSU":
         raise UserError(f"{name} holds {array.dtype} values, which are no classes.")
-    with _open_array(tree, array.file) as (stream, _, _):
+    with _open_array(tree, array.file) as (stream, _):
         values = np.frombuffer(stream.read(size), array.dtype, array.shape[0])
     if array.dtype.kind == "f":
         if (values != np.rint(values)).any():
@@ -246,16 +244,20 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> list[LabelVal
         values = values.astype(np.int64)
     if array.dtype.kind in "Sb":
         values = values.astype(np.str_)
-    return cast(list[LabelValue], values.tolist())
+    return values
 
 
 def _read_images(
-    tree: FileTree, array: _Array, labels: list[int | None], convert: Convert
+    tree: FileTree,
+    array: _Array,
+    labels: NDArray[Any],
+    class_indices: dict[LabelValue, int],
+    convert: Convert,
 ) -> Iterator[RawImage]:
     count, *shape = array.shape
     size = math.prod(shape)
     file = f"{tree.location}/{array.file}"
-    with _open_array(tree, array.file) as (stream, _, _):
+    with _open_array(tree, array.file) as (stream, _):
         for index in range(count):
             data = stream.read(size)
             if len(data) < size:
@@ -266,6 +268,6 @@ def _read_images(
             if pixels.shape[2:] == (1,):
                 pixels = pixels[..., 0]
             name = f"{file}, image {index},"
-            label = labels[index] if labels else None
+            label = class_indices.get(labels[index].item()) if labels.size else None
             origin = f"{array.file}, image {index}"
             yield RawImage(convert(Image.fromarray(pixels), name), label, name, origin=origin)

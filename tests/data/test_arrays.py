@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,19 @@ def test_damaged_arrays(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "pixels, more than --max-pixels" in refused(file, size=28)
     file.write_bytes(gzip.compress(b"\0\0\7\3"))
     assert "it is no idx file" in refused(file)
+
+
+def test_labels_take_no_more_memory_than_their_bytes(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    count = 2**23
+    (tmp_path / "in").mkdir()
+    header = struct.pack(">HBB3I", 0, 8, 3, count, 28, 28)
+    (tmp_path / "in" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header))
+    labels = gzip.compress(idx(np.zeros(count)))
+    (tmp_path / "in" / "train-labels-idx1-ubyte.gz").write_bytes(labels)
+    tracemalloc.start()
+    assert "(it ends after 0 of 8,388,608 images)" in refused(tmp_path / "in")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * count
