@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import IO, Any, cast
 
-from cl_ray.data.file_tree import FileTree, Note, counted, damage_errors, is_ignored, listed
+from cl_ray.data.file_tree import FileTree, Note, counted, damage_errors, ignored_part, listed
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.splits import SPLIT_NAMES, find_file_splits
 from cl_ray.errors import UserError
@@ -80,9 +80,8 @@ def open_archives(
             for name, size, opener in members:
                 # "./a", "/a" and Windows' "a\b". A name is never a path on a disk.
                 path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
-                hidden = next(filter(is_ignored, path.split("/")), None)
-                if hidden is not None:
-                    ignored[hidden] += 1
+                if part := ignored_part(path):
+                    ignored[part] += 1
                     continue
                 file = f"{archive}/{path}"
                 if file in inside:

@@ -1,6 +1,7 @@
 """List the files of a source, without hidden ones, thumbnails and links that lead in circles."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,13 +77,10 @@ def list_folder(location: str, filesystem: pafs.FileSystem, path: str, note: Not
         if isinstance(filesystem, pafs.LocalFileSystem):
             sizes, ignored, repeated = _walk(path)
         else:
-            sizes, ignored, repeated = _select(filesystem, path), Counter[str](), []
-        for file in [file for file in sizes if any(map(is_ignored, file.split("/")))]:
-            ignored[next(filter(is_ignored, file.split("/")))] += 1
-            del sizes[file]
+            sizes, ignored, repeated = *_select(filesystem, path), []
     except OSError as error:
         raise UserError(f"{location} cannot be read: {first_error_line(error)}.") from error
-    unreadable = next((file for file in sizes if not file.isprintable() and _surrogate(file)), None)
+    unreadable = next(filter(re.compile("[\ud800-\udfff]").search, sizes), None)
     if unreadable is not None:
         raise UserError(
             f"{location} holds a file whose name is not UTF-8 ({os.fsencode(unreadable)!r}): "
@@ -107,9 +105,10 @@ def tree_of_files(
     )
 
 
-def is_ignored(name: str) -> bool:
-    """Return whether a file or folder of that name is no data: hidden, or a system's."""
-    return name.startswith(".") or name.lower() in _NOT_DATA
+def ignored_part(file: str) -> str | None:
+    """Return the first part of a path that is no data: hidden, or a system's."""
+    parts = file.split("/")
+    return next((p for p in parts if p.startswith(".") or p.lower() in _NOT_DATA), None)
 
 
 @contextmanager
@@ -147,10 +146,16 @@ def listed(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most] + more)
 
 
-def _select(filesystem: pafs.FileSystem, path: str) -> dict[str, int]:
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = (info for info in infos if info.type == pafs.FileType.File)
-    return {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
+def _select(filesystem: pafs.FileSystem, path: str) -> tuple[dict[str, int], Counter[str]]:
+    """List a remote folder; return the sizes of files, and ignored names."""
+    sizes, ignored = dict[str, int](), Counter[str]()
+    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)):
+        file = info.path.removeprefix(path).lstrip("/")
+        if info.type == pafs.FileType.File and (part := ignored_part(file)):
+            ignored[part] += 1
+        elif info.type == pafs.FileType.File:
+            sizes[file] = info.size
+    return sizes, ignored
 
 
 def _walk(root: str) -> tuple[dict[str, int], Counter[str], list[str]]:
@@ -172,7 +177,7 @@ def _walk(root: str) -> tuple[dict[str, int], Counter[str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = os.path.relpath(entry.path, root)
-                if is_ignored(entry.name):
+                if ignored_part(entry.name):
                     ignored[entry.name] += 1
                 elif entry.is_dir():
                     (linked_folders if entry.is_symlink() else folders).append(entry.path)
@@ -189,7 +194,3 @@ def _walk(root: str) -> tuple[dict[str, int], Counter[str], list[str]]:
             real.add(target)
             sizes[name] = os.stat(target).st_size
     return sizes, ignored, sorted(repeated)
-
-
-def _surrogate(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
