@@ -80,6 +80,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def pluralize(number: int, noun: str) -> str:
+    """Format as 1 epoch or 1,000 epochs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def first_error_line(error: BaseException) -> str:
     """Return the first line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()

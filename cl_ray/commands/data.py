@@ -13,6 +13,7 @@ from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
 from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.environment import return_freed_memory
+from cl_ray.errors import pluralize
 from cl_ray.signals import interrupt_kept
 from cl_ray.storage import absolute_location, without_options
 
@@ -99,8 +100,7 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         "classes": _format_classes(info),
     }
     for name, split in info.splits.items():
-        images = f"{split.rows:,} image{'s' if split.rows > 1 else ''}"
-        files = f"{len(split.shards)} file{'s' if len(split.shards) > 1 else ''}"
+        images, files = pluralize(split.rows, "image"), pluralize(len(split.shards), "file")
         size = decimal(sum(shard.bytes for shard in split.shards))
         unlabelled = f", {split.unlabelled:,} without a label" if split.unlabelled else ""
         lines[name] = f"{images} in {files}, {size}{unlabelled}"

@@ -24,7 +24,7 @@ from cl_ray.data.labels import LabelValue, check_class_count, find_classes
 from cl_ray.data.source_config import NO_LABELS, SourceConfig
 from cl_ray.data.splits import SPLIT_NAMES, check_file_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, pluralize
 
 _ENDING = re.compile(r"(\.npy|[-.]idx\d?([-.]ubyte)?(\.gz)?|[-.]ubyte(\.gz)?)$", re.IGNORECASE)
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -230,8 +230,8 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> NDArray[Any]:
     name = f"{tree.location}/{array.file}"
     if array.shape[0] != images.shape[0]:
         raise UserError(
-            f"{name} holds {array.shape[0]:,} labels of the {images.shape[0]:,} images in "
-            f"{images.file}: give one for each."
+            f"{name} holds {pluralize(array.shape[0], 'label')} of the "
+            f"{pluralize(images.shape[0], 'image')} in {images.file}: give one for each."
         )
     size = array.shape[0] * array.dtype.itemsize
     if size > _MAX_LABELS or array.dtype.kind not in "biufSU":
@@ -261,7 +261,7 @@ def _read_images(
         for index in range(count):
             data = stream.read(size)
             if len(data) < size:
-                raise EOFError(f"it ends after {index:,} of {count:,} images")
+                raise EOFError(f"it ends after {index:,} of {pluralize(count, 'image')}")
             pixels = np.frombuffer(data, np.uint8).reshape(shape)
             if len(shape) == 3 and _channels_first(array.shape):
                 pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))

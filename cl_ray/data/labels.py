@@ -16,7 +16,7 @@ from typing import Any
 from cl_ray.data.dataset import INFO_FILE, MAX_CLASSES
 from cl_ray.data.file_tree import FileTree, Note, ending, listed
 from cl_ray.data.source_config import FILE_COLUMNS, LABEL_COLUMNS, SourceConfig
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.errors import UserError, first_error_line, pluralize
 
 LabelValue = int | str | None
 """What a source has as a label; None is no label."""
@@ -171,7 +171,7 @@ def _read_sidecars(
         sidecars = [file for file in files if ending(file) == kind and not _is_table(file)]
         if not sidecars:
             continue
-        count = f"{len(sidecars):,} {kind} file{'s' if len(sidecars) > 1 else ''}"
+        count = pluralize(len(sidecars), f"{kind} file")
         by_key = {}
         if not labels:
             by_key = {_sample_key(f): _sidecar_label(tree, f, label_column) for f in sidecars}
@@ -320,8 +320,10 @@ def _match(
                 f"{value}: keep one, or {_WITHOUT}."
             )
     if absent and found:
-        count = f"{len(absent):,} row{'s' if len(absent) > 1 else ''}"
-        note(f"Not used for labels: {count} of {table}, without an image ({absent[0]}).")
+        note(
+            f"Not used for labels: {pluralize(len(absent), 'row')} of {table}, without an image "
+            f"({absent[0]})."
+        )
     if not labels:
         raise _UnusableError(f"names none of the images, but {rows[0][0]!r}")
     return labels

@@ -36,7 +36,7 @@ from cl_ray.data.dataset import (
 from cl_ray.data.decoding import ADD_SIZE, BrokenImageError
 from cl_ray.data.file_tree import Note, listed
 from cl_ray.data.splits import SPLIT_NAMES
-from cl_ray.errors import UserError, first_error_line, printable
+from cl_ray.errors import UserError, first_error_line, pluralize, printable
 from cl_ray.storage import open_filesystem, sync
 from cl_ray.uri import public_uri
 
@@ -209,7 +209,7 @@ def write_splits(
                 ]
                 with filesystem.open_output_stream(f"{folder}/{SKIPPED_FILE}") as stream:
                     stream.write("".join(lines).encode())
-                images = f"{len(broken):,} broken image{'s' if len(broken) > 1 else ''}"
+                images = pluralize(len(broken), "broken image")
                 note(f"Left out: {images}, listed in {out}/{SKIPPED_FILE}.")
             with filesystem.open_output_stream(f"{folder}/{INFO_FILE}") as stream:
                 stream.write((info.model_dump_json(indent=1) + "\n").encode())
@@ -347,15 +347,12 @@ def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> N
             f"{raw.name} is {kinds[channels]} and {first.name} is "
             f"{kinds[first.image.shape[2]]}: add `--color grey` or `--color rgb`."
         )
-    without = "leave the labels out with `--label-column none`"
-    if raw.label is not None:
-        if raw.label < 0:
-            raise UserError(f"{raw.name} has the label {raw.label}: {without}.")
-        if classes is not None and raw.label >= len(classes):
-            raise UserError(
-                f"{raw.name} has the label {raw.label}, but there are "
-                f"{len(classes)} classes: {without}."
-            )
+    known = f", but classes are 0 to {len(classes) - 1}" if classes else ""
+    if raw.label is not None and (raw.label < 0 or (classes and raw.label >= len(classes))):
+        raise UserError(
+            f"{raw.name} has the label {raw.label}{known}: leave the labels out with "
+            "`--label-column none`."
+        )
 
 
 def _hold_out(
@@ -367,8 +364,8 @@ def _hold_out(
     for split, size in sizes.items():
         if size == 0 or sum(sizes.values()) >= count:
             raise UserError(
-                f"--{split}-fraction {fractions[split]:g} of {count} images leaves a split empty: "
-                "choose another."
+                f"--{split}-fraction {fractions[split]:g} of {pluralize(count, 'image')} leaves a "
+                "split empty: choose another."
             )
     default = round(count * VALIDATION_FRACTION)
     if None in fractions.values() and default >= MIN_HELD_OUT:
@@ -396,7 +393,7 @@ def _note_missing_classes(
     for split, found in labels.items():
         present = set(np.unique(found).tolist())
         names = [
-            f"{classes[number] if classes else number} ({count:,} image{'s' if count > 1 else ''})"
+            f"{classes[number] if classes else number} ({pluralize(count, 'image')})"
             for number, count in zip(numbers, counts, strict=True)
             if number >= 0 and number not in present
         ]

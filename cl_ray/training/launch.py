@@ -16,7 +16,7 @@ from cl_ray.config import Config, LaunchOptions
 from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
-from cl_ray.errors import UserError, storage_errors
+from cl_ray.errors import UserError, pluralize, storage_errors
 from cl_ray.metrics_file import read_epochs
 from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage, without_options
@@ -34,12 +34,7 @@ from cl_ray.training.preflight import (
     run_notes,
     starts_local_ray,
 )
-from cl_ray.training.progress import (
-    TrainingProgress,
-    format_duration,
-    pluralize,
-    start_progress_actor,
-)
+from cl_ray.training.progress import TrainingProgress, format_duration, start_progress_actor
 from cl_ray.training.ray_session import ray_session
 
 

@@ -26,9 +26,8 @@ from cl_ray.config import Config, differences
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.environment import usable_cpus
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, pluralize
 from cl_ray.storage import RunStorage
-from cl_ray.training.progress import pluralize
 from cl_ray.training.ray_compat import in_ray_job
 from cl_ray.training.ray_session import cluster_address
 from cl_ray.training.resources import InsufficientResourcesError, Shortage

@@ -267,8 +267,3 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def pluralize(number: int, noun: str) -> str:
-    """Format as 1 epoch or 1,000 epochs."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

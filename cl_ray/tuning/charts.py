@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from optuna import visualization
 from optuna.trial import TrialState, create_trial
 
+from cl_ray.errors import pluralize
 from cl_ray.report.charts import COLOURS, Chart
-from cl_ray.training.progress import pluralize
 from cl_ray.tuning.importance import (
     MIN_COMPARABLE,
     RATES,

@@ -6,7 +6,7 @@ import warnings
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cl_ray.training.progress import pluralize
+from cl_ray.errors import pluralize
 from cl_ray.tuning.leaderboard import short_name
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult

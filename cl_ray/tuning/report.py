@@ -4,11 +4,11 @@ import shlex
 from collections import Counter
 from typing import Any
 
+from cl_ray.errors import pluralize
 from cl_ray.report.charts import format_number
 from cl_ray.report.images import png_uri
 from cl_ray.report.page import render_page, write_page
 from cl_ray.report.summary import Stat, format_rough_duration
-from cl_ray.training.progress import pluralize
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
 from cl_ray.tuning.importance import (
     comparable_trials,

@@ -196,7 +196,7 @@ def test_few_images_have_no_validation_split_by_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_empty_held_out_split_is_refused(tmp_path: Path, fraction: float) -> None:
-    with pytest.raises(UserError, match="leaves a split empty"):
+    with pytest.raises(UserError, match=" of 4 images leaves a split empty"):
         write_splits(
             {"train": raw_images(images(4))},
             str(tmp_path / "set"),
@@ -247,8 +247,8 @@ def test_images_that_do_not_go_together_leave_nothing(
         (bad(images(1, 28)[0][:, :26]), "bad.png is not square but 26 × 28: add `--size N`"),
         (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 256: add `--size N`"),
         (bad(images(1, 257)[0]), "bad.png is 257 × 257"),
-        (bad(images(1)[0], -1), "bad.png has the label -1: leave"),
-        (bad(images(1)[0], 2), "bad.png has the label 2, but there are 2 classes"),
+        (bad(images(1)[0], -1), "bad.png has the label -1, but classes are 0 to 1: leave"),
+        (bad(images(1)[0], 2), "bad.png has the label 2, but classes are 0 to 1: leave"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(
