@@ -113,6 +113,11 @@ class _SpooledSplit:
     id: NDArray[np.int64]
     origin: pa.LargeStringArray | None
 
+    @property
+    def row_labels(self) -> NDArray[np.int64]:
+        """[n], or empty as `label` is."""
+        return self.label[self.rows] if self.label.size else self.label
+
 
 def write_splits(
     splits: Mapping[str, Iterable[ReadImage]],
@@ -172,8 +177,8 @@ def write_splits(
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
             parts, broken = _spool(splits, work, metadata.classes, skip_broken, report)
             random = np.random.default_rng(seed)
-            parts |= _hold_out(parts["train"], fractions, random)
-            _note_missing_classes(_in_order(parts), metadata.classes, note)
+            parts = _in_order(parts | _hold_out(parts["train"], fractions, random))
+            _note_missing_classes(parts, metadata.classes, note)
             is_labelled = bool(parts["train"].label.size)
             if local:
                 folder = os.path.join(work, "new")
@@ -192,15 +197,13 @@ def write_splits(
                 splits={
                     split: SplitInfo(
                         rows=len(part.rows),
-                        unlabelled=int((part.label[part.rows] == UNLABELLED).sum())
-                        if is_labelled
-                        else 0,
+                        unlabelled=int((part.row_labels == UNLABELLED).sum()),
                         shards=_write_shards(
                             part, split, filesystem, folder, row_group, level, random, report
                         ),
                         distances=_distances(part, random),
                     )
-                    for split, part in _in_order(parts).items()
+                    for split, part in parts.items()
                 },
             )
             if broken:
@@ -386,9 +389,7 @@ def _note_missing_classes(
     parts: Mapping[str, _SpooledSplit], classes: list[str] | None, note: Note
 ) -> None:
     """Name the classes that are not in every split, with the number of their images in all."""
-    labels = {split: part.label[part.rows] for split, part in parts.items() if part.label.size}
-    if not labels:
-        return
+    labels = {split: part.row_labels for split, part in parts.items()}
     numbers, counts = np.unique(np.concatenate(list(labels.values())), return_counts=True)
     for split, found in labels.items():
         present = set(np.unique(found).tolist())

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from helpers.datasets import labels_of
 from helpers.hostile_images import png_of_zeros
-from helpers.random_images import WriteSource, pixels, read_sorted
-from PIL import Image
+from helpers.random_images import WriteSource, pixels, png, read_sorted
 
 from cl_ray.data.dataset import UNLABELLED, Dataset
 from cl_ray.data.source_config import SourceConfig
@@ -24,12 +23,6 @@ from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
 
 STORED = pixels(6, 28, 28)
-
-
-def png(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
 
 
 FILES = {f"{'ant' if k % 2 else 'bee'}/{k}.png": png(image) for k, image in enumerate(STORED)}

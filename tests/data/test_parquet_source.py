@@ -1,6 +1,5 @@
 """Parquet files as sources, in all their forms, and how each is refused."""
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,18 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, save
-from PIL import Image
+from helpers.random_images import WriteSource, pixels, png, save
 
 from cl_ray.data import labels as labels_module
 from cl_ray.data import parquet_source
 from cl_ray.data.dataset import UNLABELLED
-
-
-def png(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def nested(array: np.ndarray) -> pa.Array:

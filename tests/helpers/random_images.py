@@ -1,6 +1,7 @@
 """Random images, image files and small datasets for the tests of the data."""
 
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def raw_images(array: np.ndarray, labelled: bool = False) -> Iterator[RawImage]:
     """Images [n, H, W, C] as a source yields them, of three classes."""
     for index, image in enumerate(array):
         yield RawImage(image, index % 3 if labelled else None, f"image {index}")
+
+
+def png(array: np.ndarray) -> bytes:
+    """The PNG file of an image."""
+    stream = BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def save(path: Path, array: np.ndarray, mode: str | None = None, **options: Any) -> np.ndarray:
