@@ -228,10 +228,11 @@ def _files_by_kind(tree: FileTree, image_column: str | None) -> dict[str, list[s
     found = {kind: files[0] for kind, files in kinds.items() if files}
     if len(found) > 1 and not (found.keys() == {"image", "parquet"} and image_column):
         first, second, *_ = found.values()
-        column = "parquet" in found
-        raise UserError(
-            f"{tree.location} holds both {first} and {second}: give a folder with one of the two"
-            f"{', or name the Parquet column of the images, or of their paths, with ' * column}"
-            f"{'`--image-column`' * column}."
-        )
+        way_out = "give a folder with one of the two"
+        if "parquet" in found:
+            way_out += (
+                ", or name the Parquet column of the images, or of their paths, with "
+                "`--image-column`"
+            )
+        raise UserError(f"{tree.location} holds both {first} and {second}: {way_out}.")
     return kinds

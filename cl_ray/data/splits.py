@@ -80,12 +80,10 @@ def find_folder_splits(
         UserError: Only some folders have the names of splits, or none is the training split.
     """
     folders = _without_common([tree.folders(file) for file in files], splits)
-    tops: dict[str, str] = {}  # the top folders, or "", with a file of each
-    for file, inside in zip(files, folders, strict=True):
-        tops.setdefault(inside[0] if inside else "", file)
-    named = {top: SPLIT_NAMES[top.lower()] for top in tops if _is_split(top, splits)}
+    tops = [inside[0] if inside else "" for inside in folders]
+    named = {top: SPLIT_NAMES[top.lower()] for top in set(tops) if _is_split(top, splits)}
     way_out = "add `--splits none` if its folders are classes"
-    outside = next((file for top, file in tops.items() if top not in named), None)
+    outside = next((f for f, top in zip(files, tops, strict=True) if top not in named), None)
     if named and outside is not None:
         raise UserError(
             f"{tree.location} has the folder {min(named)}, which is the name of a split, but "
@@ -96,12 +94,12 @@ def find_folder_splits(
             f"{tree.location} has no training split but only {', '.join(sorted(named))}: rename a "
             f"folder to train, or {way_out}."
         )
-    splits_of = [named[inside[0]] if named else "train" for inside in folders]
     if named:
         folders = _without_common([inside[1:] for inside in folders], "none")
     found: dict[str, list[tuple[str, str | None]]] = {}
-    for file, inside, split in zip(files, folders, splits_of, strict=True):
-        found.setdefault(split, []).append((file, inside[0] if inside else None))
+    for file, top, inside in zip(files, tops, folders, strict=True):
+        entry = (file, inside[0] if inside else None)
+        found.setdefault(named.get(top, "train"), []).append(entry)
     return found
 
 
