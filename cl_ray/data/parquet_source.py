@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -236,7 +236,7 @@ def read_parquet_source(
         classes, class_indices = find_classes(
             values, f"the column {label}", note, known, is_numbered=info is not None
         )
-    pixel_format = _find_pixel_format(folder, schemas, first, image, config.channels, note)
+    pixel_format = _find_pixel_format(folder, schemas, image, config.channels, note)
     known_columns = ("id", *["origin"] * info.origins) if info else ()
     columns = [name for name in (image, label, *known_columns) if name]
 
@@ -420,6 +420,13 @@ def _value_type(kind: pa.DataType) -> pa.DataType | None:
     return kind if _is_number(kind) else None
 
 
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether cells of numbers have one dimension."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return len(kind.shape) == 1
+    return not _is_list(kind.value_type)
+
+
 def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
     """Return the numbers of one cell, given as an array of length one, in the shape of its lists.
 
@@ -495,26 +502,25 @@ def _shape_pixels(
 
 def _is_flat_color(numbers: NDArray[Any]) -> bool:
     """Whether these are the pixels of a square in colour, all in one list."""
-    side = math.isqrt(numbers.size // 3)
-    return numbers.ndim == 1 and 3 * side * side == numbers.size
+    return 3 * math.isqrt(numbers.size // 3) ** 2 == numbers.size
 
 
 def _find_pixel_format(
     folder: _ParquetFolder,
     schemas: dict[str, pa.Schema],
-    first: str,
     image: str,
     channels: ChannelOrder | None,
     note: Note,
 ) -> _PixelFormat:
-    """Find the range of floats in all files, and the order of flat cells in the first; note both.
+    """Find the range of floats in all files, and the order of flat cells; note both.
 
     Raises:
         UserError: A number is out of range, or the order cannot be told.
     """
-    kinds = {file: _value_type(schema.field(image).type) for file, schema in schemas.items()}
+    kinds = {file: schema.field(image).type for file, schema in schemas.items()}
+    kinds = {file: kind for file, kind in kinds.items() if _value_type(kind)}
+    floats = [file for file, kind in kinds.items() if pa.types.is_floating(_value_type(kind))]
     darkest = 0.0
-    floats = [file for file, kind in kinds.items() if kind and pa.types.is_floating(kind)]
     for file in floats:
         for name, numbers in folder.cells(file, image):
             low, high = float(numbers.min()), float(numbers.max())
@@ -526,15 +532,14 @@ def _find_pixel_format(
             darkest = -1.0 if low < 0 else darkest
     if floats:
         note(f"Floats from {darkest:g} to 1 are scaled to pixels from 0 to 255.")
-    if not kinds[first]:
-        return _PixelFormat()
-    sample = [numbers for _, numbers in islice(folder.cells(first, image), _ORDER_SAMPLE)]
-    flat = [numbers for numbers in sample if _is_flat_color(numbers)]
+    lists = [file for file, kind in kinds.items() if _is_flat(kind)]
+    cells = chain.from_iterable(folder.cells(file, image) for file in lists)
+    flat = [cell for _, cell in islice(cells, _ORDER_SAMPLE) if _is_flat_color(cell)]
     if flat and channels is None:
         channels = _smoother_order(flat)
         if channels is None:
             raise UserError(
-                f"{folder.tree.location}/{first} holds colour images as flat lists whose order "
+                f"{folder.tree.location}/{lists[0]} holds colour images as flat lists whose order "
                 "cannot be told from them: add `--channels first` (all of red, then green, then "
                 "blue) or `--channels last` (red, green and blue of each pixel)."
             )

@@ -344,6 +344,14 @@ def test_paths_are_relative_to_the_table_or_the_source(
         assert f"row 5, names the file {path}, which is not in {tmp_path}/in" in message
 
 
+def test_pixels_after_a_file_of_encoded_images(tmp_path: Path, write_source: WriteSource) -> None:
+    stored = smooth_color(12)
+    flat = stored.transpose(0, 3, 1, 2).reshape(12, -1)
+    for number, column in enumerate(([png(image) for image in stored], nested(flat / 127.5 - 1))):
+        parquet(tmp_path / "in", {"image": column}, f"{number}.parquet")
+    assert np.array_equal(write_source(tmp_path / "in")[1].image, np.tile(stored, (2, 1, 1, 1)))
+
+
 def test_labels_of_every_row_are_refused_before_all_are_read(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
