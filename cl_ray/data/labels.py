@@ -28,7 +28,7 @@ _SIDECARS = (".cls", ".json")
 """Files of one image's label."""
 _MAX_BYTES, _MAX_SIDECAR = 2**30, 2**20
 """Of a table, and of one image's label."""
-_NUMBER = re.compile(r"(-?\d+)(\.0*)?")
+_NUMBER = re.compile(r"(-?\d{1,18})(\.0*)?")
 _WITHOUT = "leave the labels out with `--label-column none`"
 
 
@@ -70,9 +70,14 @@ def find_classes(
     numbers: dict[LabelValue, int] = {label: label for label in labels if isinstance(label, int)}
     is_numbered = is_numbered or known is not None or labels == set(range(len(labels)))
     if is_numbered and len(numbers) == len(labels):
-        return known, numbers
+        return known and [_encodable(name) for name in known], numbers
     ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
-    return [str(value) for value in ordered], {value: k for k, value in enumerate(ordered)}
+    return [_encodable(str(value)) for value in ordered], {v: k for k, v in enumerate(ordered)}
+
+
+def _encodable(name: str) -> str:
+    """Return a name with surrogates escaped, which JSON and archives may hold and UTF-8 cannot."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 class _UnusableError(Exception):

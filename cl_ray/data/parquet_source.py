@@ -577,4 +577,4 @@ def _hugging_face_names(schema: pa.Schema, label: str) -> list[str] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return [name.encode(errors="backslashreplace").decode() for name in names]  # surrogates
+    return names

@@ -48,6 +48,12 @@ def test_tables_of_names(
     assert write_source(folder, label_column="none")[1].label is None
 
 
+def test_names_that_are_not_unicode(folder: Path, write_source: WriteSource) -> None:
+    rows = [{"file_name": f"{k}.png", "label": chr(0xD800 + k % 2)} for k in range(4)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert write_source(folder)[0].classes == ["\\ud800", "\\ud801"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_tables_of_excel(folder: Path, write_source: WriteSource, encoding: str) -> None:
     rows = "".join(f"{k}.png;Käfer {k % 2}\n" for k in range(4))
@@ -62,6 +68,7 @@ def test_tables_of_excel(folder: Path, write_source: WriteSource, encoding: str)
         (["1.0", "0.0", "1.0", "0.0"], None, [1, 0, 1, 0]),
         (["20000", "7", "7", "7"], ["7", "20000"], [1, 0, 0, 0]),
         (["1", "x", "1", "1"], ["1", "x"], [0, 1, 0, 0]),
+        (["1", "0", "9" * 5000, "0"], ["0", "1", "9" * 5000], [1, 0, 2, 0]),
     ],
 )
 def test_numbers_are_classes(
