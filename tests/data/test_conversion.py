@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel, mapped to 8 bits."""
+"""Images become pixels: size, colour, transparency, and more than 8 bits mapped to 8."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,96 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.random_images import WriteSource, pixels, save
+from PIL import Image
+
+
+def test_size_scales_the_shorter_side_and_cuts_the_middle(
+    tmp_path: Path, write_source: WriteSource
+) -> None:
+    wide = np.zeros((64, 128), np.uint8)
+    wide[:, 32:96] = 200  # the middle square
+    tall = np.full((96, 32), 10, np.uint8)
+    tall[32:64] = np.arange(32) * 8
+    save(tmp_path / "in" / "1.png", wide)
+    save(tmp_path / "in" / "2.png", tall)
+    _, rows = write_source(tmp_path / "in", size=32)
+    assert rows.image.shape == (2, 32, 32, 1)
+    assert rows.image[0].min() > 180  # the filter reaches a little over the edge
+    assert np.array_equal(rows.image[1, ..., 0], tall[32:64])  # the right size is left untouched
+
+
+def test_size_is_antialiased(tmp_path: Path, write_source: WriteSource) -> None:
+    stripes = np.zeros((280, 280), np.uint8)
+    stripes[:, ::2] = 255
+    save(tmp_path / "in" / "1.png", stripes)
+    _, rows = write_source(tmp_path / "in", size=28)
+    assert abs(rows.image.astype(int) - 127.5).max() < 12
+
+
+def test_size_refusals_name_the_first_such_file(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for k in range(4):
+        save(tmp_path / "mixed" / f"{k}.png", pixels(1, 28, 28)[0])
+    save(tmp_path / "mixed" / "2.png", pixels(1, 31, 30)[0])
+    message = refused(tmp_path / "mixed")
+    assert f"{tmp_path}/mixed/2.png is 30 × 31 and {tmp_path}/mixed/0.png is 28 × 28" in message
+    assert "`--size N` to scale the shorter side to N and cut out the middle" in message
+    save(tmp_path / "oblong" / "0.png", pixels(1, 31, 30)[0])
+    assert "0.png is not square but 30 × 31: add `--size N`" in refused(tmp_path / "oblong")
+    save(tmp_path / "large" / "0.png", pixels(1, 288, 288)[0])
+    assert "0.png is 288 × 288, and sides are 28 to 256" in refused(tmp_path / "large")
+
+
+def test_grey_and_colour(
+    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+) -> None:
+    grey = save(tmp_path / "in" / "1.png", pixels(1, 28, 28)[0])
+    color = save(tmp_path / "in" / "2.png", pixels(1, 28, 28, 3)[0])
+    message = refused(tmp_path / "in")
+    assert "2.png is in colour and" in message
+    assert "1.png is grey: add `--color grey` or `--color rgb`" in message
+    _, rows = write_source(tmp_path / "in", color="rgb")
+    assert np.array_equal(rows.image[0], np.repeat(grey[..., None], 3, axis=2))
+    assert np.array_equal(rows.image[1], color)
+    _, rows = write_source(tmp_path / "in", color="grey")
+    luma = color @ [0.299, 0.587, 0.114]
+    assert np.array_equal(rows.image[0, ..., 0], grey)
+    assert abs(rows.image[1, ..., 0] - luma).max() <= 1
+
+
+def test_other_modes_that_lose_nothing(tmp_path: Path, write_source: WriteSource) -> None:
+    few = pixels(1, 28, 28, 3)[0] // 128 * 255  # 8 colours: a palette holds them
+    bits = pixels(1, 28, 28)[0] // 128 * 255
+    save(tmp_path / "in" / "1.png", few, "RGBA")
+    save(tmp_path / "in" / "2.gif", few)
+    save(tmp_path / "in" / "3.webp", few, lossless=True)
+    _, rows = write_source(tmp_path / "in")
+    assert all(np.array_equal(image, few) for image in rows.image)
+    with Image.open(tmp_path / "in" / "2.gif") as image:
+        assert image.mode == "P"
+    save(tmp_path / "grey" / "1.png", bits, "1")
+    save(tmp_path / "grey" / "2.png", bits, "LA")
+    save(tmp_path / "grey" / "3.tif", bits)
+    _, rows = write_source(tmp_path / "grey")
+    assert rows.image.shape[3] == 1
+    assert all(np.array_equal(image[..., 0], bits) for image in rows.image)
+
+
+def test_transparent_images_on_a_background(tmp_path: Path, write_source: WriteSource) -> None:
+    clear = np.zeros((28, 28, 4), np.uint8)
+    clear[:14] = (200, 100, 0, 255)
+    clear[14:20, :, 3] = 51  # a fifth of black
+    save(tmp_path / "in" / "1.png", clear)
+    _, rows = write_source(tmp_path / "in", background="#ff0080")
+    assert (rows.image[0, :14] == (200, 100, 0)).all()
+    assert (rows.image[0, 14:20] == (204, 0, 102)).all()
+    assert (rows.image[0, 20:] == (255, 0, 128)).all()
+    save(tmp_path / "grey" / "1.png", clear[..., 2:], "LA")
+    _, rows = write_source(tmp_path / "grey", background="white")
+    assert rows.image.shape[3] == 1
+    assert (rows.image[0, 20:] == 255).all()
+    assert write_source(tmp_path / "grey", background="red")[1].image.shape[3] == 3
 
 
 def test_all_images_are_mapped_alike(

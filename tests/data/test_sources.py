@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tyro
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
@@ -65,27 +64,6 @@ def test_taken_out_is_refused_before_the_source_is_looked_at(tmp_path: Path) -> 
     save(tmp_path / "out" / "holiday.png", pixels(1)[0])
     with pytest.raises(UserError, match=r"holds holiday.png, which is no part"):
         write_dataset(SourceConfig(source="/none", out=str(tmp_path / "out"), overwrite=True))
-
-
-def test_config_becomes_flags() -> None:
-    flags = "--source MNIST --out x --size 32 --color grey --test-fraction 0.1 --overwrite"
-    config = tyro.cli(SourceConfig, args=flags.split())
-    assert config == SourceConfig(
-        source="MNIST", out="x", size=32, color="grey", test_fraction=0.1, overwrite=True
-    )
-    # A word of ours, and not tyro's for a missing value.
-    flags = "--source MNIST --out x --label-column none"
-    assert tyro.cli(SourceConfig, args=flags.split()).label_column == "none"
-    wrongs: list[dict[str, Any]] = [
-        {"size": 20},
-        {"size": 257},
-        {"test_fraction": 1.0},
-        {"color": "sepia"},
-        {"background": "transparency"},
-    ]
-    for wrong in wrongs:
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            SourceConfig(source="MNIST", out="x", **wrong)
 
 
 def test_copy_of_a_data_set_is_the_same(tmp_path: Path, write_source: WriteSource) -> None:
