@@ -56,8 +56,8 @@ class _PixelFormat:
         darkest: The float that stands for black, 0 or -1; 1 is white.
     """
 
-    flat_order: ChannelOrder = "last"
-    darkest: float = 0.0
+    flat_order: ChannelOrder
+    darkest: float
 
 
 @dataclass(frozen=True)
