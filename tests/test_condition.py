@@ -152,7 +152,8 @@ def test_labels_of_other_classes_are_refused(
         assert "animals (cat, dog) are not those that this run was trained with (0, 1, 2" in said
     if cl_ray.load(folder).config.condition == "projection":
         said = refused(capsys, *around[:-1], f"--around={tmp_path}/bare")
-        assert "bare has no labels, and this run generates images of a given class" in said
+        assert "40 of the 40 images of the split train of" in said
+        assert "bare have no label, and this run generates images of a given class" in said
     assert not (tmp_path / "out").exists()
 
 

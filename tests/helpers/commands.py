@@ -19,7 +19,7 @@ def cl_ray(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "COLUMNS": "200", **environment},
     )
 

@@ -47,7 +47,7 @@ def run_search(*flags: str) -> subprocess.CompletedProcess[str]:
     """Run a search to its end."""
     environment = {**os.environ, "COLUMNS": "160"}
     return subprocess.run(
-        [*COMMAND, *flags], capture_output=True, text=True, timeout=400, env=environment
+        [*COMMAND, *flags], capture_output=True, text=True, timeout=1200, env=environment
     )
 
 
