@@ -4,6 +4,7 @@ Throughout, b is the number of pairs in this rank's batch. A step works on two r
 pair, x+ and x-, and on three fakes of it, G(x+), G(x-) and G(z).
 """
 
+from collections.abc import Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 T = TypeVar("T")
 
 Losses = dict[str, Tensor]
-"""By name: the loss of each pair of this rank's batch, [b], or the rank's part of its mean."""
+"""By name: the loss of each pair of this rank's batch, [b], or of the batches of all N ranks,
+[N, b], equal on every rank; or the rank's part of the mean over the global batch."""
 
 
 class PairBatch(NamedTuple):
@@ -22,7 +24,8 @@ class PairBatch(NamedTuple):
         positive: x+.
         partner: Source of the second view: x+ again, or another image of its class.
         negative: x-.
-        present: Bool [b]; false rows pad the last batch and have no weight.
+        present: Bool [N, b], of the batches of all N ranks; false rows pad the last batch and have
+            no weight.
         labels: Classes of x+ and x-, int64 [b, 2]; None unless `condition` uses labels.
     """
 
@@ -125,11 +128,20 @@ class DiscriminatorInput(NamedTuple):
 
 
 class DiscriminatorPass(NamedTuple):
-    """D's output for each part of a `DiscriminatorInput`."""
+    """D's output for each part of a `DiscriminatorInput`, and what losses compare pair with pair.
+
+    Args:
+        real: Of x+ and x-.
+        fake: Of the fakes.
+        views: Of the two views of x+.
+        gathered: Vectors of the global batch, [k, N b, d], by name: `view_embeddings`, and G's
+            `latents`.
+    """
 
     real: RealParts[DiscriminatorOutput]
     fake: FakeParts[DiscriminatorOutput]
     views: tuple[DiscriminatorOutput, ...] = ()
+    gathered: Mapping[str, Tensor] = {}
 
     def mean_scores(self) -> Losses:
         """Return the mean scores of the real images and of the fakes of each pair, detached."""

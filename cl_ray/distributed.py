@@ -1,10 +1,10 @@
-"""The collective operations of training; each also works without a process group.
+"""The collective operations of training; without a process group each is the identity.
 
 All ranks must call them in the same order. They sum over ranks and do not average: losses are local
 sums divided by a global count, so that N workers take the same step as one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def in_process_group() -> bool:
+    """Whether this process is in a group, of one process or more."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world() -> tuple[int, int]:
     """Return this process's rank and the number of processes; (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    return (dist.get_rank(), dist.get_world_size()) if in_process_group() else (0, 1)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum `value` over ranks, without gradient; its shape is the same on all ranks."""
-    if world()[1] == 1:
+    if not in_process_group():
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
@@ -30,7 +33,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 def sum_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """Sum each gradient over ranks, by one all-reduce of all of them."""
-    if world()[1] == 1:
+    if not in_process_group():
         return gradients
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
@@ -39,34 +42,48 @@ def sum_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose backward pass sums the gradients of all ranks' losses."""
+    """One all-gather of several tensors, whose backward pass needs no communication."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # each network's backward pass needs only its own parts
+        rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+        size = world()[1]
+        gathered = rows.new_empty(size * len(rows), rows.shape[1])
+        dist.all_gather(list(gathered.chunk(size)), rows)
+        split = gathered.split([part[:, 0].numel() for part in parts], 1)
+        shapes = [(part.shape[0], part.shape[2]) for part in parts]
+        return tuple(
+            columns.unflatten(1, shape).transpose(0, 1).contiguous()
+            for columns, shape in zip(split, shapes, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         rank, size = world()
-        ctx.rows = slice(rank * len(rows), (rank + 1) * len(rows))  # type: ignore[attr-defined]
-        parts = [torch.empty_like(rows) for _ in range(size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    @once_differentiable  # the all-reduce is not differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd may share it
-        dist.all_reduce(total)
-        return total[ctx.rows]  # type: ignore[attr-defined]
+        return tuple(g if g is None else size * g.chunk(size, 1)[rank] for g in gradients)
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Gather rows [b, ...] of all N ranks to [N b, ...], rank by rank, differentiably.
+def gather(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather vectors [k, b, d] of all N ranks to [k, N b, d], rank by rank, by one all-gather.
 
-    b is the same on all ranks.
+    Differentiable, if every rank computes the same loss L of the result, of which its part is L/N.
+    The gradient of the sum of the parts by this rank's vectors v, sum_r d(L/N)/dv, is then N times
+    that of its own part, so it needs no communication.
+
+    Args:
+        vectors: By name; k and d may differ. All have the same type, and b is equal on all ranks.
     """
-    return rows if world()[1] == 1 else _Gather.apply(rows)
+    if not in_process_group():
+        return dict(vectors)
+    return dict(zip(vectors, _Gather.apply(*vectors.values()), strict=True))
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:
     """Overwrite every tensor by that of rank 0, in place."""
-    if world()[1] > 1:
+    if in_process_group():
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)  # the same memory, without autograd

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cl_ray import distributed
 from cl_ray.batch import (
     DiscriminatorInput,
     DiscriminatorOutput,
@@ -16,6 +17,8 @@ from cl_ray.batch import (
 )
 from cl_ray.data.views import ViewParams, apply_views
 from cl_ray.losses.adversarial import Scores
+from cl_ray.losses.config import LossConfig
+from cl_ray.losses.contrastive import view_embeddings
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.normalize import to_unit
@@ -39,7 +42,7 @@ def generate(generator: Generator, batch: PairBatch, noise: StepNoise) -> Genera
         None if labels is None else labels.flatten(),
     )
     fake = FakeParts(*images.to(dtype).chunk(3))
-    return GeneratorOutput(fake, latents.to(dtype).view(2, len(batch.present), -1))
+    return GeneratorOutput(fake, latents.to(dtype).view(2, len(batch.positive), -1))
 
 
 def discriminate(
@@ -51,6 +54,14 @@ def discriminate(
     contrad = discriminator.fake_projection is not None
     outputs = _forward(discriminator, parts, labels, detach_scores=contrad)
     return DiscriminatorPass(RealParts(*outputs[:2]), FakeParts(*outputs[2:5]), tuple(outputs[5:]))
+
+
+def gather_vectors(
+    d: DiscriminatorPass, g: GeneratorOutput, config: LossConfig
+) -> DiscriminatorPass:
+    """Gather the vectors of all ranks that losses compare pair with pair, in one operation."""
+    vectors = view_embeddings(d, config) | {"latents": g.latents}
+    return d._replace(gathered=distributed.gather(vectors))
 
 
 def discriminate_fakes(

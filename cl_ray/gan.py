@@ -89,7 +89,7 @@ class ContrastiveGAN:
         Returns:
             This rank's part of each loss and score; the sum over ranks is the global mean.
         """
-        noise_dim, pairs = self.generator.decoder_noise_dim, len(batch.present)
+        noise_dim, pairs = self.generator.decoder_noise_dim, len(batch.positive)
         step_noise = sample_step_noise(
             self.config, self.shape, noise_dim, self.steps, pairs, self.device, self.dtype
         )
@@ -111,6 +111,7 @@ class ContrastiveGAN:
             with self.mixed_precision():
                 seen = forward.discriminator_input(batch, g.fake, noise)
                 d = forward.discriminate(self.discriminator, seen, batch)
+                d = forward.gather_vectors(d, g, self.config.losses)
                 d_losses = self.discriminator_loss(d, seen, batch, noise)
             d_metrics = self.d_optimizer.minimize(d_losses, row_weights)
         with self.mixed_precision():
@@ -125,7 +126,7 @@ class ContrastiveGAN:
         options, tau = self.config.losses, self.config.losses.temperature
         scores = Scores.stack(d.fake, d.real)
         losses = {"adversarial": self.objective(scores, "discriminator")}
-        losses |= view_losses(d, batch.present, options)
+        losses |= view_losses(d.gathered, batch.present, tau)
         if options.pair:
             right, wrong = d.fake.positive.embedding, d.fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding, right, wrong, tau)
@@ -159,7 +160,7 @@ class ContrastiveGAN:
             "reconstruction": (of_positive + of_negative) / 2,
         }
         if options.uniformity:
-            losses["uniformity"] = uniformity(g.latents, batch.present)
+            losses["uniformity"] = uniformity(d.gathered["latents"], batch.present)
         if options.pair_confusion:
             right, wrong = d_fake.positive.embedding, d_fake.negative.embedding
             margin = pair_margin(d.real.positive.embedding.detach(), right, wrong, tau)

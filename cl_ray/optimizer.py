@@ -40,8 +40,8 @@ class NetworkOptimizer(torch.optim.Adam):
         """Take one step down the weighted sum of the losses.
 
         Args:
-            losses: Loss of each pair, [b], by name.
-            row_weights: Weight of each pair in a mean over the global batch, [b].
+            losses: Loss of each pair, [b] or [N, b], by name.
+            row_weights: Weight of each pair in a mean over the global batch, [N, b].
 
         Returns:
             This rank's part of each loss's global mean, detached scalars by prefixed name.
@@ -82,19 +82,30 @@ def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def weighted_means(losses: Losses, row_weights: Tensor) -> Losses:
-    """Return this rank's part of the mean over the global batch of each [b] value."""
-    return {name: (loss * row_weights).sum() for name, loss in losses.items()}
+    """Return this rank's part of the mean over the global batch; the parts' sum is the mean.
+
+    Of values [b] it is the sum over the rank's own pairs, of values [N, b], which every rank has,
+    1/N of the mean (see `distributed.gather`).
+    """
+    rank, workers = distributed.world()
+    own_weights = row_weights[rank]
+    return {
+        name: (value * own_weights).sum()
+        if value.dim() == 1
+        else (value * row_weights).sum() / workers
+        for name, value in losses.items()
+    }
 
 
 def global_row_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight of each of this rank's rows in a mean over the global batch.
+    """Return the weight of each row of all N ranks in a mean over the global batch.
 
     Args:
-        present: Bool [b]; false rows are padding.
+        present: Bool [N, b]; false rows are padding.
         dtype: Type of the result.
 
     Returns:
-        [b]: 1 / (number of present rows over all ranks), and 0 for padding.
+        [N, b]: 1 / (number of present rows), and 0 for padding.
     """
     weights = present.to(dtype)
-    return weights / distributed.sum_over_ranks(weights.sum())
+    return weights / weights.sum()

@@ -65,7 +65,7 @@ def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: i
         for batch in kind.read(Partition(dataset, config, workers, rank)).batches(epoch=1, start=2):
             assert batch.labels is not None
             assert batch.labels.shape == (21 // workers, 2)
-            here = batch.present.numpy()
+            here = batch.present[rank].numpy()
             for number, images in enumerate((batch.positive, batch.negative)):
                 expected = [label_of[image.tobytes()] for image in images.numpy()[here]]
                 assert batch.labels[:, number].numpy()[here].tolist() == expected

@@ -1,5 +1,6 @@
 """Collective operations over real processes, and without a process group, against plain sums."""
 
+import math
 import warnings
 from typing import Any
 
@@ -14,15 +15,19 @@ LOCAL = 3
 """Rows of each rank."""
 
 
-def rows_of(rank: int) -> Tensor:
-    """Return a rank's rows [LOCAL, 2, 2]; all rows of all ranks differ."""
-    return torch.arange(LOCAL * 4, dtype=torch.float64).view(LOCAL, 2, 2) / 7 + rank
+def vectors_of(rank: int) -> dict[str, Tensor]:
+    """Return a rank's vectors [k, LOCAL, d]; all of all ranks differ."""
+    shapes = {"views": (2, LOCAL, 4), "latents": (1, LOCAL, 3)}
+    return {
+        name: torch.arange(math.prod(shape), dtype=torch.float64).view(shape) / 7 + rank
+        for name, shape in shapes.items()
+    }
 
 
-def loss_of(rank: int, all_rows: Tensor) -> Tensor:
-    """Return a nonlinear loss of all rows that differs between ranks."""
-    weight = torch.arange(all_rows.numel(), dtype=torch.float64).view_as(all_rows) + 10 * rank
-    return (all_rows.sin() * weight.cos()).sum()
+def loss_of(gathered: dict[str, Tensor], name: str) -> Tensor:
+    """Return a loss of all vectors of that name, in which each pair of rows meets."""
+    rows = gathered[name].flatten(0, 1)
+    return (rows @ rows.T).sin().sum()
 
 
 def tensors_of(rank: int) -> list[Tensor]:
@@ -39,17 +44,16 @@ def observe() -> dict[str, Any]:
     rank, workers = distributed.world()
     result: dict[str, Any] = {"world": (rank, workers)}
 
-    rows = rows_of(rank).requires_grad_()
-    result["gathered"] = distributed.gather(rows).detach()
-    result["gradient"] = torch.autograd.grad(loss_of(rank, distributed.gather(rows)), rows)[0]
-    transposed = rows.transpose(1, 2)  # not contiguous
-    all_rows = distributed.gather(transposed).transpose(1, 2)
-    result["gradient transposed"] = torch.autograd.grad(loss_of(rank, all_rows), rows)[0]
-    own = torch.zeros(workers * LOCAL, 2, 2, dtype=torch.float64, requires_grad=True)
-    total = distributed.gather(rows) + own
-    result["gradients of a sum"] = torch.autograd.grad(loss_of(rank, total), [rows, own])
-    result["flags"] = distributed.gather(torch.arange(LOCAL) == rank)
-    result["flat"] = distributed.gather(torch.tensor([float(rank)]))
+    vectors = {name: value.requires_grad_() for name, value in vectors_of(rank).items()}
+    gathered = distributed.gather({name: 1 * value for name, value in vectors.items()})
+    result["gathered"] = {name: value.detach() for name, value in gathered.items()}
+    # As in a step: a backward pass for each network, one after the other.
+    result["gradients of parts"] = {
+        name: torch.autograd.grad(loss_of(gathered, name) / workers, value)[0]
+        for name, value in vectors.items()
+    }
+    transposed = vectors["views"].transpose(1, 2)  # not contiguous
+    result["transposed"] = distributed.gather({"views": transposed})["views"].detach()
 
     gradients = tensors_of(rank)
     result["gradients"] = list(distributed.sum_gradients(gradients))
@@ -85,32 +89,27 @@ def test_world(ranks: list[dict[str, Any]]) -> None:
     ]
 
 
+def of_all_ranks(count: int) -> dict[str, Tensor]:
+    parts = [vectors_of(rank) for rank in range(count)]
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
 def test_gather_concatenates_the_ranks(ranks: list[dict[str, Any]]) -> None:
-    all_rows = torch.cat([rows_of(rank) for rank in range(len(ranks))])
-    flags = torch.cat([torch.arange(LOCAL) == rank for rank in range(len(ranks))])
+    expected = of_all_ranks(len(ranks))
+    turned = torch.cat([vectors_of(r)["views"].transpose(1, 2) for r in range(len(ranks))], 1)
     for result in ranks:
-        assert torch.equal(result["gathered"], all_rows)
-        assert torch.equal(result["flags"], flags)
-        assert result["flat"].tolist() == list(range(len(ranks)))
+        assert list(result["gathered"]) == list(expected)
+        assert all(torch.equal(result["gathered"][name], expected[name]) for name in expected)
+        assert torch.equal(result["transposed"], turned)
 
 
-def test_gather_sums_the_gradients_of_all_losses(ranks: list[dict[str, Any]]) -> None:
-    all_rows = torch.cat([rows_of(rank) for rank in range(len(ranks))]).requires_grad_()
-    total = torch.stack([loss_of(rank, all_rows) for rank in range(len(ranks))]).sum()
-    (gradient,) = torch.autograd.grad(total, all_rows)
-    for result, expected in zip(ranks, gradient.split(LOCAL), strict=True):
-        assert torch.allclose(result["gradient"], expected, rtol=0, atol=1e-14)
-        assert torch.allclose(result["gradient transposed"], expected, rtol=0, atol=1e-14)
-
-
-def test_gather_leaves_a_shared_gradient_unchanged(ranks: list[dict[str, Any]]) -> None:
-    """Autograd passes one gradient tensor to both terms of a sum."""
-    all_rows = torch.cat([rows_of(rank) for rank in range(len(ranks))]).requires_grad_()
-    for rank, result in enumerate(ranks):
-        of_rows, of_own = result["gradients of a sum"]
-        (expected,) = torch.autograd.grad(loss_of(rank, all_rows), all_rows)
-        assert torch.allclose(of_rows, result["gradient"], rtol=0, atol=1e-14)
-        assert torch.allclose(of_own, expected, rtol=0, atol=1e-14)
+def test_parts_of_a_loss_of_all_vectors_have_its_gradient(ranks: list[dict[str, Any]]) -> None:
+    whole = {name: value.requires_grad_() for name, value in of_all_ranks(len(ranks)).items()}
+    for name, value in whole.items():
+        (gradient,) = torch.autograd.grad(loss_of(whole, name), value)
+        for result, expected in zip(ranks, gradient.split(LOCAL, 1), strict=True):
+            ours = result["gradients of parts"][name]
+            assert torch.allclose(ours, expected, rtol=1e-14, atol=1e-12)
 
 
 def test_sum_gradients_keeps_shapes_and_inputs(ranks: list[dict[str, Any]]) -> None:

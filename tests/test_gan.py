@@ -11,6 +11,7 @@ from helpers import five_steps
 from helpers.five_steps import (
     CASES,
     CLASSES,
+    PAIRS,
     SHAPE,
     Case,
     D,
@@ -18,6 +19,7 @@ from helpers.five_steps import (
     Outcome,
     global_batch,
     largest_difference,
+    move_batch,
     small_config,
     take_five_steps,
     weights_of,
@@ -25,7 +27,9 @@ from helpers.five_steps import (
 from helpers.naive_gan import NaiveGAN
 from helpers.ranks import run_on_ranks
 from helpers.states import pack, states_equal, unpack
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cl_ray import distributed
 from cl_ray.batch import Losses
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
@@ -88,6 +92,42 @@ def test_n_workers_take_the_same_step_as_one(
             tolerance = 1e-10 if is_free else 1e-13
             total = sum(part[name].item() for part in parts)
             assert total == pytest.approx(value.item(), rel=1e-12, abs=tolerance)
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Records each operation of torch.distributed, and the bytes that this rank hands in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            name = func.overloadpacket.__name__
+            sent = args[1 if name == "allgather_" else 0]
+            self.operations.append((name, sum(tensor.nbytes for tensor in sent)))
+        return func(*args, **(kwargs or {}))
+
+
+def count_collectives(d_steps: int) -> tuple[list[tuple[str, int]], list[int]]:
+    """Return a step's collective operations with the default losses; bytes of D and G."""
+    gan = build(torch.float32, optimizer={"d_steps": d_steps})
+    ranks = distributed.world()[1]
+    batch = move_batch(global_batch(0, "views"), "cpu", slice(PAIRS // ranks))
+    with CollectiveCounter() as counter:
+        gan.train_step(batch)
+    networks = (gan.discriminator, gan.generator)
+    return counter.operations, [sum(p.nbytes for p in n.parameters()) for n in networks]
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_a_step_has_three_collective_operations(d_steps: int) -> None:
+    for operations, (d_bytes, g_bytes) in run_on_ranks(count_collectives, 2, d_steps):
+        # Six embeddings of 8 and two latent vectors of 8 float32 numbers a pair.
+        of_d = [("allgather_", PAIRS // 2 * (6 * 8 + 2 * 8) * 4), ("allreduce_", d_bytes)]
+        assert operations == [*of_d * d_steps, ("allreduce_", g_bytes)]
 
 
 def assert_naive(**fields: Any) -> list[Losses]:
@@ -216,14 +256,20 @@ def test_style_decoder_gets_noise_for_every_layer() -> None:
         for layer in generator.decoder.layers:  # type: ignore[union-attr]
             layer.strength.fill_(1.0)  # at first noise has no effect
     (noise,) = sample_step_noise(
-        gan.config, SHAPE, generator.decoder_noise_dim, 0, len(batch.present), gan.device, gan.dtype
+        gan.config,
+        SHAPE,
+        generator.decoder_noise_dim,
+        0,
+        len(batch.positive),
+        gan.device,
+        gan.dtype,
     )
     images = to_unit(torch.cat(batch.real), torch.float64)
     errors = []
     for decoder_noise in (noise.decoder_noise, None):
         fakes, _ = generator(images, noise.z, noise.latent_noise, decoder_noise)
         error = (fakes[: len(images)] - images).abs().flatten(1).mean(1)
-        errors.append(error[batch.present.repeat(2)].mean().item())
+        errors.append(error[batch.present[0].repeat(2)].mean().item())
     (metrics,) = train(gan, 0)
     assert metrics["g/reconstruction"].item() == pytest.approx(errors[0], rel=1e-10)
     assert metrics["g/reconstruction"].item() != pytest.approx(errors[1], rel=1e-4)

@@ -320,7 +320,7 @@ def test_batch_larger_than_the_data(loader: str, make_digits: MakeDigits) -> Non
     metrics = losses(trainer.train_epoch())
     assert trainer.gan.steps == 1
     assert trainer.preview_batch is not None
-    assert trainer.preview_batch.present.tolist() == [True] * 10 + [False] * 38
+    assert trainer.preview_batch.present.tolist() == [[True] * 10 + [False] * 38]
     assert len(trainer.preview_batch.positive) == len(trainer.preview_batch.negative) == 48
     assert torch.tensor(list(metrics.values())).isfinite().all()
 

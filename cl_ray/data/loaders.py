@@ -52,7 +52,6 @@ class InMemoryLoader:
         )
         for step in range(start, self.partition.steps):
             positions = torch.arange(step * size, (step + 1) * size, device=images.device)
-            present = positions < len(order)
             rows = order[positions % len(order)]  # padded by the first rows, which are not present
             partners, negatives = self.sampler.sample(
                 rows, _generator(self.partition, epoch, step + 1)
@@ -61,7 +60,7 @@ class InMemoryLoader:
                 images[rows],
                 images[partners],
                 images[negatives],
-                present,
+                torch.from_numpy(self.partition.present(step)).to(images.device, non_blocking=True),
                 None if labels is None else torch.stack([labels[rows], labels[negatives]], 1),
             )
 
@@ -101,25 +100,27 @@ class StreamingLoader:
                 break
             skip, first = skip - rows, first + 1
         parts = _rebatch(self.read_windows(epoch, first), skip, size)
-        for _ in range(start, self.partition.steps):
-            yield self._pad(next(parts, None))
+        for step in range(start, self.partition.steps):
+            yield self._pad(next(parts, None), step)
 
-    def _pad(self, columns: Columns | None) -> PairBatch:
-        """Pad rows to a batch; the last step may have none."""
+    def _pad(self, columns: Columns | None, step: int) -> PairBatch:
+        """Pad the rows of a step to a batch; the last step may have none."""
         size, shape = self.partition.local_batch_size, self.partition.dataset.info.shape
         columns = columns or {"positive": np.zeros((0, *shape), np.uint8)}
-        rows = len(columns["positive"])
+
+        def to_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
 
         def padded(column: np.ndarray) -> Tensor:
             result = np.zeros((size, *column.shape[1:]), column.dtype)
-            result[:rows] = column
-            return torch.from_numpy(result).to(self.device, non_blocking=True)
+            result[: len(column)] = column
+            return to_device(result)
 
         positive, partner, negative = (
             padded(columns.get(name, columns["positive"]))
             for name in ("positive", "partner", "negative")
         )
-        present = torch.arange(size, device=self.device) < rows
+        present = to_device(self.partition.present(step))
         labels = None
         if self.partition.classes:
             labels = padded(columns.get("labels", np.zeros((0, 2), np.int64)))

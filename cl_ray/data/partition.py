@@ -76,12 +76,24 @@ class Partition:
         return self.gigabytes <= self.config.shards.memory
 
     @property
-    def bounds(self) -> tuple[int, int]:
-        """First and end index of this rank's rows in `shuffled_groups`; equal parts to one row."""
+    def rank_bounds(self) -> list[tuple[int, int]]:
+        """First and end index of each rank's rows in `shuffled_groups`; equal parts to one row."""
         # Rounded up: rank 0 has the most, so its last batch, from which samples are shown, is
         # never empty.
-        first, end = (-(-self.total_rows * r // self.workers) for r in (self.rank, self.rank + 1))
-        return first, end
+        return list(
+            pairwise(-(-self.total_rows * r // self.workers) for r in range(self.workers + 1))
+        )
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First and end index of this rank's rows in `shuffled_groups`."""
+        return self.rank_bounds[self.rank]
+
+    def present(self, step: int) -> np.ndarray:
+        """Return which rows of each rank's batch at a step of an epoch are no padding, [N, b]."""
+        rows = np.array([end - first for first, end in self.rank_bounds])
+        positions = step * self.local_batch_size + np.arange(self.local_batch_size)
+        return positions < rows[:, None]
 
     def shuffled_groups(self, epoch: int) -> list[RowRange]:
         """Return all row groups of the dataset in a random order, the same on every rank."""

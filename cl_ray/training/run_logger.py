@@ -168,12 +168,12 @@ class RunLogger:
         """Columns of x+, G(x+), x-, G(x-) of the last batch, as one uint8 image [3, H, W]."""
         gan, batch = self.trainer.gan, self.trainer.preview_batch
         assert batch is not None
-        columns, g = [], gan.ema_generator
+        columns, g, present = [], gan.ema_generator, batch.present[0]  # of rank 0
         for number, images in enumerate((batch.positive, batch.negative)):
-            x = to_unit(images[batch.present][: GRID_IMAGES // 4], gan.dtype)
+            x = to_unit(images[present][: GRID_IMAGES // 4], gan.dtype)
             labels = None
             if batch.labels is not None:
-                labels = batch.labels[batch.present][: GRID_IMAGES // 4, number]
+                labels = batch.labels[present][: GRID_IMAGES // 4, number]
             columns += [x, g.decode(g.encode(x), labels=labels)]
         return uint8_grid(torch.stack(columns, 1).flatten(0, 1))
 

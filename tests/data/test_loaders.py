@@ -60,10 +60,10 @@ class Identify:
     def ids(self, images: torch.Tensor, present: torch.Tensor) -> list[int]:
         return [self.by_pixels[image.numpy().tobytes()] for image in images[present]]
 
-    def batch(self, batch: PairBatch) -> list[list[int]]:
+    def batch(self, batch: PairBatch, rank: int = 0) -> list[list[int]]:
         """Ids of positives, partners and negatives."""
         columns = (batch.positive, batch.partner, batch.negative)
-        return [self.ids(column, batch.present) for column in columns]
+        return [self.ids(column, batch.present[rank]) for column in columns]
 
     def distance(self, one: int, other: int) -> float:
         return float(np.linalg.norm(self.pixels[one] - self.pixels[other]))
@@ -92,7 +92,8 @@ def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
         for rank in range(workers)
     ]
     local = batch // workers
-    orders = []
+    orders: list[list[list[int]]] = []
+    lasts: dict[int, torch.Tensor] = {}
     for epoch in (0, 1):
         positives: list[list[int]] = []
         for loader in loaders:
@@ -101,14 +102,15 @@ def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
             assert len(batches) == partition.steps == loaders[0].partition.steps
             assert all(b.present.all() for b in batches[:-1])
             last = batches[-1].present
-            assert torch.equal(last, torch.arange(local) < last.sum())
+            assert torch.equal(last, torch.arange(local) < last.sum(1, keepdim=True))
+            assert torch.equal(last, lasts.setdefault(epoch, last))  # the same on every rank
             positives.append([])
             all_negatives = []
             for b in batches:
                 for images in (b.positive, b.partner, b.negative):
                     assert images.shape == (local, 28, 28, 1)
                     assert images.dtype == torch.uint8
-                ours, partners, negatives = identify.batch(b)
+                ours, partners, negatives = identify.batch(b, partition.rank)
                 positives[-1] += ours
                 all_negatives += negatives
                 for one, partner, negative in zip(ours, partners, negatives, strict=True):

@@ -112,9 +112,9 @@ def global_batch(number: int, mode: str, labelled: bool = False) -> PairBatch:
     positive, negative, other = torch.randint(
         0, 256, (3, PAIRS, *SHAPE), generator=random, dtype=torch.uint8
     )
-    present = torch.ones(PAIRS, dtype=torch.bool)
+    present = torch.ones(1, PAIRS, dtype=torch.bool)
     if number in (2, STEPS - 1):
-        present[ABSENT] = False
+        present[0, ABSENT] = False
     labels = torch.randint(0, len(CLASSES), (PAIRS, 2), generator=random) if labelled else None
     return PairBatch(positive, positive if mode == "views" else other, negative, present, labels)
 
@@ -122,7 +122,7 @@ def global_batch(number: int, mode: str, labelled: bool = False) -> PairBatch:
 def move_batch(
     batch: PairBatch, device: torch.device | str, rows: slice = slice(None)
 ) -> PairBatch:
-    """Return rows of a batch on a device."""
+    """Return rows of a global batch on a device, of the rank that has them."""
 
     def move(field: Tensor) -> Tensor:
         return field[rows].to(device)
@@ -131,7 +131,7 @@ def move_batch(
         move(batch.positive),
         move(batch.partner),
         move(batch.negative),
-        move(batch.present),
+        batch.present.view(-1, len(batch.positive[rows])).to(device),
         None if batch.labels is None else move(batch.labels),
     )
 

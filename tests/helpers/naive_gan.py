@@ -60,7 +60,7 @@ class NaiveGAN:
 
     def train_step(self, batch: PairBatch) -> dict[str, float]:
         """Take D's steps, then G's; returns each loss's mean over the present pairs."""
-        optimizer, present = self.config.optimizer, batch.present
+        optimizer, present = self.config.optimizer, batch.present[0]
         x = RealParts(*(self.normalize(i[present]) for i in (batch.positive, batch.negative)))
         partner = self.normalize(batch.partner[present])
         y = (None, None) if batch.labels is None else batch.labels[present].unbind(1)
