@@ -22,6 +22,11 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if in_process_group() else (0, 1)
 
 
+def can_capture() -> bool:
+    """Whether CUDA graphs can capture the operations on a GPU: NCCL's, but not gloo's."""
+    return not in_process_group() or "cuda:nccl" in dist.get_backend_config()
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum `value` over ranks, without gradient; its shape is the same on all ranks."""
     if not in_process_group():

@@ -73,7 +73,7 @@ class ContrastiveGAN:
         self.discriminator = discriminator.to(**placement, memory_format=torch.channels_last)
         distributed.broadcast([*generator.parameters(), *discriminator.parameters()])
         self.ema_generator = copy.deepcopy(generator).requires_grad_(False)
-        self.use_cuda_graph = self.device.type == "cuda" and distributed.world()[1] == 1
+        self.use_cuda_graph = self.device.type == "cuda" and distributed.can_capture()
         self.g_optimizer = NetworkOptimizer(generator, "g", config, self.use_cuda_graph)
         self.d_optimizer = NetworkOptimizer(discriminator, "d", config, self.use_cuda_graph)
         self.objective = OBJECTIVES[config.losses.objective]
@@ -89,9 +89,9 @@ class ContrastiveGAN:
         Returns:
             This rank's part of each loss and score; the sum over ranks is the global mean.
         """
-        noise_dim, pairs = self.generator.decoder_noise_dim, len(batch.positive)
+        noise_dim, size = self.generator.decoder_noise_dim, len(batch.positive)
         step_noise = sample_step_noise(
-            self.config, self.shape, noise_dim, self.steps, pairs, self.device, self.dtype
+            self.config, self.shape, noise_dim, self.steps, size, self.device, self.dtype
         )
         metrics = self._graphed_update(batch, step_noise)
         # The decay ramps up, so that the first steps are forgotten.
@@ -124,8 +124,7 @@ class ContrastiveGAN:
     ) -> Losses:
         """Compute D's losses from its output `d` on the images that it has `seen`."""
         options, tau = self.config.losses, self.config.losses.temperature
-        scores = Scores.stack(d.fake, d.real)
-        losses = {"adversarial": self.objective(scores, "discriminator")}
+        losses = {"adversarial": self.objective(Scores.stack(d.fake, d.real), "discriminator")}
         losses |= view_losses(d.gathered, batch.present, tau)
         if options.pair:
             right, wrong = d.fake.positive.embedding, d.fake.negative.embedding

@@ -106,6 +106,12 @@ def global_row_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
 
     Returns:
         [N, b]: 1 / (number of present rows), and 0 for padding.
+
+    Raises:
+        RuntimeError: N is not the number of processes; a group may have been destroyed meanwhile.
     """
+    workers = distributed.world()[1]
+    if len(present) != workers:
+        raise RuntimeError(f"a batch of {len(present)} workers on each of {workers} processes")
     weights = present.to(dtype)
     return weights / weights.sum()

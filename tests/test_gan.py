@@ -27,10 +27,12 @@ from helpers.five_steps import (
 from helpers.naive_gan import NaiveGAN
 from helpers.ranks import run_on_ranks
 from helpers.states import pack, states_equal, unpack
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_ray import distributed
 from cl_ray.batch import Losses
+from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep, release_graphs
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES
@@ -128,6 +130,61 @@ def test_a_step_has_three_collective_operations(d_steps: int) -> None:
         # Six embeddings of 8 and two latent vectors of 8 float32 numbers a pair.
         of_d = [("allgather_", PAIRS // 2 * (6 * 8 + 2 * 8) * 4), ("allreduce_", d_bytes)]
         assert operations == [*of_d * d_steps, ("allreduce_", g_bytes)]
+
+
+class CPUGraph:
+    """Stands in for a CUDA graph: a replay computes the same function into the same result."""
+
+    def __init__(self, function: Callable[[], Tensor]):
+        self.function, self.values = function, function()
+        self.replays, self.is_freed = 0, False
+
+    def replay(self) -> None:
+        self.replays += 1
+        if self.replays > 1:  # unlike the capture of a CUDA graph, this one has computed
+            self.values.copy_(self.function())
+
+    def reset(self) -> None:
+        self.is_freed = True
+
+
+def record_on_cpu(function: Callable[[], Tensor]) -> tuple[CPUGraph, Tensor]:
+    graph = CPUGraph(function)
+    return graph, graph.values
+
+
+def train_recorded(d_steps: int) -> list[tuple[dict[str, Tensor], list[Losses]]]:
+    """Train with eager and with recorded steps; returns weights and metrics."""
+    rank, workers = distributed.world()
+    rows = slice(rank * PAIRS // workers, (rank + 1) * PAIRS // workers)
+    outcomes = []
+    for enabled in (False, True):
+        batches = [move_batch(global_batch(number, "views"), "cpu", rows) for number in range(8)]
+        given = [images.clone() for batch in batches for images in batch[:4]]
+        gan = build(optimizer={"d_steps": d_steps})
+        step = gan._graphed_update = GraphedStep(gan.update_networks, enabled, record_on_cpu)
+        metrics = [gan.train_step(batch) for batch in batches]
+        outcomes.append((weights_of(gan), metrics))
+        graphs: list[Any] = [captured.graph for captured in step.graphs.values()]
+        assert [graph.replays for graph in graphs] == [len(batches) - WARMUP_CALLS] * enabled
+        assert states_equal([images for batch in batches for images in batch[:4]], given)
+        release_graphs()
+        assert not step.graphs
+        assert all(graph.is_freed for graph in graphs)
+    return outcomes
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_recorded_steps_of_two_workers_equal_eager_ones(d_steps: int) -> None:
+    for eager, recorded in run_on_ranks(train_recorded, 2, d_steps):
+        assert states_equal(recorded, eager)
+
+
+def test_a_destroyed_process_group_ends_the_training() -> None:
+    """A rank whose group was destroyed meanwhile must not train on alone."""
+    batch = move_batch(global_batch(0, "views"), "cpu", slice(PAIRS // 2))
+    with pytest.raises(RuntimeError, match="a batch of 2 workers on each of 1 processes"):
+        build().train_step(batch)
 
 
 def assert_naive(**fields: Any) -> list[Losses]:

@@ -21,6 +21,7 @@ from helpers.five_steps import (
 from helpers.ranks import run_on_ranks
 from helpers.run_folder import save_run, trained_run
 
+from cl_ray import distributed
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
@@ -74,6 +75,33 @@ def test_replayed_steps_equal_eager_ones() -> None:
         return weights_of(gan)
 
     assert largest_difference(after(use_cuda_graph=True), after(use_cuda_graph=False)) < 1e-9
+
+
+def train_in_a_group(use_cuda_graph: bool) -> dict[str, torch.Tensor]:
+    """Take steps whose collective operations run, in a group of one process."""
+    assert distributed.in_process_group()
+    gan = build_gan(small_config(optimizer={"d_steps": 2}), device="cuda")
+    assert gan.use_cuda_graph
+    gan._graphed_update.enabled = use_cuda_graph
+    for number in range(8):
+        gan.train_step(move_batch(global_batch(number, "views"), "cuda"))
+    assert len(gan._graphed_update.graphs) == use_cuda_graph
+    return weights_of(gan)
+
+
+def test_replayed_steps_with_nccl_equal_eager_ones() -> None:
+    """The group is destroyed at the end, which would hang if a graph were left."""
+    (replayed,) = run_on_ranks(train_in_a_group, 1, True, backend="nccl")
+    (eager,) = run_on_ranks(train_in_a_group, 1, False, backend="nccl")
+    assert largest_difference(replayed, eager) < 1e-9
+
+
+def captures() -> bool:
+    return build_gan(small_config(), device="cuda").use_cuda_graph
+
+
+def test_gloo_is_not_captured() -> None:
+    assert run_on_ranks(captures, 1) == [False]
 
 
 def test_two_workers_share_a_gpu() -> None:

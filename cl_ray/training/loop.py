@@ -154,6 +154,8 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
     worker = f"worker {rank} of {workers}: {describe_device(device, dtype)}"
     if config.device == "auto" and not setup["gpus"] and ray.cluster_resources().get("GPU", 0):
         worker += " (no GPU was asked for: --gpus-per-worker)"
+    if device.type == "cuda" and not trainer.gan.use_cuda_graph:
+        worker += " (eager steps: CUDA graphs cannot capture gloo, which workers of one GPU use)"
     owner = f"search {trial.search}, trial {folder.name}" if trial else f"run {folder.name}"
     print(f"cl_ray {owner}, {worker} (process {os.getpid()})")
     if rank == 0:

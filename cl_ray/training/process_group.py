@@ -1,7 +1,8 @@
-"""PyTorch's process group of a run whose workers are all on this machine.
+"""PyTorch's process group of a run.
 
 Ray Train lets the workers find each other by PyTorch's `TCPStore`, which listens on all interfaces
 and answers everybody. On one machine a file does the same, in a folder that only this user enters.
+A single worker needs no group: its steps then have no collective operations.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
 
+from cl_ray.cuda_graph import release_graphs
 from cl_ray.training.ray_compat import on_loopback, session_log_dir
 
 _RayTorchBackend: Any = TorchConfig().backend_cls
@@ -24,25 +26,30 @@ def build_torch_config(backend: str | None) -> TorchConfig:
     Args:
         backend: `gloo` or `nccl`; None for NCCL if the workers have GPUs, else gloo.
     """
-    return FileTorchConfig(backend=backend) if on_loopback() else TorchConfig(backend=backend)
+    return ProcessGroupConfig(backend=backend)
 
 
-class FileTorchConfig(TorchConfig):
-    """A `TorchConfig` whose workers, all on one machine, find each other by a file."""
+class ProcessGroupConfig(TorchConfig):
+    """A `TorchConfig` for the workers of a run."""
 
     @property
     def backend_cls(self) -> Any:
         """The class that sets up the process group."""
-        return FileTorchBackend
+        return ProcessGroupBackend
 
 
-class FileTorchBackend(_RayTorchBackend):
-    """Ray Train's backend for PyTorch, with `FileStore` in place of `TCPStore`."""
+class ProcessGroupBackend(_RayTorchBackend):
+    """Ray Train's backend for PyTorch, with `FileStore` in place of `TCPStore` on one machine."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Set up the process group of a new group of workers."""
+        """Set up the process group of a new group of workers, if there are several."""
         import ray
 
+        if len(worker_group) == 1:
+            return
+        if not on_loopback():
+            super().on_start(worker_group, backend_config)
+            return
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         backend = backend_config.backend or ("nccl" if gpus else "gloo")
         file = worker_group.execute_single(0, _new_store_file)
@@ -61,6 +68,11 @@ class FileTorchBackend(_RayTorchBackend):
                 for rank in range(workers)
             ]
         )
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Destroy the process group, as at the end of a run or when the workers change."""
+        worker_group.execute_async(release_graphs)  # each worker runs this before what follows
+        super().on_shutdown(worker_group, backend_config)
 
 
 def _new_store_file() -> str:
