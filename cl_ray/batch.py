@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 Losses = dict[str, Tensor]
 """By name: the loss of each pair of this rank's batch, [b], or of the batches of all N ranks,
-[N, b], equal on every rank; or the rank's part of the mean over the global batch."""
+[N b], equal on every rank; or the rank's part of the mean over the global batch."""
 
 
 class PairBatch(NamedTuple):

@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+SAME_LOSS_PAIRS = 512
+"""Largest global batch of which every rank computes all losses on gathered vectors."""
+
 
 def in_process_group() -> bool:
     """Whether this process is in a group, of one process or more."""
@@ -46,15 +49,29 @@ def sum_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     return [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
 
 
+def loss_rows(pairs: int) -> slice:
+    """Return for which pairs of a global batch this rank computes losses on gathered vectors.
+
+    For all of a small batch, which saves a sum over ranks in each backward pass (see `gather`); for
+    its own pairs of a larger one, since time and memory of all grow with the square of the batch.
+    """
+    rank, workers = world()
+    if pairs <= SAME_LOSS_PAIRS:
+        return slice(0, pairs)
+    return slice(rank * pairs // workers, (rank + 1) * pairs // workers)
+
+
 class _Gather(torch.autograd.Function):
-    """One all-gather of several tensors, whose backward pass needs no communication."""
+    """One all-gather of several tensors."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # each network's backward pass needs only its own parts
         rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
         size = world()[1]
-        gathered = rows.new_empty(size * len(rows), rows.shape[1])
+        pairs = size * len(rows)
+        ctx.same_loss = loss_rows(pairs) == slice(0, pairs)  # type: ignore[attr-defined]
+        gathered = rows.new_empty(pairs, rows.shape[1])
         dist.all_gather(list(gathered.chunk(size)), rows)
         split = gathered.split([part[:, 0].numel() for part in parts], 1)
         shapes = [(part.shape[0], part.shape[2]) for part in parts]
@@ -69,15 +86,20 @@ class _Gather(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         rank, size = world()
-        return tuple(g if g is None else size * g.chunk(size, 1)[rank] for g in gradients)
+        same_loss = ctx.same_loss  # type: ignore[attr-defined]
+        totals = [
+            g if g is None or same_loss else sum_over_ranks(g.contiguous()) for g in gradients
+        ]
+        factor = size if same_loss else 1
+        return tuple(g if g is None else factor * g.chunk(size, 1)[rank] for g in totals)
 
 
 def gather(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather vectors [k, b, d] of all N ranks to [k, N b, d], rank by rank, by one all-gather.
 
-    Differentiable, if every rank computes the same loss L of the result, of which its part is L/N.
-    The gradient of the sum of the parts by this rank's vectors v, sum_r d(L/N)/dv, is then N times
-    that of its own part, so it needs no communication.
+    The gradient by this rank's vectors v is that of the sum of all ranks' losses, sum_r dL_r/dv.
+    If each of them computes the loss L of all pairs, L_r = L/N, it is N times that of its own L/N,
+    without communication. If each computes the losses of its `loss_rows`, it is a sum over ranks.
 
     Args:
         vectors: By name; k and d may differ. All have the same type, and b is equal on all ranks.

@@ -40,7 +40,7 @@ class NetworkOptimizer(torch.optim.Adam):
         """Take one step down the weighted sum of the losses.
 
         Args:
-            losses: Loss of each pair, [b] or [N, b], by name.
+            losses: Loss of each pair of this rank, [b], or of all N ranks, [N b], by name.
             row_weights: Weight of each pair in a mean over the global batch, [N, b].
 
         Returns:
@@ -84,15 +84,13 @@ def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
 def weighted_means(losses: Losses, row_weights: Tensor) -> Losses:
     """Return this rank's part of the mean over the global batch; the parts' sum is the mean.
 
-    Of values [b] it is the sum over the rank's own pairs, of values [N, b], which every rank has,
-    1/N of the mean (see `distributed.gather`).
+    Of values [b] it is the sum over the rank's own pairs; of values [N b], which every rank has, it
+    is 1/N of the mean (see `distributed.gather`).
     """
     rank, workers = distributed.world()
-    own_weights = row_weights[rank]
+    own_weights, all_weights = row_weights[rank], row_weights.flatten() / workers
     return {
-        name: (value * own_weights).sum()
-        if value.dim() == 1
-        else (value * row_weights).sum() / workers
+        name: (value * (own_weights if len(value) == len(own_weights) else all_weights)).sum()
         for name, value in losses.items()
     }
 

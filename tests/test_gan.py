@@ -96,6 +96,23 @@ def test_n_workers_take_the_same_step_as_one(
             assert total == pytest.approx(value.item(), rel=1e-12, abs=tolerance)
 
 
+LARGE = [case for case in CASES if case.d_steps == 2 or case.contrad]
+
+
+def take_steps_of_a_large_batch() -> list[Outcome]:
+    """Take the steps of `LARGE` as of a batch whose losses the ranks divide among them."""
+    distributed.SAME_LOSS_PAIRS = 0
+    return take_five_steps(LARGE)
+
+
+def test_two_workers_take_the_same_step_of_a_large_batch(one_rank: list[Outcome]) -> None:
+    expected = [one_rank[CASES.index(case)] for case in LARGE]
+    for outcomes in run_on_ranks(take_steps_of_a_large_batch, 2):
+        for case, ours, theirs in zip(LARGE, outcomes, expected, strict=True):
+            weights = (without_free(case.objective, o.weights) for o in (ours, theirs))
+            assert largest_difference(*weights) < 1e-12
+
+
 class CollectiveCounter(TorchDispatchMode):
     """Records each operation of torch.distributed, and the bytes that this rank hands in."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cl_ray import distributed
 from cl_ray.batch import DiscriminatorPass, Losses
 from cl_ray.losses.config import LossConfig
 
@@ -55,18 +56,19 @@ def info_nce(
         temperature: Divides the cosine similarities.
 
     Returns:
-        In the shape of `present`, the mean over each image's two queries; undefined for padding.
+        [m], for this rank's `loss_rows`: the mean over each image's two queries; undefined for
+        padding.
     """
-    images = present.numel()
-    keys = torch.cat([view1, view2, *negatives])
-    similarity = widen(torch.cat([view1, view2]) @ keys.T / temperature)
-    positive = torch.arange(2 * images, device=keys.device).roll(images)  # of the other view
-    allowed = allowed_keys(present, parts=2 + len(negatives), queries=2)
+    vectors, images = torch.stack([view1, view2, *negatives]), len(view1)
+    queries, positions = select_queries(vectors, parts=2)
+    similarity = widen(queries @ vectors.flatten(0, 1).T / temperature)
+    positive = (positions + images) % (2 * images)  # of the other view
+    allowed = allowed_keys(present, len(vectors), positions)
     # A padded row keeps its own positive: its loss is finite, and its weight is 0.
     allowed = allowed.scatter(1, positive[:, None], True)
     logits = similarity.masked_fill(~allowed, float("-inf"))
     loss = torch.nn.functional.cross_entropy(logits, positive, reduction="none")
-    return loss.view(2, *present.shape).mean(0)
+    return loss.view(2, -1).mean(0)
 
 
 def fake_supcon(
@@ -85,37 +87,54 @@ def fake_supcon(
         temperature: Divides the cosine similarities.
 
     Returns:
-        In the shape of `present`, the mean over each pair's k fakes; 0 without another fake;
+        [m], for this rank's `loss_rows`: the mean over each pair's k fakes; 0 without another fake;
         undefined for padding.
     """
-    count = len(fakes)
-    keys = torch.cat([*fakes, view1, view2])
-    similarity = widen(torch.cat(list(fakes)) @ keys.T / temperature)
-    allowed = allowed_keys(present, parts=count + 2, queries=count)
-    is_fake = torch.arange(len(keys), device=keys.device) < count * present.numel()
+    vectors, count = torch.stack([*fakes, view1, view2]), len(fakes)
+    queries, positions = select_queries(vectors, parts=count)
+    similarity = widen(queries @ vectors.flatten(0, 1).T / temperature)
+    allowed = allowed_keys(present, len(vectors), positions)
+    index = torch.arange(similarity.shape[1], device=present.device)
+    is_fake = index < count * len(view1)
     positive = allowed & is_fake
     partition = similarity.masked_fill(~allowed, float("-inf"))
     log_partition = partition.logsumexp(1, keepdim=True)
     log_likelihood = similarity - log_partition
     positives = positive.sum(1)
     loss = -log_likelihood.masked_fill(~positive, 0).sum(1) / positives.clamp(min=1)
-    return loss.masked_fill(positives == 0, 0).view(count, *present.shape).mean(0)
+    return loss.masked_fill(positives == 0, 0).view(count, -1).mean(0)
 
 
-def allowed_keys(present: Tensor, parts: int, queries: int) -> Tensor:
+def select_queries(vectors: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Return the queries of this rank, the first q = `parts` parts of its `loss_rows`.
+
+    Args:
+        vectors: [k, n, d], k vectors of each pair of the global batch.
+        parts: Vectors of each pair that are queries, q.
+
+    Returns:
+        The m = q n queries [m, d] (for n of `loss_rows`) and their positions among all vectors,
+        [m], part by part.
+    """
+    pairs = vectors.shape[1]
+    rows = distributed.loss_rows(pairs)
+    positions = torch.arange(parts * pairs, device=vectors.device).view(parts, pairs)
+    return vectors[:parts, rows].flatten(0, 1), positions[:, rows].flatten()
+
+
+def allowed_keys(present: Tensor, parts: int, positions: Tensor) -> Tensor:
     """Return which keys each query is compared with: all but padding and itself.
 
     Args:
         present: Bool, of n pairs; false for padding.
         parts: Vectors of each pair, k; all are keys.
-        queries: The first q of these are queries as well.
+        positions: Of the queries among the keys, [m].
 
     Returns:
-        Bool [q n, k n], part by part.
+        Bool [m, k n], part by part.
     """
     everyone = present.flatten().repeat(parts)
-    index = torch.arange(queries * present.numel(), device=present.device)
-    return everyone.expand(len(index), -1).scatter(1, index[:, None], False)
+    return everyone.expand(len(positions), -1).scatter(1, positions[:, None], False)
 
 
 def widen(similarity: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.contrastive import allowed_keys, widen
+from cl_ray.losses.contrastive import allowed_keys, select_queries, widen
 
 SHARPNESS = 2.0
 """Wang and Isola's t; the value of all their experiments."""
@@ -20,16 +20,17 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
         present: Bool, n in any shape, false for padding; padding is not another vector.
 
     Returns:
-        In the shape of `present`, in [-4 t, 0], the mean over each pair's k vectors; 0 without
-        another vector.
+        [m], for this rank's `loss_rows`: in [-4 t, 0], the mean over each pair's k vectors; 0
+        without another vector.
     """
     parts = len(latents)
-    directions = normalize(latents, dim=2).flatten(0, 1)
-    cosine = directions @ directions.T
+    directions = normalize(latents, dim=2)
+    queries, positions = select_queries(directions, parts)
+    cosine = queries @ directions.flatten(0, 1).T
     potential = widen(SHARPNESS * (2 * cosine - 2))  # |u - v|^2 = 2 - 2 u v
-    allowed = allowed_keys(present, parts, queries=parts)
+    allowed = allowed_keys(present, parts, positions)
     number = allowed.sum(1)
     potential = potential.masked_fill(~allowed, float("-inf"))
     potential = potential.masked_fill((number == 0)[:, None], 0)  # finite; masked at the end
     log_mean = potential.logsumexp(1) - number.clamp(min=1).to(potential.dtype).log()
-    return log_mean.masked_fill(number == 0, 0).view(parts, *present.shape).mean(0)
+    return log_mean.masked_fill(number == 0, 0).view(parts, -1).mean(0)
