@@ -66,7 +66,7 @@ def command(arguments: Sequence[str]) -> None:
     from cl_ray.device import keep_freed_memory
     from cl_ray.evaluation.config import EvaluationConfig
     from cl_ray.evaluation.evaluate import Evaluator, default_images
-    from cl_ray.evaluation.reference_cache import cached_reference, needs_training
+    from cl_ray.evaluation.reference_cache import needs_training, optional_reference
     from cl_ray.model import load
     from cl_ray.storage import RunStorage
 
@@ -103,10 +103,7 @@ def command(arguments: Sequence[str]) -> None:
         if reference == "auto" and needs_training(dataset):
             beside = [f"{dataset.location}.reference", f"{folder.uri}/reference"]
             folders = [place for place in beside if "://" not in place]
-            try:
-                reference = cached_reference(dataset, [*folders, spare], tell, say)
-            except UserError as error:
-                say(f"No reference classifier: {error}")
+            reference = optional_reference(dataset, [*folders, spare], tell, say) or reference
         config = EvaluationConfig(
             reference=reference,
             samples=asked.samples,

@@ -56,12 +56,7 @@ def prepare_reference(dataset: Dataset, console: Console) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
     with console.status("") as status:
-        try:
-            cached_reference(
-                dataset, [str(path.parent)], lambda step: status.update(Text(step)), say
-            )
-        except UserError as error:
-            say(f"No reference classifier: {error}")
+        optional_reference(dataset, [str(path.parent)], lambda s: status.update(Text(s)), say)
 
 
 def trained_images(dataset: Dataset) -> int:
@@ -127,6 +122,20 @@ def cached_reference(
         finally:
             lock.release()
     raise UserError(f"The reference can be kept in none of {', '.join(folders)}: free one of them.")
+
+
+def optional_reference(
+    dataset: Dataset,
+    folders: Sequence[str],
+    tell: Callable[[str], None],
+    say: Callable[[str], None],
+) -> str | None:
+    """Return what `cached_reference` does; where it fails, say why and return None."""
+    try:
+        return cached_reference(dataset, folders, tell, say)
+    except UserError as error:
+        say(f"No reference classifier: {error}")
+        return None
 
 
 def _train(
