@@ -109,7 +109,7 @@ def command(arguments: Sequence[str]) -> None:
             samples=asked.samples,
             images=asked.images or max(6, default_images(dataset)),
         )
-        evaluator = Evaluator(dataset, config, "test", asked.seed)
+        evaluator = Evaluator(dataset, config, "test", asked.seed, model.device)
         evaluation = evaluator.evaluate(model, thorough=True, tell=tell)
     print_evaluation(evaluation, console)
     folder.write("evaluation.json", json.dumps(asdict(evaluation), indent=1).encode())

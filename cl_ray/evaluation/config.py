@@ -18,9 +18,12 @@ class EvaluationConfig(BaseConfig):
         "auto",
         description="Reference for the features of generated images: `mnist` (packaged), "
         "`stacked-mnist` (the same on each channel, which also counts modes), the path of one that "
-        "`python -m cl_ray.evaluation.reference` wrote, `inception:PATH`, or none. auto: `mnist` "
-        "for the packaged digits, `stacked-mnist` for such data, for other labelled data one that "
-        "is trained in a minute or two and kept beside them, else none.",
+        "`python -m cl_ray.evaluation.reference` wrote, the folder of another run (its D), "
+        "`transformers:MODEL` (a folder, or a model in the cache of Hugging Face's hub, such as "
+        "`facebook/dinov2-small`), `torchvision:NAME` (such as `resnet50`, in torch.hub's cache), "
+        "`inception:PATH`, or none; nothing is downloaded. auto: `mnist` for the packaged digits, "
+        "`stacked-mnist` for such data, for other labelled data one that is trained in a minute or "
+        "two and kept beside them, else none.",
     )
     samples: int = Field(
         10_000,

@@ -378,6 +378,7 @@ class Evaluator:
             report. Where there is none, `test` is replaced by `validation`, and that by part of
             the training images, which a note says.
         seed: Seed of all random draws.
+        device: Where a pretrained reference computes.
 
     Raises:
         UserError: The reference does not exist or does not take such images.
@@ -389,6 +390,7 @@ class Evaluator:
         config: EvaluationConfig,
         split: Literal["validation", "test"] = "validation",
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ):
         self.dataset, self.config, self.seed = dataset, config, seed
         wanted = (
@@ -397,12 +399,12 @@ class Evaluator:
         self.split = next(name for name in wanted if name in dataset.info.splits)
         self.notes: list[str] = []
         name = resolve_reference(dataset, config.reference)
-        self.reference = load_features(name) if name else None
+        self.reference = load_features(name, device) if name else None
         if self.reference is None:
             self.notes.append(
                 "Fidelity needs a reference's features: `cl-ray evaluate` trains one of images "
-                "with labels; give it, or another one, as --evaluation.reference of `cl-ray "
-                "train` or --reference of `cl-ray evaluate`."
+                "with labels; give it, or a pretrained one such as torchvision:resnet50, as "
+                "--evaluation.reference of `cl-ray train` or --reference of `cl-ray evaluate`."
             )
         elif self.reference.shape not in (None, dataset.info.shape):
             raise UserError(

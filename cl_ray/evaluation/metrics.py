@@ -48,7 +48,7 @@ from cl_ray.evaluation.probes import (
     knn_accuracy,
     linear_probe_accuracy,
 )
-from cl_ray.evaluation.reference import INCEPTION, ReferenceClassifier, resolve_reference
+from cl_ray.evaluation.reference import ReferenceClassifier, gives_labels, resolve_reference
 
 OVER_BASELINE = "_over_baseline"
 """Suffix of a metric divided by its real-data baseline."""
@@ -130,7 +130,7 @@ def _has_reference(context: MetricContext) -> str | None:
 
 
 def _predicts_labels(context: MetricContext) -> str | None:
-    if not str(context.reference).startswith(f"{INCEPTION}:"):
+    if context.reference is None or gives_labels(context.reference):
         return None
     return f"this data by evaluation.reference {context.reference!r}, which gives no labels"
 
@@ -140,7 +140,7 @@ def _knows_classes(context: MetricContext) -> str | None:
     if context.reference is None:
         return None
     name = context.reference
-    if name != STACKED and not name.startswith(f"{INCEPTION}:") and not _has_labels(context):
+    if name != STACKED and gives_labels(name) and not _has_labels(context):
         classes = ReferenceClassifier.load(name).metadata.classes
         if classes == context.dataset.class_names():
             return None

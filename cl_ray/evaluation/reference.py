@@ -22,6 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.data.dataset import STACKED, Dataset, sample_rows
@@ -34,7 +35,6 @@ from cl_ray.data.stacked_mnist import (
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import (
-    FORWARD_BATCH,
     Classifier,
     ClassifierConfig,
     Floats,
@@ -43,13 +43,17 @@ from cl_ray.evaluation.classifier import (
     classifier_outputs,
     train_classifier,
 )
-from cl_ray.storage import write_file
+from cl_ray.model import load
+from cl_ray.storage import RunStorage, write_file
 
 INCEPTION = "inception"
 INCEPTION_WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
+_INCEPTION_NAME = "inception-v3"
+_PRETRAINED_BATCH = 64
+"""Images in one forward pass of a pretrained model, which enlarges them."""
 _PACKAGED = ("mnist",)
 _PACKAGED_SHAPE = (28, 28, 1)
 _MEASURED = 10_000
@@ -105,7 +109,8 @@ class ReferenceClassifier:
             known = ", ".join((*_PACKAGED, STACKED))
             raise UserError(
                 f"There is no reference {name}: give {known}, or the path of one that "
-                "`python -m cl_ray.evaluation.reference --data DATA --out PATH` wrote."
+                "`python -m cl_ray.evaluation.reference --data DATA --out PATH` wrote, a run, or a "
+                "pretrained model such as torchvision:resnet50."
             )
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -197,65 +202,187 @@ class StackedReference:
         return mode_labels(self.digits.labels(channels).reshape(-1, 3))
 
 
-class InceptionReference:
-    """Inception's 2048 features of images of any size (torchmetrics and torch-fidelity).
+class PretrainedReference:
+    """Features by a pretrained network, which gives no labels.
 
     Args:
-        weights: Path of the weights, which are not packaged.
-
-    Raises:
-        UserError: torch-fidelity or the weights are missing; says where to get them.
+        name: Name of the features beside a metric, such as `dinov2-small`.
+        compute: Computes features, float32 [N, d], of uint8 images [N, H, W, C].
+        shape: Height, width and channels of an image; None for images of any size.
     """
 
-    name = "inception-v3"
-    shape = None
-
-    def __init__(self, weights: str):
-        if not Path(weights).is_file():
-            raise UserError(
-                f"Inception's weights are not at {weights or 'a given path'}: download "
-                f"{INCEPTION_WEIGHTS} and give `{INCEPTION}:PATH`."
-            )
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        try:
-            self.network = NoTrainInceptionV3(self.name + "-compat", ["2048"], weights)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "Inception's features need torch-fidelity: `pip install torch-fidelity`."
-            ) from error
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{weights} does not hold Inception's weights ({first_error_line(error)}): "
-                f"download {INCEPTION_WEIGHTS}."
-            ) from error
+    def __init__(
+        self,
+        name: str,
+        compute: Callable[[Pixels], Floats],
+        shape: tuple[int, int, int] | None = None,
+    ):
+        self.name, self.compute, self.shape = name, compute, shape
 
     def features(self, images: Pixels) -> Floats:
-        """Compute features, float32 [N, 2048], of uint8 images [N, H, W, 1 or 3]."""
-        _check_images(images, None, self.name)
-        rgb = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        with torch.inference_mode():
-            parts = [self.network(part.contiguous()) for part in rgb.split(FORWARD_BATCH)]
-        return torch.cat(parts).numpy()
+        """Compute features, float32 [N, d], of uint8 images [N, H, W, C].
+
+        Raises:
+            UserError: The images are of another shape or not uint8.
+        """
+        _check_images(images, self.shape, f"The reference {self.name}")
+        return self.compute(images)
 
 
-Reference = ReferenceClassifier | StackedReference | InceptionReference
+Reference = ReferenceClassifier | StackedReference | PretrainedReference
 """Computes features of images of its `shape`; None is any."""
 
 
-def load_features(name: str) -> Reference:
+def _inception(weights: str, device: torch.device) -> PretrainedReference:
+    """Load the Inception of the FID (torchmetrics and torch-fidelity), from a file of weights."""
+    if not Path(weights).is_file():
+        raise UserError(
+            f"Inception's weights are not at {weights or 'a given path'}: download "
+            f"{INCEPTION_WEIGHTS} and give `{INCEPTION}:PATH`."
+        )
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        network = NoTrainInceptionV3(f"{_INCEPTION_NAME}-compat", ["2048"], weights)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "Inception's features need torch-fidelity: `pip install torch-fidelity`."
+        ) from error
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{weights} does not hold Inception's weights ({first_error_line(error)}): "
+            f"download {INCEPTION_WEIGHTS}."
+        ) from error
+    return _vision_model(_INCEPTION_NAME, network.to(device), device)
+
+
+def _torchvision(model: str, device: torch.device) -> PretrainedReference:
+    """Load a classifier of torchvision with its default weights, without the last linear layer."""
+    from torchvision import models
+
+    if model not in models.list_models(models):
+        raise UserError(
+            f"torchvision has no classifier {model!r}: take one of "
+            "https://docs.pytorch.org/vision/stable/models.html, such as torchvision:resnet50."
+        )
+    weights = models.get_model_weights(model).DEFAULT
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if not path.is_file():
+        raise UserError(
+            f"The weights of torchvision:{model} are not at {path}, and nothing is downloaded: "
+            f"put {weights.url} there."
+        )
+    try:
+        network = models.get_model(model, weights=weights).eval()
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} does not hold the weights of {model} ({first_error_line(error)}): put "
+            f"{weights.url} there."
+        ) from error
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    if linear:
+        network.set_submodule(linear[-1], nn.Identity())
+    network, prepare = network.to(device), weights.transforms()
+    return _vision_model(model, lambda images: network(prepare(images)), device)
+
+
+def _transformers(model: str, device: torch.device) -> PretrainedReference:
+    """Load a vision model of Hugging Face from a folder or from the hub's cache."""
+    try:
+        from transformers import AutoImageProcessor, AutoModel
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"transformers:{model} needs transformers: `pip install transformers`."
+        ) from error
+    logging.set_verbosity_error()  # what matters of its notes is checked here
+    logging.disable_progress_bar()
+    try:
+        prepare = AutoImageProcessor.from_pretrained(model, local_files_only=True)
+        network, loaded = AutoModel.from_pretrained(
+            model, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = first_error_line(error).split(". ")[0]
+        raise UserError(
+            f"transformers:{model} cannot be loaded ({reason}): give the folder of a vision model, "
+            "or one that `hf download OWNER/NAME` has brought; nothing is downloaded here."
+        ) from error
+    missing = sorted(loaded["missing_keys"])
+    # A classifier such as ViT's has no weights of the pooler, which would be random.
+    if unknown := [key for key in missing if "pooler" not in key]:
+        raise UserError(
+            f"transformers:{model} lacks the weights {unknown[0]}: give a complete model."
+        )
+    encode = getattr(network.eval().to(device), "get_image_features", network)  # as in CLIP
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = prepare(images, return_tensors="pt")["pixel_values"]
+        output = encode(pixel_values=pixels.to(device))
+        if output.get("pooler_output") is not None and not missing:
+            return output.pooler_output
+        hidden = output.last_hidden_state
+        return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
+
+    return _vision_model(Path(model).name, forward, device)
+
+
+def _vision_model(
+    name: str, forward: Callable[[Tensor], Tensor], device: torch.device
+) -> PretrainedReference:
+    """Return a reference by the features [B, ...] of uint8 images [B, 3, H, W] on a device."""
+
+    def compute(images: Pixels) -> Floats:
+        rgb = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+        with torch.inference_mode():
+            parts = [
+                forward(part.to(device).contiguous()).flatten(1).cpu()
+                for part in rgb.split(_PRETRAINED_BATCH)
+            ]
+        return torch.cat(parts).numpy()
+
+    return PretrainedReference(name, compute)
+
+
+_PRETRAINED: dict[str, Callable[[str, torch.device], PretrainedReference]] = {
+    INCEPTION: _inception,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
+"""What loads the pretrained model MODEL of a reference `KIND:MODEL`."""
+
+
+def _is_run(name: str) -> bool:
+    return "://" in name or Path(name).is_dir()
+
+
+def gives_labels(name: str) -> bool:
+    """Return whether the reference of that name predicts labels, as classifiers of the data do."""
+    return name.partition(":")[0] not in _PRETRAINED and not _is_run(name)
+
+
+def load_features(name: str, device: torch.device | str = "cpu") -> Reference:
     """Load a reference by name.
 
     Args:
-        name: As for `ReferenceClassifier.load`; `stacked-mnist`; or `inception:PATH`.
+        name: As for `ReferenceClassifier.load`; `stacked-mnist`; a run's folder or URI, for the
+            representation of its D; `inception:PATH`; `torchvision:NAME`; or `transformers:MODEL`,
+            a name or a folder. Nothing is downloaded.
+        device: Where pretrained networks compute.
 
     Raises:
         UserError: There is no such reference.
     """
     if name == STACKED:
         return StackedReference()
-    kind, _, weights = name.partition(":")
-    return InceptionReference(weights) if kind == INCEPTION else ReferenceClassifier.load(name)
+    kind, _, model = name.partition(":")
+    device = torch.device(device)
+    if kind in _PRETRAINED:
+        return _PRETRAINED[kind](model, device)
+    if not _is_run(name):
+        return ReferenceClassifier.load(name)
+    run = load(name, device=device.type)
+    return PretrainedReference(f"D of {RunStorage.from_uri(name).name}", run.embed, run.shape)
 
 
 def resolve_reference(dataset: Dataset, name: str) -> str | None:

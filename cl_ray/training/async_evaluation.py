@@ -66,7 +66,7 @@ class NetworkEvaluator:
             torch.set_num_threads(threads)
             keep_freed_memory()
         self.config, self.name, self.device = config, name, torch.device(device)
-        self.evaluator = Evaluator(dataset, config.evaluation, seed=config.seed)
+        self.evaluator = Evaluator(dataset, config.evaluation, seed=config.seed, device=self.device)
         self.partition = Partition(dataset, config)
 
     def __repr__(self) -> str:

@@ -12,12 +12,16 @@ import pytest
 import torch
 from helpers.datasets import mnist as mnist_images
 from helpers.datasets import write_images
-from safetensors.torch import save_file
+from helpers.run_folder import save_run, trained_run
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision import models
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.evaluation.metrics import MetricContext, available_metrics
 from cl_ray.evaluation.reference import (
     INCEPTION_WEIGHTS,
     ReferenceClassifier,
@@ -26,6 +30,7 @@ from cl_ray.evaluation.reference import (
     main,
     resolve_reference,
 )
+from cl_ray.model import TrainedModel
 
 TINY = ["--width", "4", "--features", "16", "--epochs", "2", "--batch-size", "32"]
 PACKAGED = files("cl_ray.evaluation") / "mnist.safetensors"
@@ -113,6 +118,108 @@ def test_auto_is_the_packaged_reference_only_for_its_images(tmp_path: Path) -> N
     assert isinstance(load_features("stacked-mnist"), StackedReference)
     with pytest.raises(UserError, match=r"'stacked-mnist' takes images of \[28, 28, 3\], mnist"):
         Evaluator(digits, EvaluationConfig(reference="stacked-mnist"))
+
+
+def random_images(count: int, channels: int = 3) -> Any:
+    return np.random.default_rng(1).integers(0, 256, (count, 28, 28, channels), np.uint8)
+
+
+def test_d_of_another_run_measures_images_without_labels(tmp_path: Path) -> None:
+    images = random_images(40)
+    data = write_images(
+        tmp_path / "bare", train=(images, [None] * 40), validation=(images[:20], [None] * 20)
+    )
+    trainer = trained_run(data)
+    folder = str(save_run(trainer, tmp_path, step=2))
+    model = TrainedModel.from_trainer(trainer)
+    reference = load_features(folder)
+    assert (reference.name, reference.shape) == ("D of demo", (28, 28, 3))
+    assert np.array_equal(reference.features(images), model.embed(images))
+    with pytest.raises(UserError, match=r"D of demo takes uint8 images \[N, 28, 28, 3\]"):
+        reference.features(random_images(3, channels=1))
+    config = EvaluationConfig(reference=folder)
+    dataset = Dataset.open(data)
+    fidelity = Evaluator(dataset, config).evaluate(model).fidelity
+    assert fidelity is not None
+    assert (fidelity.features, fidelity.count, fidelity.histogram) == ("D of demo", 20, None)
+    assert {"frechet", "precision"} <= fidelity.metrics.keys()
+    assert "label_entropy" not in fidelity.metrics
+    assert fidelity.metrics["frechet"].value > fidelity.metrics["frechet"].real_baseline > 0
+    names = available_metrics(MetricContext.of(dataset, config, "none"))
+    assert names[0] == "frechet"
+    assert not {"label_entropy", "class_accuracy"} & set(names)
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_features(str(tmp_path / "bare"))
+
+
+def test_torchvision_models_give_the_input_of_their_last_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name, weights = "shufflenet_v2_x0_5", models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    path = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
+    with pytest.raises(UserError, match=f"not at {path}, and nothing is downloaded: put https"):
+        load_features(f"torchvision:{name}")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=f"{path} does not hold the weights of {name}"):
+        load_features(f"torchvision:{name}")
+    torch.manual_seed(0)
+    network = models.get_model(name).eval()
+    torch.save(network.state_dict(), path)
+    reference = load_features(f"torchvision:{name}")
+    images = random_images(70)
+    features = reference.features(images)
+    assert (reference.name, reference.shape) == (name, None)
+    assert features.shape == (70, 1024)
+    assert features.dtype == np.float32
+    last = torch.from_numpy(images[-2:]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = network.fc(torch.from_numpy(features[-2:]))
+        assert torch.allclose(logits, network(weights.transforms()(last)), atol=1e-4)
+    grey = random_images(2, channels=1)
+    assert np.array_equal(reference.features(grey), reference.features(grey.repeat(3, axis=3)))
+    with pytest.raises(UserError, match="torchvision has no classifier 'dino'"):
+        load_features("torchvision:dino")
+
+
+def test_transformers_models_give_their_pooled_or_first_token(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+    torch.manual_seed(0)
+    dino = transformers.Dinov2Model(transformers.Dinov2Config(**small, image_size=28))
+    vit = transformers.ViTForImageClassification(transformers.ViTConfig(**small, image_size=42))
+    crop = {"size": {"shortest_edge": 50}, "crop_size": {"height": 42, "width": 42}}
+    processor = transformers.BitImageProcessor(**crop)
+    for network in (dino, vit):
+        processor.save_pretrained(tmp_path / network.config.model_type)
+        network.eval().save_pretrained(tmp_path / network.config.model_type)
+    images = random_images(70)
+    pixels = processor([Image.fromarray(image) for image in images[-2:]], return_tensors="pt")
+    with torch.inference_mode():
+        expected = dino(**pixels).pooler_output, vit.vit(**pixels).last_hidden_state[:, 0]
+    for name, tokens in zip(("dinov2", "vit"), expected, strict=True):
+        reference = load_features(f"transformers:{tmp_path}/{name}")
+        assert (reference.name, reference.shape) == (name, None)
+        features = reference.features(images)
+        assert features.shape == (70, 16)
+        assert features.dtype == np.float32
+        assert np.allclose(features[-2:], tokens, atol=1e-3)
+    weights = tmp_path / "vit" / "model.safetensors"
+    part = {k: w for k, w in load_file(weights).items() if "embeddings" not in k}
+    save_file(part, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"transformers:.*/vit lacks the weights .*embeddings"):
+        load_features(f"transformers:{tmp_path}/vit")
+    weights.write_bytes(b"no weights")
+    for name in ("vit", "nowhere"):
+        with pytest.raises(UserError, match=f"/{name} cannot be loaded .* nothing is downloaded"):
+            load_features(f"transformers:{tmp_path}/{name}")
+
+
+def test_transformers_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="needs transformers: `pip install transformers`"):
+        load_features("transformers:facebook/dinov2-small")
 
 
 @pytest.fixture(scope="module")
