@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 import sys
 import traceback
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from cl_ray.base_config import BaseConfig
 from cl_ray.config import PHOTO_DEPTHS, Config, check_name, explain_validation_error
 from cl_ray.data.config import PHOTO_VIEWS
-from cl_ray.errors import UserError, storage_errors
+from cl_ray.errors import UserError, pluralize, storage_errors
 from cl_ray.signals import interrupt_kept, termination_as_interrupt
 from cl_ray.uri import redact, remember_secrets, uri_problem
 
@@ -42,6 +43,10 @@ COMMANDS = {
 
 _PHOTO_SIDE = 48
 """Images of as many pixels have a preset of their size by default."""
+ENOUGH_STEPS = 800
+"""Steps of a run by default, at least: the preset `quick` takes 860 of the packaged digits."""
+_EVALUATIONS = 16
+"""Evaluations of a run that was given more epochs."""
 _INTERRUPT_HINTS = {
     "train": "; with the run's --name it resumes from the last checkpoint, or starts again if "
     "there is none yet"
@@ -169,19 +174,38 @@ def default_preset(side: int | None) -> str:
     return "mnist" if Path("/dev/nvidia0").exists() else "quick"
 
 
-def add_default_views(config: Config, file: str | None) -> Config:
-    """Return a config for photographs: with `PHOTO_VIEWS`, which is printed.
+def add_data_defaults(
+    config: Config, file: str | None, images: int, photographic: bool, lengthen: bool
+) -> Config:
+    """Return a config with the fields that its data choose, which are printed.
 
     Args:
         config: The config, with the fields of the file.
-        file: The YAML file; the fields of `views` that it names are kept.
+        file: The YAML file; the fields that it names are kept.
+        images: Number of training images.
+        photographic: Whether they are in colour; `views` are `PHOTO_VIEWS` then.
+        lengthen: Whether there are as many epochs as ENOUGH_STEPS take, or more.
     """
-    photos = config.model_copy(update={"views": PHOTO_VIEWS})
+    changes: dict[str, Any] = {"views": PHOTO_VIEWS} if photographic else {}
+    steps = math.ceil(images / config.batch_size)
+    if lengthen:
+        changes["epochs"] = max(config.epochs, math.ceil(ENOUGH_STEPS / steps))
+    chosen = config.model_copy(update=changes)
     if file:
-        photos = Config.load(file, photos)
-    if photos.views != config.views:
+        chosen = Config.load(file, chosen)
+    if chosen.views != config.views:
         print("The views are those of photographs, as the images are in colour; views.* sets them.")
-    return photos
+    if chosen.epochs != config.epochs:
+        every = chosen.evaluation.every
+        every = every and max(every, math.ceil(chosen.epochs / _EVALUATIONS))
+        evaluation = chosen.evaluation.model_copy(update={"every": every})
+        chosen = chosen.model_copy(update={"evaluation": evaluation})
+        print(
+            f"The run has {chosen.epochs} epochs, as {images:,} training images make "
+            f"{pluralize(steps, 'step')} an epoch, and is evaluated every {every}; --epochs and "
+            "--evaluation.every set them."
+        )
+    return chosen
 
 
 def _section_of(kind: type[Any], title: str, prefix: str = "") -> str | None:

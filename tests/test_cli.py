@@ -371,7 +371,9 @@ def test_images_become_data_and_a_run(tmp_path: Path) -> None:
     assert "images    32 × 32, colour" in printed
     program, *command = shlex.split(printed.splitlines()[-1].removeprefix("next"))
     assert program == "cl-ray"
-    printed = cl_ray_command(*command, "--name=mine", "--pairs.mode=labels", *SMALL_RUN)
+    printed = cl_ray_command(
+        *command, "--name=mine", "--pairs.mode=labels", "--epochs=1", *SMALL_RUN
+    )
     assert "trained" in printed
     folder = tmp_path / "runs" / "mine"
     config = Config.load(folder / "config.yaml")
@@ -395,6 +397,40 @@ def test_the_default_preset_follows_the_size_of_the_images(
         assert config.preset == expected
         assert (f"The preset is {expected}" in capsys.readouterr().out) == (side >= 48)
         assert base_config(["--preset=quick", f"--data={data}"]).preset == "quick"
+
+
+def test_few_images_have_epochs_for_enough_steps_unless_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 28, 28, 1), np.uint8)
+    images = [RawImage(image, None, "an image") for image in pixels]
+    data = str(tmp_path / "few")
+    write_splits({"train": images}, data, DatasetMetadata(name="some", source="a test"))
+
+    def epochs(*flags: str) -> tuple[int, int]:
+        config = base_config([f"--data={data}", "--preset=quick", *flags])
+        return config.epochs, config.evaluation.every
+
+    assert epochs() == (200, 13)  # of 4 steps
+    said = "The run has 200 epochs, as 200 training images make 4 steps an epoch, and is evaluated"
+    assert said in capsys.readouterr().out
+    file = tmp_path / "file.yaml"
+    for text, expected in {
+        "epochs: 3\n": (3, 1),
+        "epochs: 300\n": (300, 1),
+        "batch_size: 100\n": (400, 25),
+        "evaluation: {every: 20}\n": (200, 20),
+        "evaluation: {every: 0}\n": (200, 0),
+    }.items():
+        file.write_text(text)
+        assert epochs(f"--config={file}") == expected
+    capsys.readouterr()
+    assert epochs("--epochs=2")[1] == 1
+    assert not capsys.readouterr().out
+    recorded = Config(name="old", data=data, storage=str(tmp_path))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text(recorded.to_yaml())
+    assert epochs(f"--storage={tmp_path}", "--name=old") == (1, 1)
 
 
 def test_photographs_have_views_of_their_own_unless_set(

@@ -107,6 +107,7 @@ def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> No
     shorter: list[str] = []
     if command.startswith("cl-ray train"):
         shorter = SMALL_RUN if "--data" in command else [f"--data={digits}", *SMALL_RUN]
+        shorter = shorter if "--epochs" in command else [*shorter, "--epochs=1"]
     elif command.startswith("cl-ray tune"):
         more = 3 if "--resume" in command else 2
         shorter = [f"--data={digits}", f"--trials={more}", "--epochs=1", *MEASURED_LITTLE]

@@ -85,7 +85,8 @@ def test_commands_work_outside_of_a_checkout(
 
     evaluation = [f"--{field}={value}" for field, value in SMALL_EVALUATION.items()]
     evaluation.append("--evaluation.reference=mnist")  # packaged, as are the digits of `tune`
-    run("cl-ray", "train", "--name=demo", f"--data={make_digits(200)}", *SMALL_RUN, *evaluation)
+    digits = [f"--data={make_digits(200)}", "--epochs=1", *SMALL_RUN]
+    run("cl-ray", "train", "--name=demo", *digits, *evaluation)
     assert (tmp_path / "runs/demo/generator.safetensors").is_file()
     assert "frechet" in (tmp_path / "runs/demo/metrics.jsonl").read_text()
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cl_ray.cli import add_default_views, default_preset, flag_value, name_flag, parse_flags
+from cl_ray.cli import add_data_defaults, default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, LaunchOptions, build_config, preset
 from cl_ray.errors import UserError, first_error_line
 
@@ -56,8 +56,9 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
                 f"{file} has the preset {config.preset} and the flag has {asked}: leave one out."
             )
         info = info or _read_info(config.data)
-    if info and info.photographic and not run:
-        config = add_default_views(config, file)
+    if info and "train" in info.splits and not run:
+        images, lengthen = info.splits["train"].rows, flag_value(arguments, "epochs") is None
+        config = add_data_defaults(config, file, images, info.photographic, lengthen)
     return TrainCommand.model_validate(config.model_dump())
 
 

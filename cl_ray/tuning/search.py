@@ -17,7 +17,7 @@ from cl_ray.base_config import (
     marked_fields,
     marks,
 )
-from cl_ray.cli import add_default_views, default_preset, flag_value, name_flag, parse_flags
+from cl_ray.cli import add_data_defaults, default_preset, flag_value, name_flag, parse_flags
 from cl_ray.config import Config, build_config, check_name, differences, merge, preset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
@@ -402,8 +402,11 @@ def _config_from_flags(options: SearchOptions) -> Config:
     if options.data:
         given["data"] = options.data
     info = read_info(str(given.get("data", config.data)))
-    if info and info.photographic:
-        config = add_default_views(config, options.config)
+    if info and "train" in info.splits:
+        images = info.splits["train"].rows
+        config = add_data_defaults(
+            config, options.config, images, info.photographic, lengthen=False
+        )
     fields = merge(config.model_dump(), {**unflatten(given), "name": None})
     return build_config(fields, "the flags")
 

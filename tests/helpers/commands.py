@@ -25,8 +25,9 @@ def cl_ray(
 
 
 def run_flags(folder: Path, data: str) -> list[str]:
-    """Flags of a small run in a folder, on some data."""
-    return [f"--name={folder.name}", f"--storage={folder.parent}", f"--data={data}", *SMALL_RUN]
+    """Flags of a small run of one epoch in a folder, on some data."""
+    place = [f"--name={folder.name}", f"--storage={folder.parent}"]
+    return [*place, f"--data={data}", "--epochs=1", *SMALL_RUN]
 
 
 def train(folder: Path, data: str, *flags: str, **environment: str) -> str:
