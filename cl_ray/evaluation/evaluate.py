@@ -173,7 +173,8 @@ def summary_line(evaluation: Evaluation) -> str:
         distance = evaluation.fidelity.metrics["frechet"]
         ratio = distance.real_baseline and distance.value / distance.real_baseline
         relative = f" ({ratio:.0f} x the real-data baseline)" if ratio else ""
-        parts.append(f"Fréchet distance {distance.value:.3f}{relative}")
+        over = evaluation.fidelity.features
+        parts.append(f"Fréchet distance {distance.value:.3f} over {over}{relative}")
     if evaluation.modes:
         modes = evaluation.modes
         found, divergence = (modes.metrics[name].value for name in ("modes", "mode_kl"))

@@ -95,6 +95,7 @@ def test_everything_is_chosen_on_the_split_validation(folder: Path, digits: str)
     found = evaluator.evaluate(load(folder))
     assert found.split == "validation"
     assert summary_line(found).endswith("(split validation)")
+    assert " over mnist-classifier (" in summary_line(found)
     assert found.metrics() != Evaluator(dataset, CONFIG, "test").evaluate(load(folder)).metrics()
 
 
