@@ -17,15 +17,12 @@ from itertools import product
 from typing import Any
 
 import torch
+from bare import build_trainer
 from rich.console import Console
 from rich.table import Table
 
 from cl_ray.config import preset
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
-from cl_ray.device import CpuAffinity, keep_freed_memory, resolve_device
-from cl_ray.trainer import Trainer
+from cl_ray.device import CpuAffinity, keep_freed_memory
 
 ROUNDS = 3
 WARMUP_STEPS, SECONDS, TIMEOUT = 5, 5.0, 60.0
@@ -41,10 +38,8 @@ def pairs_per_second(placement: str, threads: int) -> float:
     affinity = CpuAffinity(threads) if placement == "CpuAffinity" else nullcontext()
     keep_freed_memory()
     config = preset("quick")
-    device, dtype = resolve_device(config.device, config.precision)
-    loader = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
-    gan = Trainer(config, loader, device, dtype).gan
-    batches = loader.batches(0)
+    trainer = build_trainer(config)
+    gan, batches = trainer.gan, trainer.loader.batches(0)
     with affinity:
         for _ in range(WARMUP_STEPS):
             gan.train_step(next(batches))

@@ -29,12 +29,11 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 import yaml
+from bare import build_trainer
 from rich.console import Console
 
 from cl_ray.config import Config, build_config, merge, preset
 from cl_ray.data.dataset import STACKED, Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
@@ -110,9 +109,7 @@ def train(config: Config, seconds: float | None, pairs: int | None) -> tuple[Tra
     Returns:
         The trainer, the CPU seconds of this thread, and the error that ended it early, if any.
     """
-    device, dtype = resolve_device(config.device, config.precision)
-    loader = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
-    trainer = Trainer(config, loader, device, dtype)
+    trainer = build_trainer(config)
     began = time.process_time()
 
     def check_budget(log: StepLog) -> None:

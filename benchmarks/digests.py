@@ -12,14 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from bare import build_trainer
 
 from cl_ray.config import Config
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.losses.adversarial import OBJECTIVES
 from cl_ray.networks.build import FAMILIES
-from cl_ray.trainer import Trainer
 
 STEPS = 50
 
@@ -45,10 +42,9 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def digest(fields: dict[str, Any]) -> str:
     """Compute SHA-256 of the weights of G, D and the EMA generator, in order of registration."""
-    config = Config.model_validate({"seed": 3, "batch_size": 16, **fields})
-    loader = InMemoryLoader.read(Partition(Dataset.open("mnist"), config), "cpu")
-    gan = Trainer(config, loader).gan
-    batches = loader.batches(epoch=0)
+    fixed = {"seed": 3, "batch_size": 16, "device": "cpu", "precision": "float32"}
+    trainer = build_trainer(Config.model_validate({**fixed, **fields}))
+    gan, batches = trainer.gan, trainer.loader.batches(epoch=0)
     for _ in range(STEPS):
         gan.train_step(next(batches))
     sha = hashlib.sha256()

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
+
+from helpers.datasets import mnist, write_images
+
 from cl_ray.metrics_file import read_epochs
 from cl_ray.storage import RunStorage
 
@@ -22,23 +24,12 @@ IMAGES = {"train": 12_800, "validation": 5_000}
 WARMUP_RECORDS = 3
 
 
-def write_digits(folder: str) -> None:
-    """Write a dataset of the first packaged digits, with labels and a split validation."""
-    packaged, splits = Dataset.open("mnist"), {}
-    for split, count in IMAGES.items():
-        groups = packaged.row_groups(split)[: 1 + count // packaged.info.row_group]
-        rows = packaged.read(split, groups)
-        assert rows.label is not None
-        images = zip(rows.image[:count], rows.label[:count], strict=True)
-        splits[split] = [RawImage(image, int(label), "") for image, label in images]
-    write_splits(splits, folder, DatasetMetadata("digits", "MNIST"))
-
-
 def main() -> None:
     """Print both speeds and their ratio."""
     with tempfile.TemporaryDirectory() as scratch:
-        run, data = Path(scratch) / "run", f"{scratch}/digits"
-        write_digits(data)
+        run = Path(scratch) / "run"
+        train, validation = (mnist(split, count) for split, count in IMAGES.items())
+        data = write_images(Path(scratch, "digits"), train=train, validation=validation)
         command = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--name=run"]
         command += [f"--storage={scratch}", f"--data={data}", f"--epochs={EPOCHS}"]
         command += ["--evaluation.reference=mnist", "--cpus-per-worker=1"]

@@ -15,29 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare import build_trainer
 from rich.console import Console
 from rich.table import Table
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
+
+from helpers.datasets import mnist, write_images
+
 from cl_ray.config import Config, merge, preset
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
-from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.device import keep_freed_memory
 from cl_ray.metrics_file import read_epochs
 from cl_ray.storage import RunStorage
-from cl_ray.trainer import Trainer
 
 ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
-
-
-def digits(folder: Path) -> str:
-    """Write a dataset of the first packaged digits."""
-    dataset = Dataset.open("mnist")
-    rows = dataset.read("train", dataset.row_groups("train")[:7])
-    pictures = [RawImage(image, None, f"digit {i}") for i, image in enumerate(rows.image[:IMAGES])]
-    write_splits({"train": pictures}, str(folder / "digits"), DatasetMetadata("digits", "MNIST"))
-    return str(folder / "digits")
 
 
 def bare(data: str) -> list[dict[str, float]]:
@@ -46,9 +37,7 @@ def bare(data: str) -> list[dict[str, float]]:
     torch.set_num_threads(cores)
     keep_freed_memory()
     config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
-    device, dtype = resolve_device(config.device, config.precision)
-    loader = InMemoryLoader.read(Partition(Dataset.open(data), config), device)
-    trainer = Trainer(config, loader, device, dtype)
+    trainer = build_trainer(config)
     return [trainer.train_epoch() for _ in range(EPOCHS)]
 
 
@@ -75,7 +64,7 @@ def main() -> None:
     )
     rows: list[list[float]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        data = digits(Path(scratch))
+        data = write_images(Path(scratch, "digits"), train=mnist("train", IMAGES))
         for number in range(ROUNDS):
             alone = json.loads(subprocess.check_output([sys.executable, __file__, data]))
             one, summary = hosted(data, Path(scratch), 1, number)

@@ -27,14 +27,13 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
 
 from helpers.commands import read_metrics
-from helpers.datasets import mnist
-from helpers.processes import children, wait_for
+from helpers.datasets import mnist, write_images
+from helpers.processes import children, is_alive, wait_for
 from helpers.small_run import SMALL_RUN
 from helpers.states import states_equal
 from helpers.synced_disk import cut_power, record_all
 
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.storage import RunStorage
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -132,14 +131,8 @@ def kill_once(run: Run, process: "subprocess.Popen[str]", goal: int, kind: str) 
             os.kill(pid, signal.SIGKILL)
     run.kinds.append(f"{kind}{', saving' if run.is_saving() else ''}")
     if kind == "all":  # none of them writes any more
-        wait_for(lambda: not any(map(_alive, victims[1:])), "the end of all processes")
+        wait_for(lambda: not any(map(is_alive, victims[1:])), "the end of all processes")
     run.expected.append(run.newest())
-
-
-def _alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False  # gone, or a zombie
 
 
 def kill_run(run: Run, kills: int, log: Path | None) -> list[str]:
@@ -187,10 +180,7 @@ def main() -> None:
     wrong = 0
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "digits")
-        images = [
-            RawImage(i, int(n), "digit") for i, n in zip(*mnist("train", IMAGES), strict=True)
-        ]
-        write_splits({"train": images}, str(data), DatasetMetadata("digits", "MNIST"))
+        write_images(data, train=mnist("train", IMAGES))
         whole = Run(Path(scratch, "whole", "run"), data, options.workers, {})
         whole.output = whole.start().communicate()[0]
         expected = whole.result()

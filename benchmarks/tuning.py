@@ -6,7 +6,6 @@ process, on one thread too, and prints both times, their ratio (with and without
 the overhead of a trial.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -17,13 +16,14 @@ from typing import Any
 
 import torch
 import yaml
-from bare import train_epochs
+from bare import build_trainer
 from rich.console import Console
 
 from cl_ray.config import Config, merge
 from cl_ray.data.dataset import Dataset
 from cl_ray.device import keep_freed_memory
 from cl_ray.evaluation.evaluate import Evaluator
+from cl_ray.model import TrainedModel
 from cl_ray.step_log import NonFiniteLossError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +59,13 @@ def run_loop(rows: list[dict[str, Any]]) -> float:
     evaluator = Evaluator(dataset, Config.model_validate(base).evaluation)
     for row in rows:
         config = Config.model_validate(merge(base, unflatten(row["values"])))
-        with contextlib.suppress(NonFiniteLossError):
-            for _, run in zip(range(row["epoch"]), train_epochs(config, dataset), strict=False):
-                evaluator.evaluate(run)
+        trainer = build_trainer(config, dataset)
+        for _ in range(row["epoch"]):
+            try:
+                trainer.train_epoch()
+            except NonFiniteLossError:
+                break
+            evaluator.evaluate(TrainedModel.from_trainer(trainer))
     return time.perf_counter() - begun
 
 
