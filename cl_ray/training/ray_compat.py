@@ -245,16 +245,6 @@ def started_local_ray() -> bool:
     return node is not None and bool(node.ray_init_cluster)
 
 
-def dashboard_address() -> str | None:
-    """The dashboard's host and port, of any Ray that this process is connected to.
-
-    Ray 2.60: `ray.init()` returns it, and nothing tells a process that joined earlier.
-    """
-    import ray
-
-    return getattr(ray._private.worker._global_node, "webui_url", None)
-
-
 def session_log_dir() -> Path | None:
     """The folder of this node's log files, which the dashboard's Logs page lists.
 

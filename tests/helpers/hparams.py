@@ -14,7 +14,6 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 NUMBER = api_pb2.DATA_TYPE_FLOAT64
 TEXT = api_pb2.DATA_TYPE_STRING
-BOOL = api_pb2.DATA_TYPE_BOOL
 
 
 def hparams_tab(folder: Path) -> tuple[dict[str, int], list[str], dict[str, dict[str, Any]]]:
