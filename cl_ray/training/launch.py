@@ -18,6 +18,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, pluralize, storage_errors
 from cl_ray.metrics_file import read_epochs
+from cl_ray.report.records import read_record
 from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage, without_options
 from cl_ray.training.from_run import initial_state, resolve_from_run
@@ -120,7 +121,7 @@ def _train_locked(
         checkpoints.rollback_to(launch.from_checkpoint)
     newest = checkpoints.newest()
     if newest:
-        summary = _read_summary(folder)
+        summary = read_record(folder, "summary.json") or {}  # the run writes it again
         if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
             console.print(
                 f"The run {folder} is finished ({pluralize(summary['epochs'], 'epoch')}); give "
@@ -166,14 +167,6 @@ def _train_locked(
         raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
     _print_summary(summary, folder, console)
     return TrainResult(folder.uri, summary)
-
-
-def _read_summary(folder: RunStorage) -> dict[str, Any]:
-    """Read summary.json; nothing if it is missing or damaged, as the run writes it again."""
-    try:
-        return dict(json.loads(folder.read("summary.json") or b"{}"))
-    except (ValueError, TypeError):
-        return {}
 
 
 def _fit(
