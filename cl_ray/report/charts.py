@@ -103,7 +103,7 @@ def line_chart(
     """Draw curves over the training steps.
 
     Args:
-        title: What is shown.
+        title: The chart's title.
         curves: Colour and curve by their name in the legend.
         epoch_ends: Steps at which epochs ended, drawn while they are few.
         from_zero: Whether the vertical axis contains 0.
@@ -150,11 +150,7 @@ def path_chart(
 ) -> Chart:
     """Draw one curve against another, as a path from the start of the run to its end.
 
-    Args:
-        title: What is shown.
-        x: Name and curve of the horizontal axis.
-        y: Name and curve of the vertical one.
-        target: A point to compare with, and its name.
+    Both have a name; `target` is a point to compare with, and its name.
     """
     steps = x[1].thinned(MAX_POINTS).steps
     xs, ys = x[1].thinned(MAX_POINTS).values, y[1].thinned(MAX_POINTS).values
@@ -201,10 +197,7 @@ def histogram_chart(
 ) -> Chart:
     """Draw the distribution of groups of values: for each, the fraction of its values by bin.
 
-    Args:
-        title: What is shown.
-        groups: Colour and values by their name in the legend.
-        x_name: What the values are.
+    Groups are colour and values by their name in the legend.
     """
     together = np.concatenate([values for _, values in groups.values()])
     edges = np.linspace(together.min(), max(together.max(), together.min() + 1e-6), _BINS + 1)

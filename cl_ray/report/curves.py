@@ -60,12 +60,7 @@ class LossBalance:
 
 
 def training_charts(curves: dict[str, MetricCurve], epoch_ends: list[int]) -> list[Chart]:
-    """Build the charts of losses and speed.
-
-    Args:
-        curves: By their names in the run's log.
-        epoch_ends: Steps at which epochs ended.
-    """
+    """Build the charts of losses and speed, of curves by their names in the run's log."""
     known = {name for _, names in TRAINING_CHARTS for name in names.values()}
     others = [name for name in sorted(curves) if name[:2] in ("d/", "g/") and name not in known]
     owners = {"d": "D", "g": "G"}
@@ -116,11 +111,7 @@ def loss_balance(
 
 
 def evaluation_charts(epochs: list[dict[str, Any]]) -> list[Chart]:
-    """Build the charts of metrics that were evaluated while training, twice or more.
-
-    Args:
-        epochs: The lines of metrics.jsonl.
-    """
+    """Build the charts of what metrics.jsonl has of evaluations, where there are two or more."""
     known = {name for _, names in EVALUATION_CHARTS for name in names.values()} | _ONLY_IN_TABLES
     others = [name for metric in METRICS for name in metric.names if name not in known]
     charts = []

@@ -142,11 +142,6 @@ def write_projector(folder: RunStorage, step: int, plot: EmbeddingPlot) -> None:
 
     The projector is given the principal components, as a browser is slow with a thousand numbers
     an image, and the images as points.
-
-    Args:
-        folder: The run folder.
-        step: Training steps of the networks.
-        plot: The embeddings and their images.
     """
     from google.protobuf import text_format
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig

@@ -1,4 +1,8 @@
-"""What was trained and with which result: a sentence, the most important numbers, tables."""
+"""What was trained and with which result: a sentence, the most important numbers, tables.
+
+In all functions `evaluation` and `summary` are the content of evaluation.json and summary.json, and
+`epochs` the lines of metrics.jsonl.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.config import Config
+from cl_ray.errors import pluralize
 from cl_ray.evaluation.metrics import metric_title
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import format_number, format_percent
@@ -26,19 +31,13 @@ def headline(
     epochs: list[dict[str, Any]],
     run: TrainedModel | None,
 ) -> str:
-    """Return a sentence on what was trained, and how far.
-
-    Args:
-        config: The run's config; None if it cannot be read.
-        summary: summary.json.
-        epochs: The lines of metrics.jsonl.
-        run: The checkpoint that is shown.
-    """
+    """Return a sentence on what was trained, and how far; no config is one that cannot be read."""
     if config is None:
         return "This run’s settings cannot be read by this version of cl_ray."
     done = epochs[-1]["epoch"] if epochs else 0
     step = max(epochs[-1]["step"] if epochs else 0, run.step if run else 0)
-    length = f"{done} of {config.epochs} epochs" if done < config.epochs else _count(done, "epoch")
+    of = f"of {config.epochs} epochs"
+    length = f"{done} {of}" if done < config.epochs else pluralize(done, "epoch")
     pairs = "pairs by labels, supervised"
     if config.pairs.mode == "views":
         pairs = "pairs of views of the same image"
@@ -56,13 +55,7 @@ def headline(
 def headline_stats(
     evaluation: dict[str, Any] | None, summary: dict[str, Any] | None, epochs: list[dict[str, Any]]
 ) -> list[Stat]:
-    """Return the most important numbers, as far as they are known.
-
-    Args:
-        evaluation: evaluation.json.
-        summary: summary.json.
-        epochs: The lines of metrics.jsonl.
-    """
+    """Return the most important numbers, as far as they are known."""
     stats = []
     measured = evaluation or {}
     frechet = ((measured.get("fidelity") or {}).get("metrics") or {}).get("frechet") or {}
@@ -88,7 +81,7 @@ def headline_stats(
         waiting = "" if fraction is None else f"{fraction:.1%} of the time waiting for data"
         stats.append(Stat("Speed, images/s", format_number(last["images_per_second"]), waiting))
     if summary and "seconds" in summary:
-        workers = _count(summary.get("workers", 1), "worker")
+        workers = pluralize(summary.get("workers", 1), "worker")
         device = summary.get("device", "device not known")
         stats.append(
             Stat("Time", format_rough_duration(summary["seconds"]), f"{workers}, {device}")
@@ -99,12 +92,7 @@ def headline_stats(
 def run_details(
     summary: dict[str, Any] | None, epochs: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    """Return rows on machine, versions, cost and size: name and value.
-
-    Args:
-        summary: summary.json.
-        epochs: The lines of metrics.jsonl.
-    """
+    """Return rows on machine, versions, cost and size: name and value."""
     if summary is None:
         return []
     rows = [("device of a worker", str(summary.get("device", "not known")))]
@@ -184,11 +172,7 @@ _DISPLAYS = {
 
 
 def fidelity_rows(fidelity: dict[str, Any]) -> list[MetricRow]:
-    """Return a row for each metric with a value, in their order.
-
-    Args:
-        fidelity: The part `fidelity` or `modes` of evaluation.json.
-    """
+    """Return a row for each metric of the part `fidelity` or `modes` that has a value."""
     rows = []
     for name, metric in (fidelity.get("metrics") or {}).items():
         value, baseline = (metric or {}).get("value"), (metric or {}).get("real_baseline")
@@ -223,9 +207,7 @@ def representation_table(
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Return column names, and for each metric its name and its cells: value ± spread.
 
-    Args:
-        representation: The part `representation` of evaluation.json, accuracies of probes.
-        features: The part `features`.
+    The arguments are the parts of an evaluation of these names.
     """
     parts = [part if isinstance(part, dict) else {} for part in (representation, features)]
     merged = {
@@ -274,7 +256,3 @@ def _exact_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
