@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.commands import cl_ray
+from helpers.local_ray import cluster_head
 
 from cl_ray import doctor
 from cl_ray.commands.doctor import command
@@ -18,7 +17,6 @@ from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 
 ROOT = Path(__file__).parent.parent
-HEAD = ROOT / "tests" / "helpers" / "head.py"
 TESTED = {"ray": "2.60.0", "torch": "2.14.1"}
 GOOD = MachineInfo("m", "3.11.7", {"ray": "2.60.0", "torch": "2.14.1+cu129"}, 2, 2)
 
@@ -160,17 +158,9 @@ def test_all_reduce_of_one_process() -> None:
 def test_every_node_of_a_cluster(tmp_path: Path) -> None:
     """Two nodes on this machine, of which one has a GPU that does not exist."""
     environment = {"RAY_AUTH_MODE": "disabled", "COLUMNS": "220"}
-    head = subprocess.Popen(
-        [sys.executable, str(HEAD), "2"], env={**os.environ, **environment},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert head.stdout is not None
-        address = head.stdout.readline().strip()
+    with cluster_head(2, **environment) as address:
         flags = [f"--address={address}", f"--storage={tmp_path}/runs", "--workers=3"]
         done = cl_ray("doctor", *flags, cwd=ROOT, **environment)
-    finally:
-        head.communicate()
     assert done.returncode == 1, done.stderr
     assert "checks failed" in done.stdout, done.stderr
     states: dict[str, list[str]] = {}

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from helpers import client
-from helpers.cloud import BUCKET, REGION, Bucket, Cloud, machine_name, wait_for
+from helpers.cloud import BUCKET, REGION, Bucket, Cloud, machine_name
 from helpers.iam import allows
 from helpers.machines import GATEWAY
 from helpers.ports import listening_ports, probe
+from helpers.processes import wait_for
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -260,9 +261,8 @@ def test_the_run_can_be_watched_and_fetched(cloud: Cloud, yaml: Path, bucket: Bu
     )
     with client.background(cloud, "tensorboard", *command):
         url = "http://localhost:6006/data/runs"
-        wait_for(
-            lambda: "first/tensorboard" in client.http_get(url)[1], 120, "the run in TensorBoard"
-        )
+        shown = "the run in TensorBoard"
+        wait_for(lambda: "first/tensorboard" in client.http_get(url)[1], shown, 0.5)
 
 
 def test_after_a_lost_head_the_same_commands_resume(
@@ -309,7 +309,7 @@ def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> No
     tunnels.close()
     client.run_readme(cloud, "AWS", "ray down", {"cluster/aws.yaml": str(yaml)})
     assert cloud.instances("pending", "running", "stopping", "stopped") == []
-    wait_for(lambda: not cloud.machines.running, 30, "the machines' end")
+    wait_for(lambda: not cloud.machines.running, "the machines' end", seconds=30)
     changes = {**NAMES, "delete": f"delete --yaml {yaml}"}
     client.run_readme(cloud, "AWS", "python cluster/aws_account.py delete", changes)
     groups = cloud.ec2.describe_security_groups()["SecurityGroups"]

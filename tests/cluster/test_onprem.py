@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from helpers import client
-from helpers.cloud import Cloud, wait_for
+from helpers.cloud import Cloud
+from helpers.processes import wait_for
 from helpers.small_run import SMALL_RUN
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # slow on a busy machine
@@ -42,7 +43,7 @@ def test_three_machines_from_up_to_down(
             alive = {n.get("ip") for n in nodes if n["raylet"].get("state") == "ALIVE"}
             return alive == set(ADDRESSES)
 
-        wait_for(joined, 150, "both workers")
+        wait_for(joined, "both workers", 0.5)
         doctor = {
             "s3://YOUR-BUCKET/runs": "/mnt/runs",
             "--gpus-per-worker 1": "--cpus-per-worker 2",

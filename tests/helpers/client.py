@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.cloud import Cloud, wait_for
+from helpers.cloud import Cloud
 from helpers.machines import ROOT, stop
+from helpers.processes import wait_for
 
 README = (ROOT / "cluster" / "README.md").read_text()
 DASHBOARD = "http://127.0.0.1:8265"
@@ -116,7 +117,7 @@ def dashboard(cloud: Cloud, yaml: Path, title: str = "AWS") -> Iterator[None]:
     shipped = f"cluster/{'aws' if title == 'AWS' else 'onprem'}.yaml"
     command = readme_command(title, "ray dashboard", {shipped: str(yaml)})
     with background(cloud, "dashboard", *command):
-        wait_for(lambda: http_get(f"{DASHBOARD}/api/version")[0], 90, "the dashboard's tunnel")
+        wait_for(lambda: http_get(f"{DASHBOARD}/api/version")[0], "the dashboard's tunnel", 0.5)
         yield
 
 
@@ -155,7 +156,7 @@ def job_result(cloud: Cloud, job: str) -> str | None:
 def wait_for_job(cloud: Cloud, job: str, condition: Callable[[], Any], name: str) -> None:
     """Wait for something that a job does; fail with its log if it does not."""
     try:
-        wait_for(lambda: condition() or job_result(cloud, job), 900, name)
+        wait_for(lambda: condition() or job_result(cloud, job), name, 0.5, seconds=900)
     except AssertionError:
         raise AssertionError(f"{name}: {job_log(cloud, job)}") from None
     assert condition(), job_log(cloud, job)

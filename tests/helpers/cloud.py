@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 
 from helpers.machines import GATEWAY, Machines, stop
+from helpers.processes import wait_for
 
 REGION = "us-west-2"
 ENDPOINT = f"http://{GATEWAY}:5555"
@@ -52,7 +51,7 @@ class Cloud:
         """Instances whose machine a test killed; EC2 notices a little later."""
         self._closed = threading.Event()
         self._follower = threading.Thread(target=self._follow_instances, daemon=True)
-        wait_for(self._moto_answers, 60, "moto")
+        wait_for(self._moto_answers, "moto", 0.5, seconds=60)
         self._follower.start()
 
     def client(self, service: str) -> Any:
@@ -162,14 +161,3 @@ class Bucket:
 def machine_name(instance: str) -> str:
     """A name for an instance's machine, short enough for a host name."""
     return f"m{instance[2:10]}"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, name: str) -> Any:
-    """Wait until a condition holds and return its value; fail after so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{name}: nothing in {seconds} s")

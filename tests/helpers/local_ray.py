@@ -1,24 +1,41 @@
-"""Ray in the process of a test."""
+"""Ray in the process of a test, and in one of its own."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 
 
 @contextmanager
-def local_ray(cpus: int, gpus: int = 0, dashboard: bool = False, **options: Any) -> Iterator[Any]:
+def local_ray(cpus: int, gpus: int = 0, **options: Any) -> Iterator[Any]:
     """Start Ray with so many CPUs and GPUs, real or not; yield its context."""
     # Not in pytest's folder, whose path is too long for a socket.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         context = ray.init(
-            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard,
-            dashboard_port=0, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
-            **options,
+            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
+            log_to_driver=False, logging_level="ERROR", _temp_dir=folder, **options,
         )  # fmt: skip
         try:
             yield context
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def cluster_head(*cpus: int, **environment: str) -> Iterator[str]:
+    """Start a cluster, see head.py, with more nodes of so many CPUs; yield its address."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("head.py")), *map(str, cpus)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate()  # the end of its input is the end of it

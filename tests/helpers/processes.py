@@ -9,9 +9,11 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def wait_for(condition: Callable[[], Found], what: str, pause: float = 0.02) -> Found:
-    """Wait until a condition holds; return its value."""
-    deadline = time.monotonic() + 300  # a busy machine is slow
+def wait_for(
+    condition: Callable[[], Found], what: str, pause: float = 0.02, seconds: float = 300
+) -> Found:
+    """Wait until a condition holds and return its value; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"timeout: {what}"
         time.sleep(pause)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 from helpers.commands import cl_ray, run_flags
+from helpers.local_ray import cluster_head
 from helpers.processes import children, wait_for
 from rich.console import Console
 
@@ -125,14 +126,8 @@ def test_what_answers_is_no_ray() -> None:
 @pytest.mark.ray
 def test_a_cluster_that_wants_a_token(tmp_path: Path) -> None:
     """Without one, with another one, and with the right one. The first line comes at once."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
-    head = subprocess.Popen(
-        [sys.executable, str(ROOT / "helpers/head.py")], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert head.stdout is not None
-        address = head.stdout.readline().strip()
+    right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
+    with cluster_head(**right) as address:
         without = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
         tries: list[tuple[dict[str, str], str]] = [
             ({**without, "RAY_AUTH_MODE": ""}, "it wants a token, and RAY_AUTH_MODE is not token"),
@@ -148,13 +143,8 @@ def test_a_cluster_that_wants_a_token(tmp_path: Path) -> None:
             assert done.stderr.startswith(f"cl-ray: Cannot join the Ray cluster {address}: ")
             assert reason in done.stderr
             assert done.stderr.endswith("copy the token from the machine that started it.\n")
-        right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
-        assert (
-            "in RAY_AUTH_TOKEN"
-            in cl_ray("doctor", f"--address={address}", cwd=None, **right).stdout
-        )
-    finally:
-        head.communicate()
+        done = cl_ray("doctor", f"--address={address}", cwd=None, **right)
+        assert "in RAY_AUTH_TOKEN" in done.stdout
 
 
 # Other users of the machine

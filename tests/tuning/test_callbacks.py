@@ -1,7 +1,6 @@
 """Callbacks: Ctrl-C within an epoch, and resources that a killed process had reserved."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import ray
 from helpers.commands import read_metrics
 from helpers.limits import file_size_limit
 from helpers.local_ray import local_ray
-from helpers.processes import children
+from helpers.processes import children, wait_for
 from helpers.small_search import COMMAND, leaderboard, run_search
 from helpers.terminal_process import TerminalProcess
 from ray.util.placement_group import placement_group
@@ -177,12 +176,6 @@ def test_a_second_ctrl_c_ends_the_search_at_once(start: Start, tmp_path: Path) -
 
 
 def test_only_what_dead_actors_reserved_is_released() -> None:
-    def wait_for(condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
     with local_ray(cpus=4):
 
         class Creator:
@@ -201,10 +194,10 @@ def test_only_what_dead_actors_reserved_is_released() -> None:
         lost = ray.get(dead.reserve.remote())
         assert orphaned_placement_groups() == []
         ray.kill(dead)
-        wait_for(orphaned_placement_groups)
+        wait_for(orphaned_placement_groups, "the end of its creator")
         assert [group.id.hex() for group in orphaned_placement_groups()] == [lost]
         OrphanedPlacementGroups().on_step_begin(0, [])
-        wait_for(lambda: not orphaned_placement_groups())
+        wait_for(lambda: not orphaned_placement_groups(), "its removal")
         table = ray.util.placement_group_table()
         assert {key for key, group in table.items() if group["state"] != "REMOVED"} == kept
-        wait_for(lambda: ray.available_resources().get("CPU") == 1)
+        wait_for(lambda: ray.available_resources().get("CPU") == 1, "its CPU")
