@@ -19,7 +19,7 @@ from cl_ray.errors import UserError, first_error_line
 from cl_ray.uri import uri_problem
 
 LEASE_FILE = ".lease"
-"""File of a run's or a search's folder that names the driver whose processes may write there."""
+"""File of the folder of a run, a search or a trial that names the process that may write there."""
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -117,7 +117,7 @@ def sync(path: Path) -> None:
 
 
 class LeaseLostError(UserError):
-    """Another driver has taken over the folder of a run or a search."""
+    """Another process has taken over the folder of a run, a search or a trial."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class RunStorage:
     Args:
         storage: Absolute path or URI of the parent folder.
         name: The run's name.
-        lease: The folder whose lease a driver has taken, and what it wrote there; see `take_lease`.
+        lease: The folder whose lease was taken, and what was written there; see `take_lease`.
     """
 
     storage: str
@@ -231,20 +231,20 @@ class RunStorage:
         return RunStorage(self.uri, name, self.lease)
 
     def take_lease(self) -> "RunStorage":
-        """Return the folder for a driver and its workers, who alone can write to it from now on.
+        """Return the folder for this process and its workers, who alone can write to it now.
 
         Workers of an earlier driver, which was killed or runs on another machine, no longer can:
-        every write checks that the lease is still the writer's.
+        every write checks that the lease is still the writer's, and so are those of folders above.
         """
         holder = f"process {os.getpid()} on {socket.gethostname()}\n{uuid4().hex}\n".encode()
         self.write(LEASE_FILE, holder)
         return replace(self, lease=(self, holder))
 
     def check_lease(self) -> None:
-        """Check that no other driver has taken the folder's lease, if this one has it.
+        """Check that nobody else has taken the folder's lease, or one above it, if this one has it.
 
         Raises:
-            LeaseLostError: One has.
+            LeaseLostError: Somebody has.
         """
         if self.lease is None:
             return
@@ -255,6 +255,7 @@ class RunStorage:
                 f"{folder} was taken over by {holder.decode().partition(chr(10))[0]}, and this "
                 "process stops: only one can write there."
             )
+        folder.check_lease()
 
     def exists(self) -> bool:
         """Return whether the folder holds anything."""

@@ -243,11 +243,14 @@ def test_a_driver_that_takes_the_lease_ends_the_writes_of_the_one_before(
     checkpoints = CheckpointStore(*worker.open(), before_write=worker.check_lease)
     save_steps(checkpoints, states, {1: 0.1})
     worker.subfolder("trials").write("config.yaml", b"before")
+    trial = worker.subfolder("trial").take_lease()
+    trial.write("config.yaml", b"before")
 
     now = folder.take_lease()
     writes: list[Callable[[], object]] = [
         lambda: worker.write("config.yaml", b"late"),
         lambda: worker.subfolder("trials").write("config.yaml", b"late"),
+        lambda: trial.write("config.yaml", b"late"),
         lambda: file.add(2, 20, {}),
         lambda: save_steps(checkpoints, states, {2: 0.1}),
         lambda: checkpoints.rollback_to("step-00000001"),

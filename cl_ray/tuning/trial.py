@@ -31,7 +31,7 @@ from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
-from cl_ray.storage import RunStorage
+from cl_ray.storage import LeaseLostError, RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.loop import build_torch_trainer
 from cl_ray.training.progress import TrialInfo, start_progress_actor
@@ -99,26 +99,37 @@ class SearchTrial(tune.Trainable, ABC):
     run_config: Config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial, or the same one with another's values."""
-        self.start_trial(new_config)
+        """Take another trial, or the same one with another's values."""
+        self.assign(new_config)
         return True
 
-    def start_trial(self, config: dict[str, Any]) -> None:
-        """Set a trial up, and resume it from its newest checkpoint if there is one."""
+    def assign(self, config: dict[str, Any]) -> None:
+        """Take a trial, which its first step starts.
+
+        While a process is created for a trial, Ray Tune may give the trial to one that has become
+        free, and end the new one once it is up: that one must not have touched the trial's folder.
+        """
         self.number, self.values = config["point"]["number"], config["point"]["values"]
         self.folder = self.context.folder.subfolder(f"{self.number:04d}")
-        self.ended = self.reason = self.storage_fault = ""
+        self.ended = self.reason = ""
         self.notes: list[str] = []
         place = {"name": self.folder.name, "storage": self.folder.storage}
         self.run_config = apply_values(self.context.base, self.values).model_copy(update=place)
-        try:
-            with storage_errors(self.folder), self._recorded_errors():
-                self.cleanup()  # of the last trial
-                self.folder.write("config.yaml", self.run_config.to_yaml().encode())
-                state = self.start()
-        except StorageError as error:  # reported by the first step
-            self.storage_fault = str(error)
+        self.is_started = False
+
+    def ensure_started(self) -> None:
+        """Set the trial up unless it is, and resume it from its newest checkpoint if it has one.
+
+        It takes the folder's lease. So a process that Ray Tune has lost sight of, and replaced by
+        this one, can no longer write there.
+        """
+        if self.is_started:
             return
+        self.cleanup()  # of the last trial
+        self.folder = self.folder.take_lease()
+        self.folder.write("config.yaml", self.run_config.to_yaml().encode())
+        state = self.start()
+        self.is_started = True
         self._log(f"{state}: {', '.join(f'{f}={value}' for f, value in self.values.items())}")
 
     def step(self) -> dict[str, Any]:
@@ -128,9 +139,8 @@ class SearchTrial(tune.Trainable, ABC):
         `storage_fault`, and ends the search.
         """
         try:
-            if self.storage_fault:
-                raise StorageError(self.storage_fault)
             with storage_errors(self.folder), self._recorded_errors():
+                self.ensure_started()
                 result = self.train_epoch()
         except StorageError as error:
             worst = {metric.name: metric.worst for metric in self.context.metrics}
@@ -253,14 +263,14 @@ class LocalTrial(SearchTrial):
         rows: RowBatch | None,
         evaluator: Evaluator,
     ) -> None:
-        """Take what all trials share from the object store, and start the first trial."""
+        """Take what all trials share from the object store, and the first trial."""
         self.cpu_affinity = CpuAffinity(context.resources.threads)
         keep_freed_memory()
         self.rows, self.evaluator = rows, evaluator
         self.logger: RunLogger | None = None
         self.epoch_seconds = 1.0
         self.context, self.listener = context, StopListener(context.stop_signal)
-        self.start_trial(config)
+        self.assign(config)
 
     def start(self) -> str:
         """Build the trainer, and load its newest checkpoint."""
@@ -391,6 +401,7 @@ class LocalTrial(SearchTrial):
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Load the networks, optimizers and position of a trial, another one or this one."""
         assert isinstance(checkpoint, str)
+        self.ensure_started()
         file = Path(checkpoint) / _EXPLOIT_FILE
         self._load_state(torch.load(file, map_location="cpu", weights_only=True))
         name = f"step-{self.trainer.gan.steps:08d}"
@@ -408,7 +419,8 @@ class LocalTrial(SearchTrial):
         """Close the files of the last trial."""
         if self.logger is not None:
             logger, self.logger = self.logger, None
-            logger.close()
+            with contextlib.suppress(LeaseLostError):  # another process trains it now
+                logger.close()
 
 
 class DistributedTrial(SearchTrial):
@@ -425,9 +437,9 @@ class DistributedTrial(SearchTrial):
     trainer: threading.Thread | None = None
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
-        """Start the first trial."""
+        """Take the first trial."""
         self.context, self.listener = context, StopListener(context.stop_signal)
-        self.start_trial(config)
+        self.assign(config)
 
     def start(self) -> str:
         """Start the workers, which wait before their first epoch."""

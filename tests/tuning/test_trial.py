@@ -21,7 +21,7 @@ from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.storage import RunStorage
+from cl_ray.storage import LeaseLostError, RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.resources import WorkerResources
 from cl_ray.tuning.space import Space
@@ -32,7 +32,14 @@ EPOCHS = 3
 
 
 def start(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
-    """Set a trial up as Ray Tune does, without Ray."""
+    """Set a trial up as Ray Tune does, without Ray, and start it."""
+    trial = set_up(folder, data, values, **context)
+    trial.ensure_started()
+    return trial
+
+
+def set_up(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
+    """Set a trial up, which its first step starts."""
     dataset = Dataset.open(data)
     fields = {**yaml.safe_load(CONFIG), "epochs": EPOCHS, "checkpoint": {"keep": 2}}
     base = build_config(merge(preset("quick").model_dump(), fields))
@@ -157,6 +164,30 @@ def interrupt(trial: LocalTrial, stop: str) -> None:
         trial.step()
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_process_at_a_time_writes_to_its_folder(
+    whole: Whole, digits: str, tmp_path: Path
+) -> None:
+    """Ray Tune gives a trial to a process that is free, and to a new one if the old is lost."""
+    first = start(tmp_path, digits, VALUES)
+    first.step()
+    before = contents(tmp_path)
+    created = set_up(tmp_path, digits, VALUES)  # for the trial, which `first` was given meanwhile
+    created.cleanup()
+    assert contents(tmp_path) == before
+    second = start(tmp_path, digits, VALUES)
+    with pytest.raises(LeaseLostError, match="trials/0000 was taken over by process "):
+        first.step()
+    first.cleanup()
+    results = [second.step(), second.step()]
+    assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1][1:]]
+    assert trainers_equal(second.trainer, whole[0].trainer)
+    assert [line["epoch"] for line in second.lines()] == [1, 2, 3]
+
+
 def test_a_damaged_checkpoint_is_put_aside(whole: Whole, digits: str, tmp_path: Path) -> None:
     first = start(tmp_path, digits, VALUES)
     for _ in range(2):
@@ -221,6 +252,7 @@ def test_hparams_compares_all_that_is_searched(digits: str, tmp_path: Path) -> N
         "optimizer.lr_g": 0.001, "losses.objective": "wasserstein", "losses.gradient_penalty": 3.0
     }  # fmt: skip
     trial.reset_config(point(1, other))
+    trial.ensure_started()
     trial.cleanup()
 
     for number in range(2):
