@@ -244,18 +244,6 @@ class CheckpointStore:
                 self._delete(manifest.name)
         self._prune()
 
-    def check(self, name: str) -> None:
-        """Check that every file of a checkpoint exists in full size, without reading it.
-
-        Raises:
-            UserError: As `load`.
-        """
-        manifest = self._existing(name)
-        for file in manifest.files:
-            damage = self._damage(manifest, file)
-            if damage:
-                raise UserError(f"{damage}{self._alternative(manifest)}")
-
     def set_aside_damaged(self) -> tuple[str, ...]:
         """Rename the damaged checkpoints that are newer than the newest undamaged one.
 

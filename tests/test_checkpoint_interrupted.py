@@ -177,7 +177,7 @@ def test_an_interrupted_deletion_leaves_the_others_complete(
     interrupt_save(Cut(deletion=deletion), local, states[3], 3)  # deletes 2
     assert steps_of(local) == ([1, 2, 3] if deletion == 0 else [1, 3])
     for manifest in local.list():
-        local.check(manifest.name)
+        local.load(manifest.name)
     assert newest_step(local) == 3
     save_steps(local, states, {4: 0.5})
     assert_complete(local, states, 1, 4)
@@ -191,7 +191,7 @@ def test_an_interrupted_rollback_leaves_a_complete_checkpoint(
     folder = local.folder.removesuffix("/checkpoints")
     interrupt(Cut(deletion=deletion), rollback_badly, folder, checkpoint_name(1))
     for manifest in local.list():
-        local.check(manifest.name)
+        local.load(manifest.name)
     local.rollback_to(checkpoint_name(1))
     assert_complete(local, states, 1)
 

@@ -44,4 +44,3 @@ def assert_complete(checkpoints: CheckpointStore, states: States, *steps: int) -
     assert steps_of(checkpoints) == list(steps)
     for step in steps:
         assert states_equal(checkpoints.load(checkpoint_name(step)), states[step])
-        checkpoints.check(checkpoint_name(step))
