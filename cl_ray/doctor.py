@@ -74,10 +74,6 @@ def _usable_gpus() -> int | str:
     return "torch is built for CPUs" if words[1] == "None" else int(words[0])
 
 
-def _machine_findings() -> list[Finding]:
-    return list(check_machine_for_ray())
-
-
 def read_constraints(file: Path) -> dict[str, str]:
     """Return the version of each package in a constraints file; empty if there is no file."""
     text = file.read_text() if file.is_file() else ""
@@ -211,7 +207,7 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
             continue
         yield check_versions(machine, tested)
         yield check_gpus(machine, node["Resources"].get("GPU", 0.0))
-        findings = _result(_submit(node, _machine_findings))
+        findings = _result(_submit(node, check_machine_for_ray))
         if not isinstance(findings, Exception):  # else the node has just died
             yield from findings
         before = time.time()

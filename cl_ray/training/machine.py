@@ -62,11 +62,9 @@ def ray_temp_folder() -> Path:
     return private_temp_folder() / "ray"
 
 
-def check_machine_for_ray() -> Iterator[Finding]:
+def check_machine_for_ray() -> list[Finding]:
     """Run the checks of this machine; the first failure keeps Ray from starting here."""
-    yield check_temp_folder()
-    yield check_shared_memory()
-    yield check_memory()
+    return [check_temp_folder(), check_shared_memory(), check_memory()]
 
 
 def check_temp_folder() -> Finding:
