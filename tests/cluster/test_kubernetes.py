@@ -30,6 +30,14 @@ def read(name: str) -> Any:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
+def pods(spec: Any) -> list[Any]:
+    """The templates of all pods of a cluster, or of a job with its cluster."""
+    cluster = spec.get("rayClusterSpec", spec)
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    submitter = [spec["submitterPodTemplate"]] if cluster is not spec else []
+    return [*(group["template"] for group in groups), *submitter]
+
+
 def fields(given: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every field."""
     pairs = given.items() if isinstance(given, dict) else enumerate(given)
@@ -84,11 +92,7 @@ def test_cluster_is_protected_and_bounded(name: str) -> None:
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_pods_meet_the_restricted_standard(name: str) -> None:
     """And more: no token for the Kubernetes API, a read-only image by its digest."""
-    spec = read(name)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
-    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
-    pods += [spec["submitterPodTemplate"]] if name == "rayjob" else []
-    for pod in pods:
+    for pod in pods(read(name)["spec"]):
         inside = pod["spec"]
         assert inside["automountServiceAccountToken"] is False
         security = inside["securityContext"]
@@ -102,7 +106,8 @@ def test_pods_meet_the_restricted_standard(name: str) -> None:
             assert home in {mount["mountPath"] for mount in container["volumeMounts"]}
         kinds = {kind for volume in inside["volumes"] for kind in volume} - {"name"}
         assert kinds <= {"persistentVolumeClaim", "emptyDir", "projected"}
-    autoscaler = cluster["autoscalerOptions"]
+    spec = read(name)["spec"]
+    autoscaler = spec.get("rayClusterSpec", spec)["autoscalerOptions"]
     assert autoscaler["securityContext"] == CLOSED
     (api,) = (m for m in autoscaler["volumeMounts"] if m["name"] == "kubernetes-api")
     assert api["mountPath"] == IN_CLUSTER_TOKEN_PATH.rpartition("/")[0]
@@ -111,11 +116,7 @@ def test_pods_meet_the_restricted_standard(name: str) -> None:
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_network_policy_selects_every_pod(name: str) -> None:
     policy = read("network")["spec"]
-    spec = read(name)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
-    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
-    pods += [spec["submitterPodTemplate"]] if name == "rayjob" else []
-    for pod in pods:
+    for pod in pods(read(name)["spec"]):
         assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     peers = [peer for rule in policy["ingress"] for peer in rule["from"]]
