@@ -54,7 +54,6 @@ class Run:
 
     Args:
         folder: Its folder, in a folder of its own.
-        data: Its data.
         expected: The least step that it must resume from after each kill.
         kinds: What was killed, and whether it was saving.
     """

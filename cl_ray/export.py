@@ -46,14 +46,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ExportedFunction:
-    """One file of an export.
-
-    Args:
-        module: Computes it.
-        inputs: Names of its inputs.
-        output: Name of its output.
-        expected: The same function of the loaded model, for comparison.
-    """
+    """One file of an export; `expected` is the same function of the loaded model."""
 
     module: nn.Module
     inputs: tuple[str, ...]

@@ -43,11 +43,7 @@ def command(arguments: Sequence[str]) -> None:
 
 
 class DatasetProgress:
-    """The progress of each stage: a bar in a terminal, else a line at its end and now and then.
-
-    Args:
-        console: Where to print.
-    """
+    """The progress of each stage: a bar in a terminal, else a line at its end and now and then."""
 
     def __init__(self, console: Console):
         self.console = console

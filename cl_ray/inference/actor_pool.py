@@ -56,8 +56,6 @@ class InferenceJob:
     Args:
         run: Path or URI of the run folder.
         checkpoint: Name of one of its checkpoints.
-        task: What is computed.
-        output: Where it is written.
         request: What the output's manifest records.
         part_size: Rows in a part.
         missing: Numbers of the parts that are not written yet.
@@ -233,7 +231,6 @@ class Predictor:
     """Holds the networks, and computes and writes one part after another. An actor of the pool.
 
     Args:
-        job: What to compute.
         device: Where, as `cl_ray.load` takes it.
         threads: Threads of torch; None leaves them as they are.
     """

@@ -127,10 +127,7 @@ class OutputFolder:
     ) -> list[tuple[str, FileContent]]:
         """Return the files of a part, names and contents; the last one marks it as finished.
 
-        Args:
-            part: Its number.
-            table: Its rows.
-            class_folders: The folder of each label, for PNG; None uses the label's number.
+        For PNG, `class_folders` has the folder of each label; None uses the label's number.
         """
         if self.parquet:
             return [(self._marker(part), table)]

@@ -63,8 +63,6 @@ class EmbeddingPlot:
         components: Principal components that t-SNE saw, float32 [n, at most 50].
         variance: Fraction of the embeddings' variance in those.
         dimensions: Dimensions of the embeddings.
-        split: The split of the images.
-        rows: The images.
         names: The names of their labels; None if they have none.
     """
 

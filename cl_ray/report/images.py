@@ -25,8 +25,6 @@ class ImageGrid:
 
     Args:
         source: The PNG as a `data:` URI.
-        width: Width in pixels.
-        height: Height in pixels.
         alt: What it shows, for readers who do not see it.
         label: Text beside it.
     """

@@ -50,7 +50,6 @@ class Report:
 
     Args:
         location: The page's path, or its URI without credentials.
-        bytes: Its size.
         missing: A sentence for each part that could not be made.
         projector: Whether TensorBoard's projector has the embeddings.
     """

@@ -52,12 +52,7 @@ def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
 
 
 def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
-    """Return each metric by step, from TensorBoard's events, else from metrics.jsonl.
-
-    Args:
-        folder: The run folder.
-        lines: What `read_epochs` returned: a point an epoch, used where there are no events.
-    """
+    """Return each metric by step, from TensorBoard's events, else from lines of metrics.jsonl."""
     names = [name for name in list_files(folder, "tensorboard") if "tfevents" in name]
     found = _events(folder, names) if names else {}
     if found:

@@ -44,11 +44,7 @@ def resolve_from_run(config: Config, folder: RunStorage) -> Config:
 
 
 def initial_state(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Return the state of a run before its first step, with the networks of `from_run`.
-
-    Args:
-        config: A config from `resolve_from_run`.
-        dataset: What the new run trains on.
+    """Return the state of a run before its first step, with the networks of a resolved `from_run`.
 
     Raises:
         UserError: The run or its checkpoint is missing or damaged, or its networks differ.

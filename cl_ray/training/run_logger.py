@@ -55,9 +55,7 @@ class RunLogger:
     Lines of epochs that the trainer has not finished are dropped, as it will write them again.
 
     Args:
-        folder: The run folder.
         trainer: Where the run is.
-        config: Its config.
         trial: What it knows of the search that it is a trial of.
         note: Called with a sentence on a line of metrics.jsonl that is left out.
     """

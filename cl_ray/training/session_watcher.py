@@ -38,11 +38,7 @@ def session_watcher(temp_folder: Path) -> Iterator[None]:
 
 
 def session_processes(session: str) -> set[int]:
-    """Return the ids of processes that have files in a session's folder open for writing: its logs.
-
-    Args:
-        session: Regular expression of the folder's path.
-    """
+    """Return the ids of processes that write to files in the folder of this regular expression."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's

@@ -182,14 +182,10 @@ class Search:
     """A search that is ready to run.
 
     Args:
-        name: Its name.
-        folder: Its folder.
         options: The flags; of a resumed search, those that it was started with.
-        space: What is searched.
         config: The config that best.yaml changes.
         trial_config: The config that trials change: the same with their epochs and evaluation.
         dataset: What they train on.
-        metrics: What is optimized.
         fresh: Whether the search is new.
     """
 

@@ -363,13 +363,7 @@ def _correct_line(field: str, base: Config | None = None) -> str:
 
 
 def example_range(field: str, value: Any, base: Config) -> dict[str, Any]:
-    """Return a range of a field that the config accepts: that of a shipped space, if any has one.
-
-    Args:
-        field: Its dotted name.
-        value: Its value in the config, around which other ranges lie.
-        base: The config.
-    """
+    """Return a range that the config accepts: a shipped space's, or one around the value."""
 
     def accepted(value: Any) -> bool:
         try:

@@ -67,10 +67,7 @@ class TrialContext:
     Args:
         search: The search's name.
         folder: The folder of the trials' run folders.
-        space: What is searched.
         base: The config that a trial's values change.
-        dataset: What they train on.
-        metrics: What is optimized.
         resources: What each worker of a trial asks for.
         exploits: Whether the scheduler is population-based training: then a trial that diverged
             waits for another's weights.
