@@ -45,6 +45,7 @@ from cl_ray.model import TrainedModel
 from cl_ray.networks.build import FAMILIES
 from cl_ray.step_log import NonFiniteLossError, StepLog
 from cl_ray.trainer import Trainer
+from cl_ray.tuning.space import unflatten
 
 PENALTIES = {
     "wasserstein": "losses.gradient_penalty=10",
@@ -84,13 +85,9 @@ def build_cell_config(cell: str, table: str, seed: int, device: str, data: Path)
     fields = merge(preset("quick").model_dump(), {"seed": seed, "device": device, "log_every": 10})
     if table == "stacked":
         fields["data"] = str(data)
-    for assignment in cell.split():
-        name, _, text = assignment.partition("=")
-        change: Any = yaml.safe_load(text)
-        for key in reversed(name.split(".")):
-            change = {key: change}
-        fields = merge(fields, change)
-    return build_config(fields, f"the cell {cell!r}")
+    changes = (assignment.split("=") for assignment in cell.split())
+    values = {name: yaml.safe_load(text) for name, text in changes}
+    return build_config(merge(fields, unflatten(values)), f"the cell {cell!r}")
 
 
 def config_digest(config: Config) -> str:
