@@ -35,7 +35,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
-from cl_ray.tuning.search import SearchOptions
+from cl_ray.tuning.options import SearchOptions
 
 SIDE = 32
 KINDS: dict[str, type[BaseConfig]] = {

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from cl_ray.base_config import FORMAT_VERSION, BaseConfig, marked_fields
 from cl_ray.config import PRESETS, Config, build_config, differences, merge, preset
 from cl_ray.errors import UserError
-from cl_ray.tuning.search import SearchOptions
+from cl_ray.tuning.options import SearchOptions
 
 VALUES = (True, 3, 2.0 / 3.0, 1e-5 / 7, 40.1, "another", (1, 2), 2, 12)
 """Every field accepts one of these."""

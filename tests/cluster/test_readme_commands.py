@@ -13,7 +13,7 @@ from ray.scripts.scripts import cli as ray
 from cl_ray.cli import parse_flags
 from cl_ray.commands.doctor import DoctorCommand
 from cl_ray.commands.train import TrainCommand
-from cl_ray.tuning.search import SearchOptions
+from cl_ray.tuning.options import SearchOptions
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "cluster" / "README.md").read_text()

@@ -10,7 +10,8 @@ from typing import Any
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.storage import RunStorage
-from cl_ray.tuning.search import Search, SearchOptions
+from cl_ray.tuning.options import SearchOptions
+from cl_ray.tuning.search import Search
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric
 
