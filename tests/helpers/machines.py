@@ -3,12 +3,14 @@
 Needs root, and Debian's openssh-server, openssh-client, rsync and iproute2.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 
@@ -97,15 +99,7 @@ class Machines:
     def processes(self, name: str) -> list[str]:
         """The command lines of a machine's processes."""
         process, _ = self.running[name]
-        namespace = os.readlink(f"/proc/{first_process(process.pid)}/ns/pid")
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.readlink(folder / "ns" / "pid") == namespace:
-                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue
-        return found
+        return [" ".join(words) for _, words in processes_beside(first_process(process.pid))]
 
     def close(self) -> None:
         """Kill all machines and remove the bridge."""
@@ -123,6 +117,15 @@ def first_process(pid: int) -> int:
     """The pid, in this namespace, of process 1 of the machine that `unshare` started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(children[0])
+
+
+def processes_beside(pid: int) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folder in /proc and the command line of each process in that one's namespace."""
+    namespace = os.readlink(f"/proc/{pid}/ns/pid")
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.readlink(folder / "ns" / "pid") == namespace:
+                yield folder, (folder / "cmdline").read_bytes().decode().split("\0")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

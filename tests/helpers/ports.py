@@ -1,5 +1,6 @@
 """All ports on which a fake machine listens, and whether what listens there asks for the token."""
 
+import contextlib
 import os
 import urllib.error
 import urllib.request
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 
-from helpers.machines import Machines, first_process
+from helpers.machines import Machines, first_process, processes_beside
 
 LISTEN = "0A"
 """The state in /proc/net/tcp."""
@@ -75,18 +76,12 @@ def listening_ports(machines: Machines, name: str) -> list[Port]:
 
 def _socket_owners(first: int) -> Iterator[tuple[str, str]]:
     """Inode and process name of each socket in the process namespace of `first`."""
-    namespace = os.readlink(f"/proc/{first}/ns/pid")
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(folder / "ns" / "pid") != namespace:
-                continue
-            name = _short_name((folder / "cmdline").read_bytes().decode().split("\0"))
+    for folder, words in processes_beside(first):
+        with contextlib.suppress(OSError):  # it has ended
             for file in (folder / "fd").iterdir():
                 target = os.readlink(file)
                 if target.startswith("socket:["):
-                    yield target[8:-1], name
-        except OSError:
-            continue
+                    yield target[8:-1], _short_name(words)
 
 
 def _short_name(words: list[str]) -> str:

@@ -56,8 +56,7 @@ def test_without_a_free_cpu_every_epoch_is_evaluated_in_between(between: tuple[P
     summary = json.loads((folder / "summary.json").read_text())
     assert {f"evaluation/{k}": v for k, v in summary["evaluation"].items()} == found[3]
     assert json.loads((folder / "evaluation.json").read_text())["step"] == 66
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
     curve = events.Scalars("evaluation/frechet")
     assert [(e.step, e.value) for e in curve] == [
         (22 * epoch, pytest.approx(found[epoch]["evaluation/frechet"])) for epoch in (1, 2, 3)

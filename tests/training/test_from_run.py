@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from helpers.commands import cl_ray, train
+from helpers.commands import run_flags, train
+from helpers.refusal import refused
 from helpers.run_folder import build_trainer, save_run, trained_run
-from helpers.small_run import SMALL_RUN
 from helpers.states import states_equal
 
 from cl_ray import train as train_run
@@ -81,9 +81,9 @@ def test_other_networks_are_refused(
     fields["from_run"] = fields["from_run"].format(source)
     storage = tmp_path / "new"
     storage.mkdir()
-    with pytest.raises((UserError, ValueError)) as refused:
+    with pytest.raises((UserError, ValueError)) as caught:
         train_run(Config(data=make_digits(200), storage=str(storage), name="a", **fields))
-    assert message in str(refused.value)
+    assert message in str(caught.value)
     assert not ray.is_initialized()
     assert list(storage.iterdir()) == []
 
@@ -125,7 +125,9 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
 
 
 @pytest.mark.ray
-def test_a_fine_tuned_run_resumes_bit_for_bit(make_digits: Any, tmp_path: Path) -> None:
+def test_a_fine_tuned_run_resumes_bit_for_bit(
+    make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, many, data = tmp_path / "source", make_digits(300), make_digits(200)
     train(source, many, "--epochs=1", "--evaluation.every=0")
     flags = [f"--from-run={source}", "--evaluation.every=0"]
@@ -146,6 +148,6 @@ def test_a_fine_tuned_run_resumes_bit_for_bit(make_digits: Any, tmp_path: Path) 
     for file in ("config.yaml", "summary.json"):
         text = (tmp_path / "resumed" / file).read_text()
         assert (yaml.safe_load if file == "config.yaml" else json.loads)(text)["from_run"] == first
-    flags = ["--name=resumed", f"--storage={tmp_path}", f"--from-run={tmp_path}/whole"]
-    refused = cl_ray("train", *flags, f"--data={data}", *SMALL_RUN, "--evaluation.every=0")
-    assert "has another config (from_run was" in refused.stderr
+    other = [f"--from-run={tmp_path}/whole", "--evaluation.every=0"]
+    message = refused(capsys, "train", *run_flags(tmp_path / "resumed", data), *other)
+    assert "has another config (from_run was" in message

@@ -55,8 +55,7 @@ def trains(folder: Path, trial: int) -> bool:
     curves = folder / "trials" / f"{trial:04d}" / "tensorboard"
     if not curves.is_dir():
         return False
-    events = EventAccumulator(str(curves))
-    events.Reload()
+    events = EventAccumulator(str(curves)).Reload()
     return "speed/images_per_second" in events.Tags()["scalars"]
 
 

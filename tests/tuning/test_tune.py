@@ -183,8 +183,7 @@ def test_best_yaml_is_a_config_to_train_with(story: Story) -> None:
 def test_trials_have_tensorboard_events_and_the_search_a_report(story: Story) -> None:
     rows = leaderboard(story.folder)
     finished = next(n for n, row in rows.items() if row["status"] == "finished")
-    events = EventAccumulator(str(story.run_folder(finished) / "tensorboard"))
-    events.Reload()
+    events = EventAccumulator(str(story.run_folder(finished) / "tensorboard")).Reload()
     assert {"evaluation/frechet", "g/reconstruction"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("evaluation/frechet")) == 3
     _, tags, shown = hparams_tab(story.folder / "trials")
