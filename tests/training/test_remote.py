@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 from helpers.commands import cl_ray, run_flags
+from helpers.local_ray import cluster_head
 from helpers.processes import children
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cl_ray.config import Config
 
 pytestmark = pytest.mark.ray
-HEAD = Path(__file__).parents[1] / "helpers" / "head.py"
 NODE = """
 import sys
 from ray._private.node import Node
@@ -50,23 +50,18 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Nod
     unshared = tmp_path_factory.mktemp("unshared")
     apart = subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
     hide = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none {unshared} && exec "$@"', "sh"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*command: str) -> str:
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-        assert started[-1].stdout is not None
-        return started[-1].stdout.readline().strip()
-
-    try:
-        address = start(sys.executable, str(HEAD))
-        second = [sys.executable, "-c", NODE, address]
-        assert start(*(hide if apart else []), *second) == "up"
-        yield Nodes(address, unshared, apart)
-    finally:
-        for process in reversed(started):
-            process.communicate()  # the end of its input is the end of it
+    with cluster_head(RAY_AUTH_MODE="disabled") as address:
+        second = subprocess.Popen(
+            [*(hide if apart else []), sys.executable, "-c", NODE, address],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        )  # fmt: skip
+        try:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "up\n"
+            yield Nodes(address, unshared, apart)
+        finally:
+            second.communicate()
 
 
 def train(nodes: Nodes, *flags: str) -> subprocess.CompletedProcess[str]:
