@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from helpers.kuberay import KINDS
-from pydantic import ValidationError
 from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_TOKEN_PATH
 
 from cl_ray.cli import parse_flags
@@ -52,7 +51,7 @@ def fields(given: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
 def test_every_field_is_in_the_schema(name: str) -> None:
     manifest = read(name)
     kind = KINDS[manifest["kind"]]
-    kind.model_validate(manifest)
+    assert list(kind.iter_errors(manifest)) == []
     paths = list(fields(manifest))
     assert len(paths) > 5
     for *parents, last in paths:  # a misspelt field is found at any level
@@ -61,8 +60,7 @@ def test_every_field_is_in_the_schema(name: str) -> None:
         for key in parents:
             parent = parent[key]
         parent[f"{last}s"] = parent.pop(last)
-        with pytest.raises(ValidationError, match=f"{last}s"):
-            kind.model_validate(wrong)
+        assert any(f"'{last}s'" in error.message for error in kind.iter_errors(wrong))
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])

@@ -3,270 +3,164 @@
 Other fields are refused; Kubernetes itself would drop them silently.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-
-Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|[KMGT]i?)?$")]
-"""CPUs, bytes or GPUs."""
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)]
-
-
-class Object(BaseModel):
-    """A model of exactly these fields and types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Labels(Object):
-    labels: dict[str, str] = {}
-
-
-class Metadata(Labels):
-    name: Name
-
-
-class Resources(Object):
-    requests: dict[Literal["cpu", "memory", "storage", "nvidia.com/gpu"], Quantity]
-    limits: dict[Literal["cpu", "memory", "nvidia.com/gpu"], Quantity] | None = None
-
-
-class Port(Object):
-    containerPort: Annotated[int, Field(gt=0, lt=65536)]
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,15}$")]
-
-
-class Variable(Object):
-    name: str
-    value: str
-
-
-class Mount(Object):
-    name: Name
-    mountPath: Annotated[str, StringConstraints(pattern=r"^/")]
-    readOnly: bool = False
-
-
-class Capabilities(Object):
-    drop: list[str]
-
-
-class ContainerSecurity(Object):
-    allowPrivilegeEscalation: bool
-    readOnlyRootFilesystem: bool
-    capabilities: Capabilities
-
-
-class SeccompProfile(Object):
-    type: Literal["RuntimeDefault", "Localhost", "Unconfined"]
-
-
-class PodSecurity(Object):
-    runAsNonRoot: bool
-    runAsUser: int
-    runAsGroup: int
-    fsGroup: int
-    seccompProfile: SeccompProfile
-
-
-class Container(Object):
-    name: Name
-    image: str
-    securityContext: ContainerSecurity
-    env: list[Variable] = []
-    ports: list[Port] = []
-    resources: Resources
-    volumeMounts: list[Mount]
-
-
-class Claim(Object):
-    claimName: Name
-
-
-class EmptyDir(Object):
-    medium: Literal["", "Memory"] = ""
-    sizeLimit: Quantity
-
-
-class Token(Object):
-    path: str
-    expirationSeconds: Annotated[int, Field(ge=600)]
-
-
-class KeyToPath(Object):
-    key: str
-    path: str
-
-
-class ConfigMap(Object):
-    name: Name
-    items: list[KeyToPath]
-
-
-class FieldRef(Object):
-    fieldPath: str
-
-
-class DownwardFile(Object):
-    path: str
-    fieldRef: FieldRef
-
-
-class DownwardAPI(Object):
-    items: list[DownwardFile]
-
-
-class Source(Object):
-    serviceAccountToken: Token | None = None
-    configMap: ConfigMap | None = None
-    downwardAPI: DownwardAPI | None = None
-
-
-class Projected(Object):
-    sources: list[Source]
-
-
-class Volume(Object):
-    name: Name
-    persistentVolumeClaim: Claim | None = None
-    emptyDir: EmptyDir | None = None
-    projected: Projected | None = None
-
-
-class Toleration(Object):
-    key: str
-    operator: Literal["Exists", "Equal"]
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
-
-
-class PodSpec(Object):
-    restartPolicy: Literal["Always", "OnFailure", "Never"] | None = None
-    automountServiceAccountToken: bool
-    securityContext: PodSecurity
-    tolerations: list[Toleration] = []
-    containers: list[Container]
-    volumes: list[Volume]
-
-
-class Pod(Object):
-    metadata: Labels
-    spec: PodSpec
-
-
-class AuthOptions(Object):
-    mode: Literal["token", "disabled"]
-
-
-class AutoscalerOptions(Object):
-    version: Literal["v1", "v2"]
-    idleTimeoutSeconds: Annotated[int, Field(gt=0)]
-    securityContext: ContainerSecurity
-    volumeMounts: list[Mount]
-
-
-class HeadGroup(Object):
-    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"]
-    rayStartParams: dict[str, str]
-    template: Pod
-
-
-class WorkerGroup(Object):
-    groupName: str
-    minReplicas: Annotated[int, Field(ge=0)]
-    maxReplicas: Annotated[int, Field(ge=0)]
-    rayStartParams: dict[str, str]
-    template: Pod
-
-
-class ClusterSpec(Object):
-    rayVersion: str
-    authOptions: AuthOptions
-    enableInTreeAutoscaling: bool
-    autoscalerOptions: AutoscalerOptions
-    headGroupSpec: HeadGroup
-    workerGroupSpecs: list[WorkerGroup]
-
-
-class JobSpec(Object):
-    entrypoint: str
-    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
-    backoffLimit: Annotated[int, Field(ge=0)]
-    shutdownAfterJobFinishes: bool
-    ttlSecondsAfterFinished: Annotated[int, Field(ge=0)]
-    rayClusterSpec: ClusterSpec
-    submitterPodTemplate: Pod
-
-
-class RayCluster(Object):
-    apiVersion: Literal["ray.io/v1"]
-    kind: Literal["RayCluster"]
-    metadata: Metadata
-    spec: ClusterSpec
-
-
-class RayJob(Object):
-    apiVersion: Literal["ray.io/v1"]
-    kind: Literal["RayJob"]
-    metadata: Metadata
-    spec: JobSpec
-
-
-class ClaimSpec(Object):
-    accessModes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]]
-    storageClassName: str | None = None
-    resources: Resources
-
-
-class PersistentVolumeClaim(Object):
-    apiVersion: Literal["v1"]
-    kind: Literal["PersistentVolumeClaim"]
-    metadata: Metadata
-    spec: ClaimSpec
-
-
-class Selector(Object):
-    matchLabels: dict[str, str] = {}
-
-
-class Block(Object):
-    cidr: str
-
-
-class Peer(Object):
-    podSelector: Selector | None = None
-    namespaceSelector: Selector | None = None
-    ipBlock: Block | None = None
-
-
-class PolicyPort(Object):
-    protocol: Literal["TCP", "UDP"]
-    port: int
-
-
-class Ingress(Object):
-    from_: Annotated[list[Peer], Field(alias="from")]
-    ports: list[PolicyPort] = []
-
-
-class Egress(Object):
-    to: list[Peer]
-    ports: list[PolicyPort] = []
-
-
-class PolicySpec(Object):
-    podSelector: Selector
-    policyTypes: list[Literal["Ingress", "Egress"]]
-    ingress: list[Ingress]
-    egress: list[Egress]
-
-
-class NetworkPolicy(Object):
-    apiVersion: Literal["networking.k8s.io/v1"]
-    kind: Literal["NetworkPolicy"]
-    metadata: Metadata
-    spec: PolicySpec
-
-
-KINDS: dict[str, type[Object]] = {
-    kind.__name__: kind for kind in (RayCluster, RayJob, PersistentVolumeClaim, NetworkPolicy)
+from typing import Any
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+Schema = dict[str, Any]
+
+
+def closed(optional: str = "", **fields: Schema) -> Schema:
+    """An object of exactly these fields, of which some may be missing."""
+    required = [name for name in fields if name not in optional.split()]
+    kind = {"type": "object", "additionalProperties": False}
+    return {**kind, "properties": fields, "required": required}
+
+
+def each(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
+def one_of(*values: str) -> Schema:
+    return {"enum": values}
+
+
+def integer(least: int, most: int | None = None) -> Schema:
+    return {"type": "integer", "minimum": least, **({"maximum": most} if most else {})}
+
+
+def text(pattern: str = "", **limits: int) -> Schema:
+    return {"type": "string", "pattern": pattern, **limits}
+
+
+BOOL, INT, TEXT = {"type": "boolean"}, {"type": "integer"}, text()
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+NAME = text(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", maxLength=63)
+QUANTITY = text(r"^\d+(\.\d+)?(m|[KMGT]i?)?$")  # CPUs, bytes or GPUs
+AMOUNTS = {"cpu": QUANTITY, "memory": QUANTITY, "nvidia.com/gpu": QUANTITY}
+RESOURCES = closed(
+    "limits",
+    requests=closed(" ".join([*AMOUNTS, "storage"]), **AMOUNTS, storage=QUANTITY),
+    limits=closed(" ".join(AMOUNTS), **AMOUNTS),
+)
+LABELS = closed("labels", labels=TEXTS)
+METADATA = closed("labels", name=NAME, labels=TEXTS)
+
+MOUNTS = each(closed("readOnly", name=NAME, mountPath=text("^/"), readOnly=BOOL))
+CONTAINER_SECURITY = closed(
+    allowPrivilegeEscalation=BOOL,
+    readOnlyRootFilesystem=BOOL,
+    capabilities=closed(drop=each(TEXT)),
+)
+CONTAINER = closed(
+    "env ports",
+    name=NAME,
+    image=TEXT,
+    securityContext=CONTAINER_SECURITY,
+    env=each(closed(name=TEXT, value=TEXT)),
+    ports=each(closed(containerPort=integer(1, 65535), name=text("^[a-z0-9-]{1,15}$"))),
+    resources=RESOURCES,
+    volumeMounts=MOUNTS,
+)
+SOURCE = closed(
+    "serviceAccountToken configMap downwardAPI",
+    serviceAccountToken=closed(path=TEXT, expirationSeconds=integer(600)),
+    configMap=closed(name=NAME, items=each(closed(key=TEXT, path=TEXT))),
+    downwardAPI=closed(items=each(closed(path=TEXT, fieldRef=closed(fieldPath=TEXT)))),
+)
+VOLUME = closed(
+    "persistentVolumeClaim emptyDir projected",
+    name=NAME,
+    persistentVolumeClaim=closed(claimName=NAME),
+    emptyDir=closed("medium", medium=one_of("", "Memory"), sizeLimit=QUANTITY),
+    projected=closed(sources=each(SOURCE)),
+)
+TOLERATION = closed(
+    key=TEXT,
+    operator=one_of("Exists", "Equal"),
+    effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
+)
+POD_SECURITY = closed(
+    runAsNonRoot=BOOL,
+    runAsUser=INT,
+    runAsGroup=INT,
+    fsGroup=INT,
+    seccompProfile=closed(type=one_of("RuntimeDefault", "Localhost", "Unconfined")),
+)
+POD_SPEC = closed(
+    "restartPolicy tolerations",
+    restartPolicy=one_of("Always", "OnFailure", "Never"),
+    automountServiceAccountToken=BOOL,
+    securityContext=POD_SECURITY,
+    tolerations=each(TOLERATION),
+    containers=each(CONTAINER),
+    volumes=each(VOLUME),
+)
+POD = closed(metadata=LABELS, spec=POD_SPEC)
+
+HEAD_GROUP = closed(
+    serviceType=one_of("ClusterIP", "NodePort", "LoadBalancer"), rayStartParams=TEXTS, template=POD
+)
+WORKER_GROUP = closed(
+    groupName=TEXT,
+    minReplicas=integer(0),
+    maxReplicas=integer(0),
+    rayStartParams=TEXTS,
+    template=POD,
+)
+AUTOSCALER = closed(
+    version=one_of("v1", "v2"),
+    idleTimeoutSeconds=integer(1),
+    securityContext=CONTAINER_SECURITY,
+    volumeMounts=MOUNTS,
+)
+CLUSTER = closed(
+    rayVersion=TEXT,
+    authOptions=closed(mode=one_of("token", "disabled")),
+    enableInTreeAutoscaling=BOOL,
+    autoscalerOptions=AUTOSCALER,
+    headGroupSpec=HEAD_GROUP,
+    workerGroupSpecs=each(WORKER_GROUP),
+)
+JOB = closed(
+    entrypoint=TEXT,
+    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
+    backoffLimit=integer(0),
+    shutdownAfterJobFinishes=BOOL,
+    ttlSecondsAfterFinished=integer(0),
+    rayClusterSpec=CLUSTER,
+    submitterPodTemplate=POD,
+)
+CLAIM = closed(
+    "storageClassName",
+    accessModes=each(one_of("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany")),
+    storageClassName=TEXT,
+    resources=RESOURCES,
+)
+SELECTOR = closed("matchLabels", matchLabels=TEXTS)
+PEERS = each(
+    closed(
+        "podSelector namespaceSelector ipBlock",
+        podSelector=SELECTOR,
+        namespaceSelector=SELECTOR,
+        ipBlock=closed(cidr=TEXT),
+    )
+)
+PORTS = each(closed(protocol=one_of("TCP", "UDP"), port=INT))
+POLICY = closed(
+    podSelector=SELECTOR,
+    policyTypes=each(one_of("Ingress", "Egress")),
+    ingress=each(closed("ports", **{"from": PEERS}, ports=PORTS)),
+    egress=each(closed("ports", to=PEERS, ports=PORTS)),
+)
+KINDS = {
+    kind: Draft202012Validator(
+        closed(apiVersion=one_of(version), kind=one_of(kind), metadata=METADATA, spec=spec)
+    )
+    for kind, version, spec in (
+        ("RayCluster", "ray.io/v1", CLUSTER),
+        ("RayJob", "ray.io/v1", JOB),
+        ("PersistentVolumeClaim", "v1", CLAIM),
+        ("NetworkPolicy", "networking.k8s.io/v1", POLICY),
+    )
 }
