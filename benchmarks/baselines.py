@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ray.cli import add_default_views, default_preset
+from cl_ray.cli import default_preset
 from cl_ray.config import Config, preset
+from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
@@ -227,7 +228,7 @@ def main(
     shape = dataset.info.shape
     config = preset(default_preset(shape[0])).model_copy(update={"seed": seed, "data": data})
     if dataset.info.photographic:
-        config = add_default_views(config, None)
+        config = config.model_copy(update={"views": PHOTO_VIEWS})
     rows, held_out = dataset.read("train"), dataset.read(split)
     images = torch.from_numpy(rows.image)
     reference = resolve_reference(dataset, "auto")
