@@ -27,6 +27,7 @@ class PairBatch(NamedTuple):
         present: Bool [N, b], of the batches of all N ranks; false rows pad the last batch and have
             no weight.
         labels: Classes of x+ and x-, int64 [b, 2]; None unless `condition` uses labels.
+        labelled: Bool [b, 2], false where an image has no label; None if all have one.
     """
 
     positive: Tensor
@@ -34,6 +35,7 @@ class PairBatch(NamedTuple):
     negative: Tensor
     present: Tensor
     labels: Tensor | None = None
+    labelled: Tensor | None = None
 
     @property
     def real(self) -> "RealParts[Tensor]":

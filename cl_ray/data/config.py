@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cl_ray.base_config import BaseConfig
+from cl_ray.base_config import BaseConfig, marks
 
 Condition = Literal["none", "classifier", "projection"]
 
@@ -167,6 +167,35 @@ class ShardConfig(BaseConfig):
     )
 
 
+_OTHER_LABELS = marks(not_searchable="trials that use other labels are not comparable")
+
+
+class LabelConfig(BaseConfig):
+    """Which labels of the training images are used; images without a label are unlabelled."""
+
+    count: int | None = Field(
+        None,
+        ge=1,
+        description="Training images that keep their label, as many of each class as possible; "
+        "the others are unlabelled. None: all that have a label.",
+        json_schema_extra=_OTHER_LABELS,
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of the draw of these images.",
+        json_schema_extra=_OTHER_LABELS,
+    )
+    batch_fraction: float = Field(
+        0.125,
+        ge=0,
+        lt=1,
+        description="Fraction of the positives of a batch that are drawn from the labelled images, "
+        "where a smaller fraction of the training images is labelled.",
+    )
+
+
 class PairDataConfig(BaseConfig):
     """What determines the batches of pairs of every worker."""
 
@@ -174,4 +203,5 @@ class PairDataConfig(BaseConfig):
     batch_size: int = Field(64, ge=2, description="Pairs per step, over all workers together.")
     condition: Condition = "none"
     pairs: PairConfig = PairConfig()
+    labels: LabelConfig = LabelConfig()
     shards: ShardConfig = ShardConfig()

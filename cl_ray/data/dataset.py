@@ -380,12 +380,22 @@ class Dataset:
         Raises:
             UserError: As `class_names` and `read` do.
         """
-        counts = np.zeros(len(self.class_names()), np.int64)
+        names, labels = self.class_names(), self.read_labels(split)[1]
+        return np.bincount(labels[labels != UNLABELLED], minlength=len(names)).tolist()
+
+    def read_labels(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Read the ids and the labels of all rows of a split of labelled data, without images.
+
+        Raises:
+            UserError: As `read` does.
+        """
+        ids, labels = [], []
         for shard in self._split(split).shards:
             with self._open(shard) as file:
-                labels = _labels(file.read(["label"])["label"].combine_chunks())[: shard.rows]
-                counts += np.bincount(labels[labels != UNLABELLED], minlength=len(counts))
-        return counts.tolist()
+                table = file.read(["id", "label"]).slice(0, shard.rows)
+                ids.append(_integers(table["id"].combine_chunks()))
+                labels.append(_labels(table["label"].combine_chunks()))
+        return np.concatenate(ids), np.concatenate(labels)
 
     def only_label(self, split: str) -> int | None:
         """Return the label that all labelled rows of a split have; None if there are several.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.batch import PairBatch
-from cl_ray.data.dataset import RowBatch
+from cl_ray.data.dataset import UNLABELLED, RowBatch
 from cl_ray.data.pairs import PairSampler
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.rng import seeded_generator
@@ -41,7 +41,7 @@ class InMemoryLoader:
     @classmethod
     def read(cls, partition: Partition, device: torch.device | str = "cpu") -> "InMemoryLoader":
         """Read the partition in this process, without Ray."""
-        return cls(partition, partition.dataset.read(TRAIN_SPLIT, partition.row_ranges(0)), device)
+        return cls(partition, partition.read(partition.row_ranges(0)), device)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
         """Yield the batches of an epoch from step `start` on; `partition.steps` in all."""
@@ -53,16 +53,16 @@ class InMemoryLoader:
         for step in range(start, self.partition.steps):
             positions = torch.arange(step * size, (step + 1) * size, device=images.device)
             rows = order[positions % len(order)]  # padded by the first rows, which are not present
-            partners, negatives = self.sampler.sample(
-                rows, _generator(self.partition, epoch, step + 1)
-            )
-            yield PairBatch(
-                images[rows],
-                images[partners],
-                images[negatives],
-                torch.from_numpy(self.partition.present(step)).to(images.device, non_blocking=True),
-                None if labels is None else torch.stack([labels[rows], labels[negatives]], 1),
-            )
+            present = torch.from_numpy(self.partition.present(step))
+            present = present.to(images.device, non_blocking=True)
+            generator = _generator(self.partition, epoch, step + 1)
+            rows = _oversample_labelled(rows, self.labels, self.partition, generator)
+            partners, negatives = self.sampler.sample(rows, generator)
+            batch = PairBatch(images[rows], images[partners], images[negatives], present)
+            if labels is not None:
+                classes = torch.stack([labels[rows], labels[negatives]], 1)
+                batch = _with_labels(batch, classes, self.partition)
+            yield batch
 
 
 class StreamingLoader:
@@ -85,8 +85,7 @@ class StreamingLoader:
 
         def read_windows(epoch: int, first: int) -> Iterator[Columns]:
             for window, ranges in enumerate(partition.windows(epoch)[first:], first):
-                rows = partition.dataset.read(TRAIN_SPLIT, ranges)
-                yield sample_window_pairs(partition, rows, epoch, window)
+                yield sample_window_pairs(partition, partition.read(ranges), epoch, window)
 
         return cls(partition, read_windows, device)
 
@@ -121,10 +120,11 @@ class StreamingLoader:
             for name in ("positive", "partner", "negative")
         )
         present = to_device(self.partition.present(step))
-        labels = None
-        if self.partition.classes:
-            labels = padded(columns.get("labels", np.zeros((0, 2), np.int64)))
-        return PairBatch(positive, partner, negative, present, labels)
+        batch = PairBatch(positive, partner, negative, present)
+        if not self.partition.classes:
+            return batch
+        labels = padded(columns.get("labels", np.zeros((0, 2), np.int64)))
+        return _with_labels(batch, labels, self.partition)
 
 
 PairLoader = InMemoryLoader | StreamingLoader
@@ -141,6 +141,7 @@ def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window
     images, labels = _sorted_tensors(rows)
     generator = _generator(partition, epoch, window)
     positives = torch.randperm(len(images), generator=generator)
+    positives = _oversample_labelled(positives, labels, partition, generator)
     partners, negatives = _pair_sampler(partition, images, labels).sample(positives, generator)
     indices = {"positive": positives, "negative": negatives}
     if partition.config.pairs.mode == "labels":
@@ -150,6 +151,40 @@ def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window
         assert labels is not None, "labels are used only of data that has them"
         columns["labels"] = torch.stack([labels[positives], labels[negatives]], 1).numpy()
     return {"id": np.sort(rows.id)[positives.numpy()], **columns}
+
+
+def _with_labels(batch: PairBatch, labels: Tensor, partition: Partition) -> PairBatch:
+    """Add labels [b, 2], and which of them are known if some images have none."""
+    labelled = labels != UNLABELLED if partition.unlabelled_rows else None
+    return batch._replace(labels=labels, labelled=labelled)
+
+
+def _oversample_labelled(
+    rows: Tensor, labels: Tensor | None, partition: Partition, generator: torch.Generator
+) -> Tensor:
+    """Replace `labels.batch_fraction` of the rows by labelled ones, where fewer are labelled.
+
+    The replaced rows are spread evenly, so that all batches that are cut from them have some.
+
+    Args:
+        rows: Rows [n] of the pool.
+        labels: Labels of the pool; None if the data have none.
+        partition: Says whether labels are used, and the fraction.
+        generator: A CPU generator.
+    """
+    fraction = partition.config.labels.batch_fraction
+    if labels is None or not partition.uses_labels or not partition.unlabelled_rows:
+        return rows
+    labelled = (labels != UNLABELLED).nonzero().squeeze(1)
+    count = int(fraction * len(rows))
+    if not count or not 0 < len(labelled) < fraction * len(labels):
+        return rows
+    drawn = [
+        torch.randperm(len(labelled), generator=generator) for _ in range(0, count, len(labelled))
+    ]
+    places = torch.arange(count, device=rows.device) * len(rows) // count
+    chosen = torch.cat(drawn)[:count].to(rows.device)
+    return rows.index_copy(0, places, labelled[chosen])
 
 
 def _generator(partition: Partition, epoch: int, part: int) -> torch.Generator:

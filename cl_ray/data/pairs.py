@@ -36,8 +36,9 @@ class PairSampler:
         config: The mode, the number of candidates and the quantile.
         images: The pool, uint8 [n, H, W, C], on any device.
         labels: Class indices [n] of the pool, required by the mode `labels`. An image without a
-            label, UNLABELLED, pairs as in the mode `views`, and is no negative of a labelled one.
-            If the pool has no label, all do.
+            label, UNLABELLED, pairs as in the mode `views`, and is a negative of a labelled one
+            only if no labelled one is far enough. If fewer than two classes of the pool have
+            labels, all pair as in `views`.
         distance: The smallest distance of a negative, pixels scaled to [0, 1].
 
     With `negatives` "hard", `embed` must be set before sampling.
@@ -70,12 +71,12 @@ class PairSampler:
                     "pairs.mode `labels` needs labels, and this data has none: use `views`."
                 )
             known = labels[labels != UNLABELLED].unique()
-            if len(known) == 1:
+            if len(known) == 1 and (labels != UNLABELLED).all():
                 raise UserError(
                     f"pairs.mode `labels` needs two classes, and all images are of class "
                     f"{int(known[0])}: use `views`."
                 )
-            self.labels = labels if len(known) else None
+            self.labels = labels if len(known) > 1 else None
             # Of each row, its position among the labelled ones.
             self.labelled = (labels != UNLABELLED).nonzero().squeeze(1)
             self.rank = (labels != UNLABELLED).cumsum(0) - 1
@@ -172,9 +173,14 @@ class PairSampler:
         row = torch.tensor([positive], device=self.pixels.device)
         rows = torch.arange(len(self.pixels), device=self.pixels.device).split(_DISTANCE_CHUNK)
         distance = torch.cat([self._squared_distance(row, part[None])[0] for part in rows])
+        far = distance >= self.bound
         if self.labels is not None:
-            distance[self._may_be_same_class(row, torch.cat(rows))] = -1
-        allowed = (distance >= self.bound).nonzero().squeeze(1)
+            excluded = self._may_be_same_class(row, torch.cat(rows))
+            distance[excluded] = -1
+            if not (far & ~excluded).any():  # of few labelled images
+                excluded = self.labels != UNLABELLED
+            far &= ~excluded
+        allowed = far.nonzero().squeeze(1)
         if not len(allowed):
             raise UserError(
                 f"Image {positive} of a shard of {len(self.pixels)} has no negative as far as "

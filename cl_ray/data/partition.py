@@ -5,14 +5,15 @@ Imports neither torch nor ray: processes that only read, such as Ray Data's task
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cl_ray.data.config import PairDataConfig
-from cl_ray.data.dataset import Dataset, RowRange
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowRange
 
 TRAIN_SPLIT = "train"
 WINDOW_BYTES = 2**26
@@ -55,14 +56,41 @@ class Partition:
         return math.ceil(math.ceil(self.total_rows / self.workers) / self.local_batch_size)
 
     @cached_property
+    def labelled_ids(self) -> NDArray[np.int64] | None:
+        """The ids of the images that keep their label; None if all do."""
+        labels = self.config.labels
+        if labels.count is None:
+            return None
+        return draw_labelled_ids(self.dataset, labels.count, labels.seed)
+
+    @property
+    def unlabelled_rows(self) -> int:
+        """Rows of all ranks together whose label is missing or not used."""
+        labelled = self.dataset.info.labelled_rows(TRAIN_SPLIT)
+        return self.total_rows - min(self.config.labels.count or labelled, labelled)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the pairs or the networks depend on labels."""
+        return self.config.condition != "none" or self.config.pairs.mode == "labels"
+
+    @cached_property
     def classes(self) -> list[str]:
         """The names of the labels if the config uses them, else empty."""
         return self.dataset.class_names() if self.config.condition != "none" else []
 
     @cached_property
     def counts(self) -> list[int]:
-        """The number of training images of each of the `classes`."""
-        return self.dataset.class_counts(TRAIN_SPLIT) if self.classes else []
+        """The number of training images of each of the `classes`, of those that keep a label."""
+        return self.count_labels() if self.classes else []
+
+    def count_labels(self) -> list[int]:
+        """Count the training images of each class, of those that keep their label."""
+        if self.labelled_ids is None:
+            return self.dataset.class_counts(TRAIN_SPLIT)
+        ids, labels = self.dataset.read_labels(TRAIN_SPLIT)
+        kept = labels[np.isin(ids, self.labelled_ids)]
+        return np.bincount(kept, minlength=len(self.dataset.class_names())).tolist()
 
     @property
     def gigabytes(self) -> float:
@@ -108,6 +136,17 @@ class Partition:
         """
         return slice_ranges(self.shuffled_groups(epoch), *self.bounds)
 
+    def read(self, ranges: Sequence[RowRange]) -> RowBatch:
+        """Read rows of the dataset, with the labels that are used."""
+        return self.select_labels(self.dataset.read(TRAIN_SPLIT, ranges))
+
+    def select_labels(self, rows: RowBatch) -> RowBatch:
+        """Replace labels that are not used by UNLABELLED."""
+        if self.labelled_ids is None or rows.label is None:
+            return rows
+        kept = np.isin(rows.id, self.labelled_ids)
+        return replace(rows, label=np.where(kept, rows.label, UNLABELLED))
+
     def windows(self, epoch: int) -> list[list[RowRange]]:
         """Return this rank's rows of a streamed epoch, in windows of about `shards.window` rows.
 
@@ -119,6 +158,29 @@ class Partition:
         count = max(1, round(total / window))
         ends = [total * i // count for i in range(count + 1)]
         return [slice_ranges(ranges, a, b) for a, b in pairwise(ends)]
+
+
+def draw_labelled_ids(dataset: Dataset, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw labelled training images, as many of each class as possible.
+
+    A class with fewer images than its part has all of them drawn.
+
+    Args:
+        dataset: The images at rest; its rows alone and the seed decide.
+        count: Number of images, from the number of classes to that of labelled images.
+        seed: Seed of the draw.
+
+    Returns:
+        Their ids [count], sorted.
+    """
+    ids, labels = dataset.read_labels(TRAIN_SPLIT)
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(np.flatnonzero(labels != UNLABELLED))
+    rows = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    classes, first, sizes = np.unique(labels[rows], return_index=True, return_counts=True)
+    rank_in_class = np.arange(len(rows)) - first.repeat(sizes)
+    tie_break = random.permutation(len(classes)).repeat(sizes)
+    return np.sort(ids[rows[np.lexsort((tie_break, rank_in_class))[:count]]])
 
 
 def slice_ranges(ranges: Sequence[RowRange], first: int, end: int) -> list[RowRange]:

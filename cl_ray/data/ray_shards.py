@@ -107,7 +107,7 @@ def build_train_dataset(
     parts = [slice_ranges(groups, start, stop) for start, stop in pairwise(ends)]
 
     def read(part: list[RowRange], number: int) -> _Columns:
-        rows = dataset.read(TRAIN_SPLIT, part)
+        rows = partition.read(part)
         label = {} if rows.label is None else {"label": rows.label}
         position = np.arange(ends[number], ends[number + 1])
         return {"position": position, "id": rows.id, "image": rows.image, **label}
@@ -161,7 +161,7 @@ def read_windows(partition: Partition, epoch: int, first: int) -> Iterator[_Colu
     def pair(part: list[RowRange], number: int) -> _Columns:
         from cl_ray.data.loaders import sample_window_pairs
 
-        rows = partition.dataset.read(TRAIN_SPLIT, part)
+        rows = partition.read(part)
         paired = sample_window_pairs(partition, rows, epoch, first + number)
         return {"window": np.full(len(rows.id), number), **paired}
 

@@ -10,9 +10,9 @@ from helpers.datasets import labels_of
 
 from cl_ray.batch import PairBatch
 from cl_ray.data.config import PairDataConfig
-from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, PairLoader, StreamingLoader, sample_window_pairs
-from cl_ray.data.partition import Partition
+from cl_ray.data.partition import Partition, draw_labelled_ids
 
 LOADERS: dict[str, type[InMemoryLoader] | type[StreamingLoader]] = {
     "memory": InMemoryLoader,
@@ -249,3 +249,44 @@ def test_windows_before_the_start_are_not_read(small_groups: Callable[[int], Dat
         batches = StreamingLoader(partition, read_windows).batches(0, start)
         assert batches_equal(list(batches), whole[start:])
         assert asked[-1] == np.searchsorted(ends, start * 12, side="right")
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(20, 0.25), (160, 0.25), (20, 0.0)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_batches_have_enough_labelled_images_where_few_are(
+    small_groups: Callable[[int], Dataset], kind: str, workers: int, count: int, fraction: float
+) -> None:
+    dataset, batch_size = small_groups(320), 16
+    labels = {"count": count, "seed": 1, "batch_fraction": fraction}
+    fields: dict[str, Any] = {"condition": "classifier", "shards": {"window": 80}, "labels": labels}
+    kept = set(draw_labelled_ids(dataset, count, seed=1).tolist())
+    same, seen = Identify(dataset), set()
+    for rank in range(workers):
+        loader = LOADERS[kind].read(partition_of(dataset, batch_size, workers, rank, **fields))
+        batches = list(loader.batches(epoch=0))
+        assert batches_equal(batches[5:], list(loader.batches(0, 5)))
+        for batch in batches:
+            positives, _, negatives = same.batch(batch)
+            assert batch.labels is not None
+            assert batch.labelled is not None
+            for number, ids in enumerate((positives, negatives)):
+                assert batch.labelled[:, number].tolist() == [i in kept for i in ids]
+                expected = [same.labels[i] if i in kept else UNLABELLED for i in ids]
+                assert batch.labels[:, number].tolist() == expected
+            if count == 20:
+                assert len(kept.intersection(positives)) >= fraction * batch_size / workers - 1
+            seen.update(positives)
+    if count == 20 and fraction:
+        assert kept < seen
+        assert len(seen) < 320  # they took the place of others
+    else:
+        assert len(seen) == 320
+
+
+def test_which_labels_are_known_is_left_out_if_all_are(
+    small_groups: Callable[[int], Dataset],
+) -> None:
+    partition = partition_of(small_groups(40), condition="classifier")
+    for loader in LOADERS.values():
+        assert next(loader.read(partition).batches(0)).labelled is None

@@ -301,5 +301,17 @@ def test_pool_without_labels_pairs_by_views(digits: tuple[Dataset, Tensor, Tenso
     found = sampler(images, none, 1.0, mode="labels").sample(torch.arange(300), seeded())
     expected = sampler(images, None, 1.0, mode="views").sample(torch.arange(300), seeded())
     assert all(map(torch.equal, found, expected))
-    none[7] = 3
-    assert "all images are of class 3" in refusal(images, none, 1.0, mode="labels")
+    none[7] = 3  # and so does a pool of one known class
+    found = sampler(images, none, 1.0, mode="labels").sample(torch.arange(300), seeded())
+    assert all(map(torch.equal, found, expected))
+
+
+def test_negative_of_the_only_labelled_image_nearby_has_no_label() -> None:
+    """A window of few labelled images may have none that is far enough."""
+    images = torch.zeros(6, 28, 28, 1, dtype=torch.uint8)
+    images[2:] = 255
+    labels = torch.tensor([0, 1, *[UNLABELLED] * 4])
+    for seed in range(5):
+        pool = sampler(images, labels, 1.0, mode="labels")
+        _, negatives = pool.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(seed))
+        assert (negatives > 1).all()

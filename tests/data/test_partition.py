@@ -1,12 +1,15 @@
 """The rows of each rank: disjoint, complete, and of one size to one row."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.datasets import labels_of, mnist, write_images
 
-from cl_ray.data.config import PairDataConfig, ShardConfig
-from cl_ray.data.dataset import Dataset, RowRange
-from cl_ray.data.partition import Partition, slice_ranges
+from cl_ray.data.config import LabelConfig, PairDataConfig, ShardConfig
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowRange
+from cl_ray.data.partition import Partition, draw_labelled_ids, slice_ranges
 
 
 def rows_of(ranges: list[RowRange]) -> list[tuple[int, int, int]]:
@@ -71,3 +74,51 @@ def test_rows_stay_in_memory_up_to_the_budget(dataset: Dataset) -> None:
             partition = Partition(dataset, config, 2, rank)
             assert partition.gigabytes == pytest.approx(largest)
             assert partition.resident is resident
+
+
+def test_drawn_labels_are_of_all_classes_alike_and_follow_from_the_seed(tmp_path: Path) -> None:
+    images, labels = mnist("train", 300)
+    first = int(np.flatnonzero(labels == 3)[0])
+    rare = [None if k != first and label == 3 else label for k, label in enumerate(labels)]
+    dataset = Dataset.open(write_images(tmp_path / "rare", train=(images, rare)))
+    label_of = dict(zip(*dataset.read_labels("train"), strict=True))
+    labelled = dataset.info.labelled_rows("train")
+    for count, of_others in {10: {1}, 28: {3}, 55: {6}, 57: {6, 7}, labelled: None}.items():
+        ids = draw_labelled_ids(dataset, count, seed=5)
+        drawn = np.bincount([label_of[i] for i in ids])  # refuses UNLABELLED
+        assert len(set(ids.tolist())) == count
+        assert drawn[3] == 1  # all that it has
+        assert of_others in (set(np.delete(drawn, 3).tolist()), None)
+        assert np.array_equal(ids, draw_labelled_ids(dataset, count, seed=5))
+    first_draw, other = (draw_labelled_ids(dataset, 20, seed) for seed in (5, 6))
+    assert not np.array_equal(first_draw, other)
+
+
+@pytest.mark.parametrize("window", [40, 1000])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_all_workers_use_the_same_labels(dataset: Dataset, workers: int, window: int) -> None:
+    shards = ShardConfig(window=window)
+    labels = LabelConfig(count=30, seed=2)
+    config = PairDataConfig(labels=labels, condition="classifier", shards=shards)
+    label_of = dict(zip(*dataset.read_labels("train"), strict=True))
+    ids: list[int] = []
+    for rank in range(workers):
+        partition = Partition(dataset, config, workers, rank)
+        assert partition.unlabelled_rows == 317
+        assert partition.counts == [3] * 10
+        parts = [partition.read(ranges) for ranges in partition.windows(epoch=1)]
+        whole = partition.read(partition.row_ranges(1))
+        for rows in (whole, *parts):
+            used = rows.take(labels_of(rows) != UNLABELLED)
+            assert labels_of(used).tolist() == [label_of[i] for i in used.id]
+            ids += used.id.tolist() if rows is not whole else []
+    assert sorted(ids) == draw_labelled_ids(dataset, 30, 2).tolist()
+
+
+def test_all_labels_are_used_by_default(dataset: Dataset) -> None:
+    partition = Partition(dataset, PairDataConfig(condition="projection"))
+    rows = partition.read(partition.row_ranges(0))
+    whole = dataset.read("train", partition.row_ranges(0))
+    assert np.array_equal(labels_of(rows), labels_of(whole))
+    assert partition.unlabelled_rows == 0
+    assert partition.counts == dataset.class_counts("train")
