@@ -136,8 +136,8 @@ class DiscriminatorPass(NamedTuple):
         real: Of x+ and x-.
         fake: Of the fakes.
         views: Of the two views of x+.
-        gathered: Vectors of the global batch, [k, N b, d], by name: `view_embeddings`, and G's
-            `latents`.
+        gathered: Vectors of the global batch, [k, N b, d], by name: `view_embeddings`, G's
+            `latents`, and of x+ and x- whether they are `labelled`, 1 or 0, if not all are.
     """
 
     real: RealParts[DiscriminatorOutput]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version, marks
-from cl_ray.errors import UserError, printable, yaml_error_reason
+from cl_ray.errors import UserError, pluralize, printable, yaml_error_reason
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.train_config import TrainerConfig
 
@@ -117,6 +117,7 @@ class Config(TrainerConfig, RunIdentityConfig):
         """Which labels the training uses, as text; empty for none."""
         used = [f"pairs by {self.pairs.mode}"] if self.pairs.mode == "labels" else []
         used += [f"condition {self.condition}"] if self.condition != "none" else []
+        used += [pluralize(self.labels.count, "label")] if used and self.labels.count else []
         return ", ".join(used)
 
     @property

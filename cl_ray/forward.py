@@ -31,6 +31,27 @@ def normalize_batch(batch: PairBatch, dtype: torch.dtype) -> PairBatch:
     return batch._replace(positive=positive, partner=partner, negative=negative)
 
 
+@torch.no_grad()
+def predict_classes(discriminator: Discriminator, images: Tensor) -> Tensor:
+    """Predict the classes [n] of images [n, C, H, W]; spectral norm is not updated."""
+    was_training = discriminator.training
+    discriminator.eval()
+    logits = discriminator.classify(discriminator.features(images))
+    discriminator.train(was_training)
+    return logits.argmax(1)
+
+
+def predict_missing_labels(discriminator: Discriminator, batch: PairBatch) -> PairBatch:
+    """Give the unlabelled images of a normalized batch the class that D predicts, for G.
+
+    Lucic et al. (2019, S3GAN), section 3: co-training, with D's own classifier.
+    """
+    if batch.labels is None or batch.labelled is None:
+        return batch
+    predicted = predict_classes(discriminator, torch.cat(batch.real)).view(2, -1).T
+    return batch._replace(labels=torch.where(batch.labelled, batch.labels, predicted))
+
+
 def generate(generator: Generator, batch: PairBatch, noise: StepNoise) -> GeneratorOutput:
     """Compute the fakes and latent vectors of a normalized batch."""
     dtype, labels = batch.positive.dtype, batch.fake_labels
@@ -57,10 +78,12 @@ def discriminate(
 
 
 def gather_vectors(
-    d: DiscriminatorPass, g: GeneratorOutput, config: LossConfig
+    d: DiscriminatorPass, g: GeneratorOutput, batch: PairBatch, config: LossConfig
 ) -> DiscriminatorPass:
     """Gather the vectors of all ranks that losses compare pair with pair, in one operation."""
     vectors = view_embeddings(d, config) | {"latents": g.latents}
+    if batch.labelled is not None:
+        vectors["labelled"] = batch.labelled.T[..., None].to(g.latents.dtype)
     return d._replace(gathered=distributed.gather(vectors))
 
 

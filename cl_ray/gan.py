@@ -19,7 +19,7 @@ from cl_ray.batch import DiscriminatorInput, DiscriminatorPass, GeneratorOutput,
 from cl_ray.cuda_graph import GraphedStep
 from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC, Scores
-from cl_ray.losses.classification import auxiliary_classification
+from cl_ray.losses.classification import auxiliary_classification, class_losses
 from cl_ray.losses.contrastive import view_losses
 from cl_ray.losses.pairwise import pair_classification, pair_confusion, pair_margin, reconstruction
 from cl_ray.losses.penalties import discriminator_penalties
@@ -104,6 +104,8 @@ class ContrastiveGAN:
         """Update D and G: a function of tensors only, which a CUDA graph can capture."""
         batch = forward.normalize_batch(batch, self.dtype)
         row_weights = global_row_weights(batch.present, self.dtype)
+        with self.mixed_precision():
+            batch = forward.predict_missing_labels(self.discriminator, batch)
         for noise in step_noise:
             is_last = noise is step_noise[-1]  # G learns from the last fakes
             with self.mixed_precision(), torch.set_grad_enabled(is_last):
@@ -111,7 +113,7 @@ class ContrastiveGAN:
             with self.mixed_precision():
                 seen = forward.discriminator_input(batch, g.fake, noise)
                 d = forward.discriminate(self.discriminator, seen, batch)
-                d = forward.gather_vectors(d, g, self.config.losses)
+                d = forward.gather_vectors(d, g, batch, self.config.losses)
                 d_losses = self.discriminator_loss(d, seen, batch, noise)
             d_metrics = self.d_optimizer.minimize(d_losses, row_weights)
         with self.mixed_precision():
@@ -131,9 +133,7 @@ class ContrastiveGAN:
             margin = pair_margin(d.real.positive.embedding, right, wrong, tau)
             losses["pair"] = pair_classification(margin)
         if self.config.condition == "classifier":
-            of_real = auxiliary_classification(d.real, batch.real_labels)
-            of_fake = auxiliary_classification(d.fake, batch.fake_labels)
-            losses["classification"] = of_real + of_fake
+            losses |= class_losses(d, batch, options)
         labels = None if batch.labels is None else batch.labels[:, 0]
         return losses | discriminator_penalties(
             self.discriminator, options, seen.real.positive, seen.fake.noise, noise.penalty, labels

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cl_ray.data.dataset import Dataset, sample_rows
-from cl_ray.data.partition import TRAIN_SPLIT
+from cl_ray.data.dataset import UNLABELLED, sample_rows
+from cl_ray.data.partition import TRAIN_SPLIT, Partition
+from cl_ray.forward import predict_classes
+from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.normalize import to_unit
 from cl_ray.train_config import GANConfig
@@ -73,24 +75,27 @@ class PriorFitter:
     """Fits the prior to the codes of training images, which it reads at its first use.
 
     Args:
-        dataset: The images.
-        classes: Number of classes of a conditional G; else 0.
+        partition: The images, and the classes of a conditional G.
         config: Number of Gaussians (0 fits nothing), latent noise and seed.
     """
 
-    def __init__(self, dataset: Dataset, classes: int, config: GANConfig):
-        self.dataset, self.classes, self.config = dataset, classes, config
+    def __init__(self, partition: Partition, config: GANConfig):
+        self.partition, self.classes, self.config = partition, len(partition.classes), config
         self.images: Tensor | None = None
         self.labels: Tensor | None = None
 
-    def fit(self, generator: Generator) -> Prior | None:
-        """Fit the prior of a generator; None without components or if a code is NaN or Inf."""
+    def fit(self, generator: Generator, discriminator: Discriminator) -> Prior | None:
+        """Fit the prior of a generator; None without components or if a code is NaN or Inf.
+
+        Images without a label are of the class that the discriminator predicts.
+        """
         g, seed = self.config.generator, self.config.seed
         if not g.prior:
             return None
         weight = next(generator.parameters())
         if self.images is None:
-            rows = sample_rows(self.dataset, TRAIN_SPLIT, PRIOR_IMAGES, seed)
+            rows = sample_rows(self.partition.dataset, TRAIN_SPLIT, PRIOR_IMAGES, seed)
+            rows = self.partition.select_labels(rows)
             self.images = torch.from_numpy(rows.image).to(weight.device)
             if self.classes and rows.label is not None:
                 self.labels = torch.from_numpy(rows.label).to(weight.device)
@@ -101,7 +106,12 @@ class PriorFitter:
             return None
         if self.labels is None:
             return fit_prior(codes, g.prior, seed, g.latent_noise_std)
-        return fit_class_priors(codes, self.labels, self.classes, g.prior, seed, g.latent_noise_std)
+        labels = self.labels
+        if self.partition.unlabelled_rows:
+            units = (to_unit(part, weight.dtype) for part in parts)
+            predicted = torch.cat([predict_classes(discriminator, images) for images in units])
+            labels = labels.where(labels != UNLABELLED, predicted)
+        return fit_class_priors(codes, labels, self.classes, g.prior, seed, g.latent_noise_std)
 
 
 def fit_prior(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:

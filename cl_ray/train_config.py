@@ -51,16 +51,20 @@ class GANConfig(BaseConfig):
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
-    @property
-    def loss_names(self) -> list[str]:
-        """Names of the losses and scores among an epoch's metrics, in their order."""
+    def loss_names(self, unlabelled: bool = False) -> list[str]:
+        """Return the names of the losses and scores among an epoch's metrics, in their order.
+
+        `unlabelled`: whether some training images have no label.
+        """
         weights, classifies = self.losses, self.condition == "classifier"
+        is_consistent = classifies and unlabelled and weights.uses_views and weights.consistency
         is_used = {
             "d/adversarial": True,
             "d/contrastive": weights.contrastive,
             "d/fake_supcon": weights.form == "contrad" and weights.fake_supcon,
             "d/pair": weights.pair,
             "d/classification": classifies,
+            "d/consistency": is_consistent,
             "d/approximate_r1": weights.approximate_r1,
             "d/r1": weights.r1,
             "d/r2": weights.r2,

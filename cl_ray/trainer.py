@@ -42,7 +42,7 @@ class Trainer:
             if not isinstance(loader, InMemoryLoader):
                 raise UserError(HARD_NEGATIVES_NEED_MEMORY)
             loader.sampler.embed = self.gan.embed
-        self.prior_fitter = PriorFitter(dataset, len(classes), config)
+        self.prior_fitter = PriorFitter(self.partition, config)
         self.prior: Prior | None = None
         """Fitted at the end of the last epoch; equal on all ranks."""
         self.epochs = 0
@@ -92,7 +92,7 @@ class Trainer:
 
     def fit_prior(self) -> None:
         """Fit the prior that samples are drawn from to the EMA generator."""
-        self.prior = self.prior_fitter.fit(self.gan.ema_generator)
+        self.prior = self.prior_fitter.fit(self.gan.ema_generator, self.gan.discriminator)
 
     def lr_scale(self) -> float:
         """Return the next step's fraction of the learning rates: 1, then linearly down to 0.

@@ -55,10 +55,11 @@ def build(dtype: torch.dtype = torch.float64, **fields: Any) -> ContrastiveGAN:
     return five_steps.build_gan(small_config(**fields), dtype)
 
 
-def train(gan: ContrastiveGAN | NaiveGAN, *numbers: int) -> list[Any]:
+def train(gan: ContrastiveGAN | NaiveGAN, *numbers: int, unlabelled: bool = False) -> list[Any]:
     """Train on the batches of these numbers; return the metrics of each step."""
     labelled = gan.config.condition != "none"
-    return [gan.train_step(global_batch(number, "labels", labelled)) for number in numbers]
+    batches = (global_batch(number, "labels", labelled, unlabelled) for number in numbers)
+    return [gan.train_step(batch) for batch in batches]
 
 
 def without_free(objective: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -204,14 +205,15 @@ def test_a_destroyed_process_group_ends_the_training() -> None:
         build().train_step(batch)
 
 
-def assert_naive(**fields: Any) -> list[Losses]:
+def assert_naive(unlabelled: bool = False, **fields: Any) -> list[Losses]:
     """Check that three steps, the last on a short batch, equal the naive ones."""
     gan = build(**fields)
     objective = gan.config.losses.objective
     naive = NaiveGAN(gan.config, gan)
-    start, steps, expected = weights_of(gan), train(gan, 0, 1, 2), train(naive, 0, 1, 2)
+    start = weights_of(gan)
+    steps, expected = (train(g, 0, 1, 2, unlabelled=unlabelled) for g in (gan, naive))
     for step, naive_step in zip(steps, expected, strict=True):
-        assert list(step) == gan.config.loss_names
+        assert list(step) == gan.config.loss_names(unlabelled)
         for name, value in step.items():
             is_free = objective in OF_SCORE_DIFFERENCES and name in OF_SCORES
             tolerance = 1e-9 if is_free else 1e-12
@@ -250,6 +252,23 @@ def test_conditional_step_equals_the_naive_one(condition: str, objective: str) -
     steps = assert_naive(losses=losses, condition=condition)
     names = {"d/classification", "g/classification"} if condition == "classifier" else set()
     assert all({n for n in step if "classification" in n} == names for step in steps)
+
+
+@pytest.mark.parametrize("augment", [{}, AUGMENT])
+@pytest.mark.parametrize("form", ["info-nce", "contrad"])
+def test_step_with_unlabelled_images_equals_the_naive_one(
+    form: str, augment: dict[str, float]
+) -> None:
+    losses = {"form": form, "classification": 0.8, "consistency": 0.6, "confidence": 0.4}
+    steps = assert_naive(
+        unlabelled=True, condition="classifier", losses=losses, augment=augment,
+        optimizer={"d_steps": 2},
+    )  # fmt: skip
+    assert all(step["d/consistency"] > 0 for step in steps)
+    (never,) = assert_naive(
+        unlabelled=True, condition="classifier", losses={"confidence": 1.0}
+    )[:1]  # fmt: skip
+    assert never["d/consistency"] == 0
 
 
 @pytest.mark.parametrize("augment", [{}, AUGMENT])

@@ -66,6 +66,15 @@ class LossConfig(BaseConfig):
         ge=0,
         description="Weight of the class loss, for D and G; only with condition classifier.",
     )
+    consistency: float = Field(
+        1.0,
+        ge=0,
+        description="Weight in D's loss of predicting the class of views of x+ as confidently as "
+        "that of x+ itself (FixMatch); only with condition classifier, for unlabelled images.",
+    )
+    confidence: float = Field(
+        0.95, ge=0, le=1, description="Probability from which a class of x+ teaches its views."
+    )
     uniformity: float = Field(
         1.0,
         ge=0,

@@ -73,13 +73,15 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
                 f"condition `{config.condition}` needs labels, and {config.data} has none: use "
                 "`none`."
             )
-        if labelled < rows:
+        if labelled < rows and config.condition == "projection":
             raise UserError(
-                f"condition `{config.condition}` needs a label for each training image, and "
-                f"{rows - labelled:,} of the {rows:,} of {config.data} have none: use `none`, or "
-                "write the data without them with `cl-ray data --unlabelled drop`."
+                "condition `projection` needs a label for each training image, and "
+                f"{rows - labelled:,} of the {rows:,} of {config.data} have none: use `classifier` "
+                "or `none`, or write the data without them with `cl-ray data --unlabelled drop`."
             )
         dataset.class_names()
+    if config.labels.count:
+        check_label_count(config, dataset)
     if dataset.distance_quantile("train", config.pairs.quantile) <= 0:
         raise UserError(
             f"The images of {config.data} are (nearly) all alike: their pairwise distance at "
@@ -87,17 +89,58 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
         )
 
 
+def check_label_count(config: Config, dataset: Dataset) -> None:
+    """Check that `labels.count` is of use, and that there are as many labels to draw.
+
+    Raises:
+        UserError: The training uses no labels or needs all of them, or there are fewer labels or
+            not one for each class.
+    """
+    count, labelled = config.labels.count or 0, dataset.info.labelled_rows("train")
+    if not config.supervision:
+        raise UserError(
+            f"labels.count {count:,} is of no use where the training uses no labels: use condition "
+            "`classifier` or pairs.mode `labels`, or leave it out."
+        )
+    if config.condition == "projection" and count < labelled:
+        raise UserError(
+            f"labels.count {count:,} leaves images without a label, and condition `projection` "
+            "scores each image by its class: use `classifier`."
+        )
+    if count > labelled:
+        raise UserError(
+            f"labels.count {count:,} is more than the {labelled:,} training images of "
+            f"{config.data} that have a label: lower it, or leave it out to use all."
+        )
+    classes = sum(map(bool, dataset.class_counts("train")))
+    if count < classes:
+        raise UserError(
+            f"labels.count {count} is less than one for each of the {classes:,} classes of "
+            f"{config.data}: take {classes} or more."
+        )
+
+
 def run_notes(config: Config, dataset: Dataset) -> list[str]:
     """Return sentences on the run's length and data, to be printed before it starts."""
     train = dataset.info.splits["train"]
-    steps = config.epochs * Partition(dataset, config, config.worker_range[0]).steps
+    partition = Partition(dataset, config, config.worker_range[0])
+    steps = config.epochs * partition.steps
     length = f"{pluralize(steps, 'step')} in {pluralize(config.epochs, 'epoch')}"
     notes = [few_steps_note(steps, config.epochs) or f"The run has {length}."]
-    if train.unlabelled and config.pairs.mode == "labels":
+    if config.labels.count:
+        counts = [count for count in partition.count_labels() if count]
+        spread = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
         notes.append(
-            f"{train.unlabelled:,} of the {train.rows:,} training images have no label: they pair "
-            "as in pairs.mode `views`, and are no negatives of labelled ones."
+            f"{config.labels.count:,} of the {train.rows:,} training images keep their label, "
+            f"{spread} of each class (labels.seed {config.labels.seed})."
         )
+    without = f"{partition.unlabelled_rows:,} of the {train.rows:,} training images have no label"
+    if partition.unlabelled_rows and config.pairs.mode == "labels":
+        notes.append(
+            f"{without}: they pair as in pairs.mode `views`, and are no negatives of labelled ones."
+        )
+    if partition.unlabelled_rows and config.condition != "none":
+        notes.append(f"{without}: G is given the classes that D predicts for them.")
     return notes
 
 
@@ -132,7 +175,8 @@ def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
     """
     kind, _, name = config.checkpoint.metric.partition("/")
     if kind != "evaluation":
-        available = config.loss_names
+        unlabelled = Partition(dataset, config).unlabelled_rows > 0
+        available = config.loss_names(unlabelled)
         if config.checkpoint.metric not in ("auto", *available):
             raise UserError(
                 f"checkpoint.metric {config.checkpoint.metric!r} is not among the metrics of an "

@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from cl_ray.config import Config, differences, leaves, preset
+from cl_ray.forward import normalize_batch, predict_missing_labels
 from cl_ray.metrics_file import MetricsFile
-from cl_ray.networks.normalize import to_unit
 from cl_ray.step_log import Metrics, StepLog
 from cl_ray.storage import RunStorage, StorageMirror, sync
 from cl_ray.trainer import Trainer
@@ -166,9 +166,10 @@ class RunLogger:
         """Columns of x+, G(x+), x-, G(x-) of the last batch, as one uint8 image [3, H, W]."""
         gan, batch = self.trainer.gan, self.trainer.preview_batch
         assert batch is not None
+        batch = predict_missing_labels(gan.discriminator, normalize_batch(batch, gan.dtype))
         columns, g, present = [], gan.ema_generator, batch.present[0]  # of rank 0
-        for number, images in enumerate((batch.positive, batch.negative)):
-            x = to_unit(images[present][: GRID_IMAGES // 4], gan.dtype)
+        for number, images in enumerate(batch.real):
+            x = images[present][: GRID_IMAGES // 4]
             labels = None
             if batch.labels is not None:
                 labels = batch.labels[present][: GRID_IMAGES // 4, number]

@@ -14,6 +14,7 @@ from cl_ray import distributed
 from cl_ray.batch import Losses, PairBatch
 from cl_ray.config import Config
 from cl_ray.data.config import PHOTO_VIEWS
+from cl_ray.data.dataset import UNLABELLED
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES
 
@@ -22,6 +23,8 @@ STEPS, PAIRS, SHAPE = 5, 12, (28, 28, 1)
 CLASSES = ("ant", "bee", "cat")
 ABSENT = [3, 8, 9, 10, 11]
 """Rows that the short batches lack: of 2 workers' 6 and 6, 1 and 4."""
+LABELLED = 4
+"""Labelled x+ of a batch that has unlabelled images; all are of the first of 2 workers."""
 G = {"depth": 2, "width": 4, "latent": 8}
 D = {"depth": 2, "width": 4, "hidden": 16, "embedding": 8}
 
@@ -37,12 +40,14 @@ class Case:
     family: str = "convolutional"
     condition: str = "none"
     contrad: bool = False
+    unlabelled: bool = False
 
     def __str__(self) -> str:
         named = [self.objective, self.mode, f"{self.d_steps} of D", self.penalty]
         named.append(self.family if self.family != "convolutional" else "")
         named.append(self.condition if self.condition != "none" else "")
-        return ", ".join(filter(None, [*named, "contrad" if self.contrad else ""]))
+        named += ["contrad"] * self.contrad + ["unlabelled"] * self.unlabelled
+        return ", ".join(filter(None, named))
 
     @property
     def config(self) -> Config:
@@ -50,6 +55,7 @@ class Case:
         losses: dict[str, Any] = {"objective": self.objective}
         losses |= {self.penalty: 2.0} if self.penalty else {}
         losses |= {"form": "contrad"} if self.contrad else {}
+        losses |= {"confidence": 0.4} if self.unlabelled else {}
         spectral_norm = self.objective == "least-squares"
         return small_config(
             augment={"shift": 0.2, "erase": 0.1, "flip": 0.5, "blur": 0.05} if self.contrad else {},
@@ -80,6 +86,9 @@ CASES = [
     Case("non-saturating", family="residual"),
     Case("relativistic", "labels", 2, "r1", family="style"),
     Case("non-saturating", condition="classifier"),
+    Case("non-saturating", condition="classifier", unlabelled=True),
+    Case("hinge", "labels", 2, condition="classifier", contrad=True, unlabelled=True),
+    Case("least-squares", condition="classifier", unlabelled=True),  # with spectral norm
     Case("least-squares", condition="projection"),  # with spectral norm
     Case("relativistic", "labels", 2, "gradient_penalty", "style", "projection"),
     Case("non-saturating", contrad=True),
@@ -106,8 +115,13 @@ def small_config(**fields: Any) -> Config:
     return Config.model_validate(fields)
 
 
-def global_batch(number: int, mode: str, labelled: bool = False) -> PairBatch:
-    """Return all rows of step `number`; the modes differ in the partners only."""
+def global_batch(
+    number: int, mode: str, labelled: bool = False, unlabelled: bool = False
+) -> PairBatch:
+    """Return all rows of step `number`; the modes differ in the partners only.
+
+    If some are `unlabelled`, most images of the first rows have labels, and no others.
+    """
     random = torch.Generator().manual_seed(number)
     positive, negative, other = torch.randint(
         0, 256, (3, PAIRS, *SHAPE), generator=random, dtype=torch.uint8
@@ -116,7 +130,13 @@ def global_batch(number: int, mode: str, labelled: bool = False) -> PairBatch:
     if number in (2, STEPS - 1):
         present[0, ABSENT] = False
     labels = torch.randint(0, len(CLASSES), (PAIRS, 2), generator=random) if labelled else None
-    return PairBatch(positive, positive if mode == "views" else other, negative, present, labels)
+    partner = positive if mode == "views" else other
+    batch = PairBatch(positive, partner, negative, present, labels)
+    if labels is None or not unlabelled:
+        return batch
+    known = torch.zeros(PAIRS, 2, dtype=torch.bool)
+    known[:LABELLED, 0] = known[1 : LABELLED + 1, 1] = True
+    return batch._replace(labels=labels.where(known, UNLABELLED), labelled=known)
 
 
 def move_batch(
@@ -133,6 +153,7 @@ def move_batch(
         move(batch.negative),
         batch.present.view(-1, len(batch.positive[rows])).to(device),
         None if batch.labels is None else move(batch.labels),
+        None if batch.labelled is None else move(batch.labelled),
     )
 
 
@@ -152,7 +173,7 @@ def take_five_steps(cases: list[Case], device: str = "cpu") -> list[Outcome]:
     for case in cases:
         gan, metrics = build_gan(case.config, device=device), []
         for number in range(STEPS):
-            batch = global_batch(number, case.mode, case.condition != "none")
+            batch = global_batch(number, case.mode, case.condition != "none", case.unlabelled)
             step = gan.train_step(move_batch(batch, device, rows))
             metrics.append({name: value.cpu() for name, value in step.items()})
         weights = {name: weight.cpu() for name, weight in weights_of(gan).items()}

@@ -63,13 +63,21 @@ class NaiveGAN:
         optimizer, present = self.config.optimizer, batch.present[0]
         x = RealParts(*(self.normalize(i[present]) for i in (batch.positive, batch.negative)))
         partner = self.normalize(batch.partner[present])
-        y = (None, None) if batch.labels is None else batch.labels[present].unbind(1)
+        y: Sequence[Tensor | None] = (None, None)
+        if batch.labels is not None:
+            y = batch.labels[present].unbind(1)
+        known = None
+        if batch.labels is not None and batch.labelled is not None:
+            known = batch.labelled[present].unbind(1)
+            predicted = [self.class_logits(images).argmax(1) for images in x]
+            columns = zip(batch.labels[present].unbind(1), predicted, known, strict=True)
+            y = [label.where(k, other) for label, other, k in columns]
         for d_step in range(optimizer.d_steps):
             random = seeded_generator(self.config.seed, self.steps, d_step)
             z, *noise = torch.randn(
                 3, len(present), self.config.generator.latent, generator=random
             ).double()[:, present]
-            d_losses, anchor = self.d_step(x, partner, y, z, noise, present, random)
+            d_losses, anchor = self.d_step(x, partner, y, known, z, noise, present, random)
         g_losses = self.g_step(x, y, z, noise, present, random, anchor)
         decay = min(optimizer.ema_decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
@@ -85,6 +93,7 @@ class NaiveGAN:
         x: RealParts[Tensor],
         partner: Tensor,
         y: Sequence[Tensor | None],
+        known: Sequence[Tensor] | None,
         z: Tensor,
         noise: Sequence[Tensor],
         present: Tensor,
@@ -130,9 +139,17 @@ class NaiveGAN:
         }
         if contrad:
             losses["fake_supcon"] = self.fake_supcon(fake, [view1, view2])
-        if self.config.condition == "classifier":
+        if self.config.condition == "classifier" and known is None:
             of_real, of_fake = self.cross_entropy(x, y), self.cross_entropy(fake, labels[2:])
             losses["classification"] = of_real + of_fake
+        elif known is not None:
+            shown, rows = [*x, view1, view2], [*known, known[0], known[0]]
+            of_shown = [*y, y[0], y[0]]
+            losses["classification"] = self.cross_entropy(
+                [image[k] for image, k in zip(shown, rows, strict=True)],
+                [label[k] for label, k in zip(of_shown, rows, strict=True) if label is not None],
+            )
+            losses["consistency"] = self.consistency(x.positive, [view1, view2], ~known[0])
         self.d_adam.minimize(sum(getattr(weights, n) * loss for n, loss in losses.items()))
         means = {"score/real": mean_of(real_scores), "score/fake": mean_of(fake_scores)}
         return {f"d/{name}": loss for name, loss in losses.items()} | means, anchor.detach()
@@ -224,10 +241,23 @@ class NaiveGAN:
         losses = []
         for images, part_labels in zip(parts, labels, strict=True):
             assert part_labels is not None
-            logits = self.discriminator.classify(self.discriminator.features(images))
-            for row, label in zip(logits, part_labels.tolist(), strict=True):
+            for row, label in zip(self.class_logits(images), part_labels.tolist(), strict=True):
                 losses.append(torch.log(torch.exp(row).sum()) - row[label])
         return torch.stack(losses).mean()
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        return self.discriminator.classify(self.discriminator.features(images))
+
+    def consistency(self, images: Tensor, views: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """FixMatch's loss of some rows, image by image."""
+        losses = [torch.zeros((), dtype=torch.float64)]
+        for row in rows.nonzero().flatten().tolist():
+            probabilities = torch.exp(self.class_logits(images[row : row + 1]).detach()[0])
+            probabilities = probabilities / probabilities.sum()
+            if probabilities.max() >= self.config.losses.confidence:
+                label = [probabilities.argmax()[None]]
+                losses += [self.cross_entropy([v[row : row + 1]], label) / 2 for v in views]
+        return torch.stack(losses).sum() / rows.sum()
 
     def gradient_norms(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Norm of the gradient of D's score, image by image."""

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from cl_ray import LaunchOptions, cli, train
 from cl_ray.config import Config
+from cl_ray.data.config import LabelConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
@@ -144,6 +145,40 @@ def test_unlabelled_training_images(tmp_path: Path) -> None:
     bare = write_images(tmp_path / "bare", train=(pixels, [None] * 80), test=(pixels, labels))
     config = Config.from_yaml(f"data: {bare}\npairs:\n  mode: labels\n")
     assert "has none: use `views`" in refusal(config, runs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"condition": "none"}, "labels.count 9 is of no use where the training uses no labels"),
+        ({"condition": "projection"}, "and condition `projection` scores each image by its class"),
+        ({"labels": {"count": 401}}, "labels.count 401 is more than the 400 training images of "),
+        ({}, "labels.count 9 is less than one for each of the 10 classes of "),
+        ({"condition": "none", "pairs": {"mode": "labels"}}, "labels.count 9 is less than one"),
+    ],
+)
+def test_labels_that_cannot_be_drawn(
+    digits: str, tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    fields = {"data": digits, "condition": "classifier", "labels": {"count": 9}} | fields
+    assert words in refusal(Config.model_validate(fields), tmp_path)
+
+
+def test_notes_say_which_labels_are_used(digits: str, tmp_path: Path) -> None:
+    config = Config(data=digits, condition="classifier", labels=LabelConfig(count=25, seed=4))
+    dataset = Dataset.open(digits)
+    check_pairs(config, dataset)
+    assert run_notes(config, dataset)[1:] == [
+        "25 of the 400 training images keep their label, 2 to 3 of each class (labels.seed 4).",
+        "375 of the 400 training images have no label: G is given the classes that D predicts for "
+        "them.",
+    ]
+    pixels, labels = mnist("train", 80)
+    some = [None if k % 2 else label for k, label in enumerate(labels)]
+    data = write_images(tmp_path / "some", train=(pixels, some))
+    config = Config(data=data, condition="classifier")
+    check_pairs(config, Dataset.open(data))
+    assert run_notes(config, Dataset.open(data))[1].startswith("40 of the 80 training images have")
 
 
 def test_a_run_of_few_steps_names_the_epochs_that_are_enough(digits: str) -> None:
