@@ -11,7 +11,7 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.datasets import labels_of, write_images
+from helpers.datasets import labels_of, mnist, write_images
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from helpers.small_run import SMALL_RUN
@@ -278,3 +278,52 @@ def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path)
     assert table["label"].to_pylist() == [of[i] for i in table["source"].to_pylist()]
     with pytest.raises(SystemExit):
         main(["train", *[f.replace("classifier", "projection") for f in flags], "--epochs=3"])
+
+
+@pytest.mark.ray
+def test_few_labels_train_a_classifier_and_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(
+        tmp_path / "d",
+        train=mnist("train", 600), validation=mnist("validation", 200), test=mnist("test", 300),
+    )  # fmt: skip
+    flags = [
+        *SMALL_RUN, f"--data={data}", f"--storage={tmp_path}/runs", "--name=few",
+        "--generator.depth=2", "--discriminator.depth=2", "--discriminator.width=8",
+        "--condition=classifier", "--labels.count=60", "--labels.seed=1",
+        "--evaluation.reference=mnist", "--evaluation.samples=60", "--evaluation.images=100",
+        "--evaluation.every=7", "--checkpoint.metric=evaluation/classifier_error",
+        "--workers=2", "--cpus-per-worker=1",
+    ]  # fmt: skip
+    main(["train", *flags, "--epochs=7"])
+    assert "60 of the 600 training images keep their label, 6 of each class" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    run = tmp_path / "runs" / "few"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["evaluation/classifier_error"] < 0.6  # chance is 0.9
+    assert last["d/classification"] > 0
+    assert "d/consistency" in last
+    assert json.loads((run / "summary.json").read_text())["supervision"] == (
+        "condition classifier, 60 labels"
+    )
+    assert cl_ray.load(run, "best").counts == (6,) * 10
+    main(["evaluate", str(run), "--reference=none"])
+    said = " ".join(capsys.readouterr().out.split())
+    found = json.loads((run / "evaluation.json").read_text())
+    rows = Dataset.open(data).read("test")
+    error = (cl_ray.load(run).classify(rows.image) != labels_of(rows)).mean()
+    assert found["classification"] == {
+        "error": pytest.approx(error), "count": 300, "training_labels": 60,
+    }  # fmt: skip
+    assert error < 0.6
+    assert f"D's classifier (condition classifier, 60 labels): error {error:.2%} of 300" in said
+    assert "with labels (condition classifier, 60 labels)" in said
+    main(["report", str(run)])
+    page = (run / "report.html").read_text()
+    assert "60 training images with a label" in page
+    assert "trained with 60 labels" in page
+    assert "labels.seed was 1, now 2" in refused(
+        capsys, "train", *flags, "--labels.seed=2", "--epochs=8"
+    )

@@ -170,6 +170,12 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
         for name in features[0]:
             table.add_row(metric_title(name), *(_number(owner[name]) for owner in features))
         console.print(table)
+    if classified := evaluation.classification:
+        console.print(
+            f"D's classifier ({evaluation.supervision}): error {classified.error:.2%} of "
+            f"{classified.count:,} images of the split {evaluation.split}.",
+            highlight=False,
+        )
     error = evaluation.reconstruction
     console.print(
         f"Reconstruction: mean squared error {error.error:.4f} of pixels in [0, 1]; the mean "

@@ -13,12 +13,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
-from cl_ray.errors import UserError
+from cl_ray.errors import UserError, pluralize
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore, sample_view_pairs
 from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS, Samples
 from cl_ray.evaluation.metrics import (
+    CLASSIFIER_ERROR,
     FEATURE_METRICS,
     MODE_METRICS,
     OVER_BASELINE,
@@ -113,6 +114,21 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
+class Classification:
+    """Predictions of D's classifier.
+
+    Args:
+        error: Fraction of the images whose predicted class is not their label.
+        count: The split's images that have a label.
+        training_labels: Training images whose label was used; None: all that have one.
+    """
+
+    error: float
+    count: int
+    training_labels: int | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one checkpoint; as a dictionary, the content of evaluation.json.
 
@@ -128,6 +144,7 @@ class Evaluation:
         modes: Of the samples of stacked digits; else None.
         representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
         features: Of the same features, by their names in FEATURE_METRICS.
+        classification: Of the split's images, by D; None without a classifier or labels.
         reconstruction: Of the split's images.
         notes: A sentence for each thing that was not measured, or measured differently.
         seconds: Time taken.
@@ -144,6 +161,7 @@ class Evaluation:
     modes: ModeCoverage | None
     representation: dict[str, dict[str, ProbeScore]]
     features: dict[str, dict[str, FeatureScore]]
+    classification: Classification | None
     reconstruction: Reconstruction
     notes: list[str]
     seconds: float
@@ -151,6 +169,8 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Return all metrics by name; those of G's encoder and of pixels with a prefix."""
         values = {RECONSTRUCTION.name: self.reconstruction.error}
+        if self.classification:
+            values[CLASSIFIER_ERROR.name] = self.classification.error
         for part in (self.fidelity, self.modes):
             if part:
                 values |= {name: metric.value for name, metric in part.metrics.items()}
@@ -188,6 +208,10 @@ def summary_line(evaluation: Evaluation) -> str:
             if name in scores
         ]
         parts.append(f"{' and '.join(shown)} of {evaluation.probe_images:,} training images")
+    if evaluation.classification:
+        used = evaluation.classification.training_labels
+        labels = f" with {pluralize(used, 'label')}" if used else ""
+        parts.append(f"error of D's classifier {evaluation.classification.error:.2%}{labels}")
     parts.append(f"reconstruction error {evaluation.reconstruction.error:.4f}")
     return f"{', '.join(parts)} (split {evaluation.split})"
 
@@ -462,6 +486,7 @@ class Evaluator:
             representation, features, missing = self._measure_features(
                 model, context, thorough, tell
             )
+        classification = self._measure_classifier(model, context)
         tell("reconstruction")
         held_out = held_out.labelled() if model.classes else held_out
         real = held_out.image
@@ -482,6 +507,7 @@ class Evaluator:
             modes=modes,
             representation=representation,
             features=features,
+            classification=classification,
             reconstruction=reconstruction,
             notes=[*self.notes, *self._skipped(context, thorough), *missing],
             seconds=round(time.perf_counter() - start, 1),
@@ -580,6 +606,17 @@ class Evaluator:
         if thorough and self.dataset.info.shape[0] > PIXEL_SIDE:
             notes = [*notes, f"Pixels, as features, are averaged to {PIXEL_SIDE} x {PIXEL_SIDE}."]
         return scores, features, notes  # which depend on the data only
+
+    def _measure_classifier(
+        self, model: TrainedModel, context: MetricContext
+    ) -> Classification | None:
+        if CLASSIFIER_ERROR.unavailable(context):
+            return None
+        rows = self.images()[1].labelled()
+        if rows.label is None:
+            return None
+        error = CLASSIFIER_ERROR.compute((model.classify(rows.image), rows.label))
+        return Classification(error, len(rows.label), model.config.labels.count)
 
     def _skipped(self, context: MetricContext, thorough: bool) -> list[str]:
         """Return a sentence for each reason why scores of labelled data are not measured."""

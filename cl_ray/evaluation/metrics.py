@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cl_ray.data.dataset import STACKED, Dataset
 from cl_ray.errors import UserError
-from cl_ray.evaluation.classifier import Pixels
+from cl_ray.evaluation.classifier import Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.feature_metrics import (
     FeatureData,
@@ -152,6 +152,12 @@ def _is_conditional(context: MetricContext) -> str | None:
     return None if trained else "networks that are told no classes (condition none)"
 
 
+def _has_classifier(context: MetricContext) -> str | None:
+    if context.condition == "classifier":
+        return None
+    return f"networks without a classifier (condition {context.condition})"
+
+
 def _is_stacked(context: MetricContext) -> str | None:
     return None if context.reference == STACKED else f"this data, not being {STACKED}"
 
@@ -276,11 +282,21 @@ RECONSTRUCTION: Metric[tuple[Any, Pixels], float] = Metric(
     larger_is_better=False,
 )
 
+CLASSIFIER_ERROR: Metric[tuple[Labels, Labels], float] = Metric(
+    "classifier_error",
+    "error of D's classifier",
+    lambda pair: float(np.mean(pair[0] != pair[1])),
+    (_has_classifier, _has_labels),
+    larger_is_better=False,
+)
+"""Of the classes that D predicts and the labels, of images that have one."""
+
 METRICS: tuple[Metric[Any, Any], ...] = (
     *SAMPLE_METRICS,
     *MODE_METRICS,
     *PROBE_METRICS,
     *FEATURE_METRICS,
+    CLASSIFIER_ERROR,
     RECONSTRUCTION,
 )
 """All metrics; the first available one is what a search optimises by default."""

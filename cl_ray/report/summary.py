@@ -44,6 +44,8 @@ def headline(
         pairs += ", without labels" if config.condition == "none" else ""
     if config.condition != "none":
         pairs += f"; labels given to G and D ({config.condition})"
+    if config.labels.count:
+        pairs += f"; {config.labels.count:,} training images with a label"
     is_over = summary is not None and summary.get("epochs", 0) >= config.epochs
     state = "" if is_over else " It is still training, or was stopped before its end."
     return (
@@ -69,6 +71,12 @@ def headline_stats(
         if score.get("accuracy") is not None:
             what = f"accuracy on the split {measured.get('split', 'test')}, of D’s representation"
             stats.append(Stat(metric_title(name), format_percent(score["accuracy"]), what))
+    classified = measured.get("classification") or {}
+    if classified.get("error") is not None:
+        used = classified.get("training_labels")
+        labels = f" with {pluralize(used, 'label')}" if used else ""
+        what = f"on the split {measured.get('split', 'test')}, trained{labels or ' with labels'}"
+        stats.append(Stat("Error of D’s classifier", format_percent(classified["error"]), what))
     reconstruction = measured.get("reconstruction") or {}
     if reconstruction.get("error") is not None:
         mean = reconstruction.get("mean_image")

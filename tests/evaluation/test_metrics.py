@@ -54,6 +54,7 @@ def data(make_digits: Callable[[int], str], tmp_path_factory: pytest.TempPathFac
     [
         ("digits", "mnist", "none"),
         ("digits", "mnist", "projection"),
+        ("digits", "mnist", "classifier"),
         ("digits", "none", "projection"),
         ("renamed", "mnist", "projection"),
         ("stacked", "auto", "projection"),
@@ -91,7 +92,7 @@ def test_the_first_metric_is_what_a_search_optimises_by_default(data: Any) -> No
 def test_directions_and_titles() -> None:
     smaller = {name for metric in METRICS for name in metric.names if not is_larger_better(name)}
     distances = {"frechet", "frechet_over_baseline", "kernel", "mode_kl", "reconstruction"}
-    assert smaller == distances | {"alignment", "uniformity"}
+    assert smaller == distances | {"alignment", "uniformity", "classifier_error"}
     assert metric_title("knn_1") == "1-NN"
     assert metric_title("something_new") == "something new"
 
@@ -127,6 +128,8 @@ def test_a_new_metric_takes_one_function_and_one_entry(
          "reference (evaluation.reference): take"),
         ("renamed", ["class_accuracy", "--condition=classifier", "--evaluation.reference=mnist"],
          "by evaluation.reference 'mnist', which does not name its classes: take"),
+        ("digits", ["classifier_error", "--condition=projection"],
+         "of networks without a classifier (condition projection): take"),
         ("bare", ["knn_1"], "of this data without labels: take evaluation/reconstruction."),
         ("digits", ["modes"], "of this data, not being stacked-mnist: take"),
         ("digits", ["fid"], "of networks: take"),
