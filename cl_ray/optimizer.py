@@ -106,10 +106,14 @@ def global_row_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
         [N, b]: 1 / (number of present rows), and 0 for padding.
 
     Raises:
-        RuntimeError: N is not the number of processes; a group may have been destroyed meanwhile.
+        RuntimeError: N is not the number of processes: a rank whose group was destroyed meanwhile
+            must not train on alone.
     """
     workers = distributed.world()[1]
     if len(present) != workers:
-        raise RuntimeError(f"a batch of {len(present)} workers on each of {workers} processes")
+        raise RuntimeError(
+            f"PairBatch.present is {list(present.shape)}, of {len(present)} workers, but the "
+            f"process group has {workers}."
+        )
     weights = present.to(dtype)
     return weights / weights.sum()
