@@ -129,6 +129,16 @@ class SearchTrial(tune.Trainable, ABC):
         self.is_started = True
         self._log(f"{state}: {', '.join(f'{f}={value}' for f, value in self.values.items())}")
 
+    def _open_checkpoints(self) -> CheckpointStore:
+        """Open the trial's checkpoints, of which damaged ones are put aside with a note."""
+        checkpoints = CheckpointStore(
+            *self.folder.open(),
+            keep=self.run_config.checkpoint.keep,
+            before_write=self.folder.check_lease,
+        )
+        self.notes += checkpoints.set_aside_damaged()
+        return checkpoints
+
     def step(self) -> dict[str, Any]:
         """Train one epoch and evaluate it; see `_result`.
 
@@ -272,11 +282,7 @@ class LocalTrial(SearchTrial):
     def start(self) -> str:
         """Build the trainer, and load its newest checkpoint."""
         self.trainer, self.copied_epoch = self._build_trainer(), 0
-        keep = self.run_config.checkpoint.keep
-        self.checkpoints = CheckpointStore(
-            *self.folder.open(), keep=keep, before_write=self.folder.check_lease
-        )
-        self.notes += self.checkpoints.set_aside_damaged()
+        self.checkpoints = self._open_checkpoints()
         newest = self.checkpoints.newest()
         if newest:
             self._load_state(self.checkpoints.load(newest.name))
@@ -440,9 +446,7 @@ class DistributedTrial(SearchTrial):
 
     def start(self) -> str:
         """Start the workers, which wait before their first epoch."""
-        checkpoints = CheckpointStore(*self.folder.open(), self.run_config.checkpoint.keep)
-        self.notes += checkpoints.set_aside_damaged()
-        newest = checkpoints.newest()
+        newest = self._open_checkpoints().newest()
         self.epochs = newest.epoch if newest else 0
         owner = f"search {self.context.search}, trial {self.folder.name}"
         self.progress, self.failures_seen = start_progress_actor(owner), 0
