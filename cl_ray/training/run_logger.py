@@ -243,7 +243,7 @@ class PrometheusGauges:
         self.set({"running": 0})
 
 
-def uint8_grid(images: torch.Tensor, columns: int = GRID_COLUMNS) -> torch.Tensor:
+def uint8_grid(images: torch.Tensor) -> torch.Tensor:
     """Images [N, C, H, W] in [-1, 1] as one uint8 image [3, H', W']."""
-    grid = make_grid(images.float().cpu() / 2 + 0.5, nrow=columns, pad_value=0.5)
+    grid = make_grid(images.float().cpu() / 2 + 0.5, nrow=GRID_COLUMNS, pad_value=0.5)
     return grid.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -93,7 +93,7 @@ def test_a_short_last_row_is_no_image(channels: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(20, channels, 28, 28, generator=generator) * 2 - 1
     images[3] = -1  # black all over, yet an image
-    sheet = uint8_grid(images, columns=16).permute(1, 2, 0).numpy()
+    sheet = uint8_grid(images).permute(1, 2, 0).numpy()
     (tmp_path / "samples").mkdir()
     Image.fromarray(sheet).save(tmp_path / "samples" / "samples-0001.png")
     again = read_saved_images(run_storage(tmp_path), "samples", 1)

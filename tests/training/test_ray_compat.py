@@ -1,6 +1,7 @@
 """Canaries: each fails if an upgrade of Ray, Tune or Optuna changes what `ray_compat` relies on.
 
-The autoscaler's settings are tested with real autoscalers in test_autoscaler.py.
+The autoscaler's settings are tested with real autoscalers in test_autoscaler.py, the placement
+groups of dead actors in tests/tuning/test_callbacks.py.
 """
 
 import os
@@ -16,7 +17,6 @@ import pytest
 import ray
 import ray.data
 from helpers.local_ray import local_ray
-from helpers.processes import wait_for
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.exceptions import (
@@ -132,16 +132,13 @@ def cluster() -> Iterator[None]:
 
 
 class Actor:
-    """Dies, raises, or makes a placement group."""
+    """Dies or raises."""
 
     def pid(self) -> int:
         return os.getpid()
 
     def fail(self) -> None:
         raise ValueError("two\nlines")
-
-    def reserve(self, name: str) -> None:
-        ray.util.placement_group([{"CPU": 1}], name=name)
 
 
 @pytest.mark.ray
@@ -183,20 +180,6 @@ def test_the_exception_of_a_training_loop_is_found() -> None:
     error = ValueError("x")
     assert ray_compat.raised_error(UserExceptionWithTraceback(error, "Traceback ...")) is error
     assert ray_compat.raised_error(error) is error
-
-
-@pytest.mark.ray
-def test_placement_groups_of_a_dead_actor_are_found(cluster: None) -> None:
-    mine = ray.util.placement_group([{"CPU": 1}], name="mine")
-    actor = ray.remote(num_cpus=0)(Actor).remote()
-    ray.get(actor.reserve.remote("theirs"))
-    assert ray_compat.orphaned_placement_groups() == []
-    ray.kill(actor)
-    found = wait_for(ray_compat.orphaned_placement_groups, "the group without an actor")
-    table = ray.util.placement_group_table()
-    assert [table[group.id.hex()]["name"] for group in found] == ["theirs"]
-    for group in (mine, *found):
-        ray.util.remove_placement_group(group)
 
 
 @pytest.mark.ray
