@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "measure a run's samples and features beside real images",
     "generate": "write images of noise, or variants of images",
     "embed": "write D's representation of the images of a data set",
+    "score": "write how novel the images of a data set are to a run",
     "report": "write a page of a run's images, curves and metrics",
     "export": "write a run's networks as ONNX files or torch.export programs",
     "data": "convert a torchvision data set, a folder of images or Parquet files",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cl_ray.networks.build import build_networks
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 from cl_ray.networks.normalize import to_uint8, to_unit
+from cl_ray.novelty import Novelty, NoveltyDetector, sample_known
 from cl_ray.prior import Prior
 from cl_ray.rng import BLOCK, indexed_samples, seeded_generator
 from cl_ray.storage import RunStorage
@@ -339,6 +341,54 @@ class TrainedModel:
         labels_by_block = self._label_blocks(labels, len(images), needed=d.is_projection)
         parts = [d(x, y).score.cpu() for x, y in zip(blocks, labels_by_block, strict=True)]
         return torch.cat(parts).numpy()
+
+    def novelty(self, images: Images, known: Dataset | None = None) -> Novelty:
+        """Compute how unlike the training images each image is; see `cl_ray.novelty`.
+
+        Args:
+            images: uint8 [n, H, W] or [n, H, W, C].
+            known: The dataset that the run was trained on; None opens the one that its config
+                names. The first call with a dataset embeds up to 15,000 of its images.
+
+        Returns:
+            `novelty` [n], the fraction of held-out images that are less novel, and `distance` [n].
+
+        Raises:
+            UserError: The dataset cannot be read, or has images of another shape.
+        """
+        features = self._novelty_features(images)
+        known = known or Dataset.open(self.config.data)
+        key = known.info.fingerprint
+        if key not in self._novelty_detectors:
+            self.check_shape(known)
+            train, held_out = (self._novelty_features(x.image) for x in sample_known(known))
+            self._novelty_detectors[key] = NoveltyDetector(train, held_out, self.device)
+        return self._novelty_detectors[key].score(features)
+
+    def _novelty_features(self, images: Images) -> Tensor:
+        """Compute D's representations of images and of their reconstructions, [n, 2 d]."""
+        features = self.embed(images)
+        if self.discriminator.is_projection:  # G would need the labels
+            return torch.from_numpy(features)
+        reconstructed = self.embed(self.reconstruct(images))
+        return torch.from_numpy(np.concatenate([features, reconstructed], 1))
+
+    @cached_property
+    def _novelty_detectors(self) -> dict[str, NoveltyDetector]:
+        return {}
+
+    def check_shape(self, dataset: Dataset) -> None:
+        """Check that a dataset has images of this run's shape.
+
+        Raises:
+            UserError: It has not.
+        """
+        if dataset.info.shape != self.shape:
+            found, expected = ("x".join(map(str, s)) for s in (dataset.info.shape, self.shape))
+            raise UserError(
+                f"{dataset.location} has images of {found} and this run expects {expected}: use "
+                "data of the same image shape as the training data."
+            )
 
     def check_classes(self, dataset: Dataset) -> None:
         """Check that the labels of a dataset, if it has any, are this run's classes.

@@ -143,6 +143,7 @@ FLAG_MISTAKES = [
     ("evaluate ''", "run is empty"),
     ("generate run --out=x --around=", "around is empty"),
     ("embed run --out=x --data=", "data is empty"),
+    ("score run --out=x --data=", "data is empty"),
 ]
 
 

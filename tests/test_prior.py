@@ -9,7 +9,7 @@ import torch
 from helpers.run_folder import build_trainer, save_run, trained_run
 
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.inference.tasks import GenerateTask, sampling_note
+from cl_ray.inference.tasks import GenerateTask
 from cl_ray.model import load
 from cl_ray.prior import Prior, fit_class_priors, fit_prior
 from cl_ray.step_log import StepLog
@@ -132,7 +132,7 @@ def test_missing_prior_is_reported(digits: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no fitted prior"):
         images = loaded.generate(4)
     assert np.array_equal(images, loaded.decode(loaded.noise(4)))
-    assert "no fitted prior" in sampling_note(GenerateTask(4, seed=0), loaded)
+    assert "no fitted prior" in GenerateTask(4, seed=0).note(loaded)
 
 
 def test_loaded_model_samples_from_the_prior(digits: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rich.filesize import decimal
 from cl_ray.environment import peak_memory
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.inference.output import OutputFolder, bytes_on_disk, class_folder_names
-from cl_ray.inference.tasks import InferenceTask, sampling_note
+from cl_ray.inference.tasks import InferenceTask
 from cl_ray.storage import absolute_location
 from cl_ray.training.resources import (
     describe_resources,
@@ -148,12 +148,8 @@ def prepare_inference(
     from cl_ray.model import load  # imports torch
 
     model = load(absolute_location(run), checkpoint, "cpu")
-    if task.dataset is not None and task.dataset.info.shape != model.shape:
-        found, expected = ("x".join(map(str, s)) for s in (task.dataset.info.shape, model.shape))
-        raise UserError(
-            f"{task.dataset.location} has images of {found} and {run} expects {expected}: use data "
-            "of the same image shape as the training data."
-        )
+    if task.dataset is not None:
+        model.check_shape(task.dataset)
     task.check(model)
     part_size = task.part_size(model)
     request = {
@@ -167,7 +163,7 @@ def prepare_inference(
     complete = output.claim(request, overwrite)
     job = InferenceJob(
         run=absolute_location(run), checkpoint=model.checkpoint, task=task, output=output,
-        request=request, part_size=part_size, missing=[], note=sampling_note(task, model),
+        request=request, part_size=part_size, missing=[], note=task.note(model),
     )  # fmt: skip
     return job if complete else job.refresh()
 

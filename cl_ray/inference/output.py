@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
@@ -154,6 +155,17 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def largest(self, column: str, count: int) -> list[dict[str, Any]]:
+        """Return the rows with the largest values of a column of Parquet files, largest first."""
+        filesystem, path = open_filesystem(self.location)
+        found: list[pa.Table] = []
+        for name in sorted(self._list("")):
+            if name.endswith(".parquet"):
+                part = pq.read_table(f"{path}/{name}", filesystem=filesystem)
+                rows = pa.concat_tables([*found, part])
+                found = [rows.take(pc.select_k_unstable(rows, count, [(column, "descending")]))]
+        return found[0].to_pylist() if found else []
 
     def finish(self, request: dict[str, Any]) -> None:
         """Mark the request as complete and remove `_parts`."""

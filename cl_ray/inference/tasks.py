@@ -1,4 +1,4 @@
-"""What `generate` and `embed` compute: samples, variants of images, or embeddings. Free of ray.
+"""What `generate`, `embed` and `score` compute, in parts. Free of ray.
 
 Rows are numbered from 0, and any range of them is a pure function of the request. So they can be
 computed in parts, in any order, on any machine, and again after a crash.
@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowRange
+from cl_ray.data.partition import TRAIN_SPLIT
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class InferenceTask(ABC):
         Raises:
             UserError: It cannot.
         """
+
+    def note(self, model: "TrainedModel") -> str:
+        """Return what a user should know beforehand; empty for nothing."""
+        return ""
 
     def bytes_per_row(self, model: "TrainedModel") -> int:
         """Return the bytes of a row's image or embedding."""
@@ -110,6 +115,12 @@ class GenerateTask(InferenceTask):
         model.check_truncation(self.truncation)
         if self.label is not None:
             model.class_index(self.label)
+
+    def note(self, model: "TrainedModel") -> str:
+        """Say that latent vectors are drawn without the prior that the config asks for."""
+        from cl_ray.model import NO_PRIOR
+
+        return NO_PRIOR if model.prior is None and model.config.generator.prior else ""
 
     def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Generate samples number `start` to `stop`."""
@@ -210,14 +221,43 @@ class EmbedTask(InferenceTask):
         return _table(rows.id, rows.label, rows.origin, embedding=column)
 
 
-def sampling_note(task: InferenceTask, model: "TrainedModel") -> str:
-    """Return what a user should know about the samples beforehand; empty for nothing."""
-    from cl_ray.model import NO_PRIOR
+@dataclass(frozen=True)
+class ScoreTask(EmbedTask):
+    """Novelty of every image of a split: id, label and origin (if any), novelty and distance.
 
-    if not isinstance(task, GenerateTask):
-        return ""
-    lacks_prior = model.prior is None and model.config.generator.prior
-    return NO_PRIOR if lacks_prior else ""
+    Args:
+        known: The dataset that the images are compared with.
+    """
+
+    noun = "scores"
+    known: Dataset
+
+    def check(self, model: "TrainedModel") -> None:
+        """Check that the images to compare with are of the run's shape and enough."""
+        model.check_shape(self.known)
+        self.note(model)
+
+    def note(self, model: "TrainedModel") -> str:
+        """Say which images the others are compared with."""
+        from cl_ray.novelty import describe_known
+
+        note = describe_known(self.known)
+        same = self.dataset.info.fingerprint == self.known.info.fingerprint
+        if same and self.split == TRAIN_SPLIT:
+            note += " Training images are compared with themselves, too: they seem less novel."
+        return note
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that decides the result, besides the model, as plain values."""
+        known = {"known": self.known.location, "known digest": self.known.info.fingerprint}
+        return super().describe() | known
+
+    def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
+        """Score images `start` to `stop`."""
+        rows = read_rows(self.dataset, self.split, start, stop)
+        scores = model.novelty(rows.image, self.known)
+        columns = {name: pa.array(x) for name, x in scores._asdict().items()}
+        return _table(rows.id, rows.label, rows.origin, **columns)
 
 
 def read_rows(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:

@@ -25,7 +25,7 @@ from cl_ray.inference.actor_pool import (
     prepare_inference,
     run_inference,
 )
-from cl_ray.inference.tasks import EmbedTask, GenerateTask
+from cl_ray.inference.tasks import EmbedTask, GenerateTask, ScoreTask
 from cl_ray.model import TrainedModel
 from cl_ray.training.ray_compat import CONNECTION_LOST
 
@@ -69,6 +69,18 @@ def test_only_missing_parts_are_computed(trained: Path, tmp_path: Path) -> None:
     assert modification_times(out).items() >= times.items()
     assert np.abs(images.astype(int) - images_of(out)).max() <= 1  # threads change the rounding
     assert prepare_inference(str(trained), task, str(out)).missing == []
+
+
+def test_scores_are_those_of_one_process(trained: Path, some_digits: str, tmp_path: Path) -> None:
+    data, tables = Dataset.open(some_digits), []
+    for name, pool in (("pool", TWO), ("here", None)):
+        out = tmp_path / f"{name}.parquet"
+        task = ScoreTask(data, "train", data)
+        list(run_inference(prepare_inference(str(trained), task, str(out)), pool))
+        tables.append(pq.read_table(out))
+    assert tables[0]["id"] == tables[1]["id"]
+    for column in ("novelty", "distance"):
+        assert np.allclose(tables[0][column], tables[1][column], rtol=1e-3, atol=5e-3)
 
 
 def actor_processes() -> list[psutil.Process]:

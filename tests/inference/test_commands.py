@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from helpers.datasets import mnist, write_images
 from helpers.random_images import METADATA, pixels, raw_images
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
@@ -32,6 +34,7 @@ def test_mistakes_are_named_before_ray_starts(
     out = tmp_path / "out.parquet"
     embed = ["embed", str(trained), f"--out={out}"]
     generate = ["generate", str(trained), f"--out={out}"]
+    score = ["score", str(trained), f"--out={out}"]
     around = [*generate, f"--around={some_digits}"]
     other, folder = tmp_path / "other", tmp_path / "folder"
     write_splits({"train": raw_images(pixels(20, 32, 32, 1))}, str(other), METADATA)
@@ -53,6 +56,10 @@ def test_mistakes_are_named_before_ray_starts(
         ([*embed, f"--data={other}", "--split=train"], "images of 32x32x1 and"),
         (["embed", str(trained), f"--out={tmp_path}/digits"], "must end in .parquet"),
         (["embed", str(tmp_path), f"--out={out}"], "is not a run folder"),
+        ([*score, f"--data={other}", "--split=train"], "images of 32x32x1 and"),
+        ([*score, "--data=mnist", f"--known={other}"], f"{other} has images of 32x32x1 and"),
+        ([*score, "--data=mnist", "--split=tset"], "has no split tset"),
+        (["score", str(trained), "--data=mnist", f"--out={tmp_path}/s"], "must end in .parquet"),
         (["generate", str(trained), f"--out={folder}", "--overwrite"], "holds thesis.txt"),
     ):
         assert expected in refused(capsys, *arguments)
@@ -99,6 +106,27 @@ def test_few_images_are_made_without_ray(
     for number in (0, 4095, 4096, 8199):
         image = np.asarray(Image.open(out / f"{number:08d}.png"))
         assert np.abs(image.astype(int) - expected[number, ..., 0]).max() <= 1
+
+
+def test_the_most_novel_images_are_listed(
+    capsys: pytest.CaptureFixture[str], trained: Path, make_digits: Any, tmp_path: Path
+) -> None:
+    images = np.concatenate([mnist("test", 60)[0], pixels(2, 28, 28, 1)])
+    data = write_images(tmp_path / "mixed", test=(images, [None] * 62), train=(images, [None] * 62))
+    out = tmp_path / "scores.parquet"
+    asked = ["score", str(trained), f"--data={data}", f"--out={out}", "--top=2"]
+    cli.main(asked)
+    printed = capsys.readouterr().out
+    assert "compared with 51 of 64 training images" in printed
+    assert "it has no split validation" in printed
+    assert "62 scores are in" in printed
+    assert not ray.is_initialized()
+    table = printed.partition("The 2 most novel images")[2]
+    assert re.findall(r"│ (\d+) ", table) in (["60", "61"], ["61", "60"])
+    cli.main(asked)
+    printed = capsys.readouterr().out
+    assert "62 scores are in" in printed
+    assert printed.endswith(table)
 
 
 @pytest.mark.ray

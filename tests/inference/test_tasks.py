@@ -1,7 +1,9 @@
 """Rows [a, b) of a task, computed alone, equal the same rows of the whole result."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from cl_ray.inference.tasks import (
     EmbedTask,
     GenerateTask,
     InferenceTask,
+    ScoreTask,
     VariantsTask,
     read_rows,
 )
@@ -46,16 +49,19 @@ def assert_equal(table: pa.Table, expected: pa.Table) -> None:
         elif name == "embedding":
             a, b = (t[name].combine_chunks().flatten() for t in (table, expected))
             assert np.allclose(a, b, atol=1e-4)
+        elif name in ("novelty", "distance"):
+            assert np.allclose(table[name], expected[name], rtol=1e-3, atol=5e-3)
         else:
             assert table[name].combine_chunks().equals(expected[name].combine_chunks())
 
 
-@pytest.mark.parametrize("kind", ["generate", "embed", "variants"])
+@pytest.mark.parametrize("kind", ["generate", "embed", "variants", "score"])
 def test_parts_concatenate_to_the_whole(model: TrainedModel, dataset: Dataset, kind: str) -> None:
     task: InferenceTask = {
         "generate": GenerateTask(1100, seed=3),
         "embed": EmbedTask(dataset, "train"),
         "variants": VariantsTask(dataset, "train", copies=2, distance=0.7, seed=1),
+        "score": ScoreTask(dataset, "train", dataset),
     }[kind]
     whole = task.compute(model, 0, task.num_rows)
     assert len(whole) == task.num_rows
@@ -85,6 +91,18 @@ def test_embeddings_are_float32_lists_beside_id_and_label(
     assert table["label"].to_pylist() == rows.label.tolist()
     embeddings = table["embedding"].combine_chunks().flatten().to_numpy().reshape(2040, -1)
     assert np.allclose(embeddings, model.embed(rows.image), atol=1e-5)
+
+
+def test_scores_are_compared_with_known_images(
+    model: TrainedModel, dataset: Dataset, make_digits: Any
+) -> None:
+    few = Dataset.open(make_digits(64))
+    task, other = ScoreTask(dataset, "train", dataset), ScoreTask(dataset, "train", few)
+    assert task.compute(model, 0, 50).column_names == ["id", "label", "novelty", "distance"]
+    assert task.note(model).endswith("with themselves, too: they seem less novel.")
+    assert "compared with 51 of 64 training images" in other.note(model)
+    assert "themselves" not in other.note(model)
+    assert json.dumps(task.describe()) != json.dumps(other.describe())
 
 
 def test_rows_without_a_label_have_null(model: TrainedModel, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""`cl-ray score`: how novel a dataset's images are to a run."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+from rich.table import Table
+
+from cl_ray.cli import parse_flags
+from cl_ray.commands.generate import InferenceCommand, run_command
+from cl_ray.console import PlainConsole
+from cl_ray.errors import UserError
+
+
+class ScoreCommand(InferenceCommand):
+    """Write the novelty of images: columns id, label, origin (if any), novelty and distance."""
+
+    out: str = Field(
+        description="Folder or URI whose name ends in .parquet: a folder of Parquet files that "
+        "reads as one table."
+    )
+    data: str = Field(
+        min_length=1,
+        description="Images to score: `mnist`, or a folder or URI that `cl-ray data` wrote.",
+    )
+    split: str = Field("test", description="Which of its splits.")
+    known: str | None = Field(
+        None,
+        min_length=1,
+        description="Dataset whose splits train and validation the images are compared with; None "
+        "is what the run was trained on.",
+    )
+    top: int = Field(10, ge=0, description="Most novel images to list.")
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run `cl-ray score`."""
+    options = parse_flags(ScoreCommand, arguments, prog="cl-ray score")
+    from cl_ray.data.dataset import Dataset
+    from cl_ray.inference.output import OutputFolder
+    from cl_ray.inference.tasks import ScoreTask
+    from cl_ray.model import load
+
+    output = OutputFolder.resolve(options.out)
+    if not output.parquet:
+        raise UserError(f"out {options.out!r} must end in .parquet: scores are no images.")
+    dataset = Dataset.open(options.data)
+    dataset.row_groups(options.split)  # raises if there is no such split
+    trained_on = options.known or load(options.run, options.checkpoint, "cpu").config.data
+    run_command(options, ScoreTask(dataset, options.split, Dataset.open(trained_on)))
+    if not options.top:
+        return
+    rows = output.largest("distance", options.top)
+    table = Table(*rows[0], title=f"The {len(rows)} most novel images", title_justify="left")
+    for row in rows:
+        cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*cells)
+    PlainConsole().print(table)
