@@ -16,7 +16,7 @@ LAYERS = [
     "config",
     "cli",
     "data",
-    "data.decoding data.file_tree data.splits data.writer data.source_config",
+    "data.file_tree data.splits data.writer data.source_config",
     "data.conversion data.labels data.archives",
     "data.arrays data.image_folder data.parquet_source data.stacked_mnist data.torchvision_source",
     "data.sources",

@@ -301,6 +301,7 @@ def test_data_prints_a_summary(
         f"source    {source}",
         "licence   CC0",
         "images    32 × 32, grey",
+        "encoding  raw pixels",
         "classes   2: cat, dog",
         f"train     40 images in 1 file, {size['train']:.1f} kB",
         f"test      10 images in 1 file, {size['test']:.1f} kB",
@@ -336,7 +337,7 @@ def test_data_without_labels_or_names(changes: dict[str, Any], classes: str) -> 
     with console.capture() as printed:
         print_dataset_summary(Dataset.open("mnist").info.model_copy(update=changes), "x", console)
     lines = printed.get().splitlines()
-    assert re.fullmatch(f"classes +{classes}", lines[4])
+    assert re.fullmatch(f"classes +{classes}", lines[5])
     assert "train      55,000 images in 4 files, 8.3 MB" in lines
 
 

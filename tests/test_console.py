@@ -78,7 +78,7 @@ def test_the_summary_of_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     print_dataset_summary(info.model_copy(update=hostile), "x", PlainConsole(width=200))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [r"dataset    [/a]\x1b[2J", r"source     [/b]\nlicence   CC0"]
-    assert lines[4].startswith(r"classes    10: [red]c\r, [red]c\r")
+    assert lines[5].startswith(r"classes    10: [red]c\r, [red]c\r")
 
 
 def test_every_console_of_the_package_is_a_plain_one() -> None:

@@ -19,6 +19,13 @@ from cl_ray.storage import absolute_location, without_options
 
 _LOG_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
+_ENCODINGS = {
+    "raw": "raw pixels",
+    "png": "PNG, lossless",
+    "webp": "WebP, lossless",
+    "jpeg": "JPEG, lossy",
+}
+"""How the summary calls them."""
 _LISTED_CLASSES = 10
 """Classes that the summary lists by name."""
 
@@ -93,6 +100,7 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         "source": info.source,
         "licence": info.licence or "not stated",
         "images": f"{width} × {height}, {'grey' if channels == 1 else 'colour'}",
+        "encoding": _ENCODINGS[info.encoding],
         "classes": _format_classes(info),
     }
     for name, split in info.splits.items():

@@ -8,10 +8,12 @@ path differs from node to node. Imports neither torch nor ray, so that reading p
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig
+from cl_ray.data.decoding import MAX_SIDE, MIN_SIDE, Encoding, decode_pixels
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import absolute_location, open_filesystem
 from cl_ray.uri import redact
@@ -31,8 +34,6 @@ STACKED = "stacked-mnist"
 """A source that is made of the packaged digits, see `stacked_mnist.py`."""
 STACKED_SOURCE = "Stacked MNIST (Metz et al., 2017) of the packaged digits"
 """The beginning of its `source` in dataset.json; the seed follows."""
-MIN_SIDE, MAX_SIDE = 28, 256
-"""Sides of images in pixels."""
 DISTANCE_SIDE = 64
 """Pixels of a side that distances between images are taken over, at most."""
 QUANTILES = np.linspace(0, 1, 101)
@@ -44,6 +45,8 @@ MAX_CLASSES = 10_000
 _REPAIR = "copy it again or write the dataset again with `cl-ray data --overwrite`"
 _SAMPLED_GROUPS = 256
 """`sample_rows` draws from at least this many random row groups, where there are more."""
+_READ_GROUPS, _READ_THREADS = 16, 4
+"""Row groups that are fetched together, and threads that fetch and decode."""
 
 
 class ShardInfo(BaseConfig):
@@ -87,6 +90,7 @@ class DatasetInfo(BaseConfig):
     source: str = Field(description="Where the images are from.")
     licence: str | None
     shape: tuple[int, int, int] = Field(description="Height, width, channels.")
+    encoding: Encoding = Field("raw", description="How images are stored.")
     labelled: bool = Field(description="Whether any row has a label.")
     origins: bool = Field(False, description="Whether the rows say where in the source they were.")
     classes: list[str] | None = Field(description="The name of each label, if they have names.")
@@ -119,7 +123,10 @@ class DatasetInfo(BaseConfig):
     @property
     def fingerprint(self) -> str:
         """A digest of the images, their order, labels and classes, wherever the files lie."""
-        described = self.model_dump(mode="json", include={"shape", "classes", "row_group"})
+        fields = {"shape", "classes", "row_group"}
+        if self.encoding != "raw":  # raw data have the fingerprint of older versions
+            fields.add("encoding")
+        described = self.model_dump(mode="json", include=fields)
         splits = {
             name: [(shard.sha256, shard.rows) for shard in split.shards]
             for name, split in self.splits.items()
@@ -141,6 +148,58 @@ class RowRange:
     def rows(self) -> int:
         """The number of rows."""
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class RowGroups(Sequence[RowRange]):
+    """Row groups of a split in some order, as arrays: 100 million images have a million of them.
+
+    Args:
+        shard: [n] int32.
+        group: [n] int32, the index in its shard.
+        size: [n] int32, its rows.
+    """
+
+    shard: NDArray[np.int32]
+    group: NDArray[np.int32]
+    size: NDArray[np.int32]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """[n + 1], the number of rows before each row group, and that of all."""
+        return np.concatenate([[0], np.cumsum(self.size, dtype=np.int64)])
+
+    @property
+    def total(self) -> int:
+        """The rows of all."""
+        return int(self._ends[-1])
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @overload
+    def __getitem__(self, index: int) -> RowRange: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RowRange]: ...
+    def __getitem__(self, index: int | slice) -> RowRange | list[RowRange]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return RowRange(int(self.shard[index]), int(self.group[index]), 0, int(self.size[index]))
+
+    def take(self, order: NDArray[np.integer]) -> "RowGroups":
+        """Return the row groups at indices."""
+        return RowGroups(self.shard[order], self.group[order], self.size[order])
+
+    def rows(self, first: int, end: int) -> list[RowRange]:
+        """Return rows [first, end) of the concatenation of all row groups."""
+        if first >= end:
+            return []
+        low, high = np.searchsorted(self._ends, [first, end - 1], side="right") - 1
+        ranges = self[int(low) : int(high) + 1]
+        before, last = int(self._ends[low]), int(self._ends[high])
+        ranges[-1] = replace(ranges[-1], stop=end - last)
+        ranges[0] = replace(ranges[0], start=first - before)
+        return ranges
 
 
 @dataclass(frozen=True)
@@ -278,18 +337,19 @@ class Dataset:
                 "another --name."
             )
 
-    def row_groups(self, split: str) -> list[RowRange]:
-        """Return all row groups of a split, whole, in order.
+    def row_groups(self, split: str) -> RowGroups:
+        """Return all row groups of a split, in order.
 
         Raises:
             UserError: There is no such split.
         """
         size = self.info.row_group
-        return [
-            RowRange(number, group, 0, min(size, shard.rows - group * size))
-            for number, shard in enumerate(self._split(split).shards)
-            for group in range(-(-shard.rows // size))
-        ]
+        rows = np.array([shard.rows for shard in self._split(split).shards])
+        counts = -(-rows // size)
+        shard = np.repeat(np.arange(len(rows)), counts)
+        group = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+        sizes = np.minimum(size, rows[shard] - group * size)
+        return RowGroups(*(column.astype(np.int32) for column in (shard, group, sizes)))
 
     def read(
         self, split: str, ranges: Sequence[RowRange] | None = None, origins: bool = False
@@ -308,26 +368,40 @@ class Dataset:
         if ranges is None:
             ranges = self.row_groups(split)
         offsets = np.cumsum([0, *(part.rows for part in ranges)])
-        ids = np.empty(offsets[-1], np.int64)
-        images = np.empty((offsets[-1], *self.info.shape), np.uint8)
-        labels = np.empty(offsets[-1], np.int64) if self.info.labelled else None
-        origin = np.empty(offsets[-1], object) if origins and self.info.origins else None
+        columns: dict[str, NDArray[Any]] = {
+            "id": np.empty(offsets[-1], np.int64),
+            "image": np.empty((offsets[-1], *self.info.shape), np.uint8),
+        }
+        if self.info.labelled:
+            columns["label"] = np.empty(offsets[-1], np.int64)
+        if origins and self.info.origins:
+            columns["origin"] = np.empty(offsets[-1], object)
         wanted: dict[int, dict[int, list[int]]] = {}  # by shard and row group, indices of ranges
         for index, part in enumerate(ranges):
             wanted.setdefault(part.shard, {}).setdefault(part.group, []).append(index)
-        for shard, by_group in wanted.items():
-            groups = self._read_row_groups(shards[shard], sorted(by_group), origin is not None)
-            for group, rows in groups:
+
+        def fill(part: tuple[int, list[int]]) -> None:
+            by_group = {group: wanted[part[0]][group] for group in part[1]}
+            needed = {group: [ranges[k] for k in found] for group, found in by_group.items()}
+            for group, rows in self._read_row_groups(shards[part[0]], needed, list(columns)):
                 for index in by_group[group]:
                     source = slice(ranges[index].start, ranges[index].stop)
                     target = slice(offsets[index], offsets[index + 1])
-                    ids[target] = rows.id[source]
-                    images[target] = rows.image[source]
-                    if labels is not None and rows.label is not None:
-                        labels[target] = rows.label[source]
-                    if origin is not None and rows.origin is not None:
-                        origin[target] = rows.origin[source]
-        return RowBatch(ids, images, labels, origin)
+                    for name, column in columns.items():
+                        column[target] = rows[name][source]
+
+        parts = [
+            (shard, sorted(by_group)[k : k + _READ_GROUPS])
+            for shard, by_group in wanted.items()
+            for k in range(0, len(by_group), _READ_GROUPS)
+        ]
+        if len(parts) > 1:  # hides the latency of a remote filesystem, and decodes on several CPUs
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                list(pool.map(fill, parts))
+        elif parts:
+            fill(parts[0])
+        label, origin = columns.get("label"), columns.get("origin")
+        return RowBatch(columns["id"], columns["image"], label, origin)
 
     def distance_quantile(self, split: str, q: float) -> float:
         """Return a quantile of the distances between two images of a split.
@@ -425,24 +499,39 @@ class Dataset:
             raise UserError(f"{self.location} has no split {split}: it has {names}.") from None
 
     def _read_row_groups(
-        self, shard: ShardInfo, groups: list[int], origins: bool
-    ) -> Iterator[tuple[int, RowBatch]]:
-        """Yield row groups of a file one by one, so that decoded data stays small and in cache."""
-        size, kind = self.info.row_group, pa.fixed_shape_tensor(pa.uint8(), self.info.shape)
+        self, shard: ShardInfo, needed: dict[int, list[RowRange]], columns: list[str]
+    ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+        """Yield row groups of a file one by one, so that what is read stays small and in cache.
+
+        Images of rows that are not needed may be undefined.
+        """
+        size, shape, encoding = self.info.row_group, self.info.shape, self.info.encoding
+        kind = pa.fixed_shape_tensor(pa.uint8(), shape) if encoding == "raw" else pa.binary()
         with self._open(shard) as file:
             if (found := file.schema_arrow.field("image").type) != kind:
                 raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
             # Every row group but a file's last has `size` rows, so a batch is a row group.
-            columns = ["id", "image", *["label"] * self.info.labelled, *["origin"] * origins]
-            batches = file.iter_batches(size, groups, columns)
-            for group, batch in zip(groups, batches, strict=True):
+            batches = file.iter_batches(size, list(needed), columns)
+            for (group, ranges), batch in zip(needed.items(), batches, strict=True):
                 expected = min(size, shard.rows - group * size)
                 if len(batch) != expected:
                     raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
-                label = _labels(batch["label"]) if self.info.labelled else None
-                image = batch["image"].to_numpy_ndarray()
-                origin = np.array(batch["origin"].to_pylist(), object) if origins else None
-                yield group, RowBatch(_integers(batch["id"]), image, label, origin)
+                rows: dict[str, NDArray[Any]] = {"id": _integers(batch["id"])}
+                if encoding == "raw":
+                    rows["image"] = batch["image"].to_numpy_ndarray()
+                else:
+                    rows["image"] = np.empty((len(batch), *shape), np.uint8)
+                    for row in {row for part in ranges for row in range(part.start, part.stop)}:
+                        try:
+                            data = batch["image"][row].as_py() or b""
+                            rows["image"][row] = decode_pixels(data, encoding, shape)
+                        except ValueError as error:
+                            raise ValueError(f"row {group * size + row}: {error}") from error
+                if "label" in columns:
+                    rows["label"] = _labels(batch["label"])
+                if "origin" in columns:
+                    rows["origin"] = np.array(batch["origin"].to_pylist(), object)
+                yield group, rows
 
     @contextmanager
     def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
@@ -481,11 +570,9 @@ def sample_rows(dataset: Dataset, split: str, count: int, seed: int) -> RowBatch
     random = np.random.default_rng([seed, 1])
     groups = dataset.row_groups(split)
     needed = -(-count // dataset.info.row_group) + len(dataset.info.splits[split].shards)
-    drawn = random.permutation(len(groups))[: max(_SAMPLED_GROUPS, needed)]
-    rows = [(groups[index], row) for index in drawn for row in range(groups[index].stop)]
-    chosen = (rows[index] for index in random.permutation(len(rows))[:count])
-    ranges = [RowRange(group.shard, group.group, row, row + 1) for group, row in chosen]
-    return dataset.read(split, ranges, origins=True)
+    drawn = groups.take(random.permutation(len(groups))[: max(_SAMPLED_GROUPS, needed)])
+    rows = random.permutation(drawn.total)[:count].tolist()
+    return dataset.read(split, [drawn.rows(row, row + 1)[0] for row in rows], origins=True)
 
 
 def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None:

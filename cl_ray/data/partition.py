@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_ray.data.config import PairDataConfig
-from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowRange
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowGroups, RowRange
 
 TRAIN_SPLIT = "train"
 WINDOW_BYTES = 2**26
@@ -123,18 +123,18 @@ class Partition:
         positions = step * self.local_batch_size + np.arange(self.local_batch_size)
         return positions < rows[:, None]
 
-    def shuffled_groups(self, epoch: int) -> list[RowRange]:
+    def shuffled_groups(self, epoch: int) -> RowGroups:
         """Return all row groups of the dataset in a random order, the same on every rank."""
         groups = self.dataset.row_groups(TRAIN_SPLIT)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(groups))
-        return [groups[i] for i in order]
+        return groups.take(order)
 
     def row_ranges(self, epoch: int) -> list[RowRange]:
         """Return this rank's rows; ranks are disjoint and together cover the dataset.
 
         A resident partition keeps the rows of epoch 0.
         """
-        return slice_ranges(self.shuffled_groups(epoch), *self.bounds)
+        return self.shuffled_groups(epoch).rows(*self.bounds)
 
     def read(self, ranges: Sequence[RowRange]) -> RowBatch:
         """Read rows of the dataset, with the labels that are used."""
@@ -152,12 +152,12 @@ class Partition:
 
         It has at most WINDOW_BYTES of pixels. Rows are shuffled and paired within their window.
         """
-        ranges = self.row_ranges(epoch)
-        total = sum(part.rows for part in ranges)
+        groups, (first, end) = self.shuffled_groups(epoch), self.bounds
+        total = end - first
         window = min(self.config.shards.window, WINDOW_BYTES // math.prod(self.dataset.info.shape))
         count = max(1, round(total / window))
-        ends = [total * i // count for i in range(count + 1)]
-        return [slice_ranges(ranges, a, b) for a, b in pairwise(ends)]
+        ends = [first + total * i // count for i in range(count + 1)]
+        return [groups.rows(a, b) for a, b in pairwise(ends)]
 
 
 def draw_labelled_ids(dataset: Dataset, count: int, seed: int) -> NDArray[np.int64]:
@@ -181,14 +181,3 @@ def draw_labelled_ids(dataset: Dataset, count: int, seed: int) -> NDArray[np.int
     rank_in_class = np.arange(len(rows)) - first.repeat(sizes)
     tie_break = random.permutation(len(classes)).repeat(sizes)
     return np.sort(ids[rows[np.lexsort((tie_break, rank_in_class))[:count]]])
-
-
-def slice_ranges(ranges: Sequence[RowRange], first: int, end: int) -> list[RowRange]:
-    """Return rows [first, end) of the concatenation of `ranges`."""
-    chosen, offset = [], 0
-    for part in ranges:
-        start, stop = max(first - offset, 0), min(end - offset, part.rows)
-        if start < stop:
-            chosen.append(RowRange(part.shard, part.group, part.start + start, part.start + stop))
-        offset += part.rows
-    return chosen

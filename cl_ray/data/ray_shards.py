@@ -30,7 +30,7 @@ from ray.train import DataConfig
 
 from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowBatch, RowRange
-from cl_ray.data.partition import TRAIN_SPLIT, Partition, slice_ranges
+from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def build_train_dataset(
     if not partition.resident:
         return {}, data_config
     groups = partition.shuffled_groups(0)
-    parts = [slice_ranges(groups, start, stop) for start, stop in pairwise(ends)]
+    parts = [groups.rows(start, stop) for start, stop in pairwise(ends)]
 
     def read(part: list[RowRange], number: int) -> _Columns:
         rows = partition.read(part)

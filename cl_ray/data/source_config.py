@@ -3,13 +3,20 @@
 from typing import Literal
 
 from PIL import ImageColor
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import MAX_SIDE, MIN_SIDE, STACKED
-from cl_ray.data.decoding import MAX_PIXELS, ImageLimits
+from cl_ray.data.dataset import STACKED
+from cl_ray.data.decoding import (
+    JPEG_QUALITY,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MIN_SIDE,
+    Encoding,
+    ImageLimits,
+)
 from cl_ray.data.splits import SPLIT_NAMES, SplitChoice
-from cl_ray.data.writer import MIN_HELD_OUT, SKIPPED_FILE, VALIDATION_FRACTION
+from cl_ray.data.writer import MIN_HELD_OUT, RAW_SIDE, SKIPPED_FILE, VALIDATION_FRACTION
 
 ChannelOrder = Literal["first", "last"]
 NO_LABELS = "none"
@@ -53,6 +60,15 @@ class SourceConfig(BaseConfig):
         description="Scale each image's shorter side to this many pixels and crop the center "
         f"square. Without it, images that are not one square size of {MIN_SIDE} to {MAX_SIDE} are "
         "refused.",
+    )
+    encoding: Encoding | None = Field(
+        None,
+        description="How images are stored: raw pixels, or files of a format. png and webp are "
+        "lossless (webp is smaller and faster); jpeg is not, and takes a third of the bytes. None "
+        f"is raw up to {RAW_SIDE} pixels and png above.",
+    )
+    quality: int | None = Field(
+        None, ge=1, le=100, description=f"Of --encoding jpeg; by default {JPEG_QUALITY}."
     )
     color: Literal["keep", "grey", "rgb"] = Field(
         "keep", description="Convert to grey or rgb; `keep` refuses a mixture of the two."
@@ -146,6 +162,14 @@ class SourceConfig(BaseConfig):
     def limits(self) -> ImageLimits:
         """Which images are refused."""
         return ImageLimits(self.max_pixels, None if self.size else MAX_SIDE)
+
+    @model_validator(mode="after")
+    def _check_quality(self) -> "SourceConfig":
+        if self.quality is not None and self.encoding != "jpeg":
+            raise ValueError(
+                f"quality {self.quality} is of JPEG only: add `--encoding jpeg` or leave it out"
+            )
+        return self
 
     @field_validator("background")
     @classmethod

@@ -22,7 +22,7 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     open_dataset_location,
 )
-from cl_ray.data.decoding import ENDINGS, FORMATS
+from cl_ray.data.decoding import ENDINGS, FORMATS, JPEG_QUALITY
 from cl_ray.data.file_tree import FileTree, Note, counted, ending, list_folder, tree_of_files
 from cl_ray.data.image_folder import read_image_folder
 from cl_ray.data.labels import find_label_files, read_label_files
@@ -95,6 +95,8 @@ def write_dataset(
             seed=config.seed,
             overwrite=config.overwrite,
             skip_broken=config.skip_broken,
+            encoding=config.encoding,
+            quality=config.quality or JPEG_QUALITY,
             progress=progress,
             note=note,
         )

@@ -1,15 +1,17 @@
 """Write images as a folder of Parquet shards and `dataset.json`, completely or not at all.
 
-The images of a split are first spooled, in the source's order, to one flat file on disk, and
-written from there in a random order. So memory does not grow with the data, and the rows of every
-source are well shuffled.
+The images of a split are first spooled, as they will be stored and in the source's order, to one
+file on disk, and written from there in a random order. So the rows of every source are well
+shuffled, and memory holds some numbers of each image but no image.
 """
 
 import hashlib
+import io
 import os
 import re
+import struct
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +25,6 @@ from numpy.typing import NDArray
 
 from cl_ray.data.dataset import (
     INFO_FILE,
-    MAX_SIDE,
-    MIN_SIDE,
     PACKAGED,
     QUANTILES,
     UNLABELLED,
@@ -33,7 +33,16 @@ from cl_ray.data.dataset import (
     SplitInfo,
     distance_stride,
 )
-from cl_ray.data.decoding import ADD_SIZE, BrokenImageError
+from cl_ray.data.decoding import (
+    ADD_SIZE,
+    JPEG_QUALITY,
+    MAX_SIDE,
+    MIN_SIDE,
+    BrokenImageError,
+    Encoding,
+    decode_pixels,
+    encode_pixels,
+)
 from cl_ray.data.file_tree import Note, listed
 from cl_ray.data.splits import SPLIT_NAMES
 from cl_ray.errors import UserError, first_error_line, pluralize, printable
@@ -45,6 +54,11 @@ VALIDATION_FRACTION, MIN_HELD_OUT = 0.1, 10
 GROUP_BYTES = 2**20
 """Pixels of a row group."""
 GROUPS_PER_SHARD = 16
+"""Row groups of a file of raw pixels, at most."""
+SHARD_BYTES = 2**28
+"""About the size of a file of encoded images, at most."""
+RAW_SIDE = 64
+"""Larger images are stored as PNG by default."""
 SKIPPED_FILE = "skipped.txt"
 """Lists beside the data the images that were left out as broken."""
 
@@ -54,6 +68,7 @@ _REPORT_INTERVAL = 1000
 """Images between two calls of the progress callback."""
 _SHARD_FILE = re.compile(r"[a-z]+-\d{5}-of-\d{5}\.parquet")
 
+_LENGTH = struct.Struct("<I")
 _T = TypeVar("_T")
 
 ProgressCallback = Callable[[str, int, int | None], None]
@@ -100,23 +115,67 @@ class _SpooledSplit:
     """The images of a split on disk, and the indices of those that it has, in order.
 
     Args:
-        image: [m, H, W, C] uint8.
+        file: Holds of each of m images its origin's length and UTF-8, and the image as it is
+            stored.
+        ends: [m + 1] int64, where each of these records ends in the file, from 0 on.
+        shape: Height, width and channels.
+        encoding: How images are stored.
         label: [m] int64, UNLABELLED where an image has none; empty if none of the data has one.
         rows: [n] indices into the m images.
         id: [n] int64, each row's place in the source's order.
-        origin: [m] strings, or None where no image has an origin.
+        has_origin: Whether any of the m images has an origin.
     """
 
-    image: NDArray[np.uint8]
+    file: str
+    ends: NDArray[np.int64]
+    shape: tuple[int, int, int]
+    encoding: Encoding
     label: NDArray[np.int64]
     rows: NDArray[np.intp]
     id: NDArray[np.int64]
-    origin: pa.LargeStringArray | None
+    has_origin: bool
 
     @property
     def row_labels(self) -> NDArray[np.int64]:
         """[n], or empty as `label` is."""
         return self.label[self.rows] if self.label.size else self.label
+
+    def records(self, order: NDArray[np.intp]) -> Iterator[tuple[str, bytes]]:
+        """Yield the origin and the stored image of rows; a mapped file would stay in memory."""
+        with open(self.file, "rb", buffering=0) as stream:
+            for index in self.rows[order].tolist():
+                start, stop = int(self.ends[index]), int(self.ends[index + 1])
+                stream.seek(start)
+                record = stream.read(stop - start)
+                (length,) = _LENGTH.unpack_from(record)
+                data = _LENGTH.size + length
+                yield record[_LENGTH.size : data].decode(), record[data:]
+
+    def pixels(self, order: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Read the images [k, H, W, C] of rows."""
+        images = np.empty((len(order), *self.shape), np.uint8)
+        for image, (_, data) in zip(images, self.records(order), strict=True):
+            image[:] = decode_pixels(data, self.encoding, self.shape)
+        return images
+
+
+class _HashedStream(io.RawIOBase):
+    """Counts and hashes what is written to a stream."""
+
+    def __init__(self, stream: pa.NativeFile):
+        self.stream, self.size, self.sha256 = stream, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.stream.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
 
 
 def write_splits(
@@ -129,6 +188,8 @@ def write_splits(
     seed: int = 0,
     overwrite: bool = False,
     skip_broken: bool = False,
+    encoding: Encoding | None = None,
+    quality: int = JPEG_QUALITY,
     level: int = 3,
     progress: ProgressCallback | None = None,
     note: Note = print,
@@ -150,6 +211,8 @@ def write_splits(
         seed: Determines the order of the rows, those held out and the sample for the distances.
         overwrite: Replace the dataset that is at `out`.
         skip_broken: Leave broken images out, and list them in SKIPPED_FILE.
+        encoding: How images are stored; None is raw pixels up to RAW_SIDE, and PNG above.
+        quality: Of JPEG, 1 to 100.
         level: Of zstd compression, 1 to 22.
         progress: See `ProgressCallback`.
         note: Called with a sentence on what is left out.
@@ -175,7 +238,8 @@ def write_splits(
             os.makedirs(parent, exist_ok=True)
         # Beside a local `out`, so on the same disk; hidden, so that no source reads it as data.
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
-            parts, broken = _spool(splits, work, metadata.classes, skip_broken, report)
+            stored = encoding, quality
+            parts, broken = _spool(splits, work, metadata.classes, skip_broken, stored, report)
             random = np.random.default_rng(seed)
             parts = _in_order(parts | _hold_out(parts["train"], fractions, random))
             _note_missing_classes(parts, metadata.classes, note)
@@ -186,13 +250,14 @@ def write_splits(
                 folder = path
                 _clear(filesystem, folder)
             filesystem.create_dir(folder)
-            shape = parts["train"].image.shape[1:]
+            shape = parts["train"].shape
             row_group = min(max(GROUP_BYTES // int(np.prod(shape)), 64), 1024)
             info = DatasetInfo(
                 **vars(metadata if is_labelled else replace(metadata, classes=None)),
                 shape=shape,
+                encoding=parts["train"].encoding,
                 labelled=is_labelled,
-                origins=parts["train"].origin is not None,
+                origins=parts["train"].has_origin,
                 row_group=row_group,
                 splits={
                     split: SplitInfo(
@@ -259,19 +324,28 @@ def _spool(
     work: str,
     classes: list[str] | None,
     skip_broken: bool,
+    stored: tuple[Encoding | None, int],
     report: ProgressCallback,
 ) -> tuple[dict[str, _SpooledSplit], list[BrokenImageError]]:
-    """Copy all images to flat files in the folder `work`; check that they fit together.
+    """Copy all images to files in the folder `work`; check that they fit together.
+
+    Args:
+        splits: As of `write_splits`.
+        work: The folder.
+        classes: The names of the labels, if they have names.
+        skip_broken: Whether a split may consist of broken images only.
+        stored: The encoding, and the quality of JPEG.
+        report: See `ProgressCallback`.
 
     Returns:
         The splits, and the errors of broken images.
     """
     first: RawImage | None = None
-    parts, broken = {}, list[BrokenImageError]()
+    (encoding, quality), parts, broken = stored, {}, list[BrokenImageError]()
     for split in _in_order(splits):
         labels, indices, ends = array("q"), array("q"), array("q", [0])
-        file, names = (os.path.join(work, f"{split}.{kind}") for kind in ("raw", "names"))
-        with open(file, "wb") as stream, open(names, "wb") as origins:
+        file, has_origin = os.path.join(work, f"{split}.spool"), False
+        with open(file, "wb") as stream:
             for raw in splits[split]:
                 if isinstance(raw, BrokenImageError):
                     raw.__traceback__ = raw.__cause__ = raw.__context__ = None  # hold its bytes
@@ -279,24 +353,31 @@ def _spool(
                     continue
                 first = first or raw
                 _check_image(raw, first, classes)
-                stream.write(raw.image.tobytes())
-                labels.append(UNLABELLED if raw.label is None else raw.label)
+                encoding = encoding or ("raw" if raw.image.shape[0] <= RAW_SIDE else "png")
                 origin = public_uri(raw.origin or "").encode(errors="backslashreplace")
-                ends.append(ends[-1] + origins.write(origin))
+                has_origin = has_origin or bool(origin)
+                data = encode_pixels(raw.image, encoding, quality)
+                record = b"".join([_LENGTH.pack(len(origin)), origin, data])
+                ends.append(ends[-1] + stream.write(record))
+                labels.append(UNLABELLED if raw.label is None else raw.label)
                 indices.append(len(indices) if raw.index is None else raw.index)
                 if len(indices) % _REPORT_INTERVAL == 0:
                     report(f"reading {split}", len(indices), None)
-        if first is None or not indices:
+        if first is None or not indices or encoding is None:
             if broken and not skip_broken:
                 continue
             raise UserError(f"There is no image in the split {split}: give another --source.")
         report(f"reading {split}", len(indices), len(indices))
+        height, width, channels = first.image.shape
         parts[split] = _SpooledSplit(
-            np.memmap(file, np.uint8, "r", shape=(len(indices), *first.image.shape)),
+            file,
+            np.frombuffer(ends, np.int64),
+            (height, width, channels),
+            encoding,
             np.frombuffer(labels, np.int64),
             np.argsort(np.frombuffer(indices, np.int64), kind="stable"),
             np.arange(len(indices)),
-            _strings(names, ends) if ends[-1] else None,
+            has_origin,
         )
     if not any((part.label != UNLABELLED).any() for part in parts.values()):
         parts = {split: replace(part, label=part.label[:0]) for split, part in parts.items()}
@@ -317,12 +398,6 @@ def _refuse_broken(broken: list[BrokenImageError], whole: int) -> None:
     raise UserError(
         f"{count}: {found}; repair or remove them, or leave them out with `--skip-broken`."
     )
-
-
-def _strings(file: str, ends: "array[int]") -> pa.LargeStringArray:
-    """Return strings that lie one after the other in a file, without reading them."""
-    text = np.memmap(file, np.uint8, "r")
-    return pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(text))
 
 
 def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
@@ -427,53 +502,65 @@ def _write_shards(
     shuffled = random.permutation(count)
     groups = -(-count // row_group)
     files = -(-groups // GROUPS_PER_SHARD)
+    if part.encoding != "raw":
+        files = min(groups, -(-int(part.ends[-1]) * count // (len(part.ends) - 1) // SHARD_BYTES))
     shards = []
     for number in range(files):
         # Whole row groups a file, so that only the last one of the split is short.
         start, stop = (row_group * (groups * k // files) for k in (number, number + 1))
-        data = _parquet(part, shuffled[start:stop], row_group, level)
+        order = shuffled[start:stop]
         name = f"{split}-{number:05d}-of-{files:05d}.parquet"
         with filesystem.open_output_stream(f"{folder}/{name}") as stream:
-            stream.write(data)
-        rows = min(stop, count) - start
-        digest = hashlib.sha256(data).hexdigest()
-        shards.append(ShardInfo(file=name, rows=rows, bytes=len(data), sha256=digest))
-        report(f"writing {split}", start + rows, count)
+            hashed = _HashedStream(stream)
+            _write_parquet(part, order, hashed, row_group, level)
+        digest = hashed.sha256.hexdigest()
+        shards.append(ShardInfo(file=name, rows=len(order), bytes=hashed.size, sha256=digest))
+        report(f"writing {split}", start + len(order), count)
     return shards
 
 
-def _parquet(
-    split: _SpooledSplit, order: NDArray[np.intp], row_group: int, level: int
-) -> memoryview:
-    """Return one Parquet file, of about GROUPS_PER_SHARD × GROUP_BYTES of pixels."""
-    rows = split.rows[order]
-    image = pa.FixedShapeTensorArray.from_numpy_ndarray(split.image[rows])
-    columns = {"id": pa.array(split.id[order], pa.int64()), "image": image}
-    if split.label.size:
-        label = split.label[rows]
-        columns["label"] = pa.array(label, pa.int64(), mask=label == UNLABELLED)
-    if split.origin is not None:
-        columns["origin"] = split.origin.take(pa.array(rows)).cast(pa.string())
-    fields = [
-        pa.field(name, column.type, nullable=column.null_count > 0)
-        for name, column in columns.items()
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table(list(columns.values()), schema=pa.schema(fields)),
+def _write_parquet(
+    part: _SpooledSplit, order: NDArray[np.intp], sink: _HashedStream, row_group: int, level: int
+) -> None:
+    """Write rows as one Parquet file, a row group at a time."""
+    raw, label = part.encoding == "raw", part.label[:0]
+    tensor = pa.fixed_shape_tensor(pa.uint8(), part.shape, permutation=[0, 1, 2])
+    image = tensor if raw else pa.binary()
+    fields = [pa.field("id", pa.int64(), False), pa.field("image", image, False)]
+    if part.label.size:
+        label = part.label[part.rows[order]]
+        fields.append(pa.field("label", pa.int64(), bool((label == UNLABELLED).any())))
+    if part.has_origin:
+        fields.append(pa.field("origin", pa.string(), False))
+    zstd = {field.name: "zstd" for field in fields if field.name != "image"}
+    with pq.ParquetWriter(
         sink,
-        row_group_size=row_group,
-        compression="zstd",
-        compression_level=level,
+        pa.schema(fields),
+        # Encoded images are compressed already.
+        compression="zstd" if raw else {**zstd, "image": "none"},
+        compression_level=level if raw else dict.fromkeys(zstd, level),
         # Parquet has no 8-bit integers: a pixel is stored as four bytes, three of them 0. Stream
         # splitting puts the other ones together as in a raw image, which is smaller and twice as
         # fast to read as a dictionary.
         use_dictionary=False,
-        column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"},
+        column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"} if raw else None,
         data_page_size=8 * GROUP_BYTES,
         write_page_checksum=True,
-    )
-    return memoryview(sink.getvalue())
+    ) as writer:
+        for start in range(0, len(order), row_group):
+            rows = slice(start, start + row_group)
+            origins, images = zip(*part.records(order[rows]), strict=True)
+            columns: dict[str, Any] = {"id": part.id[order[rows]], "image": images}
+            if raw:
+                pixels = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *part.shape)
+                columns["image"] = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+            if part.label.size:
+                known = label[rows]
+                columns["label"] = pa.array(known, pa.int64(), mask=known == UNLABELLED)
+            if part.has_origin:
+                columns["origin"] = origins
+            arrays = [pa.array(columns[field.name], field.type) for field in fields]
+            writer.write_table(pa.table(arrays, schema=pa.schema(fields)), row_group)
 
 
 def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:
@@ -481,9 +568,9 @@ def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:
     count = min(len(part.rows), _DISTANCE_SAMPLE)
     if count < 2:
         return []
-    rows = part.rows[np.sort(random.choice(len(part.rows), count, replace=False))]
-    stride = distance_stride(part.image.shape[1])
-    pixels = part.image[:, ::stride, ::stride][rows].reshape(count, -1)
+    rows = np.sort(random.choice(len(part.rows), count, replace=False))
+    stride = distance_stride(part.shape[1])
+    pixels = part.pixels(rows)[:, ::stride, ::stride].reshape(count, -1)
     products = np.zeros((count, count))
     for start in range(0, pixels.shape[1], 1024):
         # Integers below 2**53, so exact: near duplicates keep their distance, and the result

@@ -9,6 +9,7 @@ from helpers.random_images import WriteSource, read_sorted
 
 from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
+from cl_ray.data.decoding import Encoding
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
@@ -46,17 +47,19 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def small_groups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Dataset]:
+def small_groups(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dataset]:
     """Makes datasets of the first digits, in row groups of 64 rows and files of 2 row groups."""
-    made: dict[int, Dataset] = {}
+    made: dict[tuple[int, Encoding], Dataset] = {}
 
-    def make(count: int) -> Dataset:
-        if count not in made:
+    def make(count: int, encoding: Encoding = "raw") -> Dataset:
+        if (count, encoding) not in made:
             folder = tmp_path_factory.mktemp("data") / "digits"
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(writer, "GROUP_BYTES", 1)
                 patch.setattr(writer, "GROUPS_PER_SHARD", 2)
-                made[count] = Dataset.open(write_images(folder, train=mnist("train", count)))
-        return made[count]
+                patch.setattr(writer, "SHARD_BYTES", 40_000)
+                out = write_images(folder, encoding=encoding, train=mnist("train", count))
+                made[count, encoding] = Dataset.open(out)
+        return made[count, encoding]
 
     return make

@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import METADATA, images, raw_images
+from helpers.hostile_images import png_of_zeros
+from helpers.random_images import METADATA, images, png, raw_images, smooth_images
+from PIL import Image
 
 from cl_ray.data import dataset as dataset_module
 from cl_ray.data.dataset import Dataset, RowBatch, RowRange, SplitInfo, sample_rows
+from cl_ray.data.decoding import Encoding
 from cl_ray.data.writer import write_splits
 from cl_ray.errors import UserError
 
@@ -196,6 +201,98 @@ def test_images_of_another_shape_are_not_read(tmp_path: Path, shape: tuple[int, 
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=rf"{file} is damaged .*its images are extension"):
         Dataset.open(str(tmp_path / "set")).read("train")
+
+
+ENCODINGS: tuple[Encoding, ...] = ("raw", "png", "webp", "jpeg")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_the_same_in_every_lossless_encoding(tmp_path: Path, channels: int) -> None:
+    pixels = images(300, 68, channels)
+    read: dict[str, RowBatch] = {}
+    prints = set[str]()
+    for encoding in ENCODINGS:
+        raw = (replace(r, origin=f"{n}.png") for n, r in enumerate(raw_images(pixels, True)))
+        out = str(tmp_path / encoding)
+        info = write_splits({"train": raw}, out, METADATA, encoding=encoding)
+        data = Dataset.open(out)
+        assert data.info == info
+        assert info.encoding == encoding
+        prints.add(info.fingerprint)
+        ranges = [RowRange(0, 1, 3, 30), RowRange(0, 0, 7, 8), RowRange(0, 1, 0, 5)]
+        read[encoding], part = data.read("train", origins=True), data.read("train", ranges)
+        index = np.r_[info.row_group + 3 : info.row_group + 30, 7, info.row_group + np.arange(5)]
+        assert np.array_equal(part.image, read[encoding].image[index])
+        origin = read[encoding].origin
+        assert origin is not None
+        assert origin.tolist() == [f"{n}.png" for n in read[encoding].id]
+        assert np.array_equal(labels_of(read[encoding]), read[encoding].id % 3)
+        sample = sample_rows(data, "train", 40, seed=1)
+        whole = read[encoding].sorted_by_id().image
+        assert np.array_equal(sample.image, whole[sample.id])
+    assert len(prints) == len(ENCODINGS)
+    for encoding in ("png", "webp"):
+        assert np.array_equal(read[encoding].id, read["raw"].id)
+        assert np.array_equal(read[encoding].image, pixels[read["raw"].id])
+    assert not np.array_equal(read["jpeg"].image, read["raw"].image)
+
+
+def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
+    pixels = smooth_images(70, 80)
+    distances = {}
+    for quality in (95, 20):
+        out = tmp_path / str(quality)
+        info = write_splits(
+            {"train": raw_images(pixels)}, str(out), METADATA, encoding="jpeg", quality=quality
+        )
+        distances[quality] = info.splits["train"].distances
+        table = pq.read_table(out / info.splits["train"].shards[0].file)
+        decoded = [np.asarray(Image.open(BytesIO(cell.as_py()))) for cell in table["image"]]
+        rows = Dataset.open(str(out)).read("train")
+        assert np.array_equal(rows.image, np.stack(decoded))
+        error = np.abs(rows.image.astype(int) - pixels[rows.id]).mean()
+        assert (error < 2) == (quality == 95)
+        flat = rows.image[:, ::2, ::2].reshape(len(rows.id), -1) / 255
+        first, second = np.triu_indices(len(flat), 1)
+        exact = np.linalg.norm(flat[first] - flat[second], axis=1)
+        assert distances[quality] == pytest.approx(
+            np.quantile(exact, np.linspace(0, 1, 101)), abs=1e-6
+        )
+
+
+def with_cells(folder: Path, cells: list[bytes | None]) -> Dataset:
+    """Put other bytes in place of the images of a dataset of one PNG shard."""
+    record = json.loads((folder / "dataset.json").read_text())
+    (shard,) = record["splits"]["train"]["shards"]
+    table = pa.table({"id": range(len(cells)), "image": cells})
+    pq.write_table(table, folder / shard["file"], row_group_size=record["row_group"])
+    shard["bytes"] = (folder / shard["file"]).stat().st_size
+    (folder / "dataset.json").write_text(json.dumps(record))
+    return Dataset.open(str(folder))
+
+
+def test_an_image_that_is_cut_or_another_is_named_with_its_row(tmp_path: Path) -> None:
+    pixels = images(70, 80, 3)
+    folder = tmp_path / "set"
+    write_splits({"train": raw_images(pixels)}, str(folder), METADATA)
+    good = png(pixels[0])
+    bad: dict[str, bytes | None] = {
+        "truncated": good[: len(good) // 2],
+        "broken": good[:100] + bytes(200) + good[300:],
+        "it is not PNG": b"GIF89a",
+        "not PNG": None,
+        "it is 81 × 80, RGB, and not 80 × 80, RGB": png(np.zeros((80, 81, 3), np.uint8)),
+        "it is 80 × 80, L,": png(pixels[0, :, :, 0]),
+        "pixels": png_of_zeros(50_000, 50_000),
+    }
+    for reason, cell in bad.items():
+        data = with_cells(folder, [good] * 67 + [cell] + [good] * 2)
+        fine = [RowRange(0, 0, 0, 64), RowRange(0, 1, 0, 3)]  # the others are not decoded
+        assert np.array_equal(data.read("train", fine).image[66], pixels[0])
+        with pytest.raises(UserError, match=f"is damaged .*row 67: .*{reason}") as caught:
+            data.read("train")
+        assert f"{folder}/train-00000-of-00001.parquet" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_it_travels_by_pickle_and_between_working_directories(

@@ -69,6 +69,18 @@ class Identify:
         return float(np.linalg.norm(self.pixels[one] - self.pixels[other]))
 
 
+@pytest.mark.parametrize("kind", LOADERS)
+def test_encoded_images_give_the_batches_of_raw_ones(
+    small_groups: Callable[..., Dataset], kind: str
+) -> None:
+    fields: dict[str, Any] = {"pairs": {"mode": "labels"}, "shards": {"window": 40}}
+    raw, png = (
+        list(LOADERS[kind].read(partition_of(data, workers=2, rank=1, **fields)).batches(1))
+        for data in (small_groups(347), small_groups(347, "png"))
+    )
+    assert batches_equal(raw, png)
+
+
 @pytest.mark.parametrize(("count", "batch", "workers", "window", "quantile"), SIZES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", LOADERS)

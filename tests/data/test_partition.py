@@ -1,6 +1,7 @@
 """The rows of each rank: disjoint, complete, and of one size to one row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ from helpers.datasets import labels_of, mnist, write_images
 
 from cl_ray.data.config import LabelConfig, PairDataConfig, ShardConfig
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowRange
-from cl_ray.data.partition import Partition, draw_labelled_ids, slice_ranges
+from cl_ray.data.partition import Partition, draw_labelled_ids
 
 
-def rows_of(ranges: list[RowRange]) -> list[tuple[int, int, int]]:
+def rows_of(ranges: Iterable[RowRange]) -> list[tuple[int, int, int]]:
     """Each row as its file, row group and position there."""
     return [(r.shard, r.group, row) for r in ranges for row in range(r.start, r.stop)]
 
@@ -55,14 +56,13 @@ def test_windows_are_consecutive_rows_of_about_one_size(dataset: Dataset) -> Non
                 assert len(rows) == max(1, round(sum(rows) / size))
 
 
-def test_slices_are_those_of_the_rows() -> None:
-    ranges = [RowRange(*r) for r in ((0, 1, 0, 4), (0, 0, 2, 3), (1, 0, 5, 9), (2, 2, 0, 1))]
-    rows = rows_of(ranges)
-    for first in range(11):
-        for end in range(first, 11):
-            part = slice_ranges(ranges, first, end)
-            assert rows_of(part) == rows[first:end]
-            assert all(r.rows > 0 for r in part)
+def test_rows_of_row_groups_are_slices_of_their_concatenation(dataset: Dataset) -> None:
+    groups = dataset.row_groups("train").take(np.array([5, 2, 0, 3, 4, 1]))  # the first is short
+    rows = rows_of(groups)
+    assert groups.total == len(rows) == 347
+    cuts = [0, 1, 26, 27, 28, 91, 100, 346, 347]
+    for first, end in product(cuts, cuts):
+        assert rows_of(groups.rows(first, end)) == rows[first:end]
 
 
 def test_rows_stay_in_memory_up_to_the_budget(dataset: Dataset) -> None:

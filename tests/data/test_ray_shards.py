@@ -18,6 +18,7 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cl_ray.batch import PairBatch
+from cl_ray.data import dataset as dataset_module
 from cl_ray.data import ray_shards
 from cl_ray.data.config import PairDataConfig
 from cl_ray.data.dataset import Dataset, RowBatch, RowRange
@@ -99,6 +100,26 @@ def test_partitions_beyond_the_budget_stream_the_same_batches(dataset: Dataset, 
         assert content(loader.batches(epoch, start)) == content(expected)
     check_windows(list(read_windows(part, 0, 2)), part, 2)
     assert list(read_windows(part, 0, len(part.windows(0)))) == []
+
+
+def test_tasks_decode_encoded_images(
+    dataset: Dataset, small_groups: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks deliver pixels, so that workers decode nothing."""
+    encoded = small_groups(347, "png")
+    assert len(encoded.info.splits["train"].shards) > 1
+    resident, streamed = partition(encoded), partition(encoded, shards=STREAMED)
+    datasets, data_config = build_train_dataset(encoded, resident.config, (2, 2))
+    shard = data_config.configure(datasets, 2, None, None)[1]["train"]
+    loader = StreamingLoader(streamed, lambda e, first: read_windows(streamed, e, first))
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset_module, "decode_pixels", None)  # in this process, not in the tasks
+        rows = shard_rows(resident, shard).sorted_by_id()
+        batches = content(loader.batches(1))
+    expected = dataset.read("train", partition(dataset).row_ranges(0)).sorted_by_id()
+    assert np.array_equal(rows.image, expected.image)
+    same = StreamingLoader.read(partition(dataset, shards=STREAMED))
+    assert batches == content(same.batches(1))
 
 
 def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset) -> None:

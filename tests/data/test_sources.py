@@ -12,10 +12,11 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
-from helpers.datasets import labels_of
+from helpers.datasets import labels_of, mnist, write_images
 from helpers.random_images import WriteSource, pixels, save
 
 from cl_ray import storage
+from cl_ray.data.dataset import Dataset
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
@@ -143,3 +144,15 @@ def test_hub_without_its_library(refused: Callable[..., str], monkeypatch: Any) 
     storage._connect.cache_clear()
     message = refused("hf://datasets/owner/name")
     assert message.endswith("`pip install huggingface_hub`.")
+
+
+def test_an_encoded_dataset_is_a_source(write_source: WriteSource, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "png", encoding="png", train=mnist("train", 30))
+    info, rows = write_source(folder, encoding="raw")
+    assert (info.encoding, Dataset.open(folder).info.encoding) == ("raw", "png")
+    assert np.array_equal(rows.image, mnist("train", 30)[0])
+    info, again = write_source(folder, size=32, encoding="jpeg", quality=90)
+    assert (info.encoding, info.shape) == ("jpeg", (32, 32, 1))
+    assert np.array_equal(labels_of(again), labels_of(rows))
+    with pytest.raises(ValueError, match="quality 90 is of JPEG only: add `--encoding jpeg`"):
+        write_source(folder, quality=90)

@@ -15,6 +15,7 @@ from helpers.datasets import labels_of
 from helpers.random_images import METADATA, images, raw_images
 
 from cl_ray import storage as storage_module
+from cl_ray.data import writer
 from cl_ray.data.dataset import UNLABELLED, Dataset
 from cl_ray.data.decoding import BrokenImageError, decoder_errors
 from cl_ray.data.writer import DatasetMetadata, RawImage, check_output_free, write_splits
@@ -117,6 +118,25 @@ def test_origins_follow_their_images(tmp_path: Path) -> None:
     assert rows.origin.tolist() == ["https://host/1 a.png"]
     write_splits({"train": raw_images(images(2))}, out, METADATA, overwrite=True)
     assert Dataset.open(out).read("train", origins=True).origin is None
+
+
+@pytest.mark.parametrize(("side", "encoding"), [(64, "raw"), (68, "png")])
+def test_larger_images_are_encoded_in_larger_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, encoding: str
+) -> None:
+    monkeypatch.setattr(writer, "GROUPS_PER_SHARD", 1)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 3_000_000)
+    out, pixels = str(tmp_path / "set"), images(500, side, 3)
+    info = write_splits({"train": raw_images(pixels)}, out, METADATA)
+    assert info.encoding == encoding
+    shards, groups = info.splits["train"].shards, -(-500 // info.row_group)
+    assert len(shards) == (groups if encoding == "raw" else 3)  # 500 × 14 kB
+    data = Dataset.open(out)
+    assert [group.rows for group in data.row_groups("train")][:-1] == [info.row_group] * (
+        groups - 1
+    )
+    rows = data.read("train")
+    assert np.array_equal(rows.image, pixels[rows.id])
 
 
 def test_broken_images_do_not_stay_in_memory(tmp_path: Path) -> None:

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 
 from cl_ray.data.dataset import Dataset, RowBatch
+from cl_ray.data.decoding import Encoding
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 
 Split = tuple[np.ndarray, Iterable[Any]]
 
 
-def write_images(folder: Path, classes: list[str] | None = None, **splits: Split) -> str:
+def write_images(
+    folder: Path,
+    classes: list[str] | None = None,
+    encoding: Encoding | None = None,
+    **splits: Split,
+) -> str:
     """Write a dataset named like its folder; each split is images and their labels or Nones."""
     images = {
         split: [
@@ -21,7 +27,8 @@ def write_images(folder: Path, classes: list[str] | None = None, **splits: Split
         ]
         for split, pairs in splits.items()
     }
-    write_splits(images, str(folder), DatasetMetadata(folder.name, "a test", classes=classes))
+    metadata = DatasetMetadata(folder.name, "a test", classes=classes)
+    write_splits(images, str(folder), metadata, encoding=encoding)
     return str(folder)
 
 

@@ -26,6 +26,12 @@ def images(count: int, side: int = 28, channels: int = 1) -> np.ndarray:
     return pixels(count, side, side, channels)
 
 
+def smooth_images(count: int, side: int) -> np.ndarray:
+    """Random smooth images [count, side, side, 3], of which JPEG keeps most."""
+    small = [Image.fromarray(image) for image in pixels(count, 4, 4, 3)]
+    return np.stack([np.asarray(i.resize((side, side), Image.Resampling.BICUBIC)) for i in small])
+
+
 def raw_images(array: np.ndarray, labelled: bool = False) -> Iterator[RawImage]:
     """Images [n, H, W, C] as a source yields them, of three classes."""
     for index, image in enumerate(array):
