@@ -361,7 +361,10 @@ def test_interrupted_data_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_images_become_data_and_a_run(tmp_path: Path) -> None:
-    """Colour images in classes; the second command is the one that the first one prints."""
+    """Colour images in classes, of the smallest size and encoded.
+
+    The second command is the one that the first one prints.
+    """
     write_images(tmp_path / "images", {"a": 25, "b": 24}, "RGB")
 
     def cl_ray_command(*arguments: str) -> str:
@@ -369,8 +372,9 @@ def test_images_become_data_and_a_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    printed = cl_ray_command("data", "--source", "images", "--out", "data/mine")
-    assert "images    32 × 32, colour" in printed
+    flags = ("--size=16", "--encoding=png")
+    printed = cl_ray_command("data", "--source", "images", "--out", "data/mine", *flags)
+    assert "images    16 × 16, colour\nencoding  PNG, lossless\n" in printed
     program, *command = shlex.split(printed.splitlines()[-1].removeprefix("next"))
     assert program == "cl-ray"
     printed = cl_ray_command(

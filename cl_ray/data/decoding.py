@@ -23,7 +23,7 @@ from cl_ray.errors import UserError, first_error_line
 
 Encoding = Literal["raw", "png", "webp", "jpeg"]
 """How images are stored in a dataset: as pixels, or as files of a format. JPEG alone is lossy."""
-MIN_SIDE, MAX_SIDE = 28, 256
+MIN_SIDE, MAX_SIDE = 16, 256
 """Sides of a dataset's images in pixels."""
 JPEG_QUALITY = 95
 """Default quality of JPEG at rest."""

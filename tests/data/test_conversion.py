@@ -44,7 +44,7 @@ def test_size_refusals_name_the_first_such_file(
     save(tmp_path / "oblong" / "0.png", pixels(1, 31, 30)[0])
     assert "0.png is not square but 30 × 31: add `--size N`" in refused(tmp_path / "oblong")
     save(tmp_path / "large" / "0.png", pixels(1, 288, 288)[0])
-    assert "0.png is 288 × 288, and sides are 28 to 256" in refused(tmp_path / "large")
+    assert "0.png is 288 × 288, and sides are 16 to 256" in refused(tmp_path / "large")
 
 
 def test_grey_and_colour(

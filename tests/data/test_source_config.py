@@ -18,7 +18,7 @@ def test_config_becomes_flags() -> None:
     flags = "--source MNIST --out x --label-column none"
     assert tyro.cli(SourceConfig, args=flags.split()).label_column == "none"
     wrongs: list[dict[str, Any]] = [
-        {"size": 20},
+        {"size": 15},
         {"size": 257},
         {"test_fraction": 1.0},
         {"color": "sepia"},

@@ -125,7 +125,7 @@ def test_larger_images_are_encoded_in_larger_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, encoding: str
 ) -> None:
     monkeypatch.setattr(writer, "GROUPS_PER_SHARD", 1)
-    monkeypatch.setattr(writer, "SHARD_BYTES", 3_000_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 2_300_000)
     out, pixels = str(tmp_path / "set"), images(500, side, 3)
     info = write_splits({"train": raw_images(pixels)}, out, METADATA)
     assert info.encoding == encoding
@@ -265,7 +265,7 @@ def test_images_that_do_not_go_together_leave_nothing(
     ("picture", "message"),
     [
         (bad(images(1, 28)[0][:, :26]), "bad.png is not square but 26 × 28: add `--size N`"),
-        (bad(images(1, 27)[0]), "bad.png is 27 × 27, and sides are 28 to 256: add `--size N`"),
+        (bad(images(1, 15)[0]), "bad.png is 15 × 15, and sides are 16 to 256: add `--size N`"),
         (bad(images(1, 257)[0]), "bad.png is 257 × 257"),
         (bad(images(1)[0], -1), "bad.png has the label -1, but classes are 0 to 1: leave"),
         (bad(images(1)[0], 2), "bad.png has the label 2, but classes are 0 to 1: leave"),
