@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from os.path import exists
 
 import pyarrow.fs as pafs
 
@@ -156,7 +157,8 @@ def read_source(config: SourceConfig, convert: Convert, note: Note) -> SourceSpl
             f"of {source} is fixed: leave them out."
         )
     bare = "/" not in source and source not in (".", "..", PACKAGED)
-    names = torchvision_names() if bare else {}
+    # Names of classes have capitals; for another folder that is there, torch need not be imported.
+    names = torchvision_names() if bare and (source[0].isupper() or not exists(source)) else {}
     if source in names:
         return read_torchvision(source, names[source], config, convert)
     filesystem, path = open_dataset_location(source)

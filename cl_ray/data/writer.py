@@ -11,7 +11,7 @@ import os
 import re
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,14 +55,15 @@ GROUP_BYTES = 2**20
 """Pixels of a row group."""
 GROUPS_PER_SHARD = 16
 """Row groups of a file of raw pixels, at most."""
-SHARD_BYTES = 2**28
-"""About the size of a file of encoded images, at most."""
+SHARD_BYTES = 160_000_000
+"""About the size of a file of encoded images. The footer of a larger one, with 270 bytes of each
+row group, would take more than the 64 kB that are read of it at first."""
 RAW_SIDE = 64
 """Larger images are stored as PNG by default."""
 SKIPPED_FILE = "skipped.txt"
 """Lists beside the data the images that were left out as broken."""
 
-_DISTANCE_SAMPLE = 2048
+_DISTANCE_SAMPLE = 1024
 """Rows whose pairwise distances are computed."""
 _REPORT_INTERVAL = 1000
 """Images between two calls of the progress callback."""
@@ -140,7 +141,7 @@ class _SpooledSplit:
         """[n], or empty as `label` is."""
         return self.label[self.rows] if self.label.size else self.label
 
-    def records(self, order: NDArray[np.intp]) -> Iterator[tuple[str, bytes]]:
+    def records(self, order: NDArray[np.intp]) -> Iterator[tuple[bytes, bytes]]:
         """Yield the origin and the stored image of rows; a mapped file would stay in memory."""
         with open(self.file, "rb", buffering=0) as stream:
             for index in self.rows[order].tolist():
@@ -149,14 +150,7 @@ class _SpooledSplit:
                 record = stream.read(stop - start)
                 (length,) = _LENGTH.unpack_from(record)
                 data = _LENGTH.size + length
-                yield record[_LENGTH.size : data].decode(), record[data:]
-
-    def pixels(self, order: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """Read the images [k, H, W, C] of rows."""
-        images = np.empty((len(order), *self.shape), np.uint8)
-        for image, (_, data) in zip(images, self.records(order), strict=True):
-            image[:] = decode_pixels(data, self.encoding, self.shape)
-        return images
+                yield record[_LENGTH.size : data], record[data:]
 
 
 class _HashedStream(io.RawIOBase):
@@ -503,7 +497,8 @@ def _write_shards(
     groups = -(-count // row_group)
     files = -(-groups // GROUPS_PER_SHARD)
     if part.encoding != "raw":
-        files = min(groups, -(-int(part.ends[-1]) * count // (len(part.ends) - 1) // SHARD_BYTES))
+        stored = int(part.ends[-1]) * count // (len(part.ends) - 1)
+        files = min(groups, max(1, round(stored / SHARD_BYTES)))
     shards = []
     for number in range(files):
         # Whole row groups a file, so that only the last one of the split is short.
@@ -545,22 +540,40 @@ def _write_parquet(
         use_dictionary=False,
         column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"} if raw else None,
         data_page_size=8 * GROUP_BYTES,
+        write_statistics=True if raw else ["label"],
         write_page_checksum=True,
     ) as writer:
         for start in range(0, len(order), row_group):
             rows = slice(start, start + row_group)
             origins, images = zip(*part.records(order[rows]), strict=True)
-            columns: dict[str, Any] = {"id": part.id[order[rows]], "image": images}
+            columns = {
+                "id": _int_array(part.id[order[rows]]),
+                "origin": _byte_array(origins, pa.string()),
+            }
+            columns["image"] = _byte_array(images)
             if raw:
-                pixels = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *part.shape)
-                columns["image"] = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+                pixels = [None, columns["image"].buffers()[2]]
+                values = pa.Array.from_buffers(pa.uint8(), len(pixels[1]), pixels)
+                cells = pa.FixedSizeListArray.from_arrays(values, type=tensor.storage_type)
+                columns["image"] = pa.ExtensionArray.from_storage(tensor, cells)
             if part.label.size:
-                known = label[rows]
-                columns["label"] = pa.array(known, pa.int64(), mask=known == UNLABELLED)
-            if part.has_origin:
-                columns["origin"] = origins
-            arrays = [pa.array(columns[field.name], field.type) for field in fields]
-            writer.write_table(pa.table(arrays, schema=pa.schema(fields)), row_group)
+                columns["label"] = _int_array(label[rows], label[rows] != UNLABELLED)
+            arrays = [columns[field.name] for field in fields]
+            writer.write_batch(pa.record_batch(arrays, schema=pa.schema(fields)), row_group)
+
+
+def _int_array(values: NDArray[np.int64], known: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return an Arrow array, null where not known; `pa.array` would import pandas."""
+    bits = None if known is None else pa.py_buffer(np.packbits(known, bitorder="little"))
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.int64(), len(values), [bits, pa.py_buffer(values)])
+
+
+def _byte_array(values: Sequence[bytes], kind: pa.DataType | None = None) -> pa.Array:
+    """Return an Arrow array of binary, or of strings; `pa.array` would import pandas."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(kind or pa.binary(), len(values), buffers)
 
 
 def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:
@@ -569,17 +582,21 @@ def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:
     if count < 2:
         return []
     rows = np.sort(random.choice(len(part.rows), count, replace=False))
-    stride = distance_stride(part.shape[1])
-    pixels = part.pixels(rows)[:, ::stride, ::stride].reshape(count, -1)
+    stride = distance_stride(part.shape[0])
+    images = (decode_pixels(data, part.encoding, part.shape) for _, data in part.records(rows))
+    pixels = np.array([image[::stride, ::stride].ravel() for image in images])
     products = np.zeros((count, count))
     for start in range(0, pixels.shape[1], 1024):
-        # Integers below 2**53, so exact: near duplicates keep their distance, and the result
-        # does not depend on the order of summation in a library.
-        block = pixels[:, start : start + 1024].astype(np.float64)
+        # Integers, which are at most 1024 · 2**14 in a block and below 2**53 in all, so exact:
+        # near duplicates keep their distance, and the result does not depend on the order of
+        # summation in a library.
+        block = pixels[:, start : start + 1024].astype(np.float32) - 128
         products += block @ block.T
     squares = np.diagonal(products)
-    pairs = np.triu_indices(count, 1)
-    distances = np.sqrt((squares[:, None] + squares[None, :] - 2 * products)[pairs]) / 255
+    flat = np.concatenate(
+        [squares[k] + squares[k + 1 :] - 2 * products[k, k + 1 :] for k in range(count - 1)]
+    )
+    distances = np.sqrt(flat) / 255
     return [round(float(value), 6) for value in np.quantile(distances, QUANTILES)]
 
 
