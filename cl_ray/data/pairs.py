@@ -23,6 +23,8 @@ Embed = Callable[[Tensor], Tensor]
 
 _EMBED_CHUNK = 512
 """Candidates that are embedded at once."""
+_CACHED_VALUES = 2**18
+"""Differences of pixels that a CPU computes at once."""
 _DISTANCE_CHUNK = 4096
 """Images that an exhaustive search compares at once."""
 _RESAMPLE_ROUNDS = 4
@@ -191,5 +193,13 @@ class PairSampler:
 
     def _squared_distance(self, positives: Tensor, candidates: Tensor) -> Tensor:
         """Return exact squared distances of rows [b] to rows [b, k] or [1, k], in 1/255 units."""
-        difference = self.pixels[candidates].int() - self.pixels[positives].int()[:, None]
-        return difference.square_().sum(2)
+        size = len(positives) or 1
+        if self.pixels.device.type == "cpu":  # pieces that stay in its cache
+            size = max(1, _CACHED_VALUES // (candidates.shape[1] * self.pixels.shape[1]))
+        parts = zip(positives.split(size), candidates.split(size), strict=True)
+        squares = (
+            (self.pixels[others].int() - self.pixels[rows].int()[:, None]).square_()
+            for rows, others in parts
+        )
+        # At most 64 · 64 · 3 · 255**2, which an int32 holds.
+        return torch.cat([part.sum(2, dtype=torch.int32) for part in squares]).long()
