@@ -61,7 +61,8 @@ class ShardInfo(BaseConfig):
 class SplitInfo(BaseConfig):
     """One split: its files, in order, and the distances between its images.
 
-    `unlabelled` counts the rows without a label, in data that has labels.
+    `unlabelled` counts the rows without a label, in data that has labels, and `label_counts` those
+    of each label; in older records it is None.
 
     `distances` holds the quantiles 0, 0.01 ... 1 of the Euclidean distance between two different
     rows, pixels scaled to [0, 1] and as many as `distance_stride` says, estimated from a uniform
@@ -70,6 +71,7 @@ class SplitInfo(BaseConfig):
 
     rows: int = Field(ge=1)
     unlabelled: int = Field(0, ge=0)
+    label_counts: dict[int, int] | None = None
     shards: list[ShardInfo]
     distances: list[float]
 
@@ -79,6 +81,9 @@ class SplitInfo(BaseConfig):
             raise ValueError("the rows of its shards do not add up to its rows")
         if len(self.distances) not in (0, len(QUANTILES)):
             raise ValueError(f"distances holds {len(self.distances)} values instead of 101")
+        counts = self.label_counts
+        if counts is not None and sum(counts.values()) + self.unlabelled != self.rows:
+            raise ValueError("the counts of its labels do not add up to its rows")
         return self
 
 
@@ -449,12 +454,17 @@ class Dataset:
         return [str(number) for number in range(high + 1)]
 
     def class_counts(self, split: str) -> list[int]:
-        """Count the labelled rows of each class of `class_names` in a split; reads labels only.
+        """Count the labelled rows of each class of `class_names` in a split.
+
+        They are in newer records; of older data the labels are read.
 
         Raises:
             UserError: As `class_names` and `read` do.
         """
-        names, labels = self.class_names(), self.read_labels(split)[1]
+        names, recorded = self.class_names(), self._split(split).label_counts
+        if recorded is not None:
+            return [recorded.get(label, 0) for label in range(len(names))]
+        labels = self.read_labels(split)[1]
         return np.bincount(labels[labels != UNLABELLED], minlength=len(names)).tolist()
 
     def read_labels(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -481,7 +491,9 @@ class Dataset:
         return low if low == high else None
 
     def _label_range(self, split: str) -> tuple[int, int]:
-        """Return the smallest and the largest label of a split, from the files' footers."""
+        """Return the smallest and the largest label of a split: recorded, or in the footers."""
+        if counts := self._split(split).label_counts:
+            return min(counts), max(counts)
         found = []
         for shard in self._split(split).shards:
             with self._open(shard) as file:

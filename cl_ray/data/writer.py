@@ -257,6 +257,7 @@ def write_splits(
                     split: SplitInfo(
                         rows=len(part.rows),
                         unlabelled=int((part.row_labels == UNLABELLED).sum()),
+                        label_counts=_label_counts(part) if is_labelled else None,
                         shards=_write_shards(
                             part, split, filesystem, folder, row_group, level, random, report
                         ),
@@ -479,6 +480,13 @@ def _stratified_sample(
     shuffled = random.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return by_class[((np.arange(count) + random.random()) * len(labels) / count).astype(np.intp)]
+
+
+def _label_counts(part: _SpooledSplit) -> dict[int, int]:
+    """Return how many rows have each label."""
+    labels, counts = np.unique(part.row_labels, return_counts=True)
+    found = zip(labels.tolist(), counts.tolist(), strict=True)
+    return {label: count for label, count in found if label != UNLABELLED}
 
 
 def _write_shards(

@@ -186,6 +186,11 @@ def test_unlabelled_images_are_kept_and_held_out_like_a_class(tmp_path: Path) ->
     assert data.class_names() == ["0", "1"]
     assert data.class_counts("train") == [40, 40]
     assert data.only_label("train") is None
+    assert info.splits["train"].label_counts == {0: 40, 1: 40}
+    record = info.splits["train"].model_copy(update={"label_counts": None})  # of an older version
+    older = replace(data, info=info.model_copy(update={"splits": {"train": record}}))
+    assert older.class_counts("train") == [40, 40]
+    assert older.only_label("train") is None
 
 
 def test_a_split_may_have_no_label(tmp_path: Path) -> None:
