@@ -7,13 +7,14 @@ computed in parts, in any order, on any machine, and again after a crash.
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, RowRange
+from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.data.partition import TRAIN_SPLIT
 from cl_ray.errors import UserError
 
@@ -212,6 +213,10 @@ class EmbedTask(InferenceTask):
 
     def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Embed images `start` to `stop`, as fixed-size lists of float32."""
+        step = max(1, MAX_PART_BYTES // int(np.prod(model.shape)))
+        if stop - start > step:  # the pixels of a part may be many times its embeddings
+            cuts = [*range(start, stop, step), stop]
+            return pa.concat_tables([self.compute(model, a, b) for a, b in pairwise(cuts)])
         rows = read_rows(self.dataset, self.split, start, stop)
         values = model.embed(rows.image)
         element = pa.field("element", pa.float32(), nullable=False)
@@ -262,18 +267,7 @@ class ScoreTask(EmbedTask):
 
 def read_rows(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:
     """Read rows [start, stop) of a split, in stored order, with their origins."""
-    group_size = dataset.info.row_group
-    ranges = []
-    rows_before = 0  # in the shards before this one
-    for shard_index, shard in enumerate(dataset.info.splits[split].shards):
-        at, end = max(start - rows_before, 0), min(stop - rows_before, shard.rows)
-        while at < end:
-            group = at // group_size
-            until = min((group + 1) * group_size, end)
-            offset = group * group_size
-            ranges.append(RowRange(shard_index, group, at - offset, until - offset))
-            at = until
-        rows_before += shard.rows
+    ranges = dataset.row_groups(split).rows(start, stop)
     return dataset.read(split, ranges, origins=True)
 
 

@@ -13,6 +13,7 @@ from helpers.datasets import mnist, write_images
 import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.inference import tasks
 from cl_ray.inference.actor_pool import weights_digest
 from cl_ray.inference.tasks import (
     MAX_PART_BYTES,
@@ -105,13 +106,30 @@ def test_scores_are_compared_with_known_images(
     assert json.dumps(task.describe()) != json.dumps(other.describe())
 
 
+def test_the_images_of_a_part_are_embedded_piece_by_piece(
+    model: TrainedModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = EmbedTask(dataset, "train")
+    whole = task.compute(model, 0, 300)
+    sizes: list[int] = []
+    embed = TrainedModel.embed
+
+    def record(self: TrainedModel, images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(TrainedModel, "embed", record)
+    monkeypatch.setattr(tasks, "MAX_PART_BYTES", 100 * 28 * 28)
+    assert_equal(task.compute(model, 0, 250), whole.slice(0, 250))
+    assert sizes == [100, 100, 50]
+
+
 def test_rows_without_a_label_have_null(model: TrainedModel, tmp_path: Path) -> None:
     images, labels = mnist("train", 30)
     some = [None if k % 2 else label for k, label in enumerate(labels)]
     dataset = Dataset.open(write_images(tmp_path / "some", train=(images, some)))
     ids = dataset.read("train").id.tolist()
-    tasks = EmbedTask(dataset, "train"), VariantsTask(dataset, "train", 1, 0.0, 0)
-    for task in tasks:
+    for task in (EmbedTask(dataset, "train"), VariantsTask(dataset, "train", 1, 0.0, 0)):
         task.check(model)
         assert task.compute(model, 0, 30)["label"].to_pylist() == [some[k] for k in ids]
 
