@@ -18,6 +18,7 @@ from cl_ray.rng import seeded_generator
 
 Columns = dict[str, np.ndarray]
 """Rows that are paired, as arrays by name, see `sample_window_pairs`."""
+PAIR_IMAGES = ("positive", "partner", "negative")
 WindowReader = Callable[[int, int], Iterator[Columns]]
 """Yields the paired windows of an epoch in order, given the epoch and the first window."""
 
@@ -116,8 +117,7 @@ class StreamingLoader:
             return to_device(result)
 
         positive, partner, negative = (
-            padded(columns.get(name, columns["positive"]))
-            for name in ("positive", "partner", "negative")
+            padded(columns.get(name, columns["positive"])) for name in PAIR_IMAGES
         )
         present = to_device(self.partition.present(step))
         batch = PairBatch(positive, partner, negative, present)
@@ -135,7 +135,8 @@ def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window
     """Shuffle the rows of a window and sample a negative and, with labels, a partner for each.
 
     Returns:
-        `id` [n], `positive`, `negative` and, in the mode `labels`, `partner` [n, H, W, C]; if
+        `image` [n, H, W, C], sorted by id; of each pair the indices among them of `positive`,
+        `negative` and, in the mode `labels`, `partner`, [n], and the `id` of the positive; if
         labels are used, `labels` [n, 2], of positive and negative.
     """
     images, labels = _sorted_tensors(rows)
@@ -146,11 +147,12 @@ def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window
     indices = {"positive": positives, "negative": negatives}
     if partition.config.pairs.mode == "labels":
         indices["partner"] = partners
-    columns = {name: images[chosen].numpy() for name, chosen in indices.items()}
+    columns = {name: chosen.numpy() for name, chosen in indices.items()}
     if partition.classes:
         assert labels is not None, "labels are used only of data that has them"
         columns["labels"] = torch.stack([labels[positives], labels[negatives]], 1).numpy()
-    return {"id": np.sort(rows.id)[positives.numpy()], **columns}
+    ids = np.sort(rows.id)[positives.numpy()]
+    return {"id": ids, "image": images.numpy(), **columns}
 
 
 def _with_labels(batch: PairBatch, labels: Tensor, partition: Partition) -> PairBatch:
@@ -207,14 +209,25 @@ def _sorted_tensors(rows: RowBatch) -> tuple[Tensor, Tensor | None]:
 
 
 def _rebatch(windows: Iterator[Columns], skip: int, size: int) -> Iterator[Columns]:
-    """Concatenate windows, leave out the first `skip` rows, and yield `size` rows at a time."""
-    left: Columns = {}
+    """Yield the images of the pairs of windows, `size` pairs at a time, without the first `skip`.
+
+    Yields:
+        `positive`, `negative` and, in the mode `labels`, `partner` [size, H, W, C], and `labels`
+        if they are used; the last ones may be fewer.
+    """
+    batch: Columns = {}
     for window in windows:
-        rest = {name: column[skip:] for name, column in window.items()}
-        skip = 0
-        left = {n: np.concatenate([left[n], c]) for n, c in rest.items()} if left else rest
-        while len(left["positive"]) >= size:
-            yield {name: column[:size] for name, column in left.items()}
-            left = {name: column[size:] for name, column in left.items()}
-    if left and len(left["positive"]):
-        yield left
+        images = window["image"]
+        first, skip = skip, 0
+        while first < len(images):
+            rows = slice(first, first + size - (len(batch["positive"]) if batch else 0))
+            part = {n: images[window[n][rows]] for n in PAIR_IMAGES if n in window}
+            if "labels" in window:
+                part["labels"] = window["labels"][rows]
+            batch = {n: np.concatenate([batch[n], c]) for n, c in part.items()} if batch else part
+            first = rows.stop
+            if len(batch["positive"]) == size:
+                yield batch
+                batch = {}
+    if batch:
+        yield batch

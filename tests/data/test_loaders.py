@@ -159,7 +159,7 @@ def test_in_labels_the_partner_is_another_of_the_class(
         window = sample_window_pairs(partition, rows, 0, number)
         positives = window["id"].tolist()
         everyone = torch.ones(len(positives), dtype=torch.bool)
-        partners = identify.ids(torch.from_numpy(window["partner"]), everyone)
+        partners = identify.ids(torch.from_numpy(window["image"][window["partner"]]), everyone)
         classes = [identify.labels[n] for n in positives]
         for one, partner in zip(positives, partners, strict=True):
             assert (one == partner) == (classes.count(identify.labels[one]) == 1)
@@ -238,7 +238,7 @@ def test_the_order_of_arrival_does_not_matter(
     shuffled = RowBatch(rows.id[order], rows.image[order], labels_of(rows)[order])
     assert batches_equal(*(list(InMemoryLoader(partition, r).batches(2)) for r in (rows, shuffled)))
     window, again = (sample_window_pairs(partition, r, epoch=2, window=5) for r in (rows, shuffled))
-    assert window.keys() == again.keys() >= {"id", "positive", "negative"}
+    assert window.keys() == again.keys() >= {"id", "image", "positive", "negative"}
     assert ("partner" in window) == (mode == "labels")
     for name, column in window.items():
         assert np.array_equal(column, again[name])

@@ -136,7 +136,7 @@ def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset) -> No
 
     context = ray.data.DataContext.get_current()
     block_size = context.target_max_block_size
-    context.target_max_block_size = 10 * 28 * 28  # 30 rows of two images are several blocks
+    context.target_max_block_size = 10 * 28 * 28  # 30 rows are several blocks
     try:
         slow = partition(Slow(dataset.location, dataset.info), shards=STREAMED)
         windows = list(read_windows(slow, 0, 0))
