@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from bare import build_trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,8 +29,6 @@ from cl_ray.cli import default_preset
 from cl_ray.config import Config, preset
 from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.data.dataset import Dataset, RowBatch
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.device import keep_freed_memory, resolve_device
 from cl_ray.errors import UserError
@@ -49,7 +48,6 @@ from cl_ray.networks.build import build_discriminator
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.normalize import to_uint8, to_unit
 from cl_ray.step_log import StepLog
-from cl_ray.trainer import Trainer
 
 MEASURED = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 LATENT, WIDTH, BATCH, LR, BETAS = 100, 64, 128, 2e-4, (0.5, 0.999)
@@ -147,9 +145,7 @@ class _TimeSpent(Exception):
 
 def train_cl_ray(dataset: Dataset, config: Config, seconds: float) -> tuple[TrainedModel, int]:
     """Train a preset in this process; return the networks and their steps."""
-    device, dtype = resolve_device("cpu", config.precision)
-    loader = InMemoryLoader.read(Partition(dataset, config), device)
-    trainer, end = Trainer(config, loader, device, dtype), time.process_time() + seconds
+    trainer, end = build_trainer(config, dataset), time.process_time() + seconds
 
     def check_time(_: StepLog) -> None:
         if time.process_time() > end:
