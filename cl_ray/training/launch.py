@@ -87,8 +87,6 @@ def train(
         config = resolve_from_run(config, folder)
         if config.from_run and not CheckpointStore(*folder.open()).newest():
             initial = initial_state(config, dataset)
-    for note in run_notes(config, dataset):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
     if config.evaluation.every and config.evaluation.reference == "auto":
         from cl_ray.evaluation.reference_cache import prepare_reference
 
@@ -129,6 +127,8 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
+    for note in run_notes(config, dataset):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 

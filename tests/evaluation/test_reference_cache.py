@@ -12,7 +12,6 @@ from helpers.datasets import write_images
 from helpers.run_folder import save_run, trained_run
 
 from cl_ray.cli import main
-from cl_ray.config import Config
 from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
@@ -28,7 +27,6 @@ from cl_ray.evaluation.reference_cache import (
     needs_training,
     trained_images,
 )
-from cl_ray.training.launch import train
 from cl_ray.tuning.search import prepare_search
 
 
@@ -172,27 +170,6 @@ def test_a_search_trains_it_of_all_images_and_finds_it(
     assert resolve_reference(colours, "auto") == path
     elsewhere = replace(colours, location="s3://bucket/data")
     assert resolve_reference(elsewhere, "auto") is None
-
-
-def test_a_run_says_that_it_is_short_before_it_is_trained(
-    colours: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(module, "_LEAST_IMAGES", 240)
-    config = Config.model_validate(
-        {
-            "data": colours.location,
-            "storage": str(tmp_path / "runs"),
-            "checkpoint": {"metric": "evaluation/modes"},
-        }
-    )
-    with pytest.raises(UserError, match="not being stacked-mnist"):
-        train(config)
-    assert not (tmp_path / "runs").exists()
-    printed = capsys.readouterr().out
-    assert 0 <= printed.find("`--epochs 75` reaches") < printed.find("Training a reference")
 
 
 def test_evaluate_trains_it_without_being_asked(
