@@ -249,6 +249,7 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
     assert np.allclose(scores, run.score(pixels, labels[:9]), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path) -> None:
     flags = [

@@ -343,6 +343,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> dict[str, 
     return found | {f"s3:{name}": blob for name, blob in bucket.files("trust/", True).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_no_output_of_any_command_holds_a_secret(outputs: dict[str, bytes]) -> None:
     for name in (

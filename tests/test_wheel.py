@@ -64,6 +64,7 @@ def test_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     assert packed == files
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)  # five commands, also on a busy machine
 def test_commands_work_outside_of_a_checkout(

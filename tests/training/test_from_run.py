@@ -124,6 +124,7 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_fine_tuned_run_resumes_bit_for_bit(
     make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -108,6 +108,7 @@ def test_device_progress_and_next_commands_are_printed(trained: tuple[int, Path,
     assert f"cl-ray evaluate {folder}; cl-ray report {folder}" in printed
 
 
+@pytest.mark.slow
 def test_a_name_beyond_ascii_as_long_as_may_be(storage: Path, digits: str) -> None:
     name = "прогон-[red]🦋$" + "数" * 69
     assert len(name.encode()) == MAX_NAME_BYTES
@@ -260,6 +261,7 @@ def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, d
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
     folder = storage / "stream"
     flags = ["--workers=2", "--cpus-per-worker=1", "--epochs=2", "--pairs.mode=labels"]

@@ -11,6 +11,7 @@ from cl_ray.cli import main
 from cl_ray.report.curves import evaluation_charts
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_modes_from_the_data_to_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -186,6 +186,7 @@ def listening(pids: list[int]) -> Iterator[tuple[int, str, str]]:
                 yield connection.laddr.port, connection.laddr.ip, name.partition(":")[0] or name
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_other_users_get_no_answer_from_a_run(make_digits: Any, tmp_path: Path) -> None:
     """Of two workers, without a dashboard: all listen on loopback, and nothing answers."""

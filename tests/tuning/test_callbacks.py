@@ -108,6 +108,7 @@ UNDISTURBED: dict[int, list[dict[str, Any]]] = {}
 """What the search of the next test computes where nothing ends it, by its workers."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "full_for"), [(1, "trial"), (2, "trial"), (1, "driver")])
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     start: Start, flags: list[str], tmp_path: Path, workers: int, full_for: str

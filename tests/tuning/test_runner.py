@@ -247,6 +247,7 @@ def test_a_population_copies_weights_and_architecture(flags: list[str], tmp_path
 SLOW_RATES = "optimizer.lr_g: {kind: log, low: 1.0e-9, high: 0.0012}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_of_two_workers_end_where_they_are_stopped_or_killed(
     flags: list[str], tmp_path: Path
