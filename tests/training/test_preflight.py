@@ -75,8 +75,9 @@ def refusal(config: Config, storage: Path) -> str:
 def test_a_command_ends_with_one_line(
     flags: str, message: str, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    known = [f"--storage={tmp_path}", f"--data={digits}", "--epochs=1"]
     with pytest.raises(SystemExit) as ended:
-        cli.main(["train", f"--storage={tmp_path}", f"--data={digits}", *flags.split()])
+        cli.main(["train", *known, *flags.split()])
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert message in printed.err
