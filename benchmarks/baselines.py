@@ -32,15 +32,10 @@ from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.device import keep_freed_memory, resolve_device
 from cl_ray.errors import UserError
-from cl_ray.evaluation.evaluate import FidelityEvaluator
+from cl_ray.evaluation.evaluate import FidelityEvaluator, evaluate_representation
 from cl_ray.evaluation.feature_metrics import FeatureData, cluster_accuracy
 from cl_ray.evaluation.metrics import SAMPLE_METRICS
-from cl_ray.evaluation.probes import (
-    ProbeData,
-    few_labels_accuracy,
-    knn_accuracy,
-    linear_probe_accuracy,
-)
+from cl_ray.evaluation.probes import ProbeData
 from cl_ray.evaluation.reference import load_features, resolve_reference
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.model import TrainedModel
@@ -187,10 +182,10 @@ def measure_features(network: Discriminator, train: RowBatch, held_out: RowBatch
     )
     probes = ProbeData(x, train.label, q, held_out.label)
     clusters = FeatureData(x, q, (q[:2], q[:2]), train.label, held_out.label)
-    print(f"1-NN                  {knn_accuracy(probes, 1).accuracy:.4f}")
-    print(f"linear probe          {linear_probe_accuracy(probes).accuracy:.4f}")
-    print(f"ten labels a class    {few_labels_accuracy(probes).accuracy:.4f}")
-    print(f"clusters              {cluster_accuracy(clusters).value:.4f}")
+    scores, notes = evaluate_representation(probes)
+    for name, score in scores.items():
+        print(f"{name:22} {score.accuracy:.4f}")
+    print(f"cluster_accuracy       {cluster_accuracy(clusters).value:.4f}", *notes, sep="\n")
 
 
 def main(
