@@ -1,12 +1,10 @@
 """Ray Train knows a run's checkpoints, and does not stand in the way of resuming it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from helpers.local_ray import local_ray
 from helpers.run_folder import SMALL_NETWORK
 
 from cl_ray.checkpoint import CheckpointStore
@@ -17,15 +15,7 @@ from cl_ray.training.loop import build_torch_trainer
 from cl_ray.training.progress import start_progress_actor
 from cl_ray.training.resources import WorkerResources
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-        with local_ray(cpus=2):
-            yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 
 def fit(config: Config, folder: RunStorage) -> tuple[ray.train.Result, list[str]]:

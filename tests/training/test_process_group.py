@@ -1,28 +1,18 @@
 """The process group of a run's workers, set up and destroyed by Ray Train."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray.train
 import torch
 import torch.distributed as dist
-from helpers.local_ray import local_ray
 from ray.train.torch import TorchTrainer
 
 from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep
 from cl_ray.training.process_group import build_torch_config
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-        with local_ray(cpus=2):
-            yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
