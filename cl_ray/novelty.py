@@ -38,8 +38,8 @@ _KNOWN, _HELD_OUT, _BYTES = 10_000, 5_000, 5 * 10**8
 """Training images and held-out images, and the bytes of the pixels of each, at most."""
 _FRACTION = 0.2
 """Of the training images are held out of the comparison where there is no split for it."""
-_QUERIES = 1024
-"""Images whose distances to all training images are in memory at once."""
+_BLOCK = 1024
+"""Images whose distances to all training images, or float64 features, are in memory at once."""
 _SEED = 0
 
 
@@ -65,9 +65,7 @@ class NoveltyDetector:
     """
 
     def __init__(self, train: Tensor, held_out: Tensor, device: torch.device | str = "cpu"):
-        from sklearn.covariance import oas  # a second
-
-        covariance = torch.from_numpy(oas(train.double().numpy())[0])
+        covariance = shrunk_covariance(train)
         covariance.diagonal().add_(1e-12)  # all images may be the same
         inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
         self._mean, self._whitening = train.mean(0).to(device), inverse.T.float().to(device)
@@ -85,9 +83,31 @@ class NoveltyDetector:
 
     def _distances(self, features: Tensor) -> Tensor:
         k = min(NEIGHBOUR, len(self._train))
-        blocks = self._whiten(features).split(_QUERIES)
+        blocks = self._whiten(features).split(_BLOCK)
         nearest = [torch.cdist(x, self._train).topk(k, largest=False).values[:, -1] for x in blocks]
         return torch.cat(nearest).cpu()
+
+
+def shrunk_covariance(features: Tensor) -> Tensor:
+    """Compute the covariance of features [n, d], shrunk towards a multiple of the identity.
+
+    Oracle approximating shrinkage (OAS: Chen et al., 2010, equation 23) as `sklearn.covariance.oas`
+    computes it, whose product took 55 s of CPU time for [10,000, 2,944] against 3 s.
+
+    Returns:
+        float64 [d, d].
+    """
+    n, d = features.shape
+    mean = features.double().mean(0)
+    covariance = torch.zeros(d, d, dtype=torch.float64)
+    for block in features.split(_BLOCK):
+        centred = block.double() - mean
+        covariance.addmm_(centred.T, centred, alpha=1 / n)
+    square, scale = covariance.square().mean(), covariance.trace() / d
+    spread = (n + 1) * (square - scale**2 / d)
+    shrinkage = min(1.0, float((square + scale**2) / spread)) if spread > 0 else 1.0
+    covariance.mul_(1 - shrinkage).diagonal().add_(shrinkage * scale)
+    return covariance
 
 
 def sample_known(dataset: Dataset) -> tuple[RowBatch, RowBatch]:

@@ -8,12 +8,13 @@ import torch
 from helpers.datasets import mnist, write_images
 from helpers.run_folder import build_trainer, trained_run
 from scipy.stats import kstest
+from sklearn.covariance import oas
 from torch import Tensor
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.model import TrainedModel
-from cl_ray.novelty import NoveltyDetector, describe_known, sample_known
+from cl_ray.novelty import NoveltyDetector, describe_known, sample_known, shrunk_covariance
 
 
 def normal(n: int, seed: int, d: int = 8) -> Tensor:
@@ -36,6 +37,13 @@ def test_directions_in_which_known_images_hardly_differ_count() -> None:
     moved = normal(100, 3) * scale
     moved[:, 7] += 0.4  # little beside the other directions
     assert detector.score(moved).novelty.min() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(3000, 8), (20, 40), (50, 1)])
+def test_the_covariance_is_that_of_scikit_learn(shape: tuple[int, int]) -> None:
+    features = normal(shape[0], 1, shape[1]) * torch.arange(1, shape[1] + 1) + 5
+    expected = oas(features.double().numpy())[0]
+    assert np.allclose(shrunk_covariance(features), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_middle_of_a_ring_is_novel() -> None:
