@@ -1,4 +1,4 @@
-"""`cl-ray score`: how novel a dataset's images are to a run."""
+"""`cl-ray score`: how novel a dataset's images are to a run, and a picture of the most novel."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,9 @@ from cl_ray.cli import parse_flags
 from cl_ray.commands.generate import InferenceCommand, run_command
 from cl_ray.console import PlainConsole
 from cl_ray.errors import UserError
+
+PICTURE, PICTURED, COLUMNS = "_most_novel.png", 100, 10
+"""The picture's name, and its images in all and in a row. Readers of Parquet skip the name."""
 
 
 class ScoreCommand(InferenceCommand):
@@ -29,7 +32,12 @@ class ScoreCommand(InferenceCommand):
         description="Dataset whose splits train and validation the images are compared with; None "
         "is what the run was trained on.",
     )
-    top: int = Field(10, ge=0, description="Most novel images to list.")
+    top: int = Field(
+        10,
+        ge=0,
+        description=f"Most novel images to list. {PICTURED} or as many are shown in "
+        f"OUT/{PICTURE}, the most novel first; 0 leaves out list and picture.",
+    )
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -44,14 +52,23 @@ def command(arguments: Sequence[str]) -> None:
     if not output.parquet:
         raise UserError(f"out {options.out!r} must end in .parquet: scores are no images.")
     dataset = Dataset.open(options.data)
-    dataset.row_groups(options.split)  # raises if there is no such split
+    groups = dataset.row_groups(options.split)
     trained_on = options.known or load(options.run, options.checkpoint, "cpu").config.data
     run_command(options, ScoreTask(dataset, options.split, Dataset.open(trained_on)))
     if not options.top:
         return
-    rows = output.largest("distance", options.top)
-    table = Table(*rows[0], title=f"The {len(rows)} most novel images", title_justify="left")
-    for row in rows:
+    from cl_ray.report.images import draw_grid, encode_png
+
+    rows = output.largest("distance", max(options.top, PICTURED))
+    places = [row.pop("row") for row in rows]
+    ranges = [groups.rows(place, place + 1)[0] for place in places]
+    images = dataset.read(options.split, ranges).image
+    output.write(PICTURE, encode_png(draw_grid(images, COLUMNS)))
+    shown = rows[: options.top]
+    table = Table(*shown[0], title=f"The {len(shown)} most novel images", title_justify="left")
+    for row in shown:
         cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
         table.add_row(*cells)
-    PlainConsole().print(table)
+    console = PlainConsole(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"{len(rows)} of them, the most novel first: {output}/{PICTURE}")

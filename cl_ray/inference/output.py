@@ -29,8 +29,8 @@ FileContent: TypeAlias = bytes | pa.Table
 """The content of a file: bytes as they are, or a table that becomes Parquet."""
 
 MANIFEST, PARTS, TEMPORARY = "_manifest.json", "_parts", ".tmp"
-OWN_FILES = re.compile(rf"{MANIFEST}|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
-"""Names that `OutputFolder` may have written."""
+OWN_FILES = re.compile(rf"{MANIFEST}|_\w+\.png|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
+"""Names that `OutputFolder` may have written; `_NAME.png` is a picture beside Parquet files."""
 DISK_BLOCK = 4096
 """Bytes that a filesystem allocates at once: a digit's PNG file takes a whole block."""
 IMAGE_PARQUET: dict[str, Any] = {
@@ -157,13 +157,18 @@ class OutputFolder:
             raise
 
     def largest(self, column: str, count: int) -> list[dict[str, Any]]:
-        """Return the rows with the largest values of a column of Parquet files, largest first."""
+        """Return the rows with the largest values of a column of Parquet files, largest first.
+
+        `row` is added to each, its number among all rows.
+        """
         filesystem, path = open_filesystem(self.location)
-        found: list[pa.Table] = []
+        found, seen = list[pa.Table](), 0
         for name in sorted(self._list("")):
             if name.endswith(".parquet"):
                 part = pq.read_table(f"{path}/{name}", filesystem=filesystem)
-                rows = pa.concat_tables([*found, part])
+                number = pa.array(range(seen, seen + len(part)))
+                seen += len(part)
+                rows = pa.concat_tables([*found, part.append_column("row", number)])
                 found = [rows.take(pc.select_k_unstable(rows, count, [(column, "descending")]))]
         return found[0].to_pylist() if found else []
 

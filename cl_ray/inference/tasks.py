@@ -212,18 +212,26 @@ class EmbedTask(InferenceTask):
         return 4 * model.discriminator.representation_dim
 
     def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
-        """Embed images `start` to `stop`, as fixed-size lists of float32."""
+        """Compute the columns of images `start` to `stop`, MAX_PART_BYTES of pixels at a time.
+
+        The pixels of a part may be many times its result.
+        """
         step = max(1, MAX_PART_BYTES // int(np.prod(model.shape)))
-        if stop - start > step:  # the pixels of a part may be many times its embeddings
-            cuts = [*range(start, stop, step), stop]
-            return pa.concat_tables([self.compute(model, a, b) for a, b in pairwise(cuts)])
-        rows = read_rows(self.dataset, self.split, start, stop)
-        values = model.embed(rows.image)
+        pieces = []
+        for first, last in pairwise([*range(start, stop, step), stop]):
+            rows = read_rows(self.dataset, self.split, first, last)
+            columns = self.columns(model, rows.image)
+            pieces.append(_table(rows.id, rows.label, rows.origin, **columns))
+        return pa.concat_tables(pieces)
+
+    def columns(self, model: "TrainedModel", images: NDArray[np.uint8]) -> dict[str, pa.Array]:
+        """Embed images, as fixed-size lists of float32."""
+        values = model.embed(images)
         element = pa.field("element", pa.float32(), nullable=False)
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(values.reshape(-1)), type=pa.list_(element, values.shape[1])
         )
-        return _table(rows.id, rows.label, rows.origin, embedding=column)
+        return {"embedding": column}
 
 
 @dataclass(frozen=True)
@@ -257,12 +265,10 @@ class ScoreTask(EmbedTask):
         known = {"known": self.known.location, "known digest": self.known.info.fingerprint}
         return super().describe() | known
 
-    def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
-        """Score images `start` to `stop`."""
-        rows = read_rows(self.dataset, self.split, start, stop)
-        scores = model.novelty(rows.image, self.known)
-        columns = {name: pa.array(x) for name, x in scores._asdict().items()}
-        return _table(rows.id, rows.label, rows.origin, **columns)
+    def columns(self, model: "TrainedModel", images: NDArray[np.uint8]) -> dict[str, pa.Array]:
+        """Score images."""
+        scores = model.novelty(images, self.known)
+        return {name: pa.array(x) for name, x in scores._asdict().items()}
 
 
 def read_rows(dataset: Dataset, split: str, start: int, stop: int) -> RowBatch:

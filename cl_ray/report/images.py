@@ -37,6 +37,12 @@ class ImageGrid:
 
 
 def image_grid(images: Pixels, columns: int, alt: str, label: str = "") -> ImageGrid:
+    """Lay out images [n, H, W, C] row by row, see `draw_grid`."""
+    sheet = draw_grid(images, columns)
+    return ImageGrid(png_uri(encode_png(sheet)), sheet.width, sheet.height, alt, label)
+
+
+def draw_grid(images: Pixels, columns: int) -> Image.Image:
     """Lay out images [n, H, W, C] row by row; the gaps between them are transparent."""
     n, height, width, channels = images.shape
     rows = -(-n // columns)
@@ -47,9 +53,14 @@ def image_grid(images: Pixels, columns: int, alt: str, label: str = "") -> Image
         top, left = i // columns * (height + GAP), i % columns * (width + GAP)
         sheet[top : top + height, left : left + width, :-1] = image
         sheet[top : top + height, left : left + width, -1] = 255
+    return Image.fromarray(sheet)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Return the content of a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, "png", optimize=True)
-    return ImageGrid(png_uri(file.getvalue()), sheet.shape[1], sheet.shape[0], alt, label)
+    image.save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def png_uri(png: bytes) -> str:

@@ -128,6 +128,16 @@ def test_the_most_novel_images_are_listed(
     assert "62 scores are in" in printed
     assert printed.endswith(table)
 
+    picture = out / "_most_novel.png"
+    assert f"62 of them, the most novel first: {picture}" in printed
+    sheet = np.asarray(Image.open(picture))[..., 0]
+    assert sheet.shape == (7 * 30 - 2, 10 * 30 - 2)
+    shown = [sheet[:28, :28], sheet[:28, 30:58]]
+    assert {x.tobytes() for x in shown} == {x.tobytes() for x in images[60:]}
+    assert pq.read_table(out).num_rows == 62
+    cli.main([*asked, f"--known={data}", "--overwrite", "--top=0"])
+    assert not picture.exists()
+
 
 @pytest.mark.ray
 def test_interrupted_and_killed_it_resumes(

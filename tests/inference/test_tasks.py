@@ -11,7 +11,7 @@ import pytest
 from helpers.datasets import mnist, write_images
 
 import cl_ray
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.inference import tasks
 from cl_ray.inference.actor_pool import weights_digest
@@ -106,19 +106,21 @@ def test_scores_are_compared_with_known_images(
     assert json.dumps(task.describe()) != json.dumps(other.describe())
 
 
-def test_the_images_of_a_part_are_embedded_piece_by_piece(
-    model: TrainedModel, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["embed", "score"])
+def test_the_images_of_a_part_are_read_piece_by_piece(
+    model: TrainedModel, dataset: Dataset, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = EmbedTask(dataset, "train")
+    arguments = dataset, "train"
+    task = EmbedTask(*arguments) if kind == "embed" else ScoreTask(*arguments, dataset)
     whole = task.compute(model, 0, 300)
     sizes: list[int] = []
-    embed = TrainedModel.embed
 
-    def record(self: TrainedModel, images: np.ndarray) -> np.ndarray:
-        sizes.append(len(images))
-        return embed(self, images)
+    def record(*arguments: Any) -> RowBatch:
+        rows = read_rows(*arguments)
+        sizes.append(len(rows.image))
+        return rows
 
-    monkeypatch.setattr(TrainedModel, "embed", record)
+    monkeypatch.setattr(tasks, "read_rows", record)
     monkeypatch.setattr(tasks, "MAX_PART_BYTES", 100 * 28 * 28)
     assert_equal(task.compute(model, 0, 250), whole.slice(0, 250))
     assert sizes == [100, 100, 50]
