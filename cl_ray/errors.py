@@ -85,6 +85,15 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def format_duration(seconds: float) -> str:
+    """Format as 12 s, 4:56 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def first_error_line(error: BaseException) -> str:
     """Return the first line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()

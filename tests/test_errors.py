@@ -1,10 +1,10 @@
-"""Text that is safe to show."""
+"""Text that is safe to show; durations."""
 
 import sys
 
 import pytest
 
-from cl_ray.errors import UserError, printable
+from cl_ray.errors import UserError, format_duration, printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,11 @@ def test_no_other_character_of_the_basic_planes_is_a_control() -> None:
             "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
         )  # fmt: skip
         assert (printable(character) != character) == (controls or override), hex(number)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.7, "1:00"), (296, "4:56"), (3723, "1:02:03")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert format_duration(seconds) == shown

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_ray.config import Config
-from cl_ray.errors import pluralize
+from cl_ray.errors import format_duration, pluralize
 from cl_ray.evaluation.metrics import metric_title
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import format_number, format_percent
@@ -91,9 +91,7 @@ def headline_stats(
     if summary and "seconds" in summary:
         workers = pluralize(summary.get("workers", 1), "worker")
         device = summary.get("device", "device not known")
-        stats.append(
-            Stat("Time", format_rough_duration(summary["seconds"]), f"{workers}, {device}")
-        )
+        stats.append(Stat("Time", format_duration(summary["seconds"]), f"{workers}, {device}"))
     return stats
 
 
@@ -107,8 +105,8 @@ def run_details(
     rows.append(("workers", str(summary.get("workers", "not known"))))
     if "seconds" in summary:
         inside = summary.get("training_seconds")
-        steps = f", of which training {_exact_duration(inside)}" if inside else ""
-        rows.append(("time", f"{_exact_duration(summary['seconds'])} in all{steps}"))
+        steps = f", of which training {format_duration(inside)}" if inside else ""
+        rows.append(("time", f"{format_duration(summary['seconds'])} in all{steps}"))
     if epochs and "images_per_second" in epochs[-1]:
         speed = format_number(epochs[-1]["images_per_second"])
         rows.append(("speed", f"{speed} images/s, last epoch"))
@@ -248,19 +246,3 @@ def _on_scale(value: float, end: float | None) -> float | None:
 
 def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def format_rough_duration(seconds: float) -> str:
-    """Format as 3.9 min, in the unit that leaves few digits."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def _exact_duration(seconds: float) -> str:
-    """Format as 3 h 20 min, 5 min 52 s or 8.2 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -16,7 +16,7 @@ from cl_ray.config import Config, LaunchOptions
 from cl_ray.console import PlainConsole, print_fields
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
-from cl_ray.errors import UserError, pluralize, storage_errors
+from cl_ray.errors import UserError, format_duration, pluralize, storage_errors
 from cl_ray.metrics_file import read_epochs
 from cl_ray.report.records import read_record
 from cl_ray.signals import handle_signal
@@ -32,10 +32,11 @@ from cl_ray.training.preflight import (
     check_shared_storage,
     exclusive_lock,
     few_steps_note,
+    resolve_reference_path,
     run_notes,
     starts_local_ray,
 )
-from cl_ray.training.progress import TrainingProgress, format_duration, start_progress_actor
+from cl_ray.training.progress import TrainingProgress, start_progress_actor
 from cl_ray.training.ray_session import ray_session
 
 
@@ -77,7 +78,7 @@ def train(
     folder = RunStorage.at(config.storage, str(config.name))
     dataset = Dataset.open(config.data)
     locations = {"storage": folder.storage, "data": dataset.location}
-    config = config.model_copy(update=locations)
+    config = resolve_reference_path(config.model_copy(update=locations))
     check_pairs(config, dataset)
     check_reference(config, dataset)
     if starts_local_ray(launch.address):

@@ -27,7 +27,7 @@ from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError, pluralize
-from cl_ray.storage import RunStorage
+from cl_ray.storage import RunStorage, absolute_location
 from cl_ray.training.ray_compat import in_ray_job
 from cl_ray.training.ray_session import cluster_address
 from cl_ray.training.resources import InsufficientResourcesError, Shortage
@@ -153,6 +153,23 @@ def few_steps_note(steps: int, epochs: int) -> str:
         f"The run has {pluralize(steps, 'step')} in {pluralize(epochs, 'epoch')}, and G learns "
         f"little in fewer than {LEAST_STEPS}: `--epochs {enough}` reaches that."
     )
+
+
+def resolve_reference_path(config: Config) -> Config:
+    """Return the config with an absolute path where `evaluation.reference` is a path that exists.
+
+    It is kept with the run, which may be resumed or evaluated in another working directory.
+    """
+    name = config.evaluation.reference
+    if name in ("auto", "none", "mnist", "stacked-mnist"):
+        return config
+    prefix = next((p for p in ("transformers:", "inception:") if name.startswith(p)), "")
+    path = Path(name.removeprefix(prefix)).expanduser()
+    if not path.exists():
+        return config
+    reference = prefix + absolute_location(str(path))
+    evaluation = config.evaluation.model_copy(update={"reference": reference})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def check_reference(config: Config, dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cl_ray.errors import printable
+from cl_ray.errors import format_duration, printable
 
 if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
     import ray.actor
@@ -258,12 +258,3 @@ class TrainingProgress:
             images = progress["steps"] * self.config.batch_size * (epochs - done)
             parts.append(f"{format_duration(images / progress['speed'])} left")
         return "  ".join(parts)
-
-
-def format_duration(seconds: float) -> str:
-    """Format as 12 s, 4:56 or 1:02:03."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

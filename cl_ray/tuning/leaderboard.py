@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_ray.data.partition import TRAIN_SPLIT
-from cl_ray.errors import pluralize, printable
-from cl_ray.training.progress import format_duration
+from cl_ray.errors import format_duration, pluralize, printable
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.space import Values, apply_values
 from cl_ray.tuning.study import SearchMetric, TrialResult

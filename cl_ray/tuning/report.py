@@ -4,11 +4,11 @@ import shlex
 from collections import Counter
 from typing import Any
 
-from cl_ray.errors import pluralize
+from cl_ray.errors import format_duration, pluralize
 from cl_ray.report.charts import format_number
 from cl_ray.report.images import png_uri
 from cl_ray.report.page import render_page, write_page
-from cl_ray.report.summary import Stat, format_rough_duration
+from cl_ray.report.summary import Stat
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
 from cl_ray.tuning.importance import (
     comparable_trials,
@@ -66,7 +66,7 @@ def search_stats(search: Search, results: list[TrialResult]) -> list[Stat]:
         if best:
             which = f"best: trial {best.number}, after {pluralize(best.epoch, 'epoch')}"
             stats.append(Stat(metric.name, format_number(best.metrics[metric.name]), which))
-    seconds = format_rough_duration(sum(result.seconds for result in results))
+    seconds = format_duration(sum(result.seconds for result in results))
     epochs = pluralize(sum(result.epoch for result in results), "epoch")
     return [*stats, Stat("Training", seconds, f"{epochs} in all")]
 

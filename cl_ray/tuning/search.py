@@ -181,6 +181,7 @@ def _check_search(
         check_outlives_job,
         check_pairs,
         check_reference,
+        resolve_reference_path,
         starts_local_ray,
     )
     from cl_ray.tuning.study import SearchMetric
@@ -194,6 +195,7 @@ def _check_search(
     check_outlives_job(folder.storage, "storage")
     place = {"name": folder.name, "storage": folder.storage, "resume": None}
     options = options.model_copy(update=place)
+    config = resolve_reference_path(config)
     dataset = all_images = Dataset.open(config.data)
     if options.images:
         dataset = subset_dataset(dataset, options.images)

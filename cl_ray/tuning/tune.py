@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from cl_ray.console import print_fields
-from cl_ray.errors import UserError, pluralize
+from cl_ray.errors import UserError, format_duration, pluralize
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import check_shared_storage
-from cl_ray.training.progress import format_duration
 from cl_ray.training.ray_compat import configure_tune_environment
 from cl_ray.training.ray_session import ray_session
 from cl_ray.tuning.leaderboard import (

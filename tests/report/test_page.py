@@ -63,7 +63,7 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
         assert words in metrics, words
     settings = section(text, "settings")
     for words in (
-        "generator.width 4 32", "seed 7 0", "latent: 10", "5 min 52 s in all", "353,227 parameters",
+        "generator.width 4 32", "seed 7 0", "latent: 10", "5:52 in all", "353,227 parameters",
         "1.23 GB at its peak", "cpu, 1 threads, float32", "torch 2.14.1",
     ):  # fmt: skip
         assert words in settings, words

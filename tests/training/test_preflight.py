@@ -30,6 +30,7 @@ from cl_ray.data.config import LabelConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
+from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.preflight import (
@@ -37,6 +38,7 @@ from cl_ray.training.preflight import (
     check_pairs,
     exclusive_lock,
     few_steps_note,
+    resolve_reference_path,
     run_notes,
     starts_local_ray,
 )
@@ -247,6 +249,24 @@ def test_a_job_writes_nothing_into_rays_copy_of_its_directory(
         assert "would lie in Ray's copy of the job's working directory" in message
         assert message.endswith("or an absolute path that every machine mounts.")
     assert list(copy.iterdir()) == []
+
+
+def test_a_relative_reference_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "mnist", "w.pt"):
+        (tmp_path / name).mkdir()
+    for given, kept in {
+        "run": f"{tmp_path}/run",
+        "./mnist": f"{tmp_path}/mnist",
+        "transformers:run": f"transformers:{tmp_path}/run",
+        "inception:../" + tmp_path.name + "/w.pt": f"inception:{tmp_path}/w.pt",
+        **{name: name for name in ("auto", "none", "mnist", "torchvision:run", "absent")},
+        **{name: name for name in ("transformers:a/b", "s3://bucket/run", f"{tmp_path}/run")},
+    }.items():
+        config = Config(evaluation=EvaluationConfig(reference=given))
+        assert resolve_reference_path(config).evaluation.reference == kept
 
 
 def test_a_job_may_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

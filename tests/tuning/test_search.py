@@ -14,6 +14,7 @@ from helpers.datasets import mnist, write_images
 from helpers.small_search import SCRIPT
 from rich.console import Console
 
+import cl_ray
 from cl_ray.cli import main
 from cl_ray.config import Config
 from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
@@ -110,6 +111,16 @@ def test_only_available_metrics_are_offered(flags: list[str], tmp_path: Path) ->
         assert [m.name for m in prepare(data, tmp_path, flag).metrics] == [default]
     conditional = prepare(flags, tmp_path, "--metric=class_accuracy", "--set=condition=projection")
     assert [(m.name, m.maximize) for m in conditional.metrics] == [("class_accuracy", True)]
+
+
+def test_a_relative_reference_becomes_absolute(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(cl_ray.__file__).parent / "evaluation"
+    monkeypatch.chdir(folder)
+    search = prepare(flags, tmp_path, "--set=evaluation.reference=mnist.safetensors")
+    for config in (search.config, search.trial_config):
+        assert config.evaluation.reference == str(folder / "mnist.safetensors")
 
 
 def test_modes_are_offered_for_stacked_digits_only(flags: list[str], tmp_path: Path) -> None:
