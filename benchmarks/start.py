@@ -1,8 +1,11 @@
-"""Start-up time: seconds from `cl-ray train` to its first step, against Ray and torch alone.
+"""Waiting: seconds until commands answer.
 
-`python benchmarks/start.py` takes the two in turn and prints the ratio of each round.
+`python benchmarks/start.py` prints the seconds and the CPU seconds until each command ends with
+`--help` and with a wrong flag, and those from `cl-ray train` to its first step, by turns with Ray
+and torch alone, with the ratio of each round.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -11,6 +14,8 @@ import time
 
 from rich.console import Console
 from rich.table import Table
+
+from cl_ray.cli import COMMANDS
 
 ROUNDS = 3
 ALONE = "import torch, ray; ray.init(address='local')"
@@ -42,8 +47,22 @@ def alone() -> float:
     return time.perf_counter() - begun
 
 
+def measure_end(*arguments: str) -> str:
+    """Return the seconds and the CPU seconds until a command ends."""
+    begun, before = time.perf_counter(), os.times()
+    command = [sys.executable, "-m", "cl_ray", *arguments]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = os.times()
+    cpu = sum(after[2:4]) - sum(before[2:4])  # of children that have ended
+    return f"{time.perf_counter() - begun:.2f} ({cpu:.2f})"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
+    answers = Table("command", "--help", "a wrong flag", title="seconds (CPU seconds)")
+    for name in COMMANDS:
+        answers.add_row(name, measure_end(name, "--help"), measure_end(name, "--wrong=1"))
+    Console().print(answers)
     table = Table("round", "torch and Ray alone", "cl-ray train, first step", "ratio")
     ratios = []
     with tempfile.TemporaryDirectory() as storage:
