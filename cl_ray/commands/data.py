@@ -33,10 +33,11 @@ _LISTED_CLASSES = 10
 def command(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
     from cl_ray.data.source_config import SourceConfig
+
+    source = parse_flags(SourceConfig, arguments, prog="cl-ray data")
     from cl_ray.data.sources import write_dataset
     from cl_ray.training.preflight import check_outlives_job
 
-    source = parse_flags(SourceConfig, arguments, prog="cl-ray data")
     return_freed_memory()
     check_outlives_job(source.out, "out")
     console = PlainConsole()
