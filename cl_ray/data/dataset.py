@@ -7,6 +7,7 @@ path differs from node to node. Imports neither torch nor ray, so that reading p
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -518,9 +519,11 @@ class Dataset:
         Images of rows that are not needed may be undefined.
         """
         size, shape, encoding = self.info.row_group, self.info.shape, self.info.encoding
-        kind = pa.fixed_shape_tensor(pa.uint8(), shape) if encoding == "raw" else pa.binary()
+        kind = pa.binary(math.prod(shape) if encoding == "raw" else -1)
         with self._open(shard) as file:
-            if (found := file.schema_arrow.field("image").type) != kind:
+            found = file.schema_arrow.field("image").type
+            older = encoding == "raw" and found == pa.fixed_shape_tensor(pa.uint8(), shape)
+            if found != kind and not older:
                 raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
             # Every row group but a file's last has `size` rows, so a batch is a row group.
             batches = file.iter_batches(size, list(needed), columns)
@@ -530,7 +533,7 @@ class Dataset:
                     raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
                 rows: dict[str, NDArray[Any]] = {"id": _integers(batch["id"])}
                 if encoding == "raw":
-                    rows["image"] = batch["image"].to_numpy_ndarray()
+                    rows["image"] = _pixels(batch["image"], shape)
                 else:
                     rows["image"] = np.empty((len(batch), *shape), np.uint8)
                     for row in {row for part in ranges for row in range(part.start, part.stop)}:
@@ -599,6 +602,20 @@ def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None
 def _integers(column: pa.Array) -> NDArray[np.int64]:
     """Return a column without copying it; `to_numpy` would import pandas for half a second."""
     return np.from_dlpack(column).astype(np.int64, copy=False)
+
+
+def _pixels(column: pa.Array, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return a column of raw pixels, [n, H, W, C], without copying it; in older data, of tensors.
+
+    Raises:
+        ValueError: A row has no image.
+    """
+    if column.null_count:
+        raise ValueError("a row has no image")
+    if isinstance(column, pa.ExtensionArray):
+        return column.to_numpy_ndarray()
+    pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, *shape)
+    return pixels[column.offset : column.offset + len(column)]
 
 
 def _labels(column: pa.Array) -> NDArray[np.int64]:

@@ -35,8 +35,8 @@ FORMATS = tuple(
     if name in Image.OPEN  # AVIF is not in Pillow before 11.3
 )
 """Pillow's formats that are opened. Others start programs, as PostScript does Ghostscript."""
-ENDINGS = tuple(
-    sorted(ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))
+ENDINGS = frozenset(
+    ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")
 )
 """Endings of the names of such files, in lower case."""
 MAX_PIXELS = 40_000_000

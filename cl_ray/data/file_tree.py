@@ -174,9 +174,11 @@ def _walk(root: str) -> tuple[dict[str, int], Counter[str], list[str]]:
             repeated.append(os.path.relpath(folder, root))
             continue
         visited.add((status.st_dev, status.st_ino))
+        inside = os.path.relpath(folder, root)
+        prefix = "" if inside == os.curdir else f"{inside}/"
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = os.path.relpath(entry.path, root)
+                name = prefix + entry.name
                 if ignored_part(entry.name):
                     ignored[entry.name] += 1
                 elif entry.is_dir():

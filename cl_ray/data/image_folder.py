@@ -19,6 +19,8 @@ from cl_ray.errors import UserError, first_error_line
 
 _CHUNK = 256
 """Images that are read at once, at most."""
+_GROUP = 16
+"""Images that a thread reads at a time: handing over each costs a tenth of decoding it."""
 
 
 def read_image_folder(
@@ -82,10 +84,16 @@ def read_image_folder(
         except BrokenImageError as error:
             return error
 
+    def load_group(files: list[str]) -> list[ReadImage]:
+        return [load_or_report(file) for file in files]
+
     def images(files: list[str]) -> Iterator[ReadImage]:
         with ThreadPoolExecutor(tree.threads) as pool:  # hides the latency of a remote filesystem
             for start in range(0, len(files), _CHUNK):
-                yield from pool.map(load_or_report, files[start : start + _CHUNK])
+                chunk = files[start : start + _CHUNK]
+                groups = (chunk[k : k + _GROUP] for k in range(0, len(chunk), _GROUP))
+                for group in pool.map(load_group, groups):
+                    yield from group
 
     return (
         {split: images([file for file, _ in entries]) for split, entries in found.items()},

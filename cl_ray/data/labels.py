@@ -86,12 +86,14 @@ class _UnusableError(Exception):
 
 def find_label_files(tree: FileTree, images: list[str]) -> list[str]:
     """Return the files that may hold labels of the images: tables, and files named like these."""
-    keys = set(map(_sample_key, images))
-    return [
-        file
-        for file in tree.sizes
-        if _is_table(file) or (ending(file) in _SIDECARS and _sample_key(file) in keys)
-    ]
+    rest = set(tree.sizes).difference(images)
+    found = [file for file in tree.sizes if file in rest and _may_label(file)]
+    keys = set(map(_sample_key, images)) if found else set()
+    return [file for file in found if _is_table(file) or _sample_key(file) in keys]
+
+
+def _may_label(file: str) -> bool:
+    return _is_table(file) or ending(file) in _SIDECARS
 
 
 def _is_table(file: str) -> bool:
@@ -132,7 +134,7 @@ def read_label_files(
         if column
     )
     labels = _read_sidecars(tree, files, images, config.label_column, note)
-    exact, by_name = set(images), _by_bare_name(images)
+    exact, by_name = set(images), _by_bare_name(images) if files else {}
     has_table, unusable = False, dict[str, str]()
     for file in filter(_is_table, files):
         try:

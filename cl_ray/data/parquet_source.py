@@ -24,7 +24,7 @@ from PIL import Image
 
 from cl_ray.data.conversion import Convert
 from cl_ray.data.dataset import DatasetInfo
-from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image
+from cl_ray.data.decoding import BrokenImageError, ImageLimits, decode_image, decode_pixels
 from cl_ray.data.file_tree import FileTree, Note
 from cl_ray.data.labels import LabelValue, check_class_count, find_classes
 from cl_ray.data.source_config import NO_LABELS, ChannelOrder, SourceConfig
@@ -67,10 +67,12 @@ class _ParquetFolder:
     Args:
         tree: Its files.
         limits: Which images are refused.
+        shape: Of the images in a dataset of this package's, which may be raw pixels; else None.
     """
 
     tree: FileTree
     limits: ImageLimits
+    shape: tuple[int, int, int] | None = None
 
     @contextlib.contextmanager
     def open(self, file: str) -> Iterator[pq.ParquetFile]:
@@ -163,6 +165,8 @@ class _ParquetFolder:
             value = value["bytes"] if value["bytes"] is not None else value.get("path")
         if value is None:
             raise UserError(f"{name} has no image: leave the row out.")
+        if self.shape and pa.types.is_fixed_size_binary(cell.type):
+            return Image.fromarray(decode_pixels(value, "raw", self.shape).squeeze())
         data = value if isinstance(value, bytes) else self._read_named(value, file, name)
         return decode_image(data, name, self.limits)
 
@@ -216,7 +220,7 @@ def read_parquet_source(
     Raises:
         UserError: The splits or columns are ambiguous, or a column has an unsupported type.
     """
-    folder, location = _ParquetFolder(tree, config.limits), tree.location
+    folder, location = _ParquetFolder(tree, config.limits, info and info.shape), tree.location
     splits = find_file_splits(location, files, config.splits)
     if info and config.splits == "auto":
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}
@@ -296,7 +300,8 @@ def _find_columns(
         if name not in (None, NO_LABELS, *schema.names):
             raise UserError(f"{file} has no column {name}: it has {columns}.")
     kind = schema.field(image).type
-    if not (_is_surely_image(kind) or _value_type(kind) or _is_text(kind)):
+    is_raw = pa.types.is_fixed_size_binary(kind)  # in a dataset of this package's
+    if not (is_raw or _is_surely_image(kind) or _value_type(kind) or _is_text(kind)):
         raise UserError(
             f"{file} holds {kind} in its column {image}: convert it to {_IMAGE_TYPES}, or name "
             "another with `--image-column`."

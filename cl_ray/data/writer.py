@@ -7,6 +7,7 @@ shuffled, and memory holds some numbers of each image but no image.
 
 import hashlib
 import io
+import math
 import os
 import re
 import struct
@@ -184,7 +185,7 @@ def write_splits(
     skip_broken: bool = False,
     encoding: Encoding | None = None,
     quality: int = JPEG_QUALITY,
-    level: int = 3,
+    level: int = 1,
     progress: ProgressCallback | None = None,
     note: Note = print,
 ) -> DatasetInfo:
@@ -527,28 +528,24 @@ def _write_parquet(
 ) -> None:
     """Write rows as one Parquet file, a row group at a time."""
     raw, label = part.encoding == "raw", part.label[:0]
-    tensor = pa.fixed_shape_tensor(pa.uint8(), part.shape, permutation=[0, 1, 2])
-    image = tensor if raw else pa.binary()
+    # Parquet has no 8-bit integers: pixels in a list or a tensor would take four bytes each before
+    # they are compressed, and six times as long to write and to read.
+    image = pa.binary(math.prod(part.shape) if raw else -1)
     fields = [pa.field("id", pa.int64(), False), pa.field("image", image, False)]
     if part.label.size:
         label = part.label[part.rows[order]]
         fields.append(pa.field("label", pa.int64(), bool((label == UNLABELLED).any())))
     if part.has_origin:
         fields.append(pa.field("origin", pa.string(), False))
-    zstd = {field.name: "zstd" for field in fields if field.name != "image"}
+    compressed = [field.name for field in fields if raw or field.name != "image"]
     with pq.ParquetWriter(
         sink,
         pa.schema(fields),
-        # Encoded images are compressed already.
-        compression="zstd" if raw else {**zstd, "image": "none"},
-        compression_level=level if raw else dict.fromkeys(zstd, level),
-        # Parquet has no 8-bit integers: a pixel is stored as four bytes, three of them 0. Stream
-        # splitting puts the other ones together as in a raw image, which is smaller and twice as
-        # fast to read as a dictionary.
+        compression={"image": "none", **dict.fromkeys(compressed, "zstd")},
+        compression_level=dict.fromkeys(compressed, level),
         use_dictionary=False,
-        column_encoding={"image.list.element": "BYTE_STREAM_SPLIT"} if raw else None,
         data_page_size=8 * GROUP_BYTES,
-        write_statistics=True if raw else ["label"],
+        write_statistics=["label"],
         write_page_checksum=True,
     ) as writer:
         for start in range(0, len(order), row_group):
@@ -556,14 +553,9 @@ def _write_parquet(
             origins, images = zip(*part.records(order[rows]), strict=True)
             columns = {
                 "id": _int_array(part.id[order[rows]]),
+                "image": _byte_array(images, image),
                 "origin": _byte_array(origins, pa.string()),
             }
-            columns["image"] = _byte_array(images)
-            if raw:
-                pixels = [None, columns["image"].buffers()[2]]
-                values = pa.Array.from_buffers(pa.uint8(), len(pixels[1]), pixels)
-                cells = pa.FixedSizeListArray.from_arrays(values, type=tensor.storage_type)
-                columns["image"] = pa.ExtensionArray.from_storage(tensor, cells)
             if part.label.size:
                 columns["label"] = _int_array(label[rows], label[rows] != UNLABELLED)
             arrays = [columns[field.name] for field in fields]
@@ -577,11 +569,12 @@ def _int_array(values: NDArray[np.int64], known: NDArray[np.bool_] | None = None
     return pa.Array.from_buffers(pa.int64(), len(values), [bits, pa.py_buffer(values)])
 
 
-def _byte_array(values: Sequence[bytes], kind: pa.DataType | None = None) -> pa.Array:
-    """Return an Arrow array of binary, or of strings; `pa.array` would import pandas."""
-    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
-    return pa.Array.from_buffers(kind or pa.binary(), len(values), buffers)
+def _byte_array(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
+    """Return an Arrow array of binary or of strings; `pa.array` would import pandas."""
+    buffers = [None, pa.py_buffer(b"".join(values))]
+    if not pa.types.is_fixed_size_binary(kind):
+        buffers.insert(1, pa.py_buffer(np.cumsum([0, *map(len, values)], dtype=np.int32)))
+    return pa.Array.from_buffers(kind, len(values), buffers)
 
 
 def _distances(part: _SpooledSplit, random: np.random.Generator) -> list[float]:

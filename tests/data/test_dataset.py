@@ -137,9 +137,7 @@ def test_round_trip(tmp_path: Path, channels: int, labels: bool, prefix: str) ->
 
 def test_columns_row_groups_and_files_on_disk(tmp_path: Path, big: tuple[str, np.ndarray]) -> None:
     file = pq.ParquetFile(Path(big[0], "train-00000-of-00001.parquet"))
-    image = file.schema_arrow.field("image").type
-    assert isinstance(image, pa.FixedShapeTensorType)
-    assert (image.shape, image.value_type) == ([64, 64, 3], pa.uint8())
+    assert file.schema_arrow.field("image").type == pa.binary(64 * 64 * 3)
     assert file.schema_arrow.field("id").type == pa.int64()
     assert file.schema_arrow.field("label").type == pa.int64()
     groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
