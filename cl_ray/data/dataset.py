@@ -387,14 +387,18 @@ class Dataset:
             wanted.setdefault(part.shard, {}).setdefault(part.group, []).append(index)
 
         def fill(part: tuple[int, list[int]]) -> None:
-            by_group = {group: wanted[part[0]][group] for group in part[1]}
-            needed = {group: [ranges[k] for k in found] for group, found in by_group.items()}
-            for group, rows in self._read_row_groups(shards[part[0]], needed, list(columns)):
-                for index in by_group[group]:
-                    source = slice(ranges[index].start, ranges[index].stop)
-                    target = slice(offsets[index], offsets[index + 1])
-                    for name, column in columns.items():
-                        column[target] = rows[name][source]
+            shard, groups = shards[part[0]], part[1]
+            with self._open(shard) as file:
+                for group, rows in self._row_groups(file, shard, groups, list(columns)):
+                    for index in wanted[part[0]][group]:
+                        target = slice(offsets[index], offsets[index + 1])
+                        found = rows.slice(ranges[index].start, ranges[index].rows)
+                        self._decode(found["image"], ranges[index], columns["image"][target])
+                        columns["id"][target] = _integers(found["id"])
+                        if "label" in columns:
+                            columns["label"][target] = _labels(found["label"])
+                        if "origin" in columns:
+                            columns["origin"][target] = found["origin"].to_pylist()
 
         parts = [
             (shard, sorted(by_group)[k : k + _READ_GROUPS])
@@ -511,42 +515,42 @@ class Dataset:
             names = ", ".join(self.info.splits)
             raise UserError(f"{self.location} has no split {split}: it has {names}.") from None
 
-    def _read_row_groups(
-        self, shard: ShardInfo, needed: dict[int, list[RowRange]], columns: list[str]
-    ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
-        """Yield row groups of a file one by one, so that what is read stays small and in cache.
-
-        Images of rows that are not needed may be undefined.
-        """
+    def _row_groups(
+        self, file: pq.ParquetFile, shard: ShardInfo, groups: list[int], columns: list[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield row groups of a file one by one, so that what is read stays small and in cache."""
         size, shape, encoding = self.info.row_group, self.info.shape, self.info.encoding
         kind = pa.binary(math.prod(shape) if encoding == "raw" else -1)
-        with self._open(shard) as file:
-            found = file.schema_arrow.field("image").type
-            older = encoding == "raw" and found == pa.fixed_shape_tensor(pa.uint8(), shape)
-            if found != kind and not older:
-                raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
-            # Every row group but a file's last has `size` rows, so a batch is a row group.
-            batches = file.iter_batches(size, list(needed), columns)
-            for (group, ranges), batch in zip(needed.items(), batches, strict=True):
-                expected = min(size, shard.rows - group * size)
-                if len(batch) != expected:
-                    raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
-                rows: dict[str, NDArray[Any]] = {"id": _integers(batch["id"])}
-                if encoding == "raw":
-                    rows["image"] = _pixels(batch["image"], shape)
-                else:
-                    rows["image"] = np.empty((len(batch), *shape), np.uint8)
-                    for row in {row for part in ranges for row in range(part.start, part.stop)}:
-                        try:
-                            data = batch["image"][row].as_py() or b""
-                            rows["image"][row] = decode_pixels(data, encoding, shape)
-                        except ValueError as error:
-                            raise ValueError(f"row {group * size + row}: {error}") from error
-                if "label" in columns:
-                    rows["label"] = _labels(batch["label"])
-                if "origin" in columns:
-                    rows["origin"] = np.array(batch["origin"].to_pylist(), object)
-                yield group, rows
+        found = file.schema_arrow.field("image").type
+        is_older = encoding == "raw" and found == pa.fixed_shape_tensor(pa.uint8(), shape)
+        if found != kind and not is_older:
+            raise pa.ArrowInvalid(f"its images are {found} and not {kind}")
+        # Every row group but a file's last has `size` rows, so a batch is a row group.
+        batches = file.iter_batches(size, groups, columns)
+        for group, batch in zip(groups, batches, strict=True):
+            expected = min(size, shard.rows - group * size)
+            if len(batch) != expected:
+                raise pa.ArrowInvalid(f"{len(batch)} rows where {expected} are recorded")
+            yield group, batch
+
+    def _decode(self, cells: pa.Array, part: RowRange, images: NDArray[np.uint8]) -> None:
+        """Decode the cells of a range of rows into an array [n, H, W, C].
+
+        Raises:
+            ValueError: One is damaged or missing.
+        """
+        if isinstance(cells, pa.ExtensionArray):  # raw pixels in older data
+            images[:] = cells.to_numpy_ndarray()
+        elif self.info.encoding == "raw" and not cells.null_count:
+            pixels = np.frombuffer(cells.buffers()[1], np.uint8).reshape(-1, *self.info.shape)
+            images[:] = pixels[cells.offset : cells.offset + len(cells)]
+        else:
+            for row, data in enumerate(cells.to_pylist()):
+                try:
+                    images[row] = decode_pixels(data or b"", self.info.encoding, self.info.shape)
+                except ValueError as error:
+                    number = part.group * self.info.row_group + part.start + row
+                    raise ValueError(f"row {number}: {error}") from error
 
     @contextmanager
     def _open(self, shard: ShardInfo) -> Iterator[pq.ParquetFile]:
@@ -602,20 +606,6 @@ def _file_sizes(filesystem: pafs.FileSystem, path: str) -> dict[str, int] | None
 def _integers(column: pa.Array) -> NDArray[np.int64]:
     """Return a column without copying it; `to_numpy` would import pandas for half a second."""
     return np.from_dlpack(column).astype(np.int64, copy=False)
-
-
-def _pixels(column: pa.Array, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return a column of raw pixels, [n, H, W, C], without copying it; in older data, of tensors.
-
-    Raises:
-        ValueError: A row has no image.
-    """
-    if column.null_count:
-        raise ValueError("a row has no image")
-    if isinstance(column, pa.ExtensionArray):
-        return column.to_numpy_ndarray()
-    pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, *shape)
-    return pixels[column.offset : column.offset + len(column)]
 
 
 def _labels(column: pa.Array) -> NDArray[np.int64]:

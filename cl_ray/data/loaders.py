@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cl_ray.batch import PairBatch
-from cl_ray.data.dataset import UNLABELLED, RowBatch
+from cl_ray.data.dataset import UNLABELLED, RowBatch, distance_stride
 from cl_ray.data.pairs import PairSampler
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
 from cl_ray.rng import seeded_generator
@@ -112,13 +112,14 @@ class StreamingLoader:
             return torch.from_numpy(array).to(self.device, non_blocking=True)
 
         def padded(column: np.ndarray) -> Tensor:
-            result = np.zeros((size, *column.shape[1:]), column.dtype)
-            result[: len(column)] = column
-            return to_device(result)
+            if len(column) < size:
+                rest = np.zeros((size - len(column), *column.shape[1:]), column.dtype)
+                column = np.concatenate([column, rest])
+            return to_device(column)
 
-        positive, partner, negative = (
-            padded(columns.get(name, columns["positive"])) for name in PAIR_IMAGES
-        )
+        images = {name: padded(columns[name]) for name in PAIR_IMAGES if name in columns}
+        positive = images["positive"]
+        partner, negative = (images.get(name, positive) for name in PAIR_IMAGES[1:])
         present = to_device(self.partition.present(step))
         batch = PairBatch(positive, partner, negative, present)
         if not self.partition.classes:
@@ -135,24 +136,27 @@ def sample_window_pairs(partition: Partition, rows: RowBatch, epoch: int, window
     """Shuffle the rows of a window and sample a negative and, with labels, a partner for each.
 
     Returns:
-        `image` [n, H, W, C], sorted by id; of each pair the indices among them of `positive`,
+        `image` [n, H, W, C], those of the rows; of each pair the indices among them of `positive`,
         `negative` and, in the mode `labels`, `partner`, [n], and the `id` of the positive; if
-        labels are used, `labels` [n, 2], of positive and negative.
+        labels are used, `labels` [n, 2], of positive and negative. Pairs do not depend on the
+        order of the rows.
     """
-    images, labels = _sorted_tensors(rows)
+    order, stride = np.argsort(rows.id, kind="stable"), distance_stride(rows.image.shape[1])
+    thumbnails = torch.from_numpy(rows.image[:, ::stride, ::stride][order])
+    labels = None if rows.label is None else torch.from_numpy(rows.label[order])
     generator = _generator(partition, epoch, window)
-    positives = torch.randperm(len(images), generator=generator)
+    positives = torch.randperm(len(order), generator=generator)
     positives = _oversample_labelled(positives, labels, partition, generator)
-    partners, negatives = _pair_sampler(partition, images, labels).sample(positives, generator)
+    partners, negatives = _pair_sampler(partition, thumbnails, labels).sample(positives, generator)
     indices = {"positive": positives, "negative": negatives}
     if partition.config.pairs.mode == "labels":
         indices["partner"] = partners
-    columns = {name: chosen.numpy() for name, chosen in indices.items()}
+    columns = {name: order[chosen.numpy()] for name, chosen in indices.items()}
+    columns |= {"id": rows.id[columns["positive"]], "image": rows.image}
     if partition.classes:
         assert labels is not None, "labels are used only of data that has them"
         columns["labels"] = torch.stack([labels[positives], labels[negatives]], 1).numpy()
-    ids = np.sort(rows.id)[positives.numpy()]
-    return {"id": ids, "image": images.numpy(), **columns}
+    return columns
 
 
 def _with_labels(batch: PairBatch, labels: Tensor, partition: Partition) -> PairBatch:

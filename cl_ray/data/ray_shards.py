@@ -172,8 +172,11 @@ def read_windows(partition: Partition, epoch: int, first: int) -> Iterator[_Colu
     for block in _iter_blocks(_map_parts(windows, pair, READERS_PER_WORKER)):
         early.setdefault(int(block.pop("window")[0]), []).append(block)
         while due in early and sum(len(b["id"]) for b in early[due]) == rows_of[due]:
-            blocks = early.pop(due)  # one, unless Ray Data divided the window
-            yield {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+            blocks = early.pop(due)
+            if len(blocks) > 1:  # Ray Data divided the window
+                yield {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+            else:
+                yield blocks[0]
             due += 1
 
 
