@@ -48,6 +48,9 @@ _BYTES_BESIDE = 2**20
 """Of a header, metadata and a preview."""
 _MAX_REASON = 200
 """Letters of a decoder's error: some quote the file."""
+_DRAFT_GAP = 3
+"""A JPEG is decoded at this multiple of its final size or more; then one can hardly tell it from
+one that was decoded at full size (the argument `reducing_gap` of Pillow's `resize`)."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """Tags of TIFF."""
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,15 +66,17 @@ _pillow_open = Image.open
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before it is decoded.
+    """What is refused before it is decoded, and the size that is needed of the rest.
 
     Args:
         pixels: Most pixels of an image.
         side: Most pixels of a side, for images that are not scaled; None is any number.
+        scaled_to: The side that images are scaled to; None if they are not.
     """
 
     pixels: int = MAX_PIXELS
     side: int | None = None
+    scaled_to: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -192,6 +197,9 @@ def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFi
     tile = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)  # is decoded whole, and may be larger
     if isinstance(tile[0], int) and isinstance(tile[1], int):
         ImageLimits(limits.pixels).check(tile[0], tile[1], f"A tile of {name}")
+    if limits.scaled_to:  # JPEG alone can be decoded at a half, a quarter or an eighth of its size
+        side = _DRAFT_GAP * limits.scaled_to
+        image.draft(None, (side, side))
     return image
 
 

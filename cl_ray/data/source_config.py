@@ -160,8 +160,8 @@ class SourceConfig(BaseConfig):
 
     @property
     def limits(self) -> ImageLimits:
-        """Which images are refused."""
-        return ImageLimits(self.max_pixels, None if self.size else MAX_SIDE)
+        """Which images are refused, and what they are scaled to."""
+        return ImageLimits(self.max_pixels, None if self.size else MAX_SIDE, self.size)
 
     @model_validator(mode="after")
     def _check_quality(self) -> "SourceConfig":

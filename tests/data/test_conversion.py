@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.random_images import WriteSource, pixels, save
-from PIL import Image
+from helpers.random_images import WriteSource, pixels, save, smooth_images
+from PIL import Image, ImageOps
+
+from cl_ray.data.decoding import ImageLimits, load_image, open_image
 
 
 def test_size_scales_the_shorter_side_and_cuts_the_middle(
@@ -30,6 +32,24 @@ def test_size_is_antialiased(tmp_path: Path, write_source: WriteSource) -> None:
     save(tmp_path / "in" / "1.png", stripes)
     _, rows = write_source(tmp_path / "in", size=28)
     assert abs(rows.image.astype(int) - 127.5).max() < 12
+
+
+def test_large_jpegs_are_decoded_at_part_of_their_size(
+    tmp_path: Path, write_source: WriteSource
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right by a quarter
+    (large,) = smooth_images(1, 640)
+    for ending, options in (("jpg", {"quality": 95, "exif": exif}), ("png", {"exif": exif})):
+        save(tmp_path / ending / f"1.{ending}", large, **options)
+    image = open_image(
+        (tmp_path / "jpg" / "1.jpg").read_bytes(), "1.jpg", ImageLimits(scaled_to=48)
+    )
+    assert load_image(image, "1.jpg").size == (160, 160)
+    jpeg, png = (write_source(tmp_path / e, size=48)[1].image.astype(int) for e in ("jpg", "png"))
+    assert np.abs(jpeg - png).max() <= 3
+    exact = ImageOps.fit(Image.fromarray(np.rot90(large, -1)), (48, 48), Image.Resampling.LANCZOS)
+    assert np.array_equal(png[0], np.asarray(exact))
 
 
 def test_size_refusals_name_the_first_such_file(
