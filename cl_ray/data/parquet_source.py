@@ -220,7 +220,8 @@ def read_parquet_source(
     Raises:
         UserError: The splits or columns are ambiguous, or a column has an unsupported type.
     """
-    folder, location = _ParquetFolder(tree, config.limits, info and info.shape), tree.location
+    folder = _ParquetFolder(tree, config.limits, info.shape if info else None)
+    location = tree.location
     splits = find_file_splits(location, files, config.splits)
     if info and config.splits == "auto":
         splits = {s: [shard.file for shard in split.shards] for s, split in info.splits.items()}

@@ -160,7 +160,9 @@ def read_windows(partition: Partition, epoch: int, first: int) -> Iterator[_Colu
 
     def pair(part: list[RowRange], number: int) -> _Columns:
         from cl_ray.data.loaders import sample_window_pairs
+        from cl_ray.device import keep_freed_memory
 
+        keep_freed_memory()  # else the kernel clears the memory of each window anew
         rows = partition.read(part)
         paired = sample_window_pairs(partition, rows, epoch, first + number)
         return {"window": np.full(len(rows.id), number), **paired}
