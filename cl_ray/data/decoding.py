@@ -8,6 +8,7 @@ for images at rest, whose format and shape are known.
 import contextlib
 import os
 import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ _MAX_REASON = 200
 _DRAFT_GAP = 3
 """A JPEG is decoded at this multiple of its final size or more; then one can hardly tell it from
 one that was decoded at full size (the argument `reducing_gap` of Pillow's `resize`)."""
+_JPEG_HEADER = 1024
+"""Bytes that hold the frame header of a JPEG that `encode_pixels` wrote."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """Tags of TIFF."""
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -293,8 +296,10 @@ def decode_pixels(
     if encoding == "raw":
         return np.frombuffer(data, np.uint8).reshape(shape)
     mode = "L" if channels == 1 and encoding != "webp" else "RGB"  # WebP has no greyscale
-    if encoding == "jpeg":  # without Pillow's own parser of headers, a fifth of the time
-        with contextlib.suppress(Exception):  # which says below what is wrong
+    frame = struct.pack(">HHBHHB", 0xFFC0, 8 + 3 * channels, 8, height, width, channels)
+    if encoding == "jpeg" and frame in data[:_JPEG_HEADER]:
+        # Without Pillow's own parser, a fifth less time; that one says below what is wrong.
+        with contextlib.suppress(Exception):
             image = Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
             return np.asarray(image).reshape(shape)
     try:
