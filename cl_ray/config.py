@@ -245,7 +245,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generator": {"latent_noise_std": 0.35},
         "discriminator": {"hidden": 1024},
         "losses": {"uniformity": 5.0},
-        "optimizer": {"ema_decay": 0.999, "lr_decay_fraction": 0.5},
+        "optimizer": {"ema_decay": 0.999},
     },
     **{
         f"photos-{side}": {

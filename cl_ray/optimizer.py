@@ -1,4 +1,4 @@
-"""Adam for one network: minimizes weighted losses that are means over the global batch."""
+"""The optimizer of one network: minimizes weighted losses that are means over the global batch."""
 
 from typing import Any, Literal
 
@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from cl_ray import distributed
 from cl_ray.batch import Losses
+from cl_ray.muon import Muon
 from cl_ray.train_config import GANConfig
 
 
-class NetworkOptimizer(torch.optim.Adam):
-    """Adam (Kingma and Ba, 2015) on the parameters of one network.
+class NetworkOptimizer:
+    """Muon for the matrices of one network and Adam for its vectors, or Adam for all.
 
     Args:
         network: The network; losses may depend on others, which then get no gradient.
         player: `g` or `d`: selects the learning rate, and prefixes the names of losses in metrics.
-        config: Options of Adam, and the weight of each loss.
+        config: Options of the optimizers, and the weight of each loss.
         use_cuda_graph: Whether `minimize` is captured in a CUDA graph.
     """
 
@@ -25,16 +26,28 @@ class NetworkOptimizer(torch.optim.Adam):
     ):
         self.network_params = list(network.parameters())
         self.player, self.weights = player, config.losses.model_dump()
-        adam, device = config.optimizer, self.network_params[0].device
-        self.configured_lr = adam.lr_g if player == "g" else adam.lr_d
-        lr = self.configured_lr
-        super().__init__(
-            self.network_params,
-            torch.tensor(lr, device=device) if use_cuda_graph else lr,  # a graph reads it in place
-            (adam.beta1, adam.beta2),
-            fused=device.type in ("cpu", "cuda"),
-            capturable=use_cuda_graph,
-        )
+        options, device = config.optimizer, self.network_params[0].device
+        self.configured_lr = options.lr_g if player == "g" else options.lr_d
+        lr: float | Tensor = self.configured_lr
+        if use_cuda_graph:  # which reads it in place
+            lr = torch.tensor(lr, device=device)
+        embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for param in self.network_params:
+            is_matrix = param.ndim > 1 and id(param) not in embeddings
+            (matrices if is_matrix and options.algorithm == "muon" else others).append(param)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "adam": torch.optim.Adam(
+                others,
+                lr,
+                (options.beta1, options.beta2),
+                fused=device.type in ("cpu", "cuda"),
+                capturable=use_cuda_graph,
+            )
+        }
+        if matrices:
+            self.optimizers["muon"] = Muon(matrices, lr, options.beta1)
 
     def minimize(self, losses: Losses, row_weights: Tensor) -> Losses:
         """Take one step down the weighted sum of the losses.
@@ -53,7 +66,8 @@ class NetworkOptimizer(torch.optim.Adam):
         for parameter, gradient in zip(self.network_params, summed, strict=True):
             # Fused Adam requires a gradient with the memory layout of its parameter.
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        self.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         return {f"{self.player}/{name}": mean.detach() for name, mean in means.items()}
 
     def set_lr_scale(self, scale: float) -> None:
@@ -61,17 +75,23 @@ class NetworkOptimizer(torch.optim.Adam):
         self._set_lr(scale * self.configured_lr)
 
     def _set_lr(self, lr: float) -> None:
-        for group in self.param_groups:
-            if isinstance(group["lr"], Tensor):  # a CUDA graph reads it in place
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # a CUDA graph reads it in place
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments and learning rate."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load moments and learning rate; the other options stay those of this device."""
-        own = self.state_dict()["param_groups"]
-        super().load_state_dict({**state_dict, "param_groups": own})
-        self._set_lr(float(state_dict["param_groups"][0]["lr"]))
+        for name, optimizer in self.optimizers.items():
+            own = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({**state[name], "param_groups": own})
+            self._set_lr(float(state[name]["param_groups"][0]["lr"]))
 
 
 @torch.no_grad()

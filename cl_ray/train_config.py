@@ -1,5 +1,7 @@
 """Configs of the method and of its training loop; not of where and how they run."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from cl_ray.base_config import BaseConfig, marks
@@ -9,14 +11,21 @@ from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 
 
 class OptimizerConfig(BaseConfig):
-    """Adam for each network (Kingma and Ba, 2015), and the EMA generator."""
+    """The optimizer of each network, and the EMA generator."""
 
-    lr_g: float = Field(3e-3, gt=0, le=1, description="Learning rate of G.")
-    lr_d: float = Field(2e-3, gt=0, le=1, description="Learning rate of D.")
-    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay rate of the first moment.")
+    algorithm: Literal["muon", "adam"] = Field(
+        "muon",
+        description="muon: Muon (Jordan et al., 2024) for matrices and kernels of convolutions, "
+        "Adam (Kingma and Ba, 2015) for biases and other vectors. adam: Adam for all.",
+    )
+    lr_g: float = Field(0.01, gt=0, le=1, description="Learning rate of G.")
+    lr_d: float = Field(0.005, gt=0, le=1, description="Learning rate of D.")
+    beta1: float = Field(
+        0.5, ge=0, lt=1, description="Decay rate of the momentum, and of Adam's first moment."
+    )
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay rate of the second moment.")
     lr_decay_fraction: float = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
         description="Last fraction of the run over which both learning rates decay linearly to 0.",

@@ -73,7 +73,8 @@ def initial_state(config: Config, dataset: Dataset) -> dict[str, Any]:
         )
     gan = {part: state["gan"][part] for part in _NETWORKS}
     for optimizer in ("g_optimizer", "d_optimizer"):
-        gan[optimizer] = {**state["gan"][optimizer], "state": {}}
+        parts = state["gan"][optimizer].items()
+        gan[optimizer] = {name: {**part, "state": {}} for name, part in parts}
     return {
         "gan": {**gan, "steps": 0},
         "prior": None,

@@ -14,33 +14,51 @@ from cl_ray.batch import FakeParts, PairBatch, RealParts
 from cl_ray.data.views import ViewParams, apply_views, sample_views
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.penalties import rademacher, sample_rademacher
+from cl_ray.muon import COEFFICIENTS, ITERATIONS
 from cl_ray.rng import seeded_generator
-from cl_ray.train_config import GANConfig
+from cl_ray.train_config import GANConfig, OptimizerConfig
 
 SHAPE = (1, 28, 28)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class NaiveAdam:
-    """Kingma and Ba (2015), algorithm 1."""
+class NaiveOptimizer:
+    """Muon for matrices if `algorithm` says so, and Kingma and Ba (2015), algorithm 1."""
 
-    def __init__(self, network: nn.Module, lr: float, beta1: float, beta2: float):
+    def __init__(self, network: nn.Module, lr: float, options: OptimizerConfig):
         self.parameters = list(network.parameters())
-        self.lr, self.beta1, self.beta2, self.steps = lr, beta1, beta2, 0
+        self.embeddings = {m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
+        self.lr, self.options, self.steps = lr, options, 0
         self.m, self.v = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
 
     def minimize(self, loss: Tensor) -> None:
         """Take one step; a parameter that the loss does not depend on has a gradient of 0."""
         zero = 0 * sum(p.sum() for p in self.parameters)
         gradients = torch.autograd.grad(loss + zero, self.parameters)
+        beta1, beta2 = self.options.beta1, self.options.beta2
         self.steps += 1
         with torch.no_grad():
             for p, gradient, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
-                m.copy_(self.beta1 * m + (1 - self.beta1) * gradient)
-                v.copy_(self.beta2 * v + (1 - self.beta2) * gradient**2)
-                m_hat = m / (1 - self.beta1**self.steps)
-                v_hat = v / (1 - self.beta2**self.steps)
+                m.copy_(beta1 * m + (1 - beta1) * gradient)
+                if self.options.algorithm == "muon" and p.ndim > 1 and p not in self.embeddings:
+                    nesterov = (beta1 * m + (1 - beta1) * gradient).flatten(1)
+                    update = newton_schulz(nesterov) * max(nesterov.shape) ** 0.5
+                    p.sub_(self.lr * update.view(p.shape))
+                    continue
+                v.copy_(beta2 * v + (1 - beta2) * gradient**2)
+                m_hat = m / (1 - beta1**self.steps)
+                v_hat = v / (1 - beta2**self.steps)
                 p.sub_(self.lr * m_hat / (v_hat.sqrt() + 1e-8))
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Iterate on the whole matrix, as Jordan et al. (2024) do."""
+    a, b, c = COEFFICIENTS
+    x = matrix / (matrix.norm() + 1e-8)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    return x
 
 
 class NaiveGAN:
@@ -50,12 +68,12 @@ class NaiveGAN:
         def copy_network(network: Network) -> Network:
             return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
-        self.config, adam = config, config.optimizer
+        self.config, options = config, config.optimizer
         self.generator = copy_network(gan.generator)
         self.discriminator = copy_network(gan.discriminator)
         self.ema_generator = copy_network(gan.ema_generator)
-        self.g_adam = NaiveAdam(self.generator, adam.lr_g, adam.beta1, adam.beta2)
-        self.d_adam = NaiveAdam(self.discriminator, adam.lr_d, adam.beta1, adam.beta2)
+        self.g_optimizer = NaiveOptimizer(self.generator, options.lr_g, options)
+        self.d_optimizer = NaiveOptimizer(self.discriminator, options.lr_d, options)
         self.steps = 0
 
     def train_step(self, batch: PairBatch) -> dict[str, float]:
@@ -150,7 +168,7 @@ class NaiveGAN:
                 [label[k] for label, k in zip(of_shown, rows, strict=True) if label is not None],
             )
             losses["consistency"] = self.consistency(x.positive, [view1, view2], ~known[0])
-        self.d_adam.minimize(sum(getattr(weights, n) * loss for n, loss in losses.items()))
+        self.d_optimizer.minimize(sum(getattr(weights, n) * loss for n, loss in losses.items()))
         means = {"score/real": mean_of(real_scores), "score/fake": mean_of(fake_scores)}
         return {f"d/{name}": loss for name, loss in losses.items()} | means, anchor.detach()
 
@@ -185,7 +203,7 @@ class NaiveGAN:
         }
         if self.config.condition == "classifier":
             losses["classification"] = self.cross_entropy(fake, labels)
-        self.g_adam.minimize(sum(getattr(weights, n) * loss for n, loss in losses.items()))
+        self.g_optimizer.minimize(sum(getattr(weights, n) * loss for n, loss in losses.items()))
         return {f"g/{name}": loss for name, loss in losses.items()}
 
     def normalize(self, stored: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""Tests of the optimizer Muon."""
+
+import pytest
+import torch
+from helpers.naive_gan import newton_schulz
+from torch import nn
+
+from cl_ray.muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(20, 70), (70, 20), (16, 16)])
+def test_orthogonalize_equals_the_iteration_on_the_whole_matrix(shape: tuple[int, int]) -> None:
+    matrix = 1e-3 * torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(orthogonalize(matrix), newton_schulz(matrix), rtol=0, atol=1e-10)
+
+
+def test_orthogonalize_sets_singular_values_to_about_one() -> None:
+    left, _ = torch.linalg.qr(torch.randn(64, 64))
+    right, _ = torch.linalg.qr(torch.randn(200, 64))
+    matrix = left @ torch.diag(torch.logspace(0, -2, 64)) @ right.T
+    values = torch.linalg.svdvals(orthogonalize(matrix))
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+
+
+def test_orthogonalize_keeps_zeros() -> None:
+    assert not orthogonalize(torch.zeros(16, 20)).any()
+    one_row = torch.zeros(16, 20)
+    one_row[3] = torch.randn(20)
+    assert orthogonalize(one_row)[[*range(3), *range(4, 16)]].abs().max() == 0
+    assert orthogonalize(1e-14 * torch.randn(16, 20)).abs().max() < 1e-3  # rounding errors
+
+
+def test_step_is_nesterov_momentum_of_kernels_as_matrices() -> None:
+    weight = nn.Parameter(torch.randn(16, 4, 4, 4, dtype=torch.float64))
+    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    expected, momentum = weight.detach().clone(), torch.zeros(16, 64, dtype=torch.float64)
+    optimizer = Muon([weight], lr=0.01, momentum=0.6)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        gradient = weight.grad.reshape(16, 64)
+        momentum = 0.6 * momentum + 0.4 * gradient
+        update = newton_schulz(0.4 * gradient + 0.6 * momentum)
+        expected -= 0.01 * 64**0.5 * update.reshape(expected.shape)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_an_update_is_as_large_as_adams() -> None:
+    weight = nn.Parameter(torch.zeros(32, 8, 4, 4))
+    weight.grad = torch.randn_like(weight)
+    Muon([weight], lr=0.01, momentum=0.5).step()
+    assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.01, rel=0.25)
