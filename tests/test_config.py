@@ -107,7 +107,7 @@ def test_default_and_unknown_preset() -> None:
 def test_yaml_names_some_fields_and_the_base_gives_the_rest() -> None:
     base = Config(epochs=9)
     config = Config.from_yaml("seed: 5\noptimizer:\n  lr_g: 1e-4\n", base=base)
-    assert differences(base, config) == {"seed": (0, 5), "optimizer.lr_g": (3e-3, 1e-4)}
+    assert differences(base, config) == {"seed": (0, 5), "optimizer.lr_g": (0.01, 1e-4)}
     assert Config.from_yaml("", base=base) == base
     assert Config.from_yaml("seed: 5\npreset: mnist").epochs == preset("mnist").epochs
 
@@ -128,7 +128,7 @@ def test_format_version_of_a_run() -> None:
     for text, version, age in (
         ("name: a\npreset: quick\ndata: mnist\nstorage: runs\nunknown: 1", 1, "an earlier"),
         ("format_version: 1\nseed: 5", 1, "an earlier"),
-        ("format_version: 3\nseed: 5", 3, "a later"),
+        ("format_version: 4\nseed: 5", 4, "a later"),
     ):
         with pytest.raises(UserError) as caught:
             Config.from_run_yaml(text, "runs/a/config.yaml")

@@ -85,16 +85,17 @@ def test_n_workers_take_the_same_step_as_one(
     one = one_rank[CASES.index(case)]
     outcomes = [outcomes[CASES.index(case)] for outcomes in ranks]
     ours, theirs = (without_free(case.objective, o.weights) for o in (outcomes[0], one))
-    assert largest_difference(ours, theirs) < 1e-12  # 2e-14 when last measured
+    # 3e-12 when last measured: Muon multiplies the rounding errors of small gradients.
+    assert largest_difference(ours, theirs) < 1e-11
     assert all(states_equal(outcome.weights, outcomes[0].weights) for outcome in outcomes)
     for number, expected in enumerate(one.metrics):
         parts = [outcome.metrics[number] for outcome in outcomes]
         assert all(part.keys() == expected.keys() for part in parts)
         for name, value in expected.items():
             is_free = case.objective in OF_SCORE_DIFFERENCES and name in OF_SCORES
-            tolerance = 1e-10 if is_free else 1e-12
+            tolerance = 1e-10 if is_free else 1e-11
             total = sum(part[name].item() for part in parts)
-            assert total == pytest.approx(value.item(), rel=1e-12, abs=tolerance)
+            assert total == pytest.approx(value.item(), rel=1e-11, abs=tolerance)
 
 
 LARGE = [case for case in CASES if case.d_steps == 2 or case.contrad]
@@ -111,7 +112,7 @@ def test_two_workers_take_the_same_step_of_a_large_batch(one_rank: list[Outcome]
     for outcomes in run_on_ranks(take_steps_of_a_large_batch, 2):
         for case, ours, theirs in zip(LARGE, outcomes, expected, strict=True):
             weights = (without_free(case.objective, o.weights) for o in (ours, theirs))
-            assert largest_difference(*weights) < 1e-12
+            assert largest_difference(*weights) < 1e-11
 
 
 class CollectiveCounter(TorchDispatchMode):
@@ -318,6 +319,7 @@ CLASSIFIER = {"augment": AUGMENT, "condition": "classifier"}
     ids=["default", "classifier", "contrad"],
 )
 def test_bfloat16_keeps_float32_weights_and_is_close_to_float32(fields: dict[str, Any]) -> None:
+    fields = {"optimizer": {"lr_g": 1e-3, "lr_d": 1e-3}, **fields}
     half, single = build(torch.bfloat16, **fields), build(torch.float32, **fields)
     ours, theirs = train(half, 0, 1, 2), train(single, 0, 1, 2)
     for step, expected in zip(ours, theirs, strict=True):

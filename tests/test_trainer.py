@@ -332,7 +332,9 @@ def test_learning_rates_stay_then_decay_linearly(data: str) -> None:
 
     def on_log(_: StepLog) -> None:
         optimizers = trainer.gan.g_optimizer, trainer.gan.d_optimizer
-        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        of_parts = [{part["param_groups"][0]["lr"] for part in state.values()} for state in states]
+        rates.append([rate for (rate,) in of_parts])  # Muon and Adam have the same
 
     for _ in range(EPOCHS):
         trainer.train_epoch(on_log)

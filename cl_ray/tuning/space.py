@@ -25,7 +25,7 @@ Values = dict[str, Any]
 """A value for each searched field, by its dotted name."""
 
 _SPACES = Path(__file__).parent / "spaces"
-_INITIAL_CHANGES: list[Values] = [{}, {"optimizer.lr_g": 1e-3, "optimizer.lr_d": 1e-3}]
+_INITIAL_CHANGES: list[Values] = [{}, {"optimizer.lr_g": 3e-3, "optimizer.lr_d": 3e-3}]
 """Settings known to work, as changes to the config. A search tries them first."""
 
 

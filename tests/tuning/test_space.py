@@ -60,18 +60,18 @@ def test_initial_points_have_the_preset_first_and_lie_in_the_space() -> None:
 def test_numbers_that_yaml_reads_as_strings_are_numbers() -> None:
     space = Space.from_yaml(
         """
-        optimizer.lr_g: {kind: choice, values: [1e-3, 3e-3]}
-        optimizer.lr_d: {kind: choice, values: [2e-3, 4e-4]}
-        losses.pair: {kind: log, low: 1e-2, high: 1e-1, when: {optimizer.lr_g: [1e-3]}}
+        optimizer.lr_g: {kind: choice, values: [1e-2, 3e-3]}
+        optimizer.lr_d: {kind: choice, values: [5e-3, 3e-3]}
+        losses.pair: {kind: log, low: 1e-2, high: 1e-1, when: {optimizer.lr_g: [1e-2]}}
         losses.objective: {kind: choice, values: [non-saturating, hinge]}
         """
     )
     space.check(BASE)
-    assert [point["optimizer.lr_g"] for point in space.initial_points(BASE)] == [3e-3, 1e-3]
+    assert [point["optimizer.lr_g"] for point in space.initial_points(BASE)] == [1e-2, 3e-3]
     for values in draw(space, 20):
-        assert values["optimizer.lr_g"] in (1e-3, 3e-3)
-        assert values["optimizer.lr_d"] in (2e-3, 4e-4)
-        assert ("losses.pair" in values) == (values["optimizer.lr_g"] == 1e-3)
+        assert values["optimizer.lr_g"] in (1e-2, 3e-3)
+        assert values["optimizer.lr_d"] in (5e-3, 3e-3)
+        assert ("losses.pair" in values) == (values["optimizer.lr_g"] == 1e-2)
         assert values["losses.objective"] in ("non-saturating", "hinge")
 
 
@@ -211,7 +211,7 @@ def test_invalid_spaces_are_refused_by_name(text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-RATE_LINE = "A correct line is `optimizer.lr_g: {kind: log, low: 0.0001, high: 0.01}`"
+RATE_LINE = "A correct line is `optimizer.lr_g: {kind: log, low: 0.001, high: 0.03}`"
 
 
 @pytest.mark.parametrize(
