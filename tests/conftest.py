@@ -1,6 +1,6 @@
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from helpers.bucket import bucket  # noqa: F401
 from helpers.datasets import mnist
 from helpers.five_steps import global_batch
+from helpers.local_ray import local_ray
 from helpers.saved_states import METADATA, States, small_gan
 from helpers.states import pack, unpack
 
@@ -44,6 +45,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         report.longrepr = f"skipped where all tests must run: {report.longrepr}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray or a cloud go first: the last one to end must be a short one."""
+    slow = ("ray", "cluster", "browser")
+    long = {item.path for item in items if any(map(item.get_closest_marker, slow))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file stays together, and so do fake clouds, which share a bridge and the laptop's ports."""
@@ -54,6 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::")[0]
             return "cluster" if "cluster" in file.split("/") else file
 
+    config.option.loadscopereorder = False  # else files of many tests go first
     return ByFile(config, log)
 
 
@@ -76,6 +85,15 @@ def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[None]:
+    """Ray with two CPUs, whose controller of Ray Train asks its workers ten times a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        with local_ray(cpus=2):
+            yield
 
 
 @pytest.fixture(scope="module")
