@@ -41,7 +41,7 @@ NAME = f"cl-ray-{REGION}"
 """The security group, and the beginning of the roles' names."""
 NO_GPU = {"--gpus-per-worker 1 --cpus-per-worker 3": "--cpus-per-worker 3"}
 """The fake machines have GPUs in EC2's tables only; two workers of 3 CPUs need two machines."""
-SHORT_RUN = f" --data s3://{BUCKET}/digits --threads 1 --evaluation.every 0 " + " ".join(SMALL_RUN)
+SHORT_RUN = f" --data s3://{BUCKET}/digits --evaluation.every 0 " + " ".join(SMALL_RUN)
 SMALL_TRIAL = (
     "batch_size=32", "generator.width=4", "generator.latent=8", "discriminator.width=4",
     "discriminator.hidden=16", "log_every=5", "threads=1", "evaluation.reference=mnist",

@@ -65,7 +65,7 @@ def test_three_machines_from_up_to_down(
         assert "would lie in Ray's copy of the job's working directory" in " ".join(refused.split())
 
         small = f" --data /mnt/runs/digits --evaluation.every 0 --epochs 1 {' '.join(SMALL_RUN)}"
-        fits = {"--gpus-per-worker 1": "--cpus-per-worker 2 --threads 1"}  # one on each machine
+        fits = {"--gpus-per-worker 1": "--cpus-per-worker 2"}  # one on each machine
         *shell, train = client.readme_command(TITLE, "ray job submit", fits)
         client.run(cloud, *shell, train + small)
     summary = json.loads((cloud.machines.shared / "first/summary.json").read_text())

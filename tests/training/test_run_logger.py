@@ -117,7 +117,7 @@ def run(
 ) -> tuple[Path, Scraper]:
     folder = tmp_path_factory.mktemp("runs") / "r"
     assert prometheus is None or answer(f"{prometheus}/api/v1/targets")
-    flags = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist", "--cpus-per-worker=1"]
+    flags = ["--epochs=3", "--evaluation.reference=mnist", "--cpus-per-worker=1"]
     config = parse_flags(Config, [*run_flags(folder, digits), *flags], prog="cl-ray train")
     with Scraper(port) as scraper:
         train(config, console=Console(quiet=True))
