@@ -72,7 +72,7 @@ def one_rank() -> list[Outcome]:
     return take_five_steps(CASES)
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, 3])
 def ranks(request: pytest.FixtureRequest) -> list[list[Outcome]]:
     """Each rank's outcome of each case."""
     return run_on_ranks(take_five_steps, request.param, CASES)

@@ -1,7 +1,7 @@
 """Five float64 steps of every configuration, by one rank or several, to be compared.
 
-The third batch and the last are short: their absent rows lie unevenly over the ranks, and with
-three or four workers one of the ranks has no present row.
+The third batch and the last are short: their absent rows lie unevenly over the ranks, and of
+three workers one has no present row.
 """
 
 from dataclasses import dataclass
