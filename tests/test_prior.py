@@ -14,6 +14,7 @@ from cl_ray.model import load
 from cl_ray.prior import Prior, fit_class_priors, fit_prior
 from cl_ray.step_log import StepLog
 from cl_ray.storage import RunStorage
+from cl_ray.trainer import Trainer
 
 TWO = Prior(
     torch.tensor([0.25, 0.75]),
@@ -34,7 +35,13 @@ def covariances(prior: Prior) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def digits(make_digits: Any) -> str:
-    return make_digits(700)
+    return make_digits(300)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: str) -> Trainer:
+    """After one epoch; tests leave it as it is."""
+    return trained_run(digits)
 
 
 def test_noise_is_transformed_by_the_selected_gaussian() -> None:
@@ -97,16 +104,15 @@ def test_each_class_has_the_mixture_of_its_own_codes() -> None:
     assert fraction_near(last[wanted == 0], 0) == 1
 
 
-def test_an_epoch_ends_with_a_fit_to_the_codes(digits: str) -> None:
-    trainer = trained_run(digits)
-    prior, images = trainer.prior, trainer.prior_fitter.images
+def test_an_epoch_ends_with_a_fit_to_the_codes(trained: Trainer) -> None:
+    prior, images = trained.prior, trained.prior_fitter.images
     assert prior is not None
     assert images is not None
-    assert trainer.prior_fitter.labels is None
-    codes = trainer.gan.ema_generator.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).detach()
+    assert trained.prior_fitter.labels is None
+    codes = trained.gan.ema_generator.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).detach()
     torch.testing.assert_close(sample(prior, 20_000).mean(0), codes.mean(0), rtol=0, atol=0.05)
-    g = trainer.config.generator
-    again = fit_prior(codes, g.prior, trainer.config.seed, g.latent_noise_std)
+    g = trained.config.generator
+    again = fit_prior(codes, g.prior, trained.config.seed, g.latent_noise_std)
     torch.testing.assert_close(again.means, prior.means, rtol=1e-3, atol=1e-3)
 
 
@@ -125,23 +131,23 @@ def test_states_of_the_first_epoch_have_a_prior(digits: str) -> None:
     assert not torch.equal(means[0], means[1])  # each fitted to the codes of its step
 
 
-def test_missing_prior_is_reported(digits: str, tmp_path: Path) -> None:
-    trainer = trained_run(digits)
-    trainer.prior = None
-    loaded = load(save_run(trainer, tmp_path, 22), device="cpu")
+def test_missing_prior_is_reported(
+    trained: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "prior", None)
+    loaded = load(save_run(trained, tmp_path, 22), device="cpu")
     with pytest.warns(UserWarning, match="no fitted prior"):
         images = loaded.generate(4)
     assert np.array_equal(images, loaded.decode(loaded.noise(4)))
     assert "no fitted prior" in GenerateTask(4, seed=0).note(loaded)
 
 
-def test_loaded_model_samples_from_the_prior(digits: str, tmp_path: Path) -> None:
-    trainer = trained_run(digits)
-    folder = save_run(trainer, tmp_path, 22)
+def test_loaded_model_samples_from_the_prior(trained: Trainer, digits: str, tmp_path: Path) -> None:
+    folder = save_run(trained, tmp_path, 22)
     loaded = load(folder, device="cpu")
-    assert trainer.prior is not None
+    assert trained.prior is not None
     assert loaded.prior is not None
-    for ours, theirs in zip(loaded.prior, trainer.prior, strict=True):
+    for ours, theirs in zip(loaded.prior, trained.prior, strict=True):
         assert torch.equal(ours, theirs)
     images = loaded.generate(40, seed=3)
     assert np.array_equal(images, loaded.decode(loaded.latents(40, seed=3)))
