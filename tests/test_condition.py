@@ -199,7 +199,7 @@ def test_how_many_samples_are_of_their_class_is_measured(run: TrainedModel, digi
 def test_generate_makes_one_class_or_sorts_them_into_folders(
     folder: Path, run: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["generate", str(folder), "--count=40", "--seed=2", "--actors=1"]
+    common = ["generate", str(folder), "--count=40", "--seed=2"]
     main([*common, "--class=7", f"--out={tmp_path}/sevens.parquet"])
     table = pq.read_table(tmp_path / "sevens.parquet")
     assert table["label"].to_pylist() == [7] * 40
@@ -223,6 +223,7 @@ def test_generate_makes_one_class_or_sorts_them_into_folders(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("folder", ["projection"], indirect=True)  # where D takes it too
 def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Path) -> None:
     out = tmp_path / "model"
     main(["export", str(folder), "--format=onnx", f"--out={out}"])
@@ -242,10 +243,7 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
     assert record["files"]["generate.onnx"]["further_inputs"][0]["name"] == "labels"
     pixels = Dataset.open(run.config.data).read("train").image[:9]
     session = onnxruntime.InferenceSession(str(out / "score.onnx"))
-    given: dict[str, np.ndarray] = {"images": pixels}
-    if run.config.condition == "projection":
-        given["labels"] = labels[:9]
-    (scores,) = session.run(["scores"], given)
+    (scores,) = session.run(["scores"], {"images": pixels, "labels": labels[:9]})
     assert np.allclose(scores, run.score(pixels, labels[:9]), atol=1e-3)
 
 
