@@ -11,10 +11,17 @@ from typing import Any
 
 import ray
 
+from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment
+
 
 @contextmanager
 def local_ray(cpus: int, gpus: int = 0, **options: Any) -> Iterator[Any]:
-    """Start Ray with so many CPUs and GPUs, real or not; yield its context."""
+    """Start Ray with so many CPUs and GPUs, real or not; yield its context.
+
+    Its environment is that of a Ray that cl_ray starts. At Ray's own niceness its workers would
+    wait for all that other processes of the tests compute.
+    """
+    configure_ray_environment(dashboard=False)
     # Not in pytest's folder, whose path is too long for a socket.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         context = ray.init(
@@ -32,7 +39,8 @@ def cluster_head(*cpus: int, **environment: str) -> Iterator[str]:
     """Start a cluster, see head.py, with more nodes of so many CPUs; yield its address."""
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("head.py")), *map(str, cpus)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **RAY_ENVIRONMENT, **environment},
     )  # fmt: skip
     try:
         assert process.stdout is not None

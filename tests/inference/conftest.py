@@ -1,9 +1,7 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.local_ray import local_ray as start_local_ray
 from helpers.run_folder import save_run, trained_run
 
 
@@ -17,10 +15,3 @@ def some_digits(make_digits: Any) -> str:
 def trained(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint."""
     return save_run(trained_run(make_digits(64)), tmp_path_factory.mktemp("runs"), step=2)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Ray with two CPUs, whatever else uses them."""
-    with start_local_ray(cpus=2):
-        yield

@@ -29,7 +29,7 @@ from cl_ray.inference.tasks import EmbedTask, GenerateTask, ScoreTask
 from cl_ray.model import TrainedModel
 from cl_ray.training.ray_compat import CONNECTION_LOST
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 TWO, ONE = ActorPool(num_actors=2, cpus=1, gpus=0), ActorPool(num_actors=1, cpus=2, gpus=0)
 COUNT = 5 * 4096

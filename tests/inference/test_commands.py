@@ -141,7 +141,7 @@ def test_the_most_novel_images_are_listed(
 
 @pytest.mark.ray
 def test_interrupted_and_killed_it_resumes(
-    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, local_ray: None
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, two_cpus: None
 ) -> None:
     out = tmp_path / "digits"
     process = start(trained, out, parts=1)
@@ -191,7 +191,7 @@ def test_embeddings_variants_and_truncated_samples(
     some_digits: str,
     make_digits: Any,
     tmp_path: Path,
-    local_ray: None,
+    two_cpus: None,
 ) -> None:
     out = tmp_path / "train.parquet"
     cli.main(["embed", str(trained), f"--data={some_digits}", "--split=train", f"--out={out}"])
