@@ -1,5 +1,7 @@
-"""`cl-ray` in a process of its own, and the metrics that a run wrote."""
+"""`cl-ray` in a process of its own and in this one, and the metrics that a run wrote."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cl_ray.cli import main
 from helpers.small_run import SMALL_RUN
 
 
@@ -35,6 +40,15 @@ def train(folder: Path, data: str, *flags: str, **environment: str) -> str:
     done = cl_ray("train", *run_flags(folder, data), *flags, cwd=None, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def train_here(folder: Path, data: str, *flags: str) -> str:
+    """Train a small run to its end on the Ray of this process; return what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "200")
+        main(["train", *run_flags(folder, data), *flags])
+    return printed.getvalue()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,21 +1,28 @@
-"""`cl-ray train` as a user types it: real Ray, real processes, real files."""
+"""`cl-ray train` as a user types it: real Ray, real processes, real files.
+
+What does not end the command itself runs in this process, on a Ray that the runs share.
+"""
 
 import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-from helpers.commands import cl_ray, read_metrics, run_flags, train
+from helpers.commands import read_metrics, run_flags, train_here
 from helpers.limits import file_size_limit
 from helpers.processes import children, is_alive, wait_for
+from helpers.refusal import refused
 from helpers.terminal_process import TerminalProcess
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,9 +30,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cl_ray.cli import main
 from cl_ray.config import MAX_NAME_BYTES, Config
 from cl_ray.networks.build import build_discriminator, build_generator
+from cl_ray.storage import RunStorage
+from cl_ray.training.preflight import exclusive_lock
 from cl_ray.training.ray_compat import CONNECTION_LOST
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -49,10 +58,12 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def trained(request: pytest.FixtureRequest, storage: Path, digits: str) -> tuple[int, Path, str]:
+def trained(
+    request: pytest.FixtureRequest, storage: Path, digits: str, two_cpus: None
+) -> tuple[int, Path, str]:
     """An uninterrupted run: workers, folder and what it printed."""
     workers, folder = request.param, storage / f"demo{request.param}"
-    return workers, folder, train(folder, digits, f"--workers={workers}", "--epochs=3")
+    return workers, folder, train_here(folder, digits, f"--workers={workers}", "--epochs=3")
 
 
 def test_a_run_folder_holds_all_that_is_documented(trained: tuple[int, Path, str]) -> None:
@@ -113,8 +124,8 @@ def test_a_name_beyond_ascii_as_long_as_may_be(storage: Path, digits: str) -> No
     name = "прогон-[red]🦋$" + "数" * 69
     assert len(name.encode()) == MAX_NAME_BYTES
     folder = storage / name
-    assert f"run folder  {folder}\n" in train(folder, digits, "--epochs=1")
-    assert "resumes from" in train(folder, digits, "--epochs=2")
+    assert f"run folder  {folder}\n" in train_here(folder, digits, "--epochs=1")
+    assert "resumes from" in train_here(folder, digits, "--epochs=2")
     assert [line["epoch"] for line in read_metrics(folder)] == [1, 2]
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert len(events.Scalars("epoch/g/reconstruction")) == 2
@@ -138,43 +149,45 @@ def start(folder: Path, data: str, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def interrupt(folder: Path, data: str, step: int, number: signal.Signals, *flags: str) -> str:
-    """Send a run a signal after the checkpoint of a step; return what it printed."""
-    process = start(folder, data, "--checkpoint.every=7", *flags)
-    try:
-        manifest = folder / "checkpoints" / f"step-{step:08d}" / "manifest.json"
-        wait_for(manifest.exists, "the checkpoint")
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    return output
+@contextlib.contextmanager
+def after_an_epoch(folder: Path, workers: int, act: Callable[[list[int]], None]) -> Iterator[None]:
+    """Do something with a run's worker processes when its second epoch has begun."""
+    failed: list[BaseException] = []
+
+    def wait_and_act() -> None:
+        try:
+            first = folder / "checkpoints" / "step-00000022" / "manifest.json"
+            wait_for(first.exists, "the first checkpoint", seconds=120)
+            found = [p for p, title in children(os.getpid()) if "RayTrainWorker" in title]
+            assert len(found) == workers
+            act(found)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=wait_and_act, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+    assert not failed, failed
 
 
+@pytest.mark.parametrize("trained", [2], indirect=True)
 def test_killed_worker_ends_with_the_same_weights(
     trained: tuple[int, Path, str], storage: Path, digits: str
 ) -> None:
     workers, whole, _ = trained
-    folder = storage / f"killed{workers}"
-    process = start(folder, digits, f"--workers={workers}", "--epochs=3")
-    try:
-        # After the first epoch's checkpoint, the second is under way: it has 22 steps to go.
-        manifest = folder / "checkpoints" / "step-00000022" / "manifest.json"
-        wait_for(manifest.exists, "the first checkpoint")
-        workers_there = [p for p, title in children(process.pid) if "RayTrainWorker" in title]
-        assert len(workers_there) == workers
-        victim = workers_there[-1]
-        os.kill(victim, signal.SIGKILL)
-        output, _ = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output
+    folder, killed = storage / "killed", []
+
+    def kill(pids: list[int]) -> None:
+        killed.append(pids[-1])
+        os.kill(pids[-1], signal.SIGKILL)
+
+    with after_an_epoch(folder, workers, kill):
+        output = train_here(folder, digits, f"--workers={workers}", "--epochs=3")
     assert "resumes from step-" in output
     # Of two, the other misses it too: who is gone is said, and how, in one line.
     lost = re.findall(r"^worker (\d) is lost: process (\d+) on [\d.]+: (.*)$", output, re.M)
-    assert [(pid, why) for _, pid, why in lost] == [(str(victim), CONNECTION_LOST)]
+    assert [(pid, why) for _, pid, why in lost] == [(str(killed[0]), CONNECTION_LOST)]
     assert weights(folder) == weights(whole)
     assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]
     same = ("d/adversarial", "g/reconstruction", "d/contrastive")
@@ -188,11 +201,20 @@ def test_ctrl_c_leaves_a_resumable_run(
 ) -> None:
     _, whole, _ = trained
     folder = storage / "interrupted"
-    output = interrupt(folder, digits, 28, signal.SIGINT, "--epochs=3")  # in the second epoch
+    process = start(folder, digits, "--checkpoint.every=7", "--epochs=3")
+    try:
+        second = folder / "checkpoints" / "step-00000028" / "manifest.json"
+        wait_for(second.exists, "a checkpoint in the second epoch")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     assert "with the run's --name it resumes from the last checkpoint" in output
     # How often a run logs, saves and evaluates changes nothing that it computes.
     seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--evaluation.every=0"]
-    again = train(folder, digits, "--epochs=3", *seldom, "--log-every=3")
+    again = train_here(folder, digits, "--epochs=3", *seldom, "--log-every=3")
     assert "resumes from step-" in again
     assert weights(folder) == weights(whole)
     assert len(list((folder / "checkpoints").glob("step-*"))) <= 2  # the newest and the best
@@ -200,13 +222,6 @@ def test_ctrl_c_leaves_a_resumable_run(
     # The metrics of the interrupted epoch count each step once.
     ours, theirs = read_metrics(folder)[1], read_metrics(whole)[1]
     assert ours["d/adversarial"] == pytest.approx(theirs["d/adversarial"], rel=1e-12)
-
-
-def test_a_sigterm_is_a_ctrl_c(storage: Path, digits: str) -> None:
-    """What `ray job stop`, Kubernetes and batch systems send."""
-    output = interrupt(storage / "ended", digits, 7, signal.SIGTERM, "--epochs=100")
-    assert output.splitlines()[-1].startswith("cl-ray: stopped; ")
-    assert "SIGTERM" not in output
 
 
 def test_a_closed_terminal_is_a_ctrl_c(storage: Path, digits: str, tmp_path: Path) -> None:
@@ -225,17 +240,27 @@ def test_a_closed_terminal_is_a_ctrl_c(storage: Path, digits: str, tmp_path: Pat
     wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray")
 
 
-def test_a_killed_driver_leaves_no_process_and_no_writer(storage: Path, digits: str) -> None:
+def test_a_killed_driver_leaves_no_process_and_no_writer_and_no_lock(
+    storage: Path, digits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = storage / "orphaned"
     flags = ["--epochs=100000", "--checkpoint.every=5", "--log-every=1", "--evaluation.every=0"]
     process = start(folder, digits, *flags)
     try:
         wait_for(lambda: list(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
         ours = [pid for pid, _ in children(process.pid)]
+        assert refused(capsys, "train", *run_flags(folder, digits), *flags) == (
+            f"The run {folder} runs in another process (process {process.pid} on "
+            f"{socket.gethostname()}): wait for it or end it, or take another --name."
+        )
+        assert process.poll() is None
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     killed = time.time()
+    with exclusive_lock(RunStorage.from_uri(folder), "run"):  # Ray's processes do not hold it
+        assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on")
+    process.communicate()
     wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray")
     assert time.time() - killed < 10
     written = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
@@ -265,71 +290,79 @@ def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(storage: Path, d
 def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
     folder = storage / "stream"
     flags = ["--workers=2", "--cpus-per-worker=1", "--epochs=2", "--pairs.mode=labels"]
-    assert "streams" in train(folder, digits, *flags, "--shards.memory=1e-6", "--shards.window=128")
+    assert "streams" in train_here(
+        folder, digits, *flags, "--shards.memory=1e-6", "--shards.window=128"
+    )
     assert [line["step"] for line in read_metrics(folder)] == [22, 44]
 
 
-def test_a_nan_or_inf_loss_ends_the_run(storage: Path, digits: str) -> None:
+def test_a_nan_or_inf_loss_ends_the_run(
+    storage: Path, digits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = storage / "nan"
     flags = ["--epochs=2", "--workers=2", "--losses.adversarial=1e39", "--losses.contrastive=1e39"]
-    done = cl_ray("train", *run_flags(folder, digits), *flags)
-    assert done.returncode == 1
-    assert re.search(r"\w/\w+ became (nan|inf|-inf) at step \d+ \(epoch 1\)", done.stderr)
-    assert "Traceback" not in done.stderr
-    assert "resumes" not in done.stdout  # it was not tried again
+    with pytest.raises(SystemExit, match="1"):
+        main(["train", *run_flags(folder, digits), *flags])
+    printed = capsys.readouterr()
+    assert re.search(r"\w/\w+ became (nan|inf|-inf) at step \d+ \(epoch 1\)", printed.err)
+    assert "Traceback" not in printed.err
+    assert "resumes" not in printed.out  # it was not tried again
     assert not list((folder / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.parametrize("trained", [1], indirect=True)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
-    trained: tuple[int, Path, str],
+    trained: tuple[int, Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, folder, _ = trained
     before, lines = weights(folder), read_metrics(folder)
     file = folder / "checkpoints" / "step-00000066" / "state.pt"
     file.write_bytes(b"rot" + file.read_bytes()[3:])
-    done = cl_ray("train", f"--name={folder.name}", f"--storage={folder.parent}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(
+    main(["train", f"--name={folder.name}", f"--storage={folder.parent}"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(
         f"{file} has changed (its digest differs). The checkpoint is put aside as "
         "damaged-step-00000066, and the run goes on from step-00000044.\n"
     )
-    assert "resumes from step-00000044" in done.stdout
+    assert "resumes from step-00000044" in printed
     assert weights(folder) == before
     assert [line["d/pair"] for line in read_metrics(folder)] == [line["d/pair"] for line in lines]
 
 
 @pytest.mark.parametrize("trained", [1, 2], indirect=True)
 def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
-    trained: tuple[int, Path, str], storage: Path, digits: str
+    trained: tuple[int, Path, str],
+    storage: Path,
+    digits: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     workers, whole, _ = trained
     folder = storage / f"full{workers}"
     flags = [f"--workers={workers}", "--epochs=3"]
-    process = start(folder, digits, *flags)
-    try:
-        first = folder / "checkpoints" / "step-00000022"
-        wait_for((first / "manifest.json").exists, "the first checkpoint")
-        ranks = [pid for pid, title in children(process.pid) if "RayTrainWorker" in title]
-        with contextlib.ExitStack() as limits:
-            for pid in ranks:
+    with contextlib.ExitStack() as limits:
+
+        def limit(pids: list[int]) -> None:
+            for pid in pids:
                 limits.enter_context(file_size_limit(20_000, pid))
-            output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 1, output
+
+        with after_an_epoch(folder, workers, limit), pytest.raises(SystemExit, match="1"):
+            main(["train", *run_flags(folder, digits), *flags])
+    output, error = capsys.readouterr()
+    first = folder / "checkpoints" / "step-00000022"
     place = re.escape(str(folder))
     assert re.fullmatch(
         rf"cl-ray: {place}\S* cannot be written \(File too large\): raise the limit on the size of "
         rf"files \(`ulimit -f`\), then give the same command again\. \(.*: the last checkpoint is "
         r"step-00000022\.\)",
-        output.splitlines()[-1],
+        error.splitlines()[-1],
     )
-    assert "Traceback" not in output
+    assert "Traceback" not in output + error
     assert "is lost" not in output  # no worker was started again
     assert output.count("worker 0 of") == 1
     assert {path.name for path in first.parent.iterdir()} == {first.name, "best.txt"}
     assert not list(folder.rglob("*.new"))
-    assert "resumes from step-00000022" in train(folder, digits, *flags)
+    if workers == 1:
+        return  # as a run that was interrupted
+    assert "resumes from step-00000022" in train_here(folder, digits, *flags)
     assert weights(folder) == weights(whole)
     assert [line["epoch"] for line in read_metrics(folder)] == [1, 2, 3]

@@ -1,14 +1,11 @@
 """Mistakes are reported before Ray starts, and leave the storage as it was."""
 
-import contextlib
 import errno
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,7 @@ import filelock
 import pytest
 import ray
 import torch
-from helpers.commands import run_flags
 from helpers.datasets import mnist, write_images
-from helpers.processes import children
 from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 from rich.console import Console
@@ -478,38 +473,6 @@ def locked(folder: RunStorage, holder: int) -> str:
         f"The run {folder} runs in another process (process {holder} on {socket.gethostname()}): "
         "wait for it or end it, or take another --name."
     )
-
-
-@pytest.mark.ray
-def test_a_run_is_refused_to_a_second_process_until_the_first_is_killed(
-    make_digits: Any, tmp_path: Path
-) -> None:
-    flags = [*run_flags(tmp_path / "demo", make_digits(200)), "--epochs=100000"]
-    command = [sys.executable, "-m", "cl_ray", "train", *flags, "--evaluation.every=0"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    assert any(line.startswith("Starting Ray") for line in first.stdout)
-    while not any("raylet" in title for _, title in children(first.pid)):
-        assert first.poll() is None
-        time.sleep(0.2)
-    descendants = [pid for pid, _ in children(first.pid)]
-    folder = RunStorage.at(str(tmp_path), "demo")
-    try:
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert again.returncode == 1
-        assert again.stderr == f"cl-ray: {locked(folder, first.pid)}\n"
-        assert again.stdout == ""  # no Ray was started
-        assert first.poll() is None
-        first.kill()
-        first.wait()
-        # Ray's processes, which outlive it, hold nothing.
-        with exclusive_lock(folder, "run"):
-            assert (tmp_path / "demo/.lock").read_text().startswith(f"process {os.getpid()} on")
-    finally:
-        for pid in (first.pid, *descendants):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        first.communicate()
 
 
 @pytest.mark.parametrize("remote", [False, True])

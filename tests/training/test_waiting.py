@@ -1,4 +1,4 @@
-"""Ctrl-C while a run or a search waits for resources that others use."""
+"""Ctrl-C or SIGTERM while a run or a search waits for resources that others use."""
 
 import sys
 from collections.abc import Iterator
@@ -33,17 +33,22 @@ def full_cluster() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ctrl_c_ends_the_waiting(full_cluster: str, tmp_path: Path, command: str) -> None:
+def test_a_signal_ends_the_waiting(full_cluster: str, tmp_path: Path, command: str) -> None:
+    """SIGTERM is what `ray job stop`, Kubernetes and batch systems send."""
     flags = [f"--address={full_cluster}", "--name=w", f"--storage={tmp_path}"]
     running = TerminalProcess([*COMMANDS[command], *flags], tmp_path / "log")
     try:
         running.wait_for(lambda: WAITS[command] in running.output(), "its waiting")
-        running.press_ctrl_c()
+        if command == "search":
+            running.press_ctrl_c()
+        else:
+            running.process.terminate()
         said = running.wait_interrupted()
     finally:
         running.process.kill()
     assert "stopped; " in said.splitlines()[-1]
     assert "Traceback" not in said
+    assert "SIGTERM" not in said
     # What it asked the cluster for is given up: only the other's reservation is left.
     groups = ray.util.placement_group_table().values()
     assert [g["bundles"] for g in groups if g["state"] != "REMOVED"] == [{0: {"CPU": 2.0}}]
