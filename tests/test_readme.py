@@ -1,9 +1,11 @@
 """Every command and every Python block of README.md and docs/ runs, in order, on a small set.
 
-Commands run as they stand, in an empty folder. Only what makes them long is made short: training
-has a small dataset and small networks appended to it, and TensorBoard a port of its own.
+Commands run as they stand, in an empty folder, in this process and on one Ray. Only what makes them
+long is made short: a small dataset, small networks and few images are appended to them.
 """
 
+import contextlib
+import os
 import re
 import shlex
 import signal
@@ -13,15 +15,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.datasets import mnist, write_images
+from helpers.local_ray import local_ray
 from helpers.small_run import SMALL_RUN
 from PIL import Image
 
-from cl_ray.data.dataset import Dataset
+from cl_ray.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,43 +48,58 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def digits(make_digits: Any) -> str:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The small data set."""
-    return make_digits(200)
+    splits: Any = {split: mnist(split, 200) for split in ("train", "test")}
+    return write_images(tmp_path_factory.mktemp("digits") / "digits", **splits)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
-    """An empty folder but for what a user brings: images, and a config."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty working directory but for what a user brings: images, and a config."""
     folder = tmp_path_factory.mktemp("user")
-    rows = Dataset.open(digits).read("train")
-    assert rows.label is not None
-    for number, (image, label) in enumerate(zip(rows.image, rows.label, strict=True)):
+    for number, (image, label) in enumerate(zip(*mnist("train", 200), strict=True)):
         file = folder / "path/to/images" / str(label) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(file)
     (folder / "mine.yaml").write_text("epochs: 2\n")
-    return folder
+    before = dict(os.environ)
+    with contextlib.chdir(folder), local_ray(cpus=2):
+        yield folder
+    os.environ.clear()
+    os.environ.update(before)
 
 
-MEASURED_LITTLE = [
-    "--set=evaluation.reference=mnist",
-    "--set=evaluation.samples=60",
-    "--set=evaluation.images=60",
-]
+MEASURED_LITTLE = {"reference": "{reference}", "samples": 60, "images": 60}
+SHORTER = {
+    "train": [
+        *SMALL_RUN, *(f"--evaluation.{name}={value}" for name, value in MEASURED_LITTLE.items())
+    ],
+    "tune": [
+        "--data={digits}", "--epochs=1",
+        *(f"--set=evaluation.{name}={value}" for name, value in MEASURED_LITTLE.items()),
+    ],
+    "evaluate": [f"--{name}={value}" for name, value in MEASURED_LITTLE.items()],
+}  # fmt: skip
+"""What is appended to each command."""
 
 
-def run(place: Path, command: str, *shorter: str) -> subprocess.CompletedProcess[str]:
-    """Type a command."""
-    program, *flags = shlex.split(command)
+def shorten(command: str, digits: str) -> list[str]:
+    """Return the words after `cl-ray`, and what makes the command short."""
+    program, name, *flags = shlex.split(command)
     assert program == "cl-ray"
-    return subprocess.run(
-        [sys.executable, "-m", "cl_ray", *flags, *shorter],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    more = list(SHORTER.get(name, []))
+    if name == "train":
+        more += ["--data={digits}"] * ("--data" not in flags)
+        more += ["--epochs=1"] * ("--epochs" not in flags)
+    elif name == "tune":
+        more += ["--trials=3" if "--resume" in flags else "--trials=2"]
+    elif "mnist" in flags:
+        more += ["--around={digits}" if name == "generate" else "--data={digits}"]
+    elif name == "generate":
+        more += ["--count=60"]
+    reference = "none" if "photos" in command else "mnist"  # whose images have another shape
+    return [name, *flags, *(flag.format(digits=digits, reference=reference) for flag in more)]
 
 
 def test_the_two_commands_and_the_pictures_are_there() -> None:
@@ -102,22 +122,17 @@ RUN = [
 
 
 @pytest.mark.parametrize("command", RUN)
-def test_commands_do_what_they_say(command: str, place: Path, digits: str) -> None:
+def test_commands_do_what_they_say(
+    command: str, place: Path, digits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In the README's order: later ones use the run `runs/demo` of the first."""
-    shorter: list[str] = []
-    if command.startswith("cl-ray train"):
-        shorter = SMALL_RUN if "--data" in command else [f"--data={digits}", *SMALL_RUN]
-        shorter = shorter if "--epochs" in command else [*shorter, "--epochs=1"]
-    elif command.startswith("cl-ray tune"):
-        more = 3 if "--resume" in command else 2
-        shorter = [f"--data={digits}", f"--trials={more}", "--epochs=1", *MEASURED_LITTLE]
-    done = run(place, command, *shorter)
-    if "FashionMNIST" in command and done.returncode == 1:
-        assert "cl-ray: " in done.stderr  # where the network does not allow, it says so
-        assert "Traceback" not in done.stderr
+    try:
+        main(shorten(command, digits))
+    except SystemExit:
+        error = capsys.readouterr().err
+        assert "FashionMNIST" in command, error
+        assert error.startswith("cl-ray: ")  # where the network does not allow it, it says so
         return
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
     for flag, path in pairwise(shlex.split(command)):
         if flag == "--out":
             assert any((place / path).iterdir()), f"{path} is empty"
@@ -165,8 +180,4 @@ def test_optuna_dashboard_opens_the_study(place: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
 def test_python_runs_as_shown(script: str, place: Path, digits: str) -> None:
     small = f"data={digits!r}, batch_size=32"
-    short = script.replace("Config(", f"Config({small}, ")
-    done = subprocess.run(
-        [sys.executable, "-c", short], cwd=place, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    exec(script.replace("Config(", f"Config({small}, "), {})
