@@ -1,5 +1,7 @@
 """Searches that end in seconds, and the command that runs them."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cl_ray.commands.tune import command
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.storage import RunStorage
@@ -50,6 +53,17 @@ def run_search(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *flags], capture_output=True, text=True, timeout=1200, env=environment
     )
+
+
+def search_here(*flags: str, printed: io.StringIO | None = None) -> str:
+    """Run a search to its end in this process; return what it printed.
+
+    If it fails, `printed` has what it printed until then.
+    """
+    printed = printed or io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        command(flags, "python tuning/search.py")
+    return printed.getvalue()
 
 
 def leaderboard(folder: Path) -> dict[int, dict[str, Any]]:

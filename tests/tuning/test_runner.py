@@ -1,5 +1,6 @@
 """Running trials: how many at once, schedulers, failures, and trials of several workers."""
 
+import io
 import os
 import shlex
 import signal
@@ -9,10 +10,10 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import ray
 from helpers.commands import read_metrics
-from helpers.local_ray import local_ray
 from helpers.processes import children
-from helpers.small_search import COMMAND, leaderboard, run_search
+from helpers.small_search import COMMAND, leaderboard, search_here
 from helpers.terminal_process import TerminalProcess
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -182,50 +183,48 @@ def test_what_does_not_fit_is_refused_with_what_does(
 
 @pytest.mark.ray
 def test_a_trial_that_cannot_be_set_up_fails_and_the_search_ends(
-    flags: list[str], tmp_path: Path
+    flags: list[str], tmp_path: Path, two_cpus: None
 ) -> None:
     """Only the nodes of the cluster know that they have no such device."""
-    with local_ray(cpus=1) as context:
-        done = run_search(
+    printed, address = io.StringIO(), ray.get_runtime_context().gcs_address
+    with pytest.raises(UserError) as failed:
+        search_here(
             *flags, f"--storage={tmp_path}", "--name=f", "--trials=1", "--set=device=mps",
-            f"--address={context.address_info['address']}",
+            f"--address={address}", printed=printed,
         )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
     (row,) = leaderboard(tmp_path / "f").values()
     assert row["status"] == "failed"
     assert row["reason"].startswith("device 'mps' is not")
-    assert done.stderr == (
-        "python tuning/search.py: No trial has metrics that can be ranked: trial 0 failed: "
-        f"{row['reason']}\n"
+    assert str(failed.value) == (
+        f"No trial has metrics that can be ranked: trial 0 failed: {row['reason']}"
     )
-    assert f"trial 0 is tried once more: {row['reason']}\n" in done.stdout
+    assert f"trial 0 is tried once more: {row['reason']}\n" in printed.getvalue()
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("workers", "resumed"), [(1, True), (2, False)])
 def test_a_search_and_its_trials_may_have_names_beyond_ascii(
-    flags: list[str], tmp_path: Path, workers: int, resumed: bool
+    flags: list[str], tmp_path: Path, workers: int, resumed: bool, two_cpus: None
 ) -> None:
     name = "поиск-数据-🦋"
     small = [*flags, f"--storage={tmp_path}", "--epochs=1", f"--workers={workers}"]
-    done = run_search(*small, f"--name={name}", "--trials=1", "--cpus-per-trial=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"--resume {shlex.quote(name)}" in done.stdout
+    printed = search_here(*small, f"--name={name}", "--trials=1", "--cpus-per-trial=1")
+    assert f"--resume {shlex.quote(name)}" in printed
     if resumed:
-        done = run_search(f"--resume={name}", f"--storage={tmp_path}", "--trials=2")
-        assert done.returncode == 0, done.stdout + done.stderr
+        search_here(f"--resume={name}", f"--storage={tmp_path}", "--trials=2")
     rows = leaderboard(tmp_path / name)
     assert [rows[n]["status"] for n in range(1 + resumed)] == ["finished"] * (1 + resumed)
     assert f"<h1>{name}</h1>" in (tmp_path / name / "report.html").read_text()
 
 
 @pytest.mark.ray
-def test_a_population_copies_weights_and_architecture(flags: list[str], tmp_path: Path) -> None:
-    done = run_search(
+def test_a_population_copies_weights_and_architecture(
+    flags: list[str], tmp_path: Path, two_cpus: None
+) -> None:
+    search_here(
         *flags, f"--storage={tmp_path}", "--name=p", "--scheduler=pbt", "--trials=4",
         "--epochs=4", "--concurrent=2", "--metric=reconstruction",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
     rows = leaderboard(tmp_path / "p")
     assert {row["status"] for row in rows.values()} == {"finished"}
     assert sorted(rows) == [0, 1, 2, 3]
