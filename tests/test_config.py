@@ -186,7 +186,7 @@ def test_marked_fields() -> None:
             {"losses": {"objective": "gan"}},
             ["losses.objective", "'gan'", "'non-saturating'", "'pair-critic'"],
         ),
-        ({"losses": {"objective": "wasserstein"}}, ["'wasserstein'", "losses.gradient_penalty"]),
+        ({"losses": {"gradient_penalty": 0}}, ["'wasserstein'", "losses.gradient_penalty"]),
         (
             {"condition": "classifier", "losses": {"classification": 0}},
             ["'classifier'", "losses.classification", "raise it"],

@@ -20,12 +20,12 @@ Objective = Literal[
 class LossConfig(BaseConfig):
     """The adversarial objective, and the weight of each loss of D and G."""
 
-    objective: Objective = Field("non-saturating", description="The adversarial objective.")
+    objective: Objective = Field("wasserstein", description="The adversarial objective.")
     adversarial: float = Field(
         1.0, ge=0, description="Weight of the adversarial loss, for D and G."
     )
     approximate_r1: float = Field(
-        0.05,
+        0.0,
         ge=0,
         description="Weight of D's squared gradient at real images, by a finite difference.",
     )
@@ -37,7 +37,7 @@ class LossConfig(BaseConfig):
     )
     r2: float = Field(0.0, ge=0, description="Weight of the same at fakes of noise.")
     gradient_penalty: float = Field(
-        0.0,
+        10.0,
         ge=0,
         description="Weight of (|gradient of D| - 1)^2 between real images and fakes of noise.",
     )

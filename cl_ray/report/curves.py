@@ -21,6 +21,7 @@ TRAINING_CHARTS = (
     ("Pair losses: which fake is of x⁺", {"D": "d/pair", "G": "g/pair_confusion"}),
     ("Classification losses", {"D": "d/classification", "G": "g/classification"}),
     ("D’s squared gradient at real images (R1)", {"D": "d/approximate_r1"}),
+    ("D’s gradient penalty, (|∇s| − 1)²", {"D": "d/gradient_penalty"}),
     ("Uniformity loss of G’s latent vectors", {"G": "g/uniformity"}),
 )
 """Title, and for each legend entry the name of its metric in the run's log."""

@@ -110,8 +110,10 @@ class Outcome:
 
 
 def small_config(**fields: Any) -> Config:
-    """Return a config of small networks for a batch of PAIRS."""
+    """Return a config of small networks for a batch of PAIRS, with the penalty `approximate_r1`."""
     fields = {"batch_size": PAIRS, "seed": 3, "generator": G, "discriminator": D, **fields}
+    losses = {"objective": "non-saturating", "approximate_r1": 0.05, "gradient_penalty": 0.0}
+    fields["losses"] = losses | fields.get("losses", {})
     return Config.model_validate(fields)
 
 

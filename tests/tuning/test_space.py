@@ -114,8 +114,10 @@ def test_an_objective_is_searched_with_its_penalty() -> None:
         objective = values["losses.objective"]
         assert values.keys() - {"losses.objective"} == penalties[objective]
         losses = apply_values(BASE, values).losses
-        assert (losses.gradient_penalty > 0) == (objective == "wasserstein")
-    assert space.initial_points(BASE) == [{"losses.objective": "non-saturating"}]
+        assert losses.gradient_penalty == values.get("losses.gradient_penalty", 10.0)
+    assert space.initial_points(BASE) == [
+        {"losses.objective": "wasserstein", "losses.gradient_penalty": 10.0}
+    ]
     always = Space.from_yaml(OBJECTIVES.replace(", when: {losses.objective: wasserstein}", ""))
     always.check(BASE)
     assert all("losses.gradient_penalty" in values for values in draw(always, 9))
@@ -137,7 +139,7 @@ def test_hparams_have_every_field_in_one_type() -> None:
         **values,
         "generator.depth": BASE.generator.depth,
         "discriminator.spectral_norm": False,
-        "losses.gradient_penalty": 0.0,
+        "losses.gradient_penalty": 10.0,
     }
     mixed = Space.from_yaml("losses.pair: {kind: choice, values: [0.5, none]}")
     assert mixed.hparams(BASE) == {"losses.pair": str(BASE.losses.pair)}
@@ -189,7 +191,7 @@ losses.contrastive: {kind: float, low: 1, high: 2, at_most: losses.pair}
             "the range is empty where discriminator.depth is 3",
         ),
         (
-            "losses.objective: {kind: choice, values: [non-saturating, wasserstein]}",
+            "losses.gradient_penalty: {kind: choice, values: [0, 10]}",
             "set losses.gradient_penalty",
         ),
         (
@@ -227,8 +229,8 @@ RATE_LINE = "A correct line is `optimizer.lr_g: {kind: log, low: 0.001, high: 0.
         ("losses.r2: 3", "`losses.r2: {kind: float, low: 0.0, high: 0.5}`"),
         ("losses.form: 3", "`losses.form: {kind: choice, values: [info-nce, contrad]}`"),
         (
-            "losses.objective: {kind: choice, values: [non-saturating, wasserstein]}",
-            "`losses.objective: {kind: choice, values: [non-saturating, hinge]}`",
+            "losses.objective: 3",
+            "`losses.objective: {kind: choice, values: [non-saturating, hinge, wasserstein]}`",
         ),
     ],
 )

@@ -267,7 +267,7 @@ def test_hparams_compares_all_that_is_searched(digits: str, tmp_path: Path) -> N
     assert set(rows) == {"s/0000", "s/0001"}
     assert rows["s/0001"] == other
     row = rows["s/0000"]
-    assert {**values, "losses.gradient_penalty": 0.0}.items() <= row.items()
+    assert {**values, "losses.gradient_penalty": 10.0}.items() <= row.items()
     assert row["evaluation/frechet"] == pytest.approx(metrics["frechet"])
     assert row["evaluation/knn_1"] == pytest.approx(metrics["knn_1"])
 
