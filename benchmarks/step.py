@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from textbook import TextbookGAN
 
-from cl_ray.config import preset
+from cl_ray.config import Config, merge, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
@@ -24,12 +24,14 @@ from cl_ray.gan import ContrastiveGAN
 
 ROUNDS, WARMUP, STEPS = 3, 5, 40
 SHAPE = (28, 28, 1)
+LOSSES = {"objective": "non-saturating", "gradient_penalty": 0, "approximate_r1": 0.05}
+"""Those that the textbook loop has."""
 
 
 def measure(kind: str, threads: int) -> float:
     """Return pairs/s of `textbook` or `gan` in this process."""
     torch.set_num_threads(threads)
-    config = preset("quick")
+    config = Config.model_validate(merge(preset("quick").model_dump(), {"losses": LOSSES}))
     batches = InMemoryLoader.read(Partition(Dataset.open("mnist"), config)).batches(0)
     gan: TextbookGAN | ContrastiveGAN = TextbookGAN(config, SHAPE)
     if kind == "gan":
