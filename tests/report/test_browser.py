@@ -188,7 +188,7 @@ def test_values_can_be_read_off_a_chart(browser: Browser, page: Path) -> None:
     ActionChains(browser.driver).move_to_element(plot).perform()
     shown = "document.querySelector('#curves .hoverlayer').textContent"
     WebDriverWait(browser.driver, 20).until(lambda _: browser.evaluate(shown))
-    assert re.search(r"D [\d.]+", browser.evaluate(shown))
+    assert re.search(r"D [−-]?[\d.]+", browser.evaluate(shown))
 
 
 def test_headings_are_in_order_and_links_lead_somewhere(browser: Browser, page: Path) -> None:
