@@ -338,13 +338,13 @@ def test_a_diverged_trial_of_a_population_continues_with_another_s_weights(
     assert [r["status"] for r in results] == ["diverged", "diverged"]
     assert [r["epoch"] for r in results] == [1, 2]
     assert not any(r["done"] for r in results)
-    assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.005}))
+    assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.004}))
     worse.load_checkpoint(state)
     assert trainers_equal(worse.trainer, better.trainer)
     assert worse.trainer.gan.g_optimizer.state_dict()["adam"]["state"][0]["step"] == 10
     result = worse.step()
     assert (result["epoch"], result["status"]) == (2, "running")
-    assert worse.trainer.gan.d_optimizer.configured_lr == 0.005
+    assert worse.trainer.gan.d_optimizer.configured_lr == 0.004
     better.step()
     assert not trainers_equal(worse.trainer, better.trainer)  # the rates differ
     newest = CheckpointStore(*worse.folder.open()).newest()  # what it resumes from after a kill
