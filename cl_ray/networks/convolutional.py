@@ -95,11 +95,9 @@ def convolutional_decoder(inputs: int, layout: ResolutionLayout) -> nn.Sequentia
             layers.append(nn.Conv2d(*channels, kernel_size=3, padding=1))
         else:
             odd = layout.sides[level] % 2  # side s becomes 2 s, or 2 s + 1 with one row more
-            plain = not odd and level
-            layers.append(
-                nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
-                if plain
-                else CellConvTranspose(*channels, odd)
-            )
+            if odd or level == 0:
+                layers.append(CellConvTranspose(*channels, odd))
+            else:
+                layers.append(nn.ConvTranspose2d(*channels, 4, stride=2, padding=1))
         layers += [PixelNorm(), nn.LeakyReLU(0.2, inplace=True)] if level else [StretchedTanh()]
     return nn.Sequential(nn.Linear(inputs, layout.flat), nn.Sequential(*layers))

@@ -19,7 +19,14 @@ from helpers.random_images import WriteSource, pixels, save
 from PIL import Image
 
 import cl_ray
-from cl_ray.data.decoding import FORMATS, ImageLimits, MemoryBudget, decode_image
+from cl_ray.data.decoding import (
+    FORMATS,
+    ImageLimits,
+    MemoryBudget,
+    decode_image,
+    decode_pixels,
+    encode_pixels,
+)
 from cl_ray.errors import UserError
 from cl_ray.report.images import read_saved_images
 from cl_ray.storage import RunStorage
@@ -238,3 +245,11 @@ def test_a_grid_in_a_run_folder_may_be_any_image(tmp_path: Path, size: tuple[int
     assert len(read_saved_images(RunStorage.from_uri(tmp_path), "samples", 1)) == 0
     (tmp_path / "samples" / "samples-0001.png").write_bytes(POSTSCRIPT)
     assert len(read_saved_images(RunStorage.from_uri(tmp_path), "samples", 1)) == 0
+
+
+@pytest.mark.parametrize("shape", [(16, 24, 3), (24, 16, 3), (16, 16, 1)])
+def test_jpeg_of_another_shape_than_recorded_is_refused(shape: tuple[int, int, int]) -> None:
+    data = encode_pixels(np.zeros((16, 16, 3), np.uint8), "jpeg", 90)
+    assert decode_pixels(data, "jpeg", (16, 16, 3)).shape == (16, 16, 3)
+    with pytest.raises(ValueError, match="it is 16 × 16, RGB, and not"):
+        decode_pixels(data, "jpeg", shape)
