@@ -40,7 +40,7 @@ class _BudgetSpent(Exception):
 
 
 class BudgetTrainer(Trainer):
-    """A trainer that stops after `steps` steps, at which the rates have decayed."""
+    """A trainer that stops after `steps` steps, whose rates are those of a run of that length."""
 
     steps = 0
 
@@ -48,8 +48,7 @@ class BudgetTrainer(Trainer):
         """Return the next step's fraction of the learning rates."""
         if self.gan.steps == self.steps:
             raise _BudgetSpent
-        decaying = self.config.optimizer.lr_decay_fraction * self.steps
-        return min(1.0, (self.steps - self.gan.steps) / decaying) if decaying else 1.0
+        return self.config.lr_scale(self.gan.steps, self.steps)
 
 
 def train(config: Config, steps: int) -> tuple[Trainer, float]:

@@ -27,7 +27,11 @@ class NetworkOptimizer:
         self.network_params = list(network.parameters())
         self.player, self.weights = player, config.losses.model_dump()
         options, device = config.optimizer, self.network_params[0].device
-        self.configured_lr = options.lr_g if player == "g" else options.lr_d
+        self.configured_lr, weight_decay = (
+            (options.lr_g, options.weight_decay_g)
+            if player == "g"
+            else (options.lr_d, options.weight_decay_d)
+        )
         lr: float | Tensor = self.configured_lr
         if use_cuda_graph:  # which reads it in place
             lr = torch.tensor(lr, device=device)
@@ -47,7 +51,7 @@ class NetworkOptimizer:
             )
         }
         if matrices:
-            self.optimizers["muon"] = Muon(matrices, lr, options.beta1)
+            self.optimizers["muon"] = Muon(matrices, lr, options.beta1, weight_decay)
 
     def minimize(self, losses: Losses, row_weights: Tensor) -> Losses:
         """Take one step down the weighted sum of the losses.

@@ -24,6 +24,21 @@ class OptimizerConfig(BaseConfig):
         0.5, ge=0, lt=1, description="Decay rate of the momentum, and of Adam's first moment."
     )
     beta2: float = Field(0.99, ge=0, lt=1, description="Adam's decay rate of the second moment.")
+    weight_decay_g: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Fraction of G's matrices that a step subtracts, over the learning rate; only "
+        "with algorithm muon.",
+    )
+    weight_decay_d: float = Field(0.5, ge=0, le=10, description="The same of D's matrices.")
+    lr_warmup_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="First fraction of the run over which both learning rates rise linearly. "
+        "None: 0.05 if a network is of the family residual or style, else 0.",
+    )
     lr_decay_fraction: float = Field(
         0.5,
         ge=0,
@@ -59,6 +74,18 @@ class GANConfig(BaseConfig):
     )
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    def lr_scale(self, step: int, steps: int) -> float:
+        """Return the fraction of the learning rates, 0 to 1, after `step` steps of a run."""
+        families = {self.generator.family, self.discriminator.family}
+        warmup = self.optimizer.lr_warmup_fraction
+        if warmup is None:
+            # Zero at first, residual branches overshoot: samples turn black and stay so.
+            warmup = 0.0 if families == {"convolutional"} else 0.05
+        decay = self.optimizer.lr_decay_fraction
+        rising = (step + 1) / (warmup * steps) if warmup else 1.0
+        falling = (steps - step) / (decay * steps) if decay else 1.0
+        return min(1.0, rising, max(0.0, falling))
 
     def loss_names(self, unlabelled: bool = False) -> list[str]:
         """Return the names of the losses and scores among an epoch's metrics, in their order.

@@ -95,15 +95,13 @@ class Trainer:
         self.prior = self.prior_fitter.fit(self.gan.ema_generator, self.gan.discriminator)
 
     def lr_scale(self) -> float:
-        """Return the next step's fraction of the learning rates: 1, then linearly down to 0.
+        """Return the next step's fraction of the learning rates: up to 1, then down to 0, linearly.
 
         It is a function of the position only, so a resumed run needs no scheduler state, and a run
         that is given more epochs continues at the rates of a run of that length.
         """
-        total = self.config.epochs * self.partition.steps
-        decaying = self.config.optimizer.lr_decay_fraction * total
-        left = total - self.epochs * self.partition.steps - self.position
-        return min(1.0, max(0.0, left / decaying)) if decaying else 1.0
+        done = self.epochs * self.partition.steps + self.position
+        return self.config.lr_scale(done, self.config.epochs * self.partition.steps)
 
     def _log(self, steps: list[Losses], timer: EpochTimer) -> StepLog:
         """Average the losses of the last steps, and add them to the epoch's sums."""

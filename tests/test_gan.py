@@ -230,7 +230,10 @@ def test_step_equals_the_naive_one(objective: str, d_steps: int) -> None:
     losses = {"pair": 0.7, "temperature": 0.5, "reconstruction": 2.0, "pair_confusion": 0.6}
     losses |= {"uniformity": 0.4, "gradient_penalty": 3.0, "adversarial": 0.9, "contrastive": 1.3}
     optimizer: dict[str, Any] = {"lr_g": 3e-4, "lr_d": 7e-4, "beta1": 0.4, "beta2": 0.95}
-    optimizer |= {"d_steps": d_steps, "algorithm": "muon" if d_steps == 1 else "adam"}
+    algorithm = (
+        {"weight_decay_g": 0.8, "weight_decay_d": 0.3} if d_steps == 1 else {"algorithm": "adam"}
+    )
+    optimizer |= {"d_steps": d_steps, **algorithm}
     steps = assert_naive(losses={"objective": objective, **losses}, optimizer=optimizer)
     names = {f"d/{name}" for name in (*D_WEIGHTS, "gradient_penalty")}
     names |= {f"g/{name}" for name in G_WEIGHTS} | {"score/real", "score/fake"}

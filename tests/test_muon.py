@@ -45,13 +45,13 @@ def test_step_is_nesterov_momentum_of_kernels_as_matrices() -> None:
     weight = nn.Parameter(torch.randn(16, 4, 4, 4, dtype=torch.float64))
     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     expected, momentum = weight.detach().clone(), torch.zeros(16, 64, dtype=torch.float64)
-    optimizer = Muon([weight], lr=0.01, momentum=0.6)
+    optimizer = Muon([weight], lr=0.01, momentum=0.6, weight_decay=0.2)
     for _ in range(3):
         weight.grad = torch.randn_like(weight)
         gradient = weight.grad.reshape(16, 64)
         momentum = 0.6 * momentum + 0.4 * gradient
         update = newton_schulz(0.4 * gradient + 0.6 * momentum)
-        expected -= 0.01 * 64**0.5 * update.reshape(expected.shape)
+        expected -= 0.01 * (64**0.5 * update.reshape(expected.shape) + 0.2 * expected)
         optimizer.step()
         torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-12)
 

@@ -34,13 +34,15 @@ IMAGES, STEPS, EPOCHS = 71, 6, 2
 """71 images, 12 a step: 6 steps, the last one short; of two workers, one has a row less."""
 INTERRUPTIONS = [(0, 2), (0, STEPS), (1, 0), (1, 4)]
 """Epoch and position: within an epoch, between its last step and its end, and between two."""
+LR_SCALES = [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
 RESUMED: dict[str, Any] = {"pairs": {"mode": "labels"}, "optimizer": {"d_steps": 2}}
 OVERFLOW: dict[str, Any] = {"losses": {"adversarial": 1e39}}  # float32 ends at 3.4e38
 
 
 def build(loader: str, data: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Trainer:
     """Build this rank's trainer; a streaming worker has several windows."""
-    optimizer = {"lr_decay_fraction": 0.5, **fields.pop("optimizer", {})}
+    rates = {"lr_warmup_fraction": 0.25, "lr_decay_fraction": 0.5}
+    optimizer = rates | fields.pop("optimizer", {})
     fields = {"epochs": EPOCHS, "shards": {"window": 16}, "log_every": 2, **fields}
     config = small_config(data=data, optimizer=optimizer, **fields)
     rank, workers = distributed.world()
@@ -158,11 +160,10 @@ def test_loaders_differ_in_their_pairs(one: dict[str, RankRuns]) -> None:
 
 
 def train_by_hand(gan: ContrastiveGAN, trainer: Trainer, epoch: int) -> list[Losses]:
-    """Take an epoch's steps, at learning rates that decay over the run's second half."""
+    """Take an epoch's steps, at learning rates that rise at first, and decay in the second half."""
     steps = []
     for position, batch in enumerate(trainer.loader.batches(epoch)):
-        left = STEPS * EPOCHS - STEPS * epoch - position
-        gan.set_lr_scale(min(1.0, left / (STEPS * EPOCHS / 2)))
+        gan.set_lr_scale(LR_SCALES[STEPS * epoch + position])
         steps.append(gan.train_step(batch))
     assert len(steps) == STEPS
     return steps
@@ -325,7 +326,7 @@ def test_batch_larger_than_the_data(loader: str, make_digits: MakeDigits) -> Non
     assert torch.tensor(list(metrics.values())).isfinite().all()
 
 
-def test_learning_rates_stay_then_decay_linearly(data: str) -> None:
+def test_learning_rates_rise_stay_and_decay_linearly(data: str) -> None:
     optimizer = {"lr_g": 0.004, "lr_d": 0.001}
     trainer = build("in memory", data, log_every=1, optimizer=optimizer)
     rates = []
@@ -338,8 +339,7 @@ def test_learning_rates_stay_then_decay_linearly(data: str) -> None:
 
     for _ in range(EPOCHS):
         trainer.train_epoch(on_log)
-    scales = [1.0] * 7 + [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
-    assert rates == [pytest.approx([0.004 * s, 0.001 * s]) for s in scales]
+    assert rates == [pytest.approx([0.004 * s, 0.001 * s]) for s in LR_SCALES]
 
 
 def test_hard_negatives_are_chosen_by_the_current_discriminator(data: str) -> None:

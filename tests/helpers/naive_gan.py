@@ -25,10 +25,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class NaiveOptimizer:
     """Muon for matrices if `algorithm` says so, and Kingma and Ba (2015), algorithm 1."""
 
-    def __init__(self, network: nn.Module, lr: float, options: OptimizerConfig):
+    def __init__(self, network: nn.Module, lr: float, decay: float, options: OptimizerConfig):
         self.parameters = list(network.parameters())
         self.embeddings = {m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
-        self.lr, self.options, self.steps = lr, options, 0
+        self.lr, self.decay, self.options, self.steps = lr, decay, options, 0
         self.m, self.v = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
 
     def minimize(self, loss: Tensor) -> None:
@@ -43,7 +43,7 @@ class NaiveOptimizer:
                 if self.options.algorithm == "muon" and p.ndim > 1 and p not in self.embeddings:
                     nesterov = (beta1 * m + (1 - beta1) * gradient).flatten(1)
                     update = newton_schulz(nesterov) * max(nesterov.shape) ** 0.5
-                    p.sub_(self.lr * update.view(p.shape))
+                    p.sub_(self.lr * (update.view(p.shape) + self.decay * p))
                     continue
                 v.copy_(beta2 * v + (1 - beta2) * gradient**2)
                 m_hat = m / (1 - beta1**self.steps)
@@ -72,8 +72,9 @@ class NaiveGAN:
         self.generator = copy_network(gan.generator)
         self.discriminator = copy_network(gan.discriminator)
         self.ema_generator = copy_network(gan.ema_generator)
-        self.g_optimizer = NaiveOptimizer(self.generator, options.lr_g, options)
-        self.d_optimizer = NaiveOptimizer(self.discriminator, options.lr_d, options)
+        decays = options.weight_decay_g, options.weight_decay_d
+        self.g_optimizer = NaiveOptimizer(self.generator, options.lr_g, decays[0], options)
+        self.d_optimizer = NaiveOptimizer(self.discriminator, options.lr_d, decays[1], options)
         self.steps = 0
 
     def train_step(self, batch: PairBatch) -> dict[str, float]:

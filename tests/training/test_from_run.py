@@ -131,8 +131,9 @@ def test_a_fine_tuned_run_resumes_bit_for_bit(
 ) -> None:
     source, many, data = tmp_path / "source", make_digits(300), make_digits(200)
     train(source, many, "--epochs=1", "--evaluation.every=0")
-    # Rates that decay depend on the number of epochs, which changes.
-    flags = [f"--from-run={source}", "--evaluation.every=0", "--optimizer.lr-decay-fraction=0"]
+    # Rates that rise or decay depend on the number of epochs, which changes.
+    constant = [f"--optimizer.lr-{phase}-fraction=0" for phase in ("warmup", "decay")]
+    flags = [f"--from-run={source}", "--evaluation.every=0", *constant]
     printed = train(tmp_path / "whole", data, *flags, "--epochs=2")
     first = f"{source}/checkpoints/step-00000010"
     assert f"begins with the networks of {first}" in printed
