@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,12 @@ class TrainedModel:
             counts=tuple(trainer.loader.partition.counts),
             prior=trainer.prior,
         )
+
+    def to(self, device: torch.device | str) -> "TrainedModel":
+        """Move the networks to a device, as `torch.nn.Module.to` does, and return the model."""
+        device = torch.device(device)
+        networks = self.generator.to(device), self.discriminator.to(device)
+        return replace(self, device=device, generator=networks[0], discriminator=networks[1])
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
         """Draw rows start to start + n of the unit noise of a seed: float32 [n, latent]."""

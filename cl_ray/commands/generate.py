@@ -19,6 +19,7 @@ from cl_ray.signals import interrupt_kept, termination_as_interrupt
 if TYPE_CHECKING:
     from cl_ray.inference.actor_pool import InferenceJob, InferenceProgress
     from cl_ray.inference.tasks import InferenceTask
+    from cl_ray.model import TrainedModel
 
 COUNT, SPLIT, COPIES, DISTANCE = 1000, "train", 1, 0.7
 """Defaults of flags whose absence is checked."""
@@ -134,9 +135,16 @@ def command(arguments: Sequence[str]) -> None:
     run_command(options, task)
 
 
-def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
-    """Prepare a task, compute all missing parts, here or by Ray, and print a summary."""
+def run_command(
+    options: InferenceCommand, task: "InferenceTask", model: "TrainedModel | None" = None
+) -> None:
+    """Prepare a task, compute all missing parts, here or by Ray, and print a summary.
+
+    `model`: the checkpoint that the options name, if it is loaded on the CPU already.
+    """
     from cl_ray.inference.actor_pool import prepare_inference
+    from cl_ray.model import load
+    from cl_ray.storage import absolute_location
     from cl_ray.training.preflight import (
         check_local_capacity,
         check_outlives_job,
@@ -147,8 +155,14 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
     if starts_local_ray(options.address):
         check_local_capacity(options.cpus_per_actor, options.gpus_per_actor, "actor")
     console = PlainConsole(highlight=False, soft_wrap=True)
+    model = model or load(absolute_location(options.run), options.checkpoint, "cpu")
     job = prepare_inference(
-        options.run, task, options.out, checkpoint=options.checkpoint, overwrite=options.overwrite
+        options.run,
+        task,
+        options.out,
+        checkpoint=options.checkpoint,
+        overwrite=options.overwrite,
+        model=model,
     )
     kind = "a folder of Parquet files that reads as one table" if job.output.parquet else "as PNG"
     if not job.missing:
@@ -161,7 +175,7 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
     began = time.monotonic()
     try:
         with interrupt_kept():
-            progress, ended = _compute(options, job, console)
+            progress, ended = _compute(options, job, model, console)
     except KeyboardInterrupt:
         written = job.refresh().rows_written
         print(
@@ -181,7 +195,7 @@ def run_command(options: InferenceCommand, task: "InferenceTask") -> None:
 
 
 def _compute(
-    options: InferenceCommand, job: "InferenceJob", console: Console
+    options: InferenceCommand, job: "InferenceJob", model: "TrainedModel", console: Console
 ) -> tuple["InferenceProgress", float]:
     """Compute all missing parts, few on this machine without Ray; returns also when they ended."""
     from cl_ray.inference.actor_pool import allocate_actors, run_inference
@@ -194,7 +208,8 @@ def _compute(
     if few and starts_local_ray(options.address) and pool_flags == (None, None, None):
         console.print(f"{job.checkpoint} of {options.run} in this process, without Ray")
         with termination_as_interrupt():
-            return _show_progress(run_inference(job), job, console), time.monotonic()
+            updates = run_inference(job, model=model)
+            return _show_progress(updates, job, console), time.monotonic()
     import ray.data  # noqa: F401  # sets up its loggers, before `ray_session` makes them quiet
 
     with ray_session(options.address, False, options.verbose, console) as local:

@@ -53,8 +53,9 @@ def command(arguments: Sequence[str]) -> None:
         raise UserError(f"out {options.out!r} must end in .parquet: scores are no images.")
     dataset = Dataset.open(options.data)
     groups = dataset.row_groups(options.split)
-    trained_on = options.known or load(options.run, options.checkpoint, "cpu").config.data
-    run_command(options, ScoreTask(dataset, options.split, Dataset.open(trained_on)))
+    model = load(options.run, options.checkpoint, "cpu")
+    known = Dataset.open(options.known or model.config.data)
+    run_command(options, ScoreTask(dataset, options.split, known), model)
     if not options.top:
         return
     from cl_ray.report.images import draw_grid, encode_png

@@ -128,7 +128,13 @@ class InferenceProgress:
 
 
 def prepare_inference(
-    run: str, task: InferenceTask, out: str, *, checkpoint: str = "last", overwrite: bool = False
+    run: str,
+    task: InferenceTask,
+    out: str,
+    *,
+    checkpoint: str = "last",
+    overwrite: bool = False,
+    model: "TrainedModel | None" = None,
 ) -> InferenceJob:
     """Check that a task can be done and claim its output folder. Needs no Ray.
 
@@ -139,6 +145,7 @@ def prepare_inference(
             other a folder of PNG files.
         checkpoint: Which of the run's checkpoints; see `cl_ray.load`.
         overwrite: Replace the results of another request in `out`.
+        model: That checkpoint, if it is loaded on the CPU already.
 
     Raises:
         UserError: The run cannot be loaded, the data has another image shape than the run, or `out`
@@ -147,7 +154,7 @@ def prepare_inference(
     output = OutputFolder.resolve(out)
     from cl_ray.model import load  # imports torch
 
-    model = load(absolute_location(run), checkpoint, "cpu")
+    model = model or load(absolute_location(run), checkpoint, "cpu")
     if task.dataset is not None:
         model.check_shape(task.dataset)
     task.check(model)
@@ -229,12 +236,19 @@ class Predictor:
     Args:
         device: Where, as `cl_ray.load` takes it.
         threads: Threads of torch; None leaves them as they are.
+        model: The job's, if it is loaded already.
     """
 
-    def __init__(self, job: InferenceJob, device: str, threads: int | None = None):
+    def __init__(
+        self,
+        job: InferenceJob,
+        device: str,
+        threads: int | None = None,
+        model: "TrainedModel | None" = None,
+    ):
         import torch
 
-        from cl_ray.device import keep_freed_memory
+        from cl_ray.device import keep_freed_memory, select_device
         from cl_ray.model import load
 
         keep_freed_memory()
@@ -243,7 +257,8 @@ class Predictor:
         self.job = job
         self.load_error = ""
         try:
-            self.model = load(job.run, job.checkpoint, device)
+            loaded = model.to(select_device(device)) if model else None
+            self.model = loaded or load(job.run, job.checkpoint, device)
             dataset = job.task.dataset
             classes = dataset.info.classes if dataset else list(self.model.classes)
             self.class_folders = class_folder_names(classes or None)
@@ -282,12 +297,15 @@ class Predictor:
         return {name: np.array([value]) for name, value in metrics.items()}
 
 
-def run_inference(job: InferenceJob, pool: ActorPool | None = None) -> Iterator[InferenceProgress]:
+def run_inference(
+    job: InferenceJob, pool: ActorPool | None = None, model: "TrainedModel | None" = None
+) -> Iterator[InferenceProgress]:
     """Compute all missing parts and yield the progress after each.
 
     Args:
         job: What to compute.
         pool: Where, by Ray, which runs already; None computes in this process.
+        model: The job's, if it is loaded in this process already; a pool's actors load it.
 
     Raises:
         UserError: A part cannot be read, computed or written, or an actor keeps dying. Parts that
@@ -296,7 +314,9 @@ def run_inference(job: InferenceJob, pool: ActorPool | None = None) -> Iterator[
     rows = peak = 0
     began = math.inf
     # Closed, or the actors of a pool keep their CPUs after an error.
-    with contextlib.closing(_pool_results(job, pool) if pool else _local_results(job)) as blocks:
+    with contextlib.closing(
+        _pool_results(job, pool) if pool else _local_results(job, model)
+    ) as blocks:
         for block in blocks:
             began = min(began, time.perf_counter() - block["seconds"].max())
             for failed in np.flatnonzero(block["error"] != ""):
@@ -315,9 +335,9 @@ def run_inference(job: InferenceJob, pool: ActorPool | None = None) -> Iterator[
     job.output.finish(job.request)
 
 
-def _local_results(job: InferenceJob) -> Generator[PartMetrics]:
+def _local_results(job: InferenceJob, model: "TrainedModel | None") -> Generator[PartMetrics]:
     """Compute the missing parts in this process."""
-    predictor = Predictor(job, "auto")
+    predictor = Predictor(job, "auto", model=model)
     for part in job.missing:
         yield predictor({"part": np.array([part])})
 

@@ -109,13 +109,25 @@ def test_few_images_are_made_without_ray(
 
 
 def test_the_most_novel_images_are_listed(
-    capsys: pytest.CaptureFixture[str], trained: Path, make_digits: Any, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trained: Path,
+    make_digits: Any,
+    tmp_path: Path,
 ) -> None:
     images = np.concatenate([mnist("test", 60)[0], pixels(2, 28, 28, 1)])
     data = write_images(tmp_path / "mixed", test=(images, [None] * 62), train=(images, [None] * 62))
     out = tmp_path / "scores.parquet"
     asked = ["score", str(trained), f"--data={data}", f"--out={out}", "--top=2"]
+    load, loaded = cl_ray.load, list[str]()
+
+    def count(run: str, *arguments: str) -> cl_ray.TrainedModel:
+        loaded.append(run)
+        return load(run, *arguments)
+
+    monkeypatch.setattr("cl_ray.model.load", count)
     cli.main(asked)
+    assert len(loaded) == 1
     printed = capsys.readouterr().out
     assert "compared with 51 of 64 training images" in printed
     assert "it has no split validation" in printed
