@@ -385,6 +385,20 @@ def test_the_config_of_another_run_is_refused(
     assert file.read_text() == other.to_yaml()
 
 
+def test_a_run_that_kept_a_relative_reference_is_resumed(
+    make_digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    run = trained_run(make_digits(40), evaluation={"every": 0, "reference": "other"})
+    assert isinstance(run.config, Config)
+    save_run(run, tmp_path, 2)
+    for reference in ("other", f"{tmp_path}/other"):
+        evaluation = EvaluationConfig(every=0, reference=reference)
+        config = run.config.model_copy(update={"evaluation": evaluation})
+        assert "Cannot join" in attempt(config, tmp_path)[1]
+
+
 def test_other_images_are_refused(
     trainer: Trainer, config: Config, tmp_path: Path, make_digits: Any
 ) -> None:
