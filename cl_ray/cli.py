@@ -46,8 +46,9 @@ _PHOTO_SIDE = 48
 """Images of as many pixels have a preset of their size by default."""
 ENOUGH_STEPS = 800
 """Steps of a run by default, at least: the preset `quick` takes 860 of the packaged digits."""
-_EVALUATIONS = 16
-"""Evaluations of a run that was given more epochs."""
+EPOCH_STEPS = 80
+"""Steps of an epoch of few images, at most. What follows an epoch (a checkpoint, image grids, a new
+prior) takes the CPU time of half a step, and an evaluation much more."""
 _INTERRUPT_HINTS = {
     "train": "; with the run's --name it resumes from the last checkpoint, or starts again if "
     "there is none yet"
@@ -185,28 +186,33 @@ def add_data_defaults(
         file: The YAML file; the fields that it names are kept.
         images: Number of training images.
         photographic: Whether they are in colour; `views` are `PHOTO_VIEWS` then.
-        lengthen: Whether there are as many epochs as ENOUGH_STEPS take, or more.
+        lengthen: Whether there are as many epochs as ENOUGH_STEPS take, or more, and epochs of
+            few images have several passes.
     """
     changes: dict[str, Any] = {"views": PHOTO_VIEWS} if photographic else {}
-    steps = math.ceil(images / config.batch_size)
-    if lengthen:
-        changes["epochs"] = max(config.epochs, math.ceil(ENOUGH_STEPS / steps))
-    chosen = config.model_copy(update=changes)
+    length = _epochs_for(config, images) if lengthen else {}
+    chosen = config.model_copy(update=changes | length)
     if file:
         chosen = Config.load(file, chosen)
+        if chosen.model_dump(include=set(length)) != length:  # the file sets it
+            given = config.model_dump(include=set(length))
+            chosen = chosen.model_copy(update=given)
     if chosen.views != config.views:
         print("The views are those of photographs, as the images are in colour; views.* sets them.")
-    if chosen.epochs != config.epochs:
-        every = chosen.evaluation.every
-        every = every and max(every, math.ceil(chosen.epochs / _EVALUATIONS))
-        evaluation = chosen.evaluation.model_copy(update={"every": every})
-        chosen = chosen.model_copy(update={"evaluation": evaluation})
+    if chosen.epochs != config.epochs or chosen.epoch_repeats != config.epoch_repeats:
+        passes = f" of {chosen.epoch_repeats} passes over them" if chosen.epoch_repeats > 1 else ""
         print(
-            f"The run has {chosen.epochs} epochs, as {images:,} training images make "
-            f"{pluralize(steps, 'step')} an epoch, and is evaluated every {every}; --epochs and "
-            "--evaluation.every set them."
+            f"The run has {pluralize(chosen.epochs, 'epoch')}{passes}, as there are {images:,} "
+            "training images; --epochs and --epoch-repeats set them."
         )
     return chosen
+
+
+def _epochs_for(config: Config, images: int) -> dict[str, int]:
+    """Return `epochs` and `epoch_repeats` with which few images have at least ENOUGH_STEPS."""
+    passes = max(config.epochs, math.ceil(ENOUGH_STEPS * config.batch_size / images))
+    repeats = max(1, EPOCH_STEPS * config.batch_size // images)
+    return {"epochs": math.ceil(passes / repeats), "epoch_repeats": repeats}
 
 
 def _section_of(kind: type[Any], title: str, prefix: str = "") -> str | None:

@@ -146,7 +146,7 @@ class TrainerConfig(GANConfig, PairDataConfig):
     epochs: int = Field(
         1,
         ge=1,
-        description="Passes over the training images.",
+        description="Epochs, of `epoch_repeats` passes over the training images.",
         json_schema_extra=marks(
             "changeable_on_resume", not_searchable="--epochs is the budget of each trial"
         ),

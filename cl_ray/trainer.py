@@ -113,8 +113,8 @@ class Trainer:
         names, table = reduce_losses(steps, self.gan.steps, advice)
         for name, total in zip(names, table.sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + total
-        batch_size, rows = self.config.batch_size, self.partition.total_rows
-        images = min(len(steps) * batch_size, rows - (self.position - len(steps)) * batch_size)
+        done = range(self.position - len(steps), self.position)
+        images = sum(int(self.partition.present(step).sum()) for step in done)
         means = dict(zip(names, table.mean(0).tolist(), strict=True))
         step, times = self.gan.steps, timer.lap(images)
         return StepLog(self.epochs, self.position, step, means, images, *times)

@@ -415,23 +415,24 @@ def test_few_images_have_epochs_for_enough_steps_unless_set(
 
     def epochs(*flags: str) -> tuple[int, int]:
         config = base_config([f"--data={data}", "--preset=quick", *flags])
-        return config.epochs, config.evaluation.every
+        return config.epochs, config.epoch_repeats
 
-    assert epochs() == (200, 13)  # of 4 steps
-    said = "The run has 200 epochs, as 200 training images make 4 steps an epoch, and is evaluated"
+    assert epochs() == (11, 25)  # 275 passes of 3.1 steps
+    said = "The run has 11 epochs of 25 passes over them, as there are 200 training images; --ep"
     assert said in capsys.readouterr().out
     file = tmp_path / "file.yaml"
     for text, expected in {
         "epochs: 3\n": (3, 1),
-        "epochs: 300\n": (300, 1),
-        "batch_size: 100\n": (400, 25),
-        "evaluation: {every: 20}\n": (200, 20),
-        "evaluation: {every: 0}\n": (200, 0),
+        "epoch_repeats: 9\n": (1, 9),
+        "batch_size: 100\n": (10, 40),
+        "batch_size: 4\n": (16, 1),
+        "epochs: 20\nbatch_size: 3\n": (20, 1),
     }.items():
         file.write_text(text)
         assert epochs(f"--config={file}") == expected
     capsys.readouterr()
-    assert epochs("--epochs=2")[1] == 1
+    for flag in ("--epochs=2", "--epoch-repeats=2"):
+        assert epochs(flag) == (1, 1)  # of the preset, before the flag
     assert not capsys.readouterr().out
     recorded = Config(name="old", data=data, storage=str(tmp_path))
     (tmp_path / "old").mkdir()

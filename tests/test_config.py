@@ -151,7 +151,7 @@ def test_marked_fields() -> None:
     assert set(fixed) == {
         "name", "storage", "data", "preset", "epochs", "workers", "cpus_per_worker",
         "gpus_per_worker", "threads", "evaluation", "checkpoint", "from_run",
-        "labels.count", "labels.seed",
+        "labels.count", "labels.seed", "epoch_repeats",
     }  # fmt: skip
     assert all(fixed.values())  # the reason that an error gives
     assert set(marked_fields(Config, "architecture")) == {"generator", "discriminator"}

@@ -57,7 +57,8 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
             )
         info = info or _read_info(config.data)
     if info and "train" in info.splits and not run:
-        images, lengthen = info.splits["train"].rows, flag_value(arguments, "epochs") is None
+        images, flags = info.splits["train"].rows, ("epochs", "epoch-repeats")
+        lengthen = all(flag_value(arguments, flag) is None for flag in flags)
         config = add_data_defaults(config, file, images, info.photographic, lengthen)
     return TrainCommand.model_validate(config.model_dump())
 

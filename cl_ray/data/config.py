@@ -201,6 +201,13 @@ class PairDataConfig(BaseConfig):
 
     seed: int = Field(0, ge=0, lt=2**63)
     batch_size: int = Field(64, ge=2, description="Pairs per step, over all workers together.")
+    epoch_repeats: int = Field(
+        1,
+        ge=1,
+        description="Passes over the training images in an epoch. Few images should have several, "
+        "as each epoch ends with a checkpoint and an evaluation.",
+        json_schema_extra=marks(not_searchable="epochs are the budget of each trial"),
+    )
     condition: Condition = "none"
     pairs: PairConfig = PairConfig()
     labels: LabelConfig = LabelConfig()

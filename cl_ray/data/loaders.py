@@ -48,9 +48,10 @@ class InMemoryLoader:
         """Yield the batches of an epoch from step `start` on; `partition.steps` in all."""
         size, images = self.partition.local_batch_size, self.images
         labels = self.labels if self.partition.classes else None
-        order = torch.randperm(len(images), generator=_generator(self.partition, epoch, 0)).to(
-            images.device
-        )
+        random = _generator(self.partition, epoch, 0)
+        repeats = range(self.partition.config.epoch_repeats)
+        order = torch.cat([torch.randperm(len(images), generator=random) for _ in repeats])
+        order = order.to(images.device)
         for step in range(start, self.partition.steps):
             positions = torch.arange(step * size, (step + 1) * size, device=images.device)
             rows = order[positions % len(order)]  # padded by the first rows, which are not present

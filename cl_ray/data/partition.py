@@ -53,7 +53,8 @@ class Partition:
     @property
     def steps(self) -> int:
         """Batches per epoch, the same on every rank; the last one may be incomplete."""
-        return math.ceil(math.ceil(self.total_rows / self.workers) / self.local_batch_size)
+        rows = math.ceil(self.total_rows / self.workers) * self.config.epoch_repeats
+        return math.ceil(rows / self.local_batch_size)
 
     @cached_property
     def labelled_ids(self) -> NDArray[np.int64] | None:
@@ -119,7 +120,8 @@ class Partition:
 
     def present(self, step: int) -> np.ndarray:
         """Return which rows of each rank's batch at a step of an epoch are no padding, [N, b]."""
-        rows = np.array([end - first for first, end in self.rank_bounds])
+        repeats = self.config.epoch_repeats
+        rows = np.array([(end - first) * repeats for first, end in self.rank_bounds])
         positions = step * self.local_batch_size + np.arange(self.local_batch_size)
         return positions < rows[:, None]
 
@@ -152,12 +154,13 @@ class Partition:
 
         It has at most WINDOW_BYTES of pixels. Rows are shuffled and paired within their window.
         """
-        groups, (first, end) = self.shuffled_groups(epoch), self.bounds
-        total = end - first
+        first, end = self.bounds
+        total, repeats = end - first, self.config.epoch_repeats
         window = min(self.config.shards.window, WINDOW_BYTES // math.prod(self.dataset.info.shape))
         count = max(1, round(total / window))
         ends = [first + total * i // count for i in range(count + 1)]
-        return [groups.rows(a, b) for a, b in pairwise(ends)]
+        passes = (self.shuffled_groups(epoch * repeats + k) for k in range(repeats))
+        return [groups.rows(a, b) for groups in passes for a, b in pairwise(ends)]
 
 
 def draw_labelled_ids(dataset: Dataset, count: int, seed: int) -> NDArray[np.int64]:

@@ -151,6 +151,36 @@ def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
     assert orders[0] != orders[1]
 
 
+@pytest.mark.parametrize(("count", "batch", "workers", "repeats"), [(20, 12, 1, 5), (21, 8, 2, 3)])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_epoch_may_pass_over_the_rows_several_times(
+    small_groups: Callable[[int], Dataset],
+    kind: str,
+    count: int,
+    batch: int,
+    workers: int,
+    repeats: int,
+) -> None:
+    dataset = small_groups(count)
+    identify, fields = Identify(dataset), {"epoch_repeats": repeats, "shards": {"window": 6}}
+    for rank in range(workers):
+        partition = partition_of(dataset, batch, workers, rank, **fields)
+        loader = LOADERS[kind].read(partition)
+        batches = list(loader.batches(0))
+        assert (
+            len(batches) == partition.steps == -(-repeats * -(-count // workers) * workers // batch)
+        )
+        assert all(b.present[rank].all() for b in batches[:-2])  # passes are not cut to batches
+        own = len(partition.read(partition.row_ranges(0)).id)
+        positives = [i for b in batches for i in identify.batch(b, rank)[0]]
+        passes = [positives[k * own : (k + 1) * own] for k in range(repeats)]
+        assert len(positives) == repeats * own
+        assert all(len(set(ids)) == own for ids in passes)
+        assert len({tuple(ids) for ids in passes}) == repeats
+        for start in range(partition.steps + 1):
+            assert batches_equal(list(loader.batches(0, start)), batches[start:])
+
+
 def test_in_labels_the_partner_is_another_of_the_class(
     small_groups: Callable[[int], Dataset],
 ) -> None:
