@@ -346,7 +346,7 @@ def test_a_damaged_run_is_not_started_again(
         (b"", "is not the config of a run: it is empty"),
         (b"\xff\xfe\x00", "is not YAML"),
         (b"epochs: 3\n", "is not the config of a run: it has no field 'preset'"),
-        (b"format_version: 3\nepochs: 3\n", "is not the config of a run: it has no field 'preset'"),
+        (b"format_version: 4\nepochs: 3\n", "is not the config of a run: it has no field 'preset'"),
         (b"- a\n", "must be a mapping of fields to values"),
         (b"format_version: 1\n", "was written by an earlier version of cl_ray (format 1)"),
     ],

@@ -210,7 +210,7 @@ def test_a_resumed_search_keeps_its_settings_and_shows_differences(
     [
         ("", "/s/search.yaml is not the record of a search (it has no 'options')"),
         ("a: [", "/s/search.yaml is not the record of a search (it has no 'options')"),
-        ("format_version: 3\noptions: {}\n", "(it has no 'study_has_credentials')"),
+        ("format_version: 4\noptions: {}\n", "(it has no 'study_has_credentials')"),
         ("options: {}\n", "was written by an earlier version of cl_ray (format 1)"),
     ],
 )
