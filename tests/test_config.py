@@ -128,7 +128,7 @@ def test_format_version_of_a_run() -> None:
     for text, version, age in (
         ("name: a\npreset: quick\ndata: mnist\nstorage: runs\nunknown: 1", 1, "an earlier"),
         ("format_version: 1\nseed: 5", 1, "an earlier"),
-        ("format_version: 4\nseed: 5", 4, "a later"),
+        (f"format_version: {FORMAT_VERSION + 1}\nseed: 5", FORMAT_VERSION + 1, "a later"),
     ):
         with pytest.raises(UserError) as caught:
             Config.from_run_yaml(text, "runs/a/config.yaml")
