@@ -4,7 +4,8 @@ Training noise is uniform on a sphere, but the latent vectors (codes) of images 
 the codes of two digits there are regions without images, and G decodes noise there to no digit. So
 after each epoch a mixture is fitted to the codes of images (ex-post density estimation with ten
 Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders, section 4). It halves
-the Fréchet distance (benchmarks/README.md). A conditional G has one mixture for each class.
+the Fréchet distance (benchmarks/README.md). Few codes have a kernel density estimate instead. A
+conditional G has one mixture for each class.
 """
 
 import warnings
@@ -27,6 +28,12 @@ ENCODING_BATCH = 500
 """Images encoded at once."""
 CODES_PER_DIMENSION = 10
 """Minimum of codes per Gaussian and dimension; with fewer codes there are fewer Gaussians."""
+MIN_GAUSSIANS = 5
+"""With codes for fewer Gaussians, the prior is a kernel density estimate."""
+BANDWIDTH = 0.5
+"""Standard deviation of its kernels, relative to that of the codes. Of 300 digits, the Fréchet
+distance was 2.10 with the mixture, of three Gaussians, and 0.33 and 0.60 with 0.3 and 0.5; precision
+0.77, 0.94 and 0.87, recall 0.78, 0.34 and 0.68, coverage 0.60, 0.66 and 0.74."""
 EM_ITERATIONS = 10
 MIN_VARIANCE = 1e-4
 """Added to every variance; codes have mean square 1."""
@@ -42,7 +49,8 @@ class Prior(NamedTuple):
     Args:
         weights: Probabilities of the Gaussians, [K], or for each class, [classes, K].
         means: [K, latent].
-        scale_tril: Lower Cholesky factors of the covariances, [K, latent, latent].
+        scale_tril: Lower Cholesky factors of the covariances, [K, latent, latent], or of the one
+            that all share, [1, latent, latent].
     """
 
     weights: Tensor
@@ -68,7 +76,8 @@ class Prior(NamedTuple):
         edges = weights.cumsum(-1)
         edges = edges / edges[..., -1:]  # rounding would leave a gap below 1
         index = (uniform[:, None] >= edges).sum(1)  # ONNX has no searchsorted
-        return self.means[index] + (self.scale_tril[index] @ noise[:, :, None]).squeeze(2)
+        scale = self.scale_tril[index % len(self.scale_tril)]
+        return self.means[index] + (scale @ noise[:, :, None]).squeeze(2)
 
 
 class PriorFitter:
@@ -115,6 +124,30 @@ class PriorFitter:
 
 
 def fit_prior(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
+    """Fit the prior to codes: a mixture, or of few codes a kernel density estimate.
+
+    A pure function of its arguments, which are those of `fit_mixture`.
+    """
+    if len(codes) >= MIN_GAUSSIANS * CODES_PER_DIMENSION * codes.shape[1]:
+        return fit_mixture(codes, components, seed, latent_noise_std)
+    return kernel_density(codes, latent_noise_std)
+
+
+def kernel_density(codes: Tensor, latent_noise_std: float = 0.0) -> Prior:
+    """Put an equal Gaussian around each code, a smoothed bootstrap (Silverman, 1986, section 6.4).
+
+    Its covariance is BANDWIDTH² times that of the codes, widened as in `fit_mixture`.
+    """
+    count, latent = codes.shape
+    means = codes.cpu().double()
+    covariance = torch.cov(means.T, correction=0).view(latent, latent) * BANDWIDTH**2
+    variance = MIN_VARIANCE + (NOISE_FRACTION * latent_noise_std) ** 2
+    covariance.diagonal().add_(variance)
+    scale_tril = torch.linalg.cholesky(covariance)[None].float().contiguous()
+    return Prior(torch.full((count,), 1 / count), means.float(), scale_tril)
+
+
+def fit_mixture(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
     """Fit a mixture of Gaussians: a pure function of its arguments.
 
     Args:
@@ -160,16 +193,16 @@ def fit_class_priors(
     """Fit one mixture for each class, with at most `components` Gaussians in all.
 
     A class with too few codes for one Gaussian has the mixture of all codes. `labels` are the
-    classes of the codes, [n]; the other arguments are those of `fit_prior`.
+    classes of the codes, [n]; the other arguments are those of `fit_mixture`.
     """
     by_class = [codes[labels == number] for number in range(classes)]
     enough = torch.tensor([len(c) >= CODES_PER_DIMENSION * codes.shape[1] for c in by_class])
     parts = [
-        fit_prior(by_class[number], max(1, components // classes), seed, latent_noise_std)
+        fit_mixture(by_class[number], max(1, components // classes), seed, latent_noise_std)
         for number in enough.nonzero().flatten()
     ]
     if not enough.all():
-        parts.append(fit_prior(codes, components, seed, latent_noise_std))
+        parts.append(fit_mixture(codes, components, seed, latent_noise_std))
     part_of_class = enough.cumsum(0) - 1
     part_of_class[~enough] = len(parts) - 1
     weights = torch.block_diag(*(part.weights[None] for part in parts))

@@ -1,5 +1,6 @@
 """The fitted prior: its fit, its samples, and that it is saved with the run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from helpers.run_folder import build_trainer, save_run, trained_run
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.inference.tasks import GenerateTask
 from cl_ray.model import load
-from cl_ray.prior import Prior, fit_class_priors, fit_prior
+from cl_ray.prior import BANDWIDTH, Prior, fit_class_priors, fit_mixture, fit_prior
 from cl_ray.step_log import StepLog
 from cl_ray.storage import RunStorage
 from cl_ray.trainer import Trainer
@@ -68,11 +69,26 @@ def test_fit_is_widened_by_half_the_latent_noise_std() -> None:
     torch.testing.assert_close(difference, 0.16 * torch.eye(2).expand(2, 2, 2))
 
 
-def test_few_codes_give_few_gaussians() -> None:
-    codes = torch.randn(90, 4, generator=torch.Generator().manual_seed(2))
-    assert len(fit_prior(codes, components=50, seed=0).weights) == 2
-    constant = fit_prior(torch.ones(30, 4), components=50, seed=0)
+@pytest.mark.parametrize("fit", [fit_prior, fit_mixture])
+def test_few_codes(fit: Callable[..., Prior]) -> None:
+    codes = torch.randn(290, 4, generator=torch.Generator().manual_seed(2))
+    assert len(fit(codes, components=50, seed=0).weights) == 7
+    assert len(fit_mixture(codes[:90], components=50, seed=0).weights) == 2
+    constant = fit(torch.ones(30, 4), components=50, seed=0)
     torch.testing.assert_close(sample(constant, 100), torch.ones(100, 4), rtol=0, atol=0.1)
+
+
+def test_few_codes_give_a_kernel_density_estimate() -> None:
+    codes = sample(TWO, 90)
+    prior = fit_prior(codes, components=2, seed=0, latent_noise_std=0.8)
+    assert torch.equal(prior.means, codes)
+    assert prior.scale_tril.shape == (1, 2, 2)
+    covariance = torch.cov(codes.T, correction=0)
+    expected = BANDWIDTH**2 * covariance + 0.16 * torch.eye(2)
+    torch.testing.assert_close(covariances(prior)[0], expected, rtol=0, atol=1e-3)
+    samples = sample(prior, 40_000)
+    torch.testing.assert_close(samples.mean(0), codes.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(samples.T.cov(), covariance + expected, rtol=0.05, atol=0.02)
 
 
 def test_each_class_has_the_mixture_of_its_own_codes() -> None:
