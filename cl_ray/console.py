@@ -37,6 +37,11 @@ class PlainConsole(Console):
             yield segment._replace(text=text)
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print a text as one line, which the terminal wraps, without markup or highlighting."""
+    console.print(printable(text), soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
 def print_fields(console: Console, fields: Mapping[str, object], width: int) -> None:
     """Print names and values as two columns, a line each; the first column has that width."""
     for name, value in fields.items():

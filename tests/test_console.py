@@ -13,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_ray.commands.data import print_dataset_summary
-from cl_ray.console import PlainConsole, print_fields
+from cl_ray.console import PlainConsole, print_fields, print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import printable
-from cl_ray.training.progress import TrainingProgress
 
 HOSTILE = "[/a/b] [red]x[/red] :warning: \x1b[2J \x1b]0;title\x07 \x9b31m \u202etxt\r\x08 \ud800"
 SHOWN = r"[/a/b] [red]x[/red] :warning: \x1b[2J \x1b]0;title\x07 \x9b31m \u202etxt\r\x08 \ud800"
@@ -64,12 +63,10 @@ def test_what_is_live_in_a_terminal() -> None:
         assert f"{name}\\x1b[2J" in screen.getvalue()
 
 
-def test_messages_of_a_run_on_a_console_of_the_callers() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    progress = TrainingProgress.__new__(TrainingProgress)
-    progress.console = console
-    progress._print(HOSTILE)
-    assert console.file.getvalue() == f"{SHOWN}\n"  # type: ignore[attr-defined]
+def test_a_line_on_a_console_of_the_callers() -> None:
+    output = io.StringIO()
+    print_line(Console(file=output, width=20), HOSTILE)
+    assert output.getvalue() == f"{SHOWN}\n"
 
 
 def test_the_summary_of_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:

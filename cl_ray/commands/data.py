@@ -4,13 +4,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cl_ray.cli import EXIT_INTERRUPTED, parse_flags
-from cl_ray.console import PlainConsole, print_fields
+from cl_ray.console import PlainConsole, print_fields, print_line
 from cl_ray.data.dataset import DatasetInfo
 from cl_ray.environment import return_freed_memory
 from cl_ray.errors import pluralize
@@ -43,7 +44,7 @@ def command(arguments: Sequence[str]) -> None:
     console = PlainConsole()
     try:
         with interrupt_kept(), DatasetProgress(console) as progress:
-            info = write_dataset(source, progress.report, progress.note)
+            info = write_dataset(source, progress.report, partial(print_line, console))
     except KeyboardInterrupt:
         print("cl-ray: stopped; no dataset was written.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -82,15 +83,8 @@ class DatasetProgress:
         if not self.console.is_terminal and (finished or now - self.last_line > _LOG_INTERVAL):
             self.last_line = now
             of = "" if finished or total is None else f" of {total:,}"
-            self.console.print(
-                f"{stage}: {done:,}{of} image{'s' if (total or done) > 1 else ''}",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-    def note(self, sentence: str) -> None:
-        """Print a sentence, above the bars."""
-        self.console.print(sentence, highlight=False, soft_wrap=True)
+            images = "images" if (total or done) > 1 else "image"
+            print_line(self.console, f"{stage}: {done:,}{of} {images}")
 
 
 def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -41,7 +42,7 @@ def command(arguments: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cl_ray.console import PlainConsole
+    from cl_ray.console import PlainConsole, print_line
     from cl_ray.doctor import check_cluster, check_machine
     from cl_ray.training.ray_session import cluster_address, ray_session
 
@@ -59,9 +60,7 @@ def command(arguments: Sequence[str]) -> None:
                     gpus_per_worker=flags.gpus_per_worker,
                 )
                 needed = plan_workers(config, local=False)
-                wait_for_resources(
-                    needed, flags.workers, lambda line: console.print(line, soft_wrap=True)
-                )
+                wait_for_resources(needed, flags.workers, partial(print_line, console))
             with console.status("Checking the cluster …"):
                 findings = list(check_cluster(flags.storage, flags.constraints))
     elif flags.workers:

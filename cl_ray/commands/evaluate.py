@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -14,7 +15,7 @@ from rich.text import Text
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse_flags
 from cl_ray.config import Device
-from cl_ray.console import PlainConsole
+from cl_ray.console import PlainConsole, print_line
 from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def command(arguments: Sequence[str]) -> None:
     if asked.checkpoint == "best":
         held_out = "validation" in dataset.info.splits
         chosen = f"chosen on {'the split validation' if held_out else 'training images'}"
-    console.print(
-        f"{asked.run}, {model.checkpoint} ({chosen}), on {device}", highlight=False, soft_wrap=True
-    )
+    print_line(console, f"{asked.run}, {model.checkpoint} ({chosen}), on {device}")
     folder = RunStorage.from_uri(asked.run)
     with console.status("") as status, tempfile.TemporaryDirectory() as spare:
 
@@ -94,11 +93,9 @@ def command(arguments: Sequence[str]) -> None:
             if console.is_terminal:
                 status.update(Text(step))
             else:
-                console.print(f"measuring: {step}", highlight=False, soft_wrap=True)
+                print_line(console, f"measuring: {step}")
 
-        def say(sentence: str) -> None:
-            console.print(sentence, highlight=False, soft_wrap=True)
-
+        say = partial(print_line, console)
         reference = asked.reference or model.config.evaluation.reference
         if reference == "auto" and needs_training(dataset):
             beside = [f"{dataset.location}.reference", f"{folder.uri}/reference"]
@@ -113,7 +110,7 @@ def command(arguments: Sequence[str]) -> None:
         evaluation = evaluator.evaluate(model, thorough=True, tell=tell)
     print_evaluation(evaluation, console)
     folder.write("evaluation.json", json.dumps(asdict(evaluation), indent=1).encode())
-    console.print(f"written to {folder}/evaluation.json", highlight=False, soft_wrap=True)
+    print_line(console, f"written to {folder}/evaluation.json")
 
 
 def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
@@ -147,11 +144,8 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
             table.add_row(metric_title(name), *values)
         console.print(table)
     if fidelity or modes:
-        console.print(
-            "real images: the real-data baseline, the same metric of as many real images in the "
-            "place of the samples.",
-            highlight=False,
-        )
+        baseline = "the same metric of as many real images in the place of the samples"
+        print_line(console, f"real images: the real-data baseline, {baseline}.")
     if evaluation.representation:
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
@@ -171,19 +165,14 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
             table.add_row(metric_title(name), *(_number(owner[name]) for owner in features))
         console.print(table)
     if classified := evaluation.classification:
-        console.print(
-            f"D's classifier ({evaluation.supervision}): error {classified.error:.2%} of "
-            f"{classified.count:,} images of the split {evaluation.split}.",
-            highlight=False,
-        )
-    error = evaluation.reconstruction
-    console.print(
-        f"Reconstruction: mean squared error {error.error:.4f} of pixels in [0, 1]; the mean "
-        f"image's is {error.mean_image:.4f}.",
-        highlight=False,
-    )
+        of = f"{classified.count:,} images of the split {evaluation.split}"
+        error = f"error {classified.error:.2%} of {of}"
+        print_line(console, f"D's classifier ({evaluation.supervision}): {error}.")
+    found = evaluation.reconstruction
+    error = f"mean squared error {found.error:.4f} of pixels in [0, 1]"
+    print_line(console, f"Reconstruction: {error}; the mean image's is {found.mean_image:.4f}.")
     for note in evaluation.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        print_line(console, note)
 
 
 def _percent(score: "ProbeScore | None") -> str:

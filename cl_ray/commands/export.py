@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse_flags
-from cl_ray.console import PlainConsole
+from cl_ray.console import PlainConsole, print_line
 
 
 class ExportCommand(BaseConfig):
@@ -37,8 +37,7 @@ def command(arguments: Sequence[str]) -> None:
     kind = "torch.export programs"
     if "opset" in metadata:
         kind = f"ONNX, opset {metadata['opset']},"
-    line = f"{metadata['run']}, {metadata['checkpoint']}, as {kind} in {asked.out}"
-    console.print(line, highlight=False, soft_wrap=True)
+    print_line(console, f"{metadata['run']}, {metadata['checkpoint']}, as {kind} in {asked.out}")
     table = Table("file", "takes", "gives", "differs from PyTorch by", box=None, pad_edge=False)
     for file, described in metadata["files"].items():
         unit = "of 255" if described["output"]["dtype"] == "uint8" else "of the largest"

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
+from cl_ray.console import print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import ClassifierConfig, fitting_stride
@@ -47,14 +49,10 @@ def prepare_reference(dataset: Dataset, console: Console) -> None:
 
     Prints its accuracy, or why there is none.
     """
-    path = reference_path(dataset)
+    path, say = reference_path(dataset), partial(print_line, console)
     few = dataset.info.labelled_rows("train") < _LEAST_IMAGES
     if path is None or few or not needs_training(dataset):
         return
-
-    def say(sentence: str) -> None:
-        console.print(sentence, highlight=False, soft_wrap=True)
-
     with console.status("") as status:
         optional_reference(dataset, [str(path.parent)], lambda s: status.update(Text(s)), say)
 

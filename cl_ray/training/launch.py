@@ -7,13 +7,14 @@ import signal
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, LaunchOptions
-from cl_ray.console import PlainConsole, print_fields
+from cl_ray.console import PlainConsole, print_fields, print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, format_duration, pluralize, storage_errors
@@ -114,7 +115,7 @@ def _train_locked(
 ) -> TrainResult:
     checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     for note in checkpoints.set_aside_damaged():
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, note)
     check_resumable(config, dataset, folder, checkpoints, console)
     if launch.from_checkpoint:
         checkpoints.rollback_to(launch.from_checkpoint)
@@ -129,7 +130,7 @@ def _train_locked(
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
     for note in run_notes(config, dataset):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, note)
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 
@@ -139,9 +140,7 @@ def _train_locked(
         folder.write("config.yaml", config.to_yaml().encode())
         if initial and not newest:
             checkpoints.save(initial, epoch=0, step=0, metric=None)
-        wait_for_resources(
-            resources, config.worker_range[0], lambda line: console.print(line, soft_wrap=True)
-        )
+        wait_for_resources(resources, config.worker_range[0], partial(print_line, console))
         if resources.waits_for:  # on nodes that were not there before
             check_shared_storage(folder)
         outcome = _fit(config, folder, dataset, launch, resources, console)

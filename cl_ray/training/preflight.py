@@ -23,6 +23,7 @@ from rich.console import Console
 from cl_ray.base_config import marked_fields
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, differences
+from cl_ray.console import print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY, Partition
 from cl_ray.environment import usable_cpus
@@ -353,13 +354,8 @@ def check_resumable(
     changed = differences(before, config)
     changed = {k: pair for k, pair in changed.items() if k not in ("name", "storage")}
     but = f", but {_describe(changed)}" if changed else ""
-    console.print(
-        f"The run {folder} has no checkpoint yet and starts again, with the settings of its "
-        f"config.yaml{but}.",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    start = f"The run {folder} has no checkpoint yet and starts again"
+    print_line(console, f"{start}, with the settings of its config.yaml{but}.")
 
 
 def _check_complete(

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cl_ray.errors import format_duration, printable
+from cl_ray.errors import format_duration
 
 if TYPE_CHECKING:  # the actor's process imports this module, and shows nothing
     import ray.actor
@@ -209,6 +209,8 @@ class TrainingProgress:
         """Show what is new until the run is over, and once more."""
         import ray
 
+        from cl_ray.console import print_line
+
         shown, last = 0, False
         while not last:
             last = self._over.wait(0.25)
@@ -217,29 +219,26 @@ class TrainingProgress:
             except Exception:  # as while Ray shuts down; the run does not depend on its display
                 continue
             for message in messages:
-                self._print(message)
+                print_line(self.console, message)
             shown += len(messages)
             if progress and progress != self._last:
                 self._show(progress)
-
-    def _print(self, text: str) -> None:
-        # A console of the caller's own may take text for markup.
-        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
-        self.console.print(printable(text), soft_wrap=True, **plain)
 
     def _show(self, progress: dict[str, Any]) -> None:
         """Replace the progress line; the line of a finished epoch stays."""
         from rich.text import Text
 
+        from cl_ray.console import print_line
+
         finished = self._last and progress["epoch"] > self._last["epoch"]
         self._last = progress
         line = self._line(progress)
         if finished:
-            self._print(line)
+            print_line(self.console, line)
         elif self.console.is_terminal:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif progress["speed"] and time.monotonic() - self._printed_at > LOG_EVERY:
-            self._print(line)
+            print_line(self.console, line)
             self._printed_at = time.monotonic()
 
     def _line(self, progress: dict[str, Any]) -> str:

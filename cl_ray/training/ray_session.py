@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_ray.console import print_line
 from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.signals import hangup_blocked, termination_as_interrupt
@@ -66,15 +67,12 @@ def ray_session(
     if not connected:
         if address:
             check_address(address)
-        line = (
-            f"Joining the Ray cluster {address} …" if address else "Starting Ray on this machine …"
-        )
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        start = f"Joining the Ray cluster {address}" if address else "Starting Ray on this machine"
+        print_line(console, f"{start} …")
     import ray
 
-    warning = untested_ray_warning()
-    if warning:
-        console.print(warning, soft_wrap=True, highlight=False)
+    if warning := untested_ray_warning():
+        print_line(console, warning)
     if connected:
         yield started_local_ray()
         return
@@ -183,7 +181,7 @@ def _start_local_ray(dashboard: bool, options: dict[str, Any], console: Console)
     if usable_cpus() < (os.cpu_count() or 1):  # Ray counts those of the machine or the container
         options = {"num_cpus": usable_cpus(), **options}
     for line in (*check_local_ray(), *prepare_token(private_temp_folder())):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
     with local_ray_environment(dashboard), hangup_blocked():
         try:
             context = ray.init(

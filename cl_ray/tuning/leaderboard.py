@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from cl_ray.console import print_line
 from cl_ray.data.partition import TRAIN_SPLIT
 from cl_ray.errors import format_duration, pluralize, printable
 from cl_ray.tuning.search import Search
@@ -261,8 +262,7 @@ class SearchProgress:
         self._ended_before = ended if self._ended_before is None else self._ended_before
         if not self.console.is_terminal:
             if line:
-                text = Text(printable(f"[{ended}/{self.trials}] {line}"))
-                self.console.print(text, soft_wrap=True)
+                print_line(self.console, f"[{ended}/{self.trials}] {line}")
         elif line or time.monotonic() - self._last_refresh > _REFRESH_INTERVAL:
             self._last_refresh = time.monotonic()
             self.live.update(self._render(results, ended), refresh=True)
