@@ -50,15 +50,13 @@ class Classifier(nn.Module):
     Args:
         shape: Height, width and channels of an image.
         classes: Number of classes.
-        width: Channels of the first feature maps; the others have twice as many.
-        features: Dimensions of the penultimate layer.
-        stride: Of the first convolution, whose kernel is one pixel wider than two strides.
+        config: Architecture: feature maps after the first ones have twice their channels, and the
+            kernel of the first convolution is one pixel wider than two strides.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int, features: int, stride: int = 2
-    ):
+    def __init__(self, shape: tuple[int, int, int], classes: int, config: ClassifierConfig):
         super().__init__()
+        width, features, stride = config.width, config.features, config.stride
         side, channels = -(-shape[0] // stride), width
         first = _convolution(shape[2], width, 2 * stride + 1, stride)
         layers = [*first, *_convolution(width, width)]
@@ -135,7 +133,7 @@ def train_classifier(
     shape: tuple[int, int, int] = images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Classifier(shape, classes, config.width, config.features, config.stride)
+        network = Classifier(shape, classes, config)
     network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network)
     averaged, current = (
@@ -143,11 +141,7 @@ def train_classifier(
         for one in (ema, network)
     )
     optimizer = torch.optim.SGD(
-        network.parameters(),
-        config.lr,
-        momentum=0.9,
-        weight_decay=config.weight_decay,
-        nesterov=True,
+        network.parameters(), config.lr, 0.9, weight_decay=config.weight_decay, nesterov=True
     )
     batch = min(config.batch_size, len(images))
     steps = len(images) // batch

@@ -1,5 +1,6 @@
 """Evaluation of a trained model: samples, features and reconstructions. Free of Ray."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -321,28 +322,19 @@ class ModeEvaluator:
         self._digits = reference.digits.labels(reference.digits.features(real))
 
     def measure(self, samples: Pixels) -> ModeCoverage:
-        """Compute the mode metrics of samples, and of as many real triples.
-
-        Args:
-            samples: uint8 [N, 28, 28, 3], generated.
+        """Compute the mode metrics of samples, uint8 [N, 28, 28, 3], and of as many real triples.
 
         Raises:
             UserError: They are of another shape or not uint8.
         """
         triples = sample_triples(self.split, len(samples), self.seed)
+        modes = self.reference.labels(self.reference.features(samples))
         found, real = (
             np.bincount(labels, minlength=STACKED_MODES)
-            for labels in (self.labels(samples), mode_labels(self._digits[triples]))
+            for labels in (modes, mode_labels(self._digits[triples]))
         )
-        metrics = {
-            metric.name: MetricValue(metric.compute(found), metric.compute(real))
-            for metric in MODE_METRICS
-        }
+        metrics = {m.name: MetricValue(m.compute(found), m.compute(real)) for m in MODE_METRICS}
         return ModeCoverage(self.reference.name, len(samples), STACKED_MODES, metrics)
-
-    def labels(self, samples: Pixels) -> Labels:
-        """Return the mode of each sample, int64 [N]."""
-        return self.reference.labels(self.reference.features(samples))
 
 
 def evaluate_representation(
@@ -370,13 +362,10 @@ def evaluate_representation(
 
 
 def pixel_features(images: Pixels) -> Floats:
-    """Return pixels in [0, 1] as features, float32 [N, d], to compare representations with.
+    """Return the pixels of uint8 [N, H, W, C] in [0, 1] as features to compare with, [N, d].
 
     Images of more than 32 x 32 pixels are averaged to that: all pixels of photographs would take
     longer than all else, and gigabytes.
-
-    Args:
-        images: uint8 [N, H, W, C].
     """
     if images.shape[1] > PIXEL_SIDE:
         parts = torch.from_numpy(images).split(FORWARD_BATCH)
@@ -388,8 +377,7 @@ def pixel_features(images: Pixels) -> Floats:
 
 def default_images(dataset: Dataset) -> int:
     """Return how many training images probes are fitted to unless told: all, within limits."""
-    height, width, channels = dataset.info.shape
-    affordable = _MOST_BYTES // (height * width * channels)
+    affordable = _MOST_BYTES // math.prod(dataset.info.shape)
     return min(dataset.info.splits["train"].rows, _MOST_IMAGES, affordable)
 
 
@@ -418,9 +406,8 @@ class Evaluator:
         device: torch.device | str = "cpu",
     ):
         self.dataset, self.config, self.seed = dataset, config, seed
-        wanted = (
-            ("validation", "train") if split == "validation" else ("test", "validation", "train")
-        )
+        splits = ("test", "validation", "train")
+        wanted = splits[splits.index(split) :]
         self.split = next(name for name in wanted if name in dataset.info.splits)
         self.notes: list[str] = []
         name = resolve_reference(dataset, config.reference)
@@ -448,10 +435,9 @@ class Evaluator:
                 "The images have no labels, so no probe of the representation was measured."
             )
         without = [
-            f"{dataset.info.splits[name].unlabelled:,} of the {dataset.info.splits[name].rows:,} "
-            f"images of the split {name}"
-            for name in dict.fromkeys(("train", self.split))
-            if dataset.info.splits[name].unlabelled
+            f"{part.unlabelled:,} of the {part.rows:,} images of the split {name}"
+            for name, part in dataset.info.splits.items()
+            if part.unlabelled and name in ("train", self.split)
         ]
         if without:
             self.notes.append(

@@ -109,12 +109,7 @@ class FeatureData:
 
 
 def sample_view_pairs(images: Pixels, seed: int = 0) -> tuple[Pixels, Pixels]:
-    """Sample two views of each of the first 4096 images, uint8 [V, H, W, C].
-
-    Args:
-        images: uint8 [M, H, W, C].
-        seed: Seed of the views.
-    """
+    """Sample two views of each of the first 4096 images: uint8 [V, H, W, C] each."""
     random = torch.Generator().manual_seed(seed)
     views = []
     for _ in range(2):

@@ -41,7 +41,6 @@ _SUBSETS, _SUBSET_SIZE = 100, 1000
 """The kernel distance is the mean over so many subsets of at most so many rows."""
 _BLOCK_ROWS = 1000
 """Rows whose distances to all others are in memory at once: 80 MB of float64 for 10,000."""
-_DIGITS = 10
 _SINGLE_PROCESS: dict[str, Any] = {"sync_on_compute": False}
 """Only rank 0 evaluates: torchmetrics must not wait for the other ranks."""
 _NO_VIEWS = ViewConfig(rotate=0, shift=0, scale=0, shear=0, warp=0, erase=0)
@@ -116,14 +115,11 @@ class _Identity(nn.Module):
 
 
 def frechet_distance(real: Floats, fake: Floats) -> float:
-    """Compute the Fréchet distance of two Gaussians (Heusel et al., 2017, eq. 6).
+    """Compute the Fréchet distance of features [N, d] and [M, d] (Heusel et al., 2017, eq. 6).
 
-    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)), as usual the square of the distance, 0 if equal.
-    Over Inception's features it is known as FID, and over no others.
-
-    Args:
-        real: [N, d].
-        fake: [M, d]. The distance depends on N and M: compare like with like.
+    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)), as usual the square of the distance of the two
+    Gaussians, 0 if equal. It depends on N and M: compare like with like. Over Inception's features
+    it is known as FID, and over no others.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -134,16 +130,11 @@ def frechet_distance(real: Floats, fake: Floats) -> float:
 
 
 def kernel_distance(real: Floats, fake: Floats, seed: int = 0) -> float:
-    """Compute the kernel distance (KID: Binkowski et al., 2018, section 3), unbiased.
+    """Compute the kernel distance of features [N, d] and [M, d], unbiased.
 
-    The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, the mean over random
-    subsets. Its expectation is 0 for equal distributions, so it may be a little below 0, and its
-    baseline is noise around 0: take no ratio to it.
-
-    Args:
-        real: [N, d].
-        fake: [M, d].
-        seed: Seed of the subsets.
+    KID (Binkowski et al., 2018, section 3): the squared maximum mean discrepancy under the kernel
+    (x.y / d + 1)^3, the mean over random subsets. Its expectation is 0 for equal distributions, so
+    it may be a little below 0, and its baseline is noise around 0: take no ratio to it.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -256,22 +247,17 @@ def classification_accuracy_score(
         views=_NO_VIEWS,
     )
     known, held_out = labels != UNLABELLED, samples.held_out.labelled()
-    network = train_classifier(
-        samples.images[known], labels[known], samples.reference.classes, config
-    )
+    images, classes = samples.images[known], samples.reference.classes
+    network = train_classifier(images, labels[known], classes, config)
     predicted = classifier_outputs(network, held_out.image).argmax(1)
     return float((predicted == held_out.label).mean())
 
 
 def mode_kl(histogram: NDArray[np.int64], expected: NDArray[np.float64]) -> float:
-    """Compute KL(p || q) of the samples' distribution p over modes from the data's q, in nats.
+    """Compute KL(p || q) of a histogram [K] of samples over modes from `expected` q [K], in nats.
 
     0 if equal, log K if all samples are of one of K equally frequent modes. Of N samples of q
     itself it is about (K - 1) / 2N, for N well above K.
-
-    Args:
-        histogram: int64 [K], samples of each mode.
-        expected: float64 [K], q.
 
     Raises:
         UserError: `expected` is not positive with sum 1.
@@ -295,7 +281,7 @@ def expected_mode_fractions() -> NDArray[np.float64]:
     """
     labels = load_digits("train").label
     assert labels is not None
-    fractions = np.bincount(labels, minlength=_DIGITS) / len(labels)
+    fractions = np.bincount(labels, minlength=10) / len(labels)
     return np.einsum("a,b,c->abc", fractions, fractions, fractions).reshape(STACKED_MODES)
 
 

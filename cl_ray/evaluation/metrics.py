@@ -335,7 +335,7 @@ def available_metrics(context: MetricContext) -> list[str]:
     return [
         name
         for metric in METRICS
-        if not metric.thorough and not metric.unavailable(context)
+        if not (metric.thorough or metric.unavailable(context))
         for name in metric.names
     ]
 

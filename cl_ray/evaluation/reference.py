@@ -46,15 +46,12 @@ from cl_ray.evaluation.classifier import (
 from cl_ray.model import load
 from cl_ray.storage import RunStorage, write_file
 
-INCEPTION = "inception"
 INCEPTION_WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-_INCEPTION_NAME = "inception-v3"
 _PRETRAINED_BATCH = 64
 """Images in one forward pass of a pretrained model, which enlarges them."""
-_PACKAGED = ("mnist",)
 _PACKAGED_SHAPE = (28, 28, 1)
 _MEASURED = 10_000
 """Images that the accuracy of a reference is measured on, at most."""
@@ -95,20 +92,16 @@ class ReferenceClassifier:
 
     @classmethod
     def load(cls, name: str) -> "ReferenceClassifier":
-        """Load a reference.
-
-        Args:
-            name: `mnist` (packaged), or the path of a file that the command above wrote.
+        """Load `mnist` (packaged), or the file at a path that the command above wrote.
 
         Raises:
             UserError: It does not exist, or the file is not a reference.
         """
-        path = str(files("cl_ray.evaluation") / f"{name}.safetensors")
-        path = path if name in _PACKAGED else name
+        packaged = str(files("cl_ray.evaluation") / "mnist.safetensors")
+        path = packaged if name == "mnist" else name
         if not Path(path).is_file():
-            known = ", ".join((*_PACKAGED, STACKED))
             raise UserError(
-                f"There is no reference {name}: give {known}, or the path of one that "
+                f"There is no reference {name}: give mnist, {STACKED}, or the path of one that "
                 "`python -m cl_ray.evaluation.reference --data DATA --out PATH` wrote, a run, or a "
                 "pretrained model such as torchvision:resnet50."
             )
@@ -116,15 +109,8 @@ class ReferenceClassifier:
             with safetensors.safe_open(path, "pt") as file:
                 json = (file.metadata() or {})[_METADATA_KEY]
             metadata = ReferenceMetadata.model_validate_json(json)
-            config = metadata.config
             with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
-                network = Classifier(
-                    metadata.shape,
-                    len(metadata.classes),
-                    config.width,
-                    config.features,
-                    config.stride,
-                )
+                network = Classifier(metadata.shape, len(metadata.classes), metadata.config)
             network.load_state_dict(safetensors.torch.load_file(path))
             return cls(network, metadata)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -148,10 +134,7 @@ class ReferenceClassifier:
             raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
     def features(self, images: Pixels) -> Floats:
-        """Compute the classifier's penultimate layer, float32 [N, d], not negative.
-
-        Args:
-            images: uint8 [N, H, W, C].
+        """Compute the penultimate layer, float32 [N, d], not negative, of uint8 [N, H, W, C].
 
         Raises:
             UserError: The images are not of `shape` or not uint8.
@@ -184,10 +167,7 @@ class StackedReference:
         self.digits = ReferenceClassifier.load("mnist")
 
     def features(self, images: Pixels) -> Floats:
-        """Compute the concatenated features of the three channels, float32 [N, 3 d].
-
-        Args:
-            images: uint8 [N, 28, 28, 3].
+        """Compute the three channels' features, float32 [N, 3 d], of uint8 [N, 28, 28, 3].
 
         Raises:
             UserError: The images are of another shape or not uint8.
@@ -238,12 +218,12 @@ def _inception(weights: str, device: torch.device) -> PretrainedReference:
     if not Path(weights).is_file():
         raise UserError(
             f"Inception's weights are not at {weights or 'a given path'}: download "
-            f"{INCEPTION_WEIGHTS} and give `{INCEPTION}:PATH`."
+            f"{INCEPTION_WEIGHTS} and give `inception:PATH`."
         )
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        network = NoTrainInceptionV3(f"{_INCEPTION_NAME}-compat", ["2048"], weights)
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
     except ModuleNotFoundError as error:
         raise UserError(
             "Inception's features need torch-fidelity: `pip install torch-fidelity`."
@@ -253,7 +233,7 @@ def _inception(weights: str, device: torch.device) -> PretrainedReference:
             f"{weights} does not hold Inception's weights ({first_error_line(error)}): "
             f"download {INCEPTION_WEIGHTS}."
         ) from error
-    return _vision_model(_INCEPTION_NAME, network.to(device), device)
+    return _vision_model("inception-v3", network.to(device), device)
 
 
 def _torchvision(model: str, device: torch.device) -> PretrainedReference:
@@ -345,7 +325,7 @@ def _vision_model(
 
 
 _PRETRAINED: dict[str, Callable[[str, torch.device], PretrainedReference]] = {
-    INCEPTION: _inception,
+    "inception": _inception,
     "torchvision": _torchvision,
     "transformers": _transformers,
 }
@@ -487,10 +467,8 @@ def train_reference(
         UserError: The data has no labels or one class, or no images to measure the accuracy on.
     """
     info = dataset.info
-    if images is None:
-        train = dataset.read("train").labelled()
-    else:
-        train = sample_rows(dataset, "train", images, config.seed).labelled()
+    rows = sample_rows(dataset, "train", images, config.seed) if images else dataset.read("train")
+    train = rows.labelled()
     if train.label is None:
         raise UserError(f"{dataset.location} has no labels to train a reference on.")
     if (train.label == train.label[0]).all():
@@ -503,26 +481,24 @@ def train_reference(
     held_out, fitted = np.split(order, [int(hold_out * len(order))])
     measured_on: Literal["test", "validation", "held out"]
     if len(held_out):
-        pixels, labels, measured_on = train.image[held_out], train.label[held_out], "held out"
-    elif measured := labelled_held_out(dataset):
-        measured_on = measured
-        rows = sample_rows(dataset, measured_on, _MEASURED, config.seed).labelled()
-        assert rows.label is not None
-        pixels, labels = rows.image, rows.label
+        measured, measured_on = train.take(held_out), "held out"
+    elif split := labelled_held_out(dataset):
+        measured = sample_rows(dataset, split, _MEASURED, config.seed).labelled()
+        measured_on = split
     else:
         raise UserError(
             f"{dataset.location} has no split test with labels to measure the accuracy on: hold "
             "out some training images, such as --hold-out 0.1."
         )
-    network = train_classifier(
-        train.image[fitted], train.label[fitted], len(classes), config, on_epoch
-    )
+    images_fitted, labels = train.image[fitted], train.label[fitted]
+    network = train_classifier(images_fitted, labels, len(classes), config, on_epoch)
+    predicted = classifier_outputs(network, measured.image).argmax(1)
     metadata = ReferenceMetadata(
         data=info.name,
         shape=info.shape,
         classes=classes,
-        accuracy=float((classifier_outputs(network, pixels).argmax(1) == labels).mean()),
-        images=len(pixels),
+        accuracy=float((predicted == measured.label).mean()),
+        images=len(predicted),
         measured_on=measured_on,
         config=config,
     )

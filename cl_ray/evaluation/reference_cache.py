@@ -1,5 +1,6 @@
 """The reference classifier of labelled data, trained once and kept."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,8 +60,7 @@ def prepare_reference(dataset: Dataset, console: Console) -> None:
 
 def trained_images(dataset: Dataset) -> int:
     """Return how many training images the reference of a dataset is trained on."""
-    height, width, channels = dataset.info.shape
-    affordable = _BYTES // (height * width * channels)
+    affordable = _BYTES // math.prod(dataset.info.shape)
     return min(dataset.info.splits["train"].rows, _IMAGES, affordable)
 
 
@@ -82,14 +82,9 @@ def cached_reference(
 ) -> str:
     """Return the path of the dataset's reference; train it if no folder holds it.
 
-    It is kept in the first folder that can be written, named as by `reference_path`. A lock keeps
-    two commands from training it at once.
-
-    Args:
-        dataset: Labelled images.
-        folders: Local folders.
-        tell: Called with what takes long.
-        say: Called with sentences on where the reference is from.
+    It is kept in the first local folder that can be written, named as by `reference_path`. A lock
+    keeps two commands from training it at once. `tell` is called with what takes long, `say` with
+    sentences on where the reference is from.
 
     Raises:
         UserError: It cannot be trained on such data, or kept in no folder.

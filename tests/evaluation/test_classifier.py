@@ -16,6 +16,7 @@ from cl_ray.evaluation.classifier import (
     train_classifier,
 )
 
+SMALL = ClassifierConfig(width=4, features=10)
 TINY = ClassifierConfig(width=4, features=16, epochs=4, batch_size=32)
 
 
@@ -34,7 +35,7 @@ def trained_weights(digits: Any, **changes: Any) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [16, 28, 29, 32, 45, 64])
 def test_every_shape_of_image(side: int, channels: int) -> None:
-    network = Classifier((side, side, channels), 7, width=4, features=10).eval()
+    network = Classifier((side, side, channels), 7, SMALL).eval()
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, channels), np.uint8)
     assert classifier_outputs(network.trunk, images).shape == (3, 10)
     found = classifier_outputs(network, images)
@@ -50,14 +51,14 @@ def test_every_shape_of_image(side: int, channels: int) -> None:
 def test_the_stride_that_fits_leaves_small_maps(side: int, stride: int) -> None:
     """So that images of any size cost about the same."""
     assert fitting_stride(side) == stride
-    network = Classifier((side, side, 3), 7, 4, 10, stride).eval()
+    network = Classifier((side, side, 3), 7, SMALL.model_copy(update={"stride": stride})).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     assert classifier_outputs(network.trunk[:1], images).shape == (2, 4, *[-(-side // stride)] * 2)
     assert classifier_outputs(network, images).shape == (2, 7)
 
 
 def test_outputs_do_not_depend_on_the_batch(digits: Any) -> None:
-    network = Classifier((28, 28, 1), 10, width=4, features=10).eval()
+    network = Classifier((28, 28, 1), 10, SMALL).eval()
     images = digits[0][:1001]
     whole = classifier_outputs(network, images)
     parts = [classifier_outputs(network, images[:3]), classifier_outputs(network, images[3:])]
