@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
-
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 
@@ -83,9 +81,8 @@ class MetricsFile:
                 _append(Path(self.folder.uri, name), blob[len(old) :])
             else:
                 self.folder.write(name, blob)
-        filesystem, path = self.folder.open()
         for name in self._files.keys() - new.keys():
-            filesystem.delete_file(f"{path}/{name}")
+            self.folder.delete(name)
         self._files = new
 
 
@@ -98,10 +95,8 @@ def _append(path: Path, blob: bytes) -> None:
 
 def _read_files(folder: RunStorage) -> dict[str, bytes]:
     """Read the files with lines, by name, in the order of the epochs."""
-    filesystem, path = folder.open()
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    names = {info.base_name for info in filesystem.get_file_info(selector) if info.is_file}
-    ours = sorted(filter(_FILES.fullmatch, names), key=lambda name: (name != _FIRST, name))
+    names = filter(_FILES.fullmatch, folder.files())
+    ours = sorted(names, key=lambda name: (name != _FIRST, name))
     return {name: folder.read(name) or b"" for name in ours}
 
 

@@ -23,10 +23,7 @@ LEASE_FILE = ".lease"
 
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return the filesystem that holds a location, and the path on it.
-
-    Args:
-        location: A local path, or a URI such as `s3://bucket/key`.
+    """Return the filesystem of a local path or a URI such as `s3://bucket/key`, and the path on it.
 
     Raises:
         UserError: The URI's filesystem is unknown or cannot be reached, or it may hold a secret.
@@ -173,10 +170,8 @@ class RunStorage:
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {first_error_line(error)}.") from error
         if not found:
-            reason = (
-                "it has no config.yaml" if folder.exists() else "it does not exist, or is empty"
-            )
-            raise UserError(f"{folder} is not a run folder: {reason}.")
+            missing = "has no config.yaml" if folder.exists() else "does not exist, or is empty"
+            raise UserError(f"{folder} is not a run folder: it {missing}.")
         return folder
 
     @property
@@ -259,8 +254,21 @@ class RunStorage:
 
     def exists(self) -> bool:
         """Return whether the folder holds anything."""
+        return bool(self._infos(""))
+
+    def files(self, within: str = "") -> list[str]:
+        """Return the sorted names of the files in it, or in one of its folders; none if missing."""
+        return sorted(info.base_name for info in self._infos(within) if info.is_file)
+
+    def _infos(self, within: str) -> list[pyarrow.fs.FileInfo]:
         filesystem, path = self.open()
-        return bool(filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
+        selector = pyarrow.fs.FileSelector(f"{path}/{within}".rstrip("/"), allow_not_found=True)
+        return list(filesystem.get_file_info(selector))
+
+    def delete(self, file: str) -> None:
+        """Delete a file."""
+        filesystem, path = self.open()
+        filesystem.delete_file(f"{path}/{file}")
 
     def read(self, file: str) -> bytes | None:
         """Return a file's bytes; None if there is no such file."""

@@ -10,7 +10,6 @@ from PIL import Image
 from cl_ray.data.decoding import ImageLimits, decode_image
 from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Pixels
-from cl_ray.report.records import list_files
 from cl_ray.storage import RunStorage
 
 _SAVED_COLUMNS, _SAVED_GAP = 16, 2
@@ -70,7 +69,7 @@ def png_uri(png: bytes) -> str:
 
 def saved_epochs(folder: RunStorage, kind: str) -> list[int]:
     """Return the epochs for which `samples/{kind}-0001.png` and so on exist."""
-    names = [n for n in list_files(folder, "samples") if n.startswith(f"{kind}-")]
+    names = [n for n in folder.files("samples") if n.startswith(f"{kind}-")]
     numbers = [n.removeprefix(f"{kind}-").removesuffix(".png") for n in names]
     return sorted(int(n) for n in numbers if n.isdigit())
 

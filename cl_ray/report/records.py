@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
 from numpy.typing import NDArray
 
 from cl_ray.storage import RunStorage
@@ -34,14 +33,6 @@ class MetricCurve:
         return MetricCurve(np.array([self.steps[part[-1]] for part in parts]), means)
 
 
-def list_files(folder: RunStorage, within: str) -> list[str]:
-    """Return the sorted names of the files in a folder of the run; none if it does not exist."""
-    filesystem, path = folder.open()
-    selector = pyarrow.fs.FileSelector(f"{path}/{within}", allow_not_found=True)
-    found = filesystem.get_file_info(selector)
-    return sorted(i.base_name for i in found if i.type == pyarrow.fs.FileType.File)
-
-
 def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
     """Return a JSON object of the run; None if the file is missing or incomplete."""
     try:
@@ -53,7 +44,7 @@ def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
 
 def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
     """Return each metric by step, from TensorBoard's events, else from lines of metrics.jsonl."""
-    names = [name for name in list_files(folder, "tensorboard") if "tfevents" in name]
+    names = [name for name in folder.files("tensorboard") if "tfevents" in name]
     found = _events(folder, names) if names else {}
     if found:
         return found

@@ -14,7 +14,7 @@ import string
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -390,10 +390,8 @@ def forget_reported_checkpoints(folder: "RunStorage") -> None:
     of its folders is gone. `CheckpointStore` deletes old checkpoints and is what a run resumes
     from, so the list is not needed.
     """
-    filesystem, path = folder.open()
-    snapshot = f"{path}/checkpoint_manager_snapshot.json"
-    if filesystem.get_file_info(snapshot).is_file:
-        filesystem.delete_file(snapshot)
+    with suppress(FileNotFoundError):
+        folder.delete("checkpoint_manager_snapshot.json")
 
 
 def ascii_name(name: str) -> str:

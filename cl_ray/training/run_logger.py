@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyarrow.fs
 import torch
 from PIL import Image
 from ray.util.metrics import Gauge
@@ -72,8 +71,9 @@ class RunLogger:
         self.metrics = MetricsFile(folder, trainer.epochs, note)
         names = (trial.search, folder.name) if trial else (folder.name, "")
         self._gauges = PrometheusGauges(*names)
-        if not trainer.gan.steps:
-            self._delete_events()
+        if not trainer.gan.steps:  # a run that was ended before its first checkpoint starts again
+            for name in folder.files("tensorboard"):
+                folder.delete(f"tensorboard/{name}")
         self._events = SummaryWriter(
             str(self._mirror.path / "tensorboard"), purge_step=trainer.gan.steps + 1
         )
@@ -175,13 +175,6 @@ class RunLogger:
                 labels = batch.labels[present][: GRID_IMAGES // 4, number]
             columns += [x, g.decode(g.encode(x), labels=labels)]
         return uint8_grid(torch.stack(columns, 1).flatten(0, 1))
-
-    def _delete_events(self) -> None:
-        """Delete what a run wrote that was ended before its first checkpoint: it starts again."""
-        filesystem, path = self.folder.open()
-        events = pyarrow.fs.FileSelector(f"{path}/tensorboard", allow_not_found=True)
-        for file in filesystem.get_file_info(events):
-            filesystem.delete_file(file.path)
 
     def _log_hyperparameters(self, config: Config, trial: TrialInfo | None) -> None:
         """Write what TensorBoard's HPARAMS tab compares: a search's trials by what it varies.

@@ -8,7 +8,7 @@ import numpy as np
 from helpers.reported_run import EPOCHS, RECORDS, run_storage
 
 from cl_ray.metrics_file import read_epochs
-from cl_ray.report.records import list_files, read_curves, read_record
+from cl_ray.report.records import read_curves, read_record
 
 
 def test_curves_are_read_from_the_events_by_step(trained: Path) -> None:
@@ -44,7 +44,7 @@ def test_incomplete_lines_and_records_are_left_out(copied: Path) -> None:
     (copied / "summary.json").write_text(json.dumps({"epochs": 3})[:-1])
     assert read_record(folder, "summary.json") is None
     assert read_record(folder, "nowhere.json") is None
-    assert list_files(folder, "nowhere") == []
+    assert folder.files("nowhere") == []
 
 
 def test_nan_and_inf_are_left_out(tmp_path: Path) -> None:
