@@ -90,16 +90,9 @@ class CheckpointStore:
         """Names of checkpoints that are kept until `set_metric` is called for them."""
 
     def save(self, state: Mapping[str, Any], *, epoch: int, step: int, metric: float | None) -> str:
-        """Write a checkpoint, then delete those that are no longer kept.
+        """Write a checkpoint, then delete those that are no longer kept; return its name.
 
-        Args:
-            state: The result of `Trainer.state_dict()`.
-            epoch: Finished epochs.
-            step: Training steps since the start of the run; gives the checkpoint its name.
-            metric: Value that selects the best checkpoint, smaller is better; None if not known.
-
-        Returns:
-            The checkpoint's name.
+        `state` is the result of `Trainer.state_dict()`; for the others see `CheckpointManifest`.
 
         Raises:
             OSError: It cannot be written; what was written of it is deleted.
@@ -112,13 +105,10 @@ class CheckpointStore:
         described = ("config", "data", "shape", "classes", "counts")
         about = {key: state[key] for key in described if key in state} | {"step": step}
         # One entry, because safetensors writes several in any order.
-        metadata = {"cl_ray": json.dumps(about)}
-        blobs = {
-            file: safetensors.torch.save(
-                {k: v.contiguous() for k, v in gan.pop(part).items()}, metadata=metadata
-            )
-            for part, file in WEIGHTS.items()
-        }
+        metadata, blobs = {"cl_ray": json.dumps(about)}, {}
+        for part, file in WEIGHTS.items():
+            weights = {k: v.contiguous() for k, v in gan.pop(part).items()}
+            blobs[file] = safetensors.torch.save(weights, metadata)
         rest = {**state, "gan": gan}
         prior = rest.pop("prior", None)
         if prior is not None:
@@ -141,7 +131,10 @@ class CheckpointStore:
         try:
             if name in self.names():  # of the same step, or incomplete
                 self._delete(name)
-            self._create_folder(name)
+            if self._is_local:
+                create_folder(Path(self.folder, name))
+            else:
+                self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
             for file, blob in blobs.items():
                 self._write(f"{name}/{file}", blob)
             self._before_write()
@@ -273,15 +266,13 @@ class CheckpointStore:
                 f"All checkpoints of {self.folder} are damaged: {' '.join(damaged.values())} Put "
                 "back a copy of one, or start a new run with another --name."
             )
-        notes = []
-        for name, damage in damaged.items():
-            aside = self._set_aside(name)
-            notes.append(
-                f"{damage} The checkpoint is put aside as {aside}, and the run goes on from "
-                f"{resumes}."
-            )
+        notes = tuple(
+            f"{damage} The checkpoint is put aside as {self._set_aside(name)}, and the run goes on "
+            f"from {resumes}."
+            for name, damage in damaged.items()
+        )
         self._prune()
-        return tuple(notes)
+        return notes
 
     def _is_incomplete(self, name: str) -> bool:
         """Whether the writing or the deletion of a checkpoint was interrupted."""
@@ -413,12 +404,6 @@ class CheckpointStore:
     @property
     def _is_local(self) -> bool:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
-
-    def _create_folder(self, name: str) -> None:
-        if self._is_local:
-            create_folder(Path(self.folder, name))
-        else:
-            self.filesystem.create_dir(f"{self.folder}/{name}", recursive=True)
 
     def _read(self, path: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:

@@ -79,20 +79,12 @@ def _sample(prior: _PriorBuffers, *inputs: Tensor) -> Tensor:
     return Prior(*(getattr(prior, name) for name in prior.names)).transform_noise(*inputs)
 
 
-def _generate(generator: Generator, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-    return to_uint8(generator.decode(latents, labels=labels))
+def _generate(g: Generator, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    return to_uint8(g.decode(latents, labels=labels))
 
 
-def _encode(generator: Generator, images: Tensor) -> Tensor:
-    return generator.encode(to_unit(images))
-
-
-def _embed(discriminator: Discriminator, images: Tensor) -> Tensor:
-    return discriminator.representation(to_unit(images))
-
-
-def _score(discriminator: Discriminator, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    return discriminator.scores(discriminator.features(to_unit(images)), labels)
+def _score(d: Discriminator, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    return d.scores(d.features(to_unit(images)), labels)
 
 
 def exported_functions(model: TrainedModel) -> dict[str, ExportedFunction]:
@@ -104,34 +96,32 @@ def exported_functions(model: TrainedModel) -> dict[str, ExportedFunction]:
     D's representation, float32 [n, d]; `score`, to D's scores, float32 [n], higher for real. Where
     classes are needed, the last input is their indices, int64 [n].
     """
-
-    def decode(latents: Tensor, labels: Tensor | None = None) -> NDArray[np.uint8]:
-        return model.decode(latents, labels=None if labels is None else labels.numpy())
-
-    def score(images: Tensor, labels: Tensor | None = None) -> NDArray[np.float32]:
-        return model.score(images, None if labels is None else labels.numpy())
-
-    def with_labels(needed: bool, *inputs: str) -> tuple[str, ...]:
-        return (*inputs, "labels") if needed else inputs
-
-    g, d = model.generator, model.discriminator
+    g, d, prior = model.generator, model.discriminator, model.prior
+    if_classes = ("labels",) if model.classes else ()
+    if_projection = ("labels",) if d.is_projection else ()
+    encode = _Function(lambda g, images: g.encode(to_unit(images)), g)
+    embed = _Function(lambda d, images: d.representation(to_unit(images)), d)
     functions = {
         "generate": ExportedFunction(
-            _Function(_generate, g), with_labels(bool(model.classes), "latents"), "images", decode
+            _Function(_generate, g),
+            ("latents", *if_classes),
+            "images",
+            lambda latents, labels=None: model.decode(latents, labels=labels),
         ),
-        "encode": ExportedFunction(_Function(_encode, g), ("images",), "latents", model.encode),
-        "embed": ExportedFunction(_Function(_embed, d), ("images",), "embeddings", model.embed),
+        "encode": ExportedFunction(encode, ("images",), "latents", model.encode),
+        "embed": ExportedFunction(embed, ("images",), "embeddings", model.embed),
         "score": ExportedFunction(
-            _Function(_score, d), with_labels(d.is_projection, "images"), "scores", score
+            _Function(_score, d), ("images", *if_projection), "scores", model.score
         ),
     }
-    prior = model.prior
     if prior is None:
         return functions
-    inputs = with_labels(prior.weights.ndim == 2, "noise", "uniform")
+    inputs = ("noise", "uniform", *(("labels",) if prior.weights.ndim == 2 else ()))
     module = _Function(_sample, _PriorBuffers(prior))
-    sample = ExportedFunction(module, inputs, "latents", prior.transform_noise)
-    return {"sample": sample, **functions}
+    return {
+        "sample": ExportedFunction(module, inputs, "latents", prior.transform_noise),
+        **functions,
+    }
 
 
 def export(

@@ -77,15 +77,9 @@ class TrainedModel:
         device: torch.device | str = "cpu",
         **fields: Any,
     ) -> "TrainedModel":
-        """Build the networks and load their weights. Draws no random numbers of the caller's.
+        """Build the networks and load their state dicts; draws no random numbers of the caller's.
 
-        Args:
-            config: Config of the run.
-            shape: Height, width and channels of an image.
-            generator: State dict of the EMA generator.
-            discriminator: State dict of D.
-            device: Where the networks compute.
-            **fields: The other fields of `TrainedModel`.
+        The other arguments are fields of `TrainedModel`.
         """
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             networks = build_networks(config, shape, len(fields.get("classes", ())))
@@ -93,23 +87,16 @@ class TrainedModel:
         for network, weights in zip(networks, (generator, discriminator), strict=True):
             network.load_state_dict(weights)
             network.to(**layout).requires_grad_(False).eval()
-        return cls(
-            config=config,
-            shape=shape,
-            generator=networks[0],
-            discriminator=networks[1],
-            device=torch.device(device),
-            **fields,
-        )
+        g, d = networks
+        where = torch.device(device)
+        return cls(config=config, shape=shape, generator=g, discriminator=d, device=where, **fields)
 
     @classmethod
     def from_trainer(cls, trainer: Trainer) -> "TrainedModel":
         """Wrap the networks of a live trainer, without copying them.
 
-        D stays in training mode: call `eval()` on it while spectral norm must not be updated.
-
-        Args:
-            trainer: Its config may be a `Config` or only a `TrainerConfig`.
+        D stays in training mode: call `eval()` on it while spectral norm must not be updated. The
+        trainer's config may be a `Config` or only a `TrainerConfig`.
         """
         gan, config = trainer.gan, trainer.config
         if not isinstance(config, Config):
@@ -135,11 +122,9 @@ class TrainedModel:
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
         """Draw rows start to start + n of the unit noise of a seed: float32 [n, latent]."""
-        latent = self.config.generator.latent
+        shape = BLOCK, self.config.generator.latent
         return indexed_samples(
-            lambda block: torch.randn(BLOCK, latent, generator=seeded_generator(seed, block)),
-            n,
-            start,
+            lambda block: torch.randn(shape, generator=seeded_generator(seed, block)), n, start
         )
 
     def latents(
@@ -168,13 +153,7 @@ class TrainedModel:
         """Draw rows start to start + n of the labels of a seed.
 
         Each class is as frequent as among the training images, to within one image of each BLOCK
-        (systematic sampling: Madow, 1949).
-
-        Args:
-            n: Number of labels.
-            seed: Seed of all random numbers.
-            start: Index of the first label.
-            label: Name or index of the only class to draw; None draws from all.
+        (systematic sampling: Madow, 1949). With `label`, a name or an index, all are of that class.
 
         Returns:
             Class indices [n]; None if the run was trained without classes.
@@ -268,12 +247,9 @@ class TrainedModel:
         truncation: float = 1.0,
         labels: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """Decode latent vectors [n, latent] to images, uint8 [n, H, W, C].
+        """Decode latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C].
 
-        Args:
-            latents: float32 [n, latent].
-            truncation: See `generate`.
-            labels: Class indices [n]; required by a run with classes.
+        A run with classes needs `labels`, class indices [n]. For the truncation see `generate`.
 
         Raises:
             UserError: Labels are missing, or given to a run without classes.
@@ -293,11 +269,9 @@ class TrainedModel:
     def reconstruct(
         self, images: Images, labels: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
-        """Compute G(x), uint8 [n, H, W, C], of images [n, H, W] or [n, H, W, C].
+        """Compute G(x), uint8 [n, H, W, C], of uint8 images [n, H, W] or [n, H, W, C].
 
-        Args:
-            images: uint8.
-            labels: Class indices [n]; a run with classes takes D's prediction if None.
+        A run with classes decodes by `labels`, class indices [n]; None takes D's predictions.
 
         Raises:
             UserError: The labels do not fit, or are missing and D predicts none (condition
@@ -334,11 +308,9 @@ class TrainedModel:
 
     @torch.no_grad()
     def score(self, images: Images, labels: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Compute D's scores, float32 [n], higher for real, of images [n, H, W] or [n, H, W, C].
+        """Compute D's scores, float32 [n], higher for real, of uint8 [n, H, W] or [n, H, W, C].
 
-        Args:
-            images: uint8.
-            labels: Class indices [n]; required by the condition `projection`.
+        The condition `projection` needs `labels`, class indices [n].
 
         Raises:
             UserError: The images or labels do not fit.
