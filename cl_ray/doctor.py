@@ -17,6 +17,7 @@ from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 from cl_ray.training.auth_token import readable_by_others, token_file
 from cl_ray.training.machine import Finding, State, check_machine_for_ray
+from cl_ray.training.resources import alive_nodes, start_on_node
 
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
 """Packages that must have the same versions on all nodes."""
@@ -103,10 +104,8 @@ def check_gpus(machine: MachineInfo, ray_gpus: float | None = None) -> Finding:
         found += f", Ray {ray_gpus:g}"
     state: State = "failure"
     if not isinstance(machine.usable, int):
-        built_for_cpus = "CPUs" in machine.usable
-        advice = (
-            "install a torch for CUDA" if built_for_cpus else "fix the error that torch reports"
-        )
+        for_cpus = "CPUs" in machine.usable
+        advice = "install a torch for CUDA" if for_cpus else "fix the error that torch reports"
     elif machine.usable < machine.devices:
         advice = "the driver is too old for this torch: use a newer image (see nvidia-smi)"
     elif ray_gpus is not None and ray_gpus > machine.usable:
@@ -197,7 +196,7 @@ def check_cluster(storage: str | None, constraints: Path) -> Iterator[Finding]:
 
     yield check_token()
     tested = read_constraints(constraints)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     for node in nodes:
         name = node["NodeManagerHostname"]
         machine = _result(_submit(node, inspect_machine))
@@ -270,14 +269,7 @@ def _check_all_reduce(workers: list[Any]) -> Finding:
 
 def _submit(node: dict[str, Any], function: Callable[..., Any], *args: Any, gpus: int = 0) -> Any:
     """Start a function on that node and no other; return its reference."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return (
-        ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(function)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(*args)
-    )
+    return start_on_node(node["NodeID"], function, *args, num_gpus=gpus, max_retries=0)
 
 
 def _result(reference: Any) -> Any:
@@ -335,5 +327,4 @@ def all_reduce_ones(rank: int, world: int, address: str, gpu: bool) -> float:
 
 def _last_line(error: Exception) -> str:
     """Return the last line of an error, which gives the reason."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]

@@ -49,9 +49,8 @@ EvaluationResult = tuple[EvaluationRequest, Evaluation | str]
 class NetworkEvaluator:
     """Evaluates given weights; a Ray actor, or a plain object.
 
-    Args:
-        name: The run's name, shown in the dashboard.
-        threads: CPU threads, for a process of its own; None leaves this process as it is.
+    It is told the run's name, which the dashboard shows, and the CPU threads of a process of its
+    own; None leaves this process as it is.
     """
 
     def __init__(

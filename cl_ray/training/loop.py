@@ -37,12 +37,8 @@ from cl_ray.evaluation.reference import resolve_reference
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage, without_options
 from cl_ray.trainer import Trainer
-from cl_ray.training.async_evaluation import (
-    AsyncEvaluator,
-    EvaluationRequest,
-    copy_weights,
-)
-from cl_ray.training.process_group import build_torch_config
+from cl_ray.training.async_evaluation import AsyncEvaluator, EvaluationRequest, copy_weights
+from cl_ray.training.process_group import ProcessGroupConfig
 from cl_ray.training.progress import TrialInfo, worker_failure_callback
 from cl_ray.training.ray_compat import build_run_config, forget_reported_checkpoints
 from cl_ray.training.resources import WorkerResources
@@ -85,7 +81,7 @@ def build_torch_trainer(
             "trial": trial,
         },
         # NCCL refuses two workers on one GPU.
-        torch_config=build_torch_config("gloo" if resources.gpus % 1 else None),
+        torch_config=ProcessGroupConfig("gloo" if resources.gpus % 1 else None),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=resources.gpus > 0,
@@ -230,23 +226,15 @@ class RankZeroHooks:
         self.evaluation: Evaluation | None = None
         dataset = trainer.partition.dataset
         self.checkpoint_metric = resolve_checkpoint_metric(config, dataset)
+        device, report = trainer.gan.device, progress.add_message.remote
         self.evaluator = AsyncEvaluator(
-            config,
-            dataset,
-            folder.name,
-            trainer.gan.device,
-            progress.add_message.remote,
-            beside=trial is None,
+            config, dataset, folder.name, device, report, beside=trial is None
         )
         self._updated_at = 0.0
         self._update_progress({}, 0.0, force=True)
         newest = checkpoints.newest()
-        if (
-            newest
-            and trainer.epochs
-            and not trainer.position
-            and self.logger.lacks_evaluation(trainer.epochs)
-        ):
+        between = trainer.epochs and not trainer.position
+        if newest and between and self.logger.lacks_evaluation(trainer.epochs):
             self._start_evaluation(newest.name)  # the run stopped before it was finished
 
     def on_log(self, log: StepLog) -> None:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -72,57 +73,52 @@ def check_temp_folder() -> Finding:
 
     It must be this user's alone, its path short enough for sockets, and have room.
     """
-    folder = private_temp_folder()
+    folder, finding = private_temp_folder(), partial(Finding, "temp folder", socket.gethostname())
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     elsewhere = "set RAY_TMPDIR to a folder of yours with room, such as /var/tmp"
     length = len(os.fsencode(ray_temp_folder() / _LONGEST_SOCKET))
     if length > MAX_SOCKET_PATH:
         most = MAX_SOCKET_PATH - length + len(os.fsencode(folder.parent))
-        return _finding(
-            "temp folder",
-            "failure",
-            f"{variable} {folder.parent} is too long for the path of a socket",
-            f"set RAY_TMPDIR to one of at most {most} bytes, such as /tmp",
-        )
+        found = f"{variable} {folder.parent} is too long for the path of a socket"
+        shorter = f"set RAY_TMPDIR to one of at most {most} bytes, such as /tmp"
+        return finding("failure", found, shorter)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = folder.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-            return _finding(
-                "temp folder", "failure", f"{folder} belongs to another user", elsewhere
-            )
+            return finding("failure", f"{folder} belongs to another user", elsewhere)
         folder.chmod(0o700)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(_PROBE)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         found = f"{folder} {'is full' if full else 'cannot be written'} ({error.strerror})"
-        return _finding("temp folder", "failure", found, elsewhere)
+        return finding("failure", found, elsewhere)
     disk = shutil.disk_usage(folder)
     found = f"{folder} has {_size(disk.free)} of {_size(disk.total)} free"
     if disk.free < MIN_FREE_DISK:
-        return _finding("temp folder", "failure", f"{found}, too little for Ray", elsewhere)
+        return finding("failure", f"{found}, too little for Ray", elsewhere)
     if disk.free < (1 - MAX_DISK_USAGE) * disk.total:
         found += ", and Ray writes no objects to a disk that is 95 % full"
-        return _finding("temp folder", "warning", found, elsewhere)
-    return _finding("temp folder", "ok", found)
+        return finding("warning", found, elsewhere)
+    return finding("ok", found)
 
 
 def check_shared_memory() -> Finding:
     """Check the size of /dev/shm, in which Ray keeps objects on Linux."""
+    finding = partial(Finding, "shared memory", socket.gethostname())
     if sys.platform != "linux":
-        return _finding("shared memory", "ok", "not used on this system")
+        return finding("ok", "not used on this system")
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError as error:
         found = f"/dev/shm cannot be used ({error.strerror})"
-        return _finding("shared memory", "failure", found, "mount a tmpfs there")
+        return finding("failure", found, "mount a tmpfs there")
     wanted = min(OBJECT_STORE_SHARE * available_memory(), OBJECT_STORE_CAP)
     found = f"/dev/shm has {_size(free)} free"
     if free >= wanted:
-        return _finding("shared memory", "ok", found)
-    return _finding(
-        "shared memory",
+        return finding("ok", found)
+    return finding(
         "warning",
         f"{found}, so that Ray keeps objects in {ray_temp_folder()}, which is slower",
         f"free some, or give a container more (docker run --shm-size={math.ceil(wanted / 1e9)}g)",
@@ -131,16 +127,12 @@ def check_shared_memory() -> Finding:
 
 def check_memory() -> Finding:
     """Check that Ray, a driver and a worker fit into the memory that this machine has free."""
-    free = available_memory()
+    free, finding = available_memory(), partial(Finding, "memory", socket.gethostname())
     found = f"{_size(free)} of memory are free"
     if free >= MIN_MEMORY:
-        return _finding("memory", "ok", found)
-    return _finding(
-        "memory",
-        "failure",
-        f"{found}, and Ray with one worker needs {_size(MIN_MEMORY)}",
-        "end other programs, or give the container more",
-    )
+        return finding("ok", found)
+    found += f", and Ray with one worker needs {_size(MIN_MEMORY)}"
+    return finding("failure", found, "end other programs, or give the container more")
 
 
 def check_local_ray() -> Iterator[str]:
@@ -154,10 +146,6 @@ def check_local_ray() -> Iterator[str]:
             raise UserError(f"Ray cannot start here: {finding}")
         if finding.state == "warning":
             yield str(finding)
-
-
-def _finding(check: str, state: State, found: str, advice: str = "") -> Finding:
-    return Finding(check, socket.gethostname(), state, found, advice)
 
 
 def _size(count: float) -> str:

@@ -31,7 +31,12 @@ from cl_ray.errors import UserError, pluralize
 from cl_ray.storage import RunStorage, absolute_location
 from cl_ray.training.ray_compat import in_ray_job
 from cl_ray.training.ray_session import cluster_address
-from cl_ray.training.resources import InsufficientResourcesError, Shortage
+from cl_ray.training.resources import (
+    InsufficientResourcesError,
+    Shortage,
+    alive_nodes,
+    start_on_node,
+)
 
 WRITTEN_AFTER_FIRST_CHECKPOINT = ("generator.safetensors", "checkpoints/best.txt")
 LEAST_STEPS = 300
@@ -289,9 +294,8 @@ def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
         UserError: A node does not see what is written here.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     if folder.remote or len(nodes) < 2:
         return
     mark = Path(folder.uri) / f".seen-{uuid4().hex}"  # no earlier run has left this one
@@ -299,13 +303,9 @@ def check_shared_storage(folder: RunStorage, flag: str = "storage") -> None:
     def sees() -> bool:
         return mark.exists()
 
-    def look(node: dict[str, Any]) -> Any:
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        return ray.remote(num_cpus=0)(sees).options(scheduling_strategy=on_node).remote()
-
     mark.touch()
     try:
-        seen = ray.get([look(node) for node in nodes])
+        seen = ray.get([start_on_node(node["NodeID"], sees) for node in nodes])
     finally:
         mark.unlink()
     blind = [n["NodeManagerHostname"] for n, sees in zip(nodes, seen, strict=True) if not sees]

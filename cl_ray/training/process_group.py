@@ -20,17 +20,8 @@ from cl_ray.training.ray_compat import on_loopback, session_log_dir
 _RayTorchBackend: Any = TorchConfig().backend_cls
 
 
-def build_torch_config(backend: str | None) -> TorchConfig:
-    """Return the config of the process group of a run on the connected Ray.
-
-    Args:
-        backend: `gloo` or `nccl`; None for NCCL if the workers have GPUs, else gloo.
-    """
-    return ProcessGroupConfig(backend=backend)
-
-
 class ProcessGroupConfig(TorchConfig):
-    """A `TorchConfig` for the workers of a run."""
+    """A `TorchConfig` for the workers of a run; by default NCCL if they have GPUs, else gloo."""
 
     @property
     def backend_cls(self) -> Any:
@@ -53,19 +44,11 @@ class ProcessGroupBackend(_RayTorchBackend):
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         backend = backend_config.backend or ("nccl" if gpus else "gloo")
         file = worker_group.execute_single(0, _new_store_file)
-        workers = len(worker_group)
+        shared = backend, file, len(worker_group), backend_config.timeout_s
         ray.get(
             [
-                worker_group.execute_single_async(
-                    rank,
-                    _join_process_group,
-                    backend,
-                    file,
-                    rank,
-                    workers,
-                    backend_config.timeout_s,
-                )
-                for rank in range(workers)
+                worker_group.execute_single_async(rank, _join_process_group, *shared, rank)
+                for rank in range(len(worker_group))
             ]
         )
 
@@ -81,7 +64,7 @@ def _new_store_file() -> str:
     return f"{tempfile.mkdtemp(prefix='process_group-', dir=logs and logs.parent)}/store"
 
 
-def _join_process_group(backend: str, file: str, rank: int, workers: int, timeout: int) -> None:
+def _join_process_group(backend: str, file: str, workers: int, timeout: int, rank: int) -> None:
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, loopback)

@@ -138,12 +138,9 @@ class ProgressActor:
 
 def start_progress_actor(owner: str) -> "ray.actor.ActorHandle[Any]":
     """Start the actor of a run on this node, as any other node may leave the cluster."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from cl_ray.training.resources import start_on_node
 
-    node = ray.get_runtime_context().get_node_id()
-    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=on_node)(ProgressActor).remote(owner)
+    return start_on_node(None, ProgressActor, owner)
 
 
 def worker_failure_callback(actor: "ray.actor.ActorHandle[Any]") -> "ray.train.UserCallback":

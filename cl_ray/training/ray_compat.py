@@ -87,10 +87,9 @@ def configure_ray_environment(dashboard: bool) -> None:
 
     With a dashboard, Ray Train tracks its state for it.
     """
-    for name, value in RAY_ENVIRONMENT.items():
+    tracking = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"} if dashboard else {}
+    for name, value in (RAY_ENVIRONMENT | tracking).items():
         os.environ.setdefault(name, value)
-    if dashboard:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 
 
 @contextmanager
@@ -345,7 +344,8 @@ def autoscaler_settings() -> dict[str, Any] | bool:
     in Ray's key-value store shows that it lives, but not its limits.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cl_ray.training.resources import alive_nodes, start_on_node
 
     def look() -> dict[str, Any] | bool:  # nested: pickled by value, for the head's process
         import json
@@ -377,10 +377,9 @@ def autoscaler_settings() -> dict[str, Any] | bool:
             return True
         return bool(get_cluster_status(gcs).stats.autoscaler_version != "0")
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    head = next(node["NodeID"] for node in alive if HEAD_RESOURCE in node["Resources"])
-    on_head = NodeAffinitySchedulingStrategy(head, soft=False)
-    return ray.get(ray.remote(num_cpus=0)(look).options(scheduling_strategy=on_head).remote())
+    nodes = alive_nodes()
+    head = next(node["NodeID"] for node in nodes if HEAD_RESOURCE in node["Resources"])
+    return ray.get(start_on_node(head, look))
 
 
 def forget_reported_checkpoints(folder: "RunStorage") -> None:

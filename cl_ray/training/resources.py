@@ -140,11 +140,30 @@ def find_autoscaler() -> Autoscaler | None:
         return UNKNOWN_AUTOSCALER
 
 
-def live_nodes() -> list[NodeResources]:
-    """The resources of each node of the connected cluster."""
+def alive_nodes() -> list[dict[str, Any]]:
+    """The nodes of the connected cluster that are alive, as `ray.nodes` describes them."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def live_nodes() -> list[NodeResources]:
+    """The resources of each node of the connected cluster."""
+    return [node["Resources"] for node in alive_nodes()]
+
+
+def start_on_node(node: str | None, target: Any, *arguments: Any, **options: Any) -> Any:
+    """Start a task or an actor on the node of that id, or on this one, and nowhere else; no CPU.
+
+    Another node may leave the cluster, and an actor with it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = node or ray.get_runtime_context().get_node_id()
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    remote = ray.remote(num_cpus=0, scheduling_strategy=on_node, **options)(target)
+    return remote.remote(*arguments)
 
 
 def max_capacity(

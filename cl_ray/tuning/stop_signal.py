@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 import ray.actor
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MAX_WAITING = 100_000
 """Trials that may wait for the signal at once."""
@@ -51,13 +50,9 @@ class StopSignal:
 
 def start_stop_signal(search: str) -> "ray.actor.ActorHandle[Any]":
     """Start the actor on this node: another node may leave the cluster, and the actor with it."""
-    node = ray.get_runtime_context().get_node_id()
-    actor = ray.remote(
-        num_cpus=0,
-        max_concurrency=_MAX_WAITING,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    )(StopSignal)
-    return actor.remote(search)
+    from cl_ray.training.resources import start_on_node
+
+    return start_on_node(None, StopSignal, search, max_concurrency=_MAX_WAITING)
 
 
 class StopListener:

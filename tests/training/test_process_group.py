@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 
 from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep
-from cl_ray.training.process_group import build_torch_config
+from cl_ray.training.process_group import ProcessGroupConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 
@@ -39,7 +39,7 @@ def test_graphs_are_freed_before_the_group_that_several_workers_have(
 
     TorchTrainer(
         train,
-        torch_config=build_torch_config("gloo"),
+        torch_config=ProcessGroupConfig("gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
