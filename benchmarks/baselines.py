@@ -20,10 +20,10 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from bare import build_trainer
+from bare import build_trainer, train_until
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from cl_ray.cli import default_preset
 from cl_ray.config import Config, preset
@@ -42,7 +42,6 @@ from cl_ray.model import TrainedModel
 from cl_ray.networks.build import build_discriminator
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.normalize import to_uint8, to_unit
-from cl_ray.step_log import StepLog
 
 MEASURED = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 LATENT, WIDTH, BATCH, LR, BETAS = 100, 64, 128, 2e-4, (0.5, 0.999)
@@ -56,11 +55,8 @@ def build_generator(channels: int) -> nn.Module:
         nn.ReLU(True),
     ]
     for width in (WIDTH * 4, WIDTH * 2, WIDTH):
-        layers += [
-            nn.ConvTranspose2d(width * 2, width, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(True),
-        ]
+        layers.append(nn.ConvTranspose2d(width * 2, width, 4, 2, 1, bias=False))
+        layers += [nn.BatchNorm2d(width), nn.ReLU(True)]
     return nn.Sequential(*layers, nn.ConvTranspose2d(WIDTH, channels, 4, 2, 1), nn.Tanh())
 
 
@@ -68,11 +64,8 @@ def build_dcgan_discriminator(channels: int) -> nn.Module:
     """Build the tutorial's D, from images [B, C, 64, 64] to scores [B]."""
     layers: list[nn.Module] = [nn.Conv2d(channels, WIDTH, 4, 2, 1), nn.LeakyReLU(0.2, True)]
     for width in (WIDTH, WIDTH * 2, WIDTH * 4):
-        layers += [
-            nn.Conv2d(width, width * 2, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width * 2),
-            nn.LeakyReLU(0.2, True),
-        ]
+        layers.append(nn.Conv2d(width, width * 2, 4, 2, 1, bias=False))
+        layers += [nn.BatchNorm2d(width * 2), nn.LeakyReLU(0.2, True)]
     return nn.Sequential(*layers, nn.Conv2d(WIDTH * 8, 1, 4, 1, 0), nn.Flatten(0))
 
 
@@ -95,15 +88,12 @@ def train_dcgan(images: Tensor, seconds: float) -> tuple[nn.Module, int]:
         real = to_unit(images[torch.randint(len(images), (BATCH,))])
         fake = g(torch.randn(BATCH, LATENT, 1, 1))
         ones = torch.ones(BATCH)
-        scores = d(real), d(fake.detach())
-        d_loss = functional.binary_cross_entropy_with_logits(scores[0], ones)
-        d_loss = d_loss + functional.binary_cross_entropy_with_logits(scores[1], 0 * ones)
+        d_loss = cross_entropy(d(real), ones) + cross_entropy(d(fake.detach()), 0 * ones)
         d_optimizer.zero_grad()
         d_loss.backward()
         d_optimizer.step()
-        g_loss = functional.binary_cross_entropy_with_logits(d(fake), ones)
         g_optimizer.zero_grad()
-        g_loss.backward()
+        cross_entropy(d(fake), ones).backward()
         g_optimizer.step()
         steps += 1
     return g, steps
@@ -134,23 +124,10 @@ def train_simclr(
     return network, steps
 
 
-class _TimeSpent(Exception):
-    pass
-
-
 def train_cl_ray(dataset: Dataset, config: Config, seconds: float) -> tuple[TrainedModel, int]:
     """Train a preset in this process; return the networks and their steps."""
     trainer, end = build_trainer(config, dataset), time.process_time() + seconds
-
-    def check_time(_: StepLog) -> None:
-        if time.process_time() > end:
-            raise _TimeSpent
-
-    try:
-        while True:
-            trainer.train_epoch(check_time)
-    except _TimeSpent:
-        trainer.fit_prior()
+    train_until(trainer, lambda _: time.process_time() > end)
     return TrainedModel.from_trainer(trainer), trainer.gan.steps
 
 

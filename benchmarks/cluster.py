@@ -7,7 +7,6 @@ epochs were lost with the machine that is killed during training, and the second
 resumed. `--all` runs the whole file each time.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,7 +14,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -43,19 +44,13 @@ def run_once(select: str, metrics_file: Path) -> tuple[bool, float, dict[str, fl
     return passed, time.monotonic() - began, metrics
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("rounds", type=int, nargs="?", default=10)
-    parser.add_argument("--all", action="store_true", help="run the whole file each time")
-    options = parser.parse_args()
+def main(rounds: Annotated[int, tyro.conf.Positional] = 10, all: bool = False) -> None:
+    """Print the table; with `all`, run the whole file each time."""
     table = Table("round", "passed", "seconds in all", "epochs lost", "seconds to recovery")
     passes, lost, recovered = 0, [], []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds):
-            select = "test" if options.all else STORY
+        for number in range(rounds):
+            select = "test" if all else STORY
             passed, seconds, metrics = run_once(select, Path(folder) / "metrics.jsonl")
             passes += passed
             row = [str(number + 1), "yes" if passed else "NO", f"{seconds:.0f}"]
@@ -67,9 +62,9 @@ def main() -> None:
             print(*row, flush=True)
     worst = [f"{max(lost):.2f}", f"{max(recovered):.0f}"] if lost else ["", ""]
     table.add_section()
-    table.add_row("worst", f"{passes} of {options.rounds}", "", *worst)
+    table.add_row("worst", f"{passes} of {rounds}", "", *worst)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -28,8 +28,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-import yaml
-from bare import build_trainer
+from bare import build_trainer, cell_fields, train_until
 from rich.console import Console
 
 from cl_ray.config import Config, build_config, merge, preset
@@ -45,11 +44,8 @@ from cl_ray.model import TrainedModel
 from cl_ray.networks.build import FAMILIES
 from cl_ray.step_log import NonFiniteLossError, StepLog
 from cl_ray.trainer import Trainer
-from cl_ray.tuning.space import unflatten
 
-PENALTIES = {
-    "relativistic": "losses.r1=0.05 losses.r2=0.05 losses.gradient_penalty=0",
-}
+PENALTIES = {"relativistic": "losses.r1=0.05 losses.r2=0.05 losses.gradient_penalty=0"}
 """The penalties of an objective's own paper; the others keep the default's."""
 FAMILY_RATES = {"residual": "optimizer.lr_g=0.005 optimizer.lr_d=0.0025"}
 """With the preset's rates the residual family stays black."""
@@ -84,19 +80,13 @@ def build_cell_config(cell: str, table: str, seed: int, device: str, data: Path)
     fields = merge(preset("quick").model_dump(), {"seed": seed, "device": device, "log_every": 10})
     if table == "stacked":
         fields["data"] = str(data)
-    changes = (assignment.split("=") for assignment in cell.split())
-    values = {name: yaml.safe_load(text) for name, text in changes}
-    return build_config(merge(fields, unflatten(values)), f"the cell {cell!r}")
+    return build_config(merge(fields, cell_fields(cell)), f"the cell {cell!r}")
 
 
 def config_digest(config: Config) -> str:
     """Hash all that decides what the networks become."""
     fields = config.model_dump(exclude={"device", "checkpoint", "evaluation"})
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
-
-
-class _BudgetSpent(Exception):
-    pass
 
 
 def train(config: Config, seconds: float | None, pairs: int | None) -> tuple[Trainer, float, str]:
@@ -108,20 +98,14 @@ def train(config: Config, seconds: float | None, pairs: int | None) -> tuple[Tra
     trainer = build_trainer(config)
     began = time.process_time()
 
-    def check_budget(log: StepLog) -> None:
+    def is_spent(log: StepLog) -> bool:
         if pairs:
-            spent = log.step * config.batch_size >= pairs
-        else:
-            spent = seconds is not None and time.process_time() - began >= seconds
-        if spent:
-            raise _BudgetSpent
+            return log.step * config.batch_size >= pairs
+        return seconds is not None and time.process_time() - began >= seconds
 
     error = ""
     try:
-        while True:
-            trainer.train_epoch(check_budget)
-    except _BudgetSpent:
-        trainer.fit_prior()
+        train_until(trainer, is_spent)
     except NonFiniteLossError as failure:
         error = str(failure)
     return trainer, time.process_time() - began, error

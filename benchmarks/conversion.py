@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
@@ -31,21 +30,6 @@ for file in sorted(Path(sys.argv[1]).rglob("*.jpg")):
     with Image.open(file) as image:
         np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 """
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure.
-
-    Args:
-        images: How many.
-        size: `cl-ray data --size`.
-        rounds: Turns; the least of each is taken.
-    """
-
-    images: int = 20_000
-    size: int = 64
-    rounds: int = 3
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -71,21 +55,26 @@ def cpu_seconds(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main(options: Options) -> None:
-    """Measure in turns and print."""
-    size = str(options.size)
+def main(images: int = 20_000, size: int = 64, rounds: int = 3) -> None:
+    """Measure in turns and print.
+
+    Args:
+        images: How many.
+        size: `cl-ray data --size`.
+        rounds: Turns; the least of each is taken.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "images"), Path(folder, "set")
-        write_images(source, options.images)
-        convert = ["-m", "cl_ray", "data", "--source", str(source), "--size", size]
+        write_images(source, images)
+        convert = ["-m", "cl_ray", "data", "--source", str(source), f"--size={size}"]
         bare, ours = [], []
-        for _ in range(options.rounds):
-            bare.append(cpu_seconds("-c", BARE_LOOP, str(source), size))
+        for _ in range(rounds):
+            bare.append(cpu_seconds("-c", BARE_LOOP, str(source), str(size)))
             ours.append(cpu_seconds(*convert, "--out", str(out), "--overwrite"))
         stored = sum(file.stat().st_size for file in out.iterdir())
-    print(f"bare loop {min(bare):.2f} s, cl-ray data {min(ours):.2f} s of CPU, {options.images:,}")
+    print(f"bare loop {min(bare):.2f} s, cl-ray data {min(ours):.2f} s of CPU, {images:,}")
     print(f"ratio {min(ours) / min(bare):.2f}; the dataset has {stored / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    tyro.cli(main)

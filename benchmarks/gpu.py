@@ -63,13 +63,8 @@ def measure_families(table: Table) -> None:
     """Measure each network family, batch size and precision."""
     dataset = Dataset.open("mnist")
     for family, batch_size, precision in product(FAMILIES, BATCH_SIZES, PRECISIONS):
-        fields = {
-            "batch_size": batch_size,
-            "precision": precision,
-            "device": "cuda",
-            "generator": {"family": family},
-            "discriminator": {"family": family},
-        }
+        network = {"generator": {"family": family}, "discriminator": {"family": family}}
+        fields = {"batch_size": batch_size, "precision": precision, "device": "cuda", **network}
         config = build_config(merge(preset("quick").model_dump(), fields))
         loader = InMemoryLoader.read(Partition(dataset, config), "cuda")
         shape = dataset.info.shape

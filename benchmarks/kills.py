@@ -9,7 +9,6 @@ one of three cases as soon as it begins to save. For a power cut the folder is r
 synced, by `tests/helpers/synced_disk.py`.
 """
 
-import argparse
 import contextlib
 import os
 import random
@@ -22,7 +21,9 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
 
@@ -165,44 +166,48 @@ def lose_what_was_not_synced(run: Run, log: Path) -> None:
     record_all(storage, log)
 
 
-def main() -> None:
-    """Print the faults of each run, and their number."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("kills", type=int, nargs="?", default=40)
-    parser.add_argument("--power-cuts", action="store_true", help="lose what was not synced")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    random.seed(options.seed)
+def main(
+    kills: Annotated[int, tyro.conf.Positional] = 40,
+    power_cuts: bool = False,
+    workers: int = 1,
+    seed: int = 0,
+) -> None:
+    """Print the faults of each run, and their number.
+
+    Args:
+        kills: How many, in runs of four.
+        power_cuts: Lose what was not synced.
+        workers: Of each run.
+        seed: Of the moments.
+    """
+    random.seed(seed)
     wrong = 0
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "digits")
         write_images(data, train=mnist("train", IMAGES))
-        whole = Run(Path(scratch, "whole", "run"), data, options.workers, {})
+        whole = Run(Path(scratch, "whole", "run"), data, workers, {})
         whole.output = whole.start().communicate()[0]
         expected = whole.result()
-        for number in range(-(-options.kills // KILLS_OF_A_RUN)):
+        for number in range(-(-kills // KILLS_OF_A_RUN)):
             storage, log = Path(scratch, f"runs{number}"), Path(scratch, f"log{number}")
             storage.mkdir()
             environment = {}
-            if options.power_cuts:
+            if power_cuts:
                 hook = Path(scratch, "hook")
                 hook.mkdir(exist_ok=True)
                 text = RECORDER.format(root=str(storage), log=str(log))
                 (hook / "sitecustomize.py").write_text(text)
                 environment["PYTHONPATH"] = f"{hook}:{TESTS}"
-            run = Run(storage / "run", data, options.workers, environment)
-            kills = min(KILLS_OF_A_RUN, options.kills - number * KILLS_OF_A_RUN)
-            faults = kill_run(run, kills, log if options.power_cuts else None)
+            run = Run(storage / "run", data, workers, environment)
+            left = min(KILLS_OF_A_RUN, kills - number * KILLS_OF_A_RUN)
+            faults = kill_run(run, left, log if power_cuts else None)
             if differ := differences(expected, run.result()):
                 faults.append(f"other {', '.join(differ)}")
             wrong += bool(faults)
             found = " ".join(faults) or "the same"
             print(f"run {number}: {'; '.join(run.kinds)}: {found}", flush=True)
-    print(f"{options.kills} kills, {wrong} runs with finished work lost or a byte different")
+    print(f"{kills} kills, {wrong} runs with finished work lost or a byte different")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

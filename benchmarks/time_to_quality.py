@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import tyro
-import yaml
+from bare import cell_fields
 from rich.console import Console
 
 from cl_ray.config import Config, build_config, merge, preset
@@ -30,7 +30,6 @@ from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.model import TrainedModel
 from cl_ray.trainer import Trainer
-from cl_ray.tuning.space import unflatten
 
 METRICS = ("frechet_over_baseline", "recall", "coverage", "linear_probe", "knn_1", "few_labels")
 
@@ -95,11 +94,10 @@ def main(
     evaluator = Evaluator(Dataset.open(data), EvaluationConfig(samples=5000, images=10_000))
     out.parent.mkdir(parents=True, exist_ok=True)
     for cell in cells:
-        changes = (assignment.split("=") for assignment in cell.split())
-        values = unflatten({name: yaml.safe_load(text) for name, text in changes})
         for seed in range(seeds):
             fixed = {"seed": seed, "data": data, "device": "cpu"}
-            config = build_config(merge(merge(preset(preset_name).model_dump(), fixed), values))
+            fields = merge(preset(preset_name).model_dump(), fixed)
+            config = build_config(merge(fields, cell_fields(cell)))
             for steps in budgets:
                 trainer, spent = train(config, steps)
                 metrics = evaluator.evaluate(TrainedModel.from_trainer(trainer)).metrics()
