@@ -158,11 +158,7 @@ class CheckpointStore:
         self._prune()
 
     def load(self, name: str, hint: str = _RESUME_HINT) -> dict[str, Any]:
-        """Load the state of a checkpoint to the CPU.
-
-        Args:
-            name: The checkpoint.
-            hint: How to take another one, up to its name.
+        """Load the state of a checkpoint to the CPU; `hint` says how to take another one.
 
         Raises:
             UserError: A file is missing, truncated or changed. The message names the file and

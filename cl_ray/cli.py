@@ -110,9 +110,9 @@ def check_uris(arguments: Sequence[str]) -> None:
 
 
 def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: Any = None) -> Any:
-    """Parse flags into a config of that kind; tyro prints the help and reports unknown flags.
+    """Parse flags into a config of that kind; those that are left out are as in `default`.
 
-    A `default` gives the values of the flags that are left out.
+    tyro prints the help and reports unknown flags.
 
     Raises:
         UserError: A value is out of its range, or values contradict each other.
@@ -146,11 +146,7 @@ def flag_value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def name_flag(arguments: Sequence[str], flag: str = "name") -> str | None:
-    """Return the name of a run or a search that the flags give, before they are parsed.
-
-    Raises:
-        UserError: It is not a valid name.
-    """
+    """Return the valid name (else a UserError) of a run or a search before flags are parsed."""
     name = flag_value(arguments, flag)
     if name is not None:
         try:
@@ -161,13 +157,10 @@ def name_flag(arguments: Sequence[str], flag: str = "name") -> str | None:
 
 
 def default_preset(side: int | None) -> str:
-    """Return the preset if none is given.
+    """Return the preset if none is given, for images of that side in pixels, if known.
 
     Images of 48 pixels or more have that of their size, which is printed; others `mnist` on a
     machine with a GPU, else `quick`.
-
-    Args:
-        side: Height and width of the images in pixels, if known.
     """
     if side is not None and side >= _PHOTO_SIDE:
         name = f"photos-{next(known for known in PHOTO_DEPTHS if side <= known)}"

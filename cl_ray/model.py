@@ -356,11 +356,7 @@ class TrainedModel:
         return {}
 
     def check_shape(self, dataset: Dataset) -> None:
-        """Check that a dataset has images of this run's shape.
-
-        Raises:
-            UserError: It has not.
-        """
+        """Check that a dataset has images of this run's shape, else a UserError."""
         if dataset.info.shape != self.shape:
             found, expected = ("x".join(map(str, s)) for s in (dataset.info.shape, self.shape))
             raise UserError(
@@ -369,11 +365,7 @@ class TrainedModel:
             )
 
     def check_classes(self, dataset: Dataset) -> None:
-        """Check that the labels of a dataset, if it has any, are this run's classes.
-
-        Raises:
-            UserError: They are not.
-        """
+        """Check that the labels of a dataset, if any, are this run's classes, else a UserError."""
         if not self.classes or not dataset.info.labelled:
             return
         names = tuple(dataset.class_names())

@@ -103,12 +103,11 @@ class GenerateCommand(InferenceCommand):
     @model_validator(mode="after")
     def _check_combination(self) -> "GenerateCommand":
         reasons = {
-            "count": "--copies says how many variants of each image there are",
-            "truncation": "variants are not truncated",
-            "class": "variants keep their image's class",
+            "count": (self.count, "--copies says how many variants of each image there are"),
+            "truncation": (self.truncation, "variants are not truncated"),
+            "class": (self.label, "variants keep their image's class"),
         }
-        for name, reason in reasons.items():
-            value = getattr(self, {"class": "label"}.get(name, name))
+        for name, (value, reason) in reasons.items():
             if self.around is not None and value is not None:
                 raise ValueError(f"{name} {value} cannot be combined with --around: {reason}")
         for name in ("split", "copies", "distance"):

@@ -55,12 +55,7 @@ ReportProgress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric of generated images beside its real-data baseline.
-
-    Args:
-        value: Of the generated images.
-        real_baseline: The same metric of as many real images in their place.
-    """
+    """A metric of generated images, and its real-data baseline: of as many real images instead."""
 
     value: float
     real_baseline: float
@@ -134,8 +129,6 @@ class Evaluation:
     """Metrics of one checkpoint; as a dictionary, the content of evaluation.json.
 
     Args:
-        checkpoint: Its name.
-        step: Training steps taken.
         data: Name of the dataset.
         split: Its split that was measured on; `train` for training images, without a better one.
         pairs: `pairs.mode` of the run; representations of the mode `labels` are supervised.
@@ -148,7 +141,6 @@ class Evaluation:
         classification: Of the split's images, by D; None without a classifier or labels.
         reconstruction: Of the split's images.
         notes: A sentence for each thing that was not measured, or measured differently.
-        seconds: Time taken.
     """
 
     checkpoint: str

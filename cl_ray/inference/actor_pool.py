@@ -95,7 +95,6 @@ class ActorPool:
     """How many model actors there are, and what each of them takes.
 
     Args:
-        num_actors: How many.
         cpus: CPUs of each; rounded down, its threads.
         gpus: GPUs of each; with none it computes on its CPUs.
         can_grow: Whether an autoscaler may add capacity for more, up to a limit that is unknown.

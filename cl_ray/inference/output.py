@@ -44,11 +44,7 @@ FEATURE_PARQUET: dict[str, Any] = {"compression": "none", "write_statistics": ["
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A results folder; small and picklable, as every actor writes to it.
-
-    Args:
-        location: An absolute path, or a URI.
-    """
+    """A results folder at an absolute path or a URI; picklable, as every actor writes to it."""
 
     location: str
 
@@ -79,11 +75,7 @@ class OutputFolder:
         return isinstance(open_filesystem(self.location)[0], pafs.LocalFileSystem)
 
     def claim(self, request: dict[str, Any], overwrite: bool) -> bool:
-        """Start a request here, or find it started before; returns whether it is complete.
-
-        Args:
-            request: All that decides what the folder holds.
-            overwrite: Delete the results of another request.
+        """Start a request, all that decides what the folder holds; return whether it is complete.
 
         Raises:
             UserError: The folder holds the results of another request and `overwrite` is not set,

@@ -52,11 +52,7 @@ class InferenceTask(ABC):
         return 1
 
     def check(self, model: "TrainedModel") -> None:  # noqa: B027  # most models can do it
-        """Check that the model can do it.
-
-        Raises:
-            UserError: It cannot.
-        """
+        """Check that the model can do it, else a UserError."""
 
     def note(self, model: "TrainedModel") -> str:
         """Return what a user should know beforehand; empty for nothing."""

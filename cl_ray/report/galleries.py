@@ -162,13 +162,10 @@ def nearest_training_images(
         groups["held-out real images"] = ("real", real)
         baseline = float(np.median(real))
         nearer = float((nearest < np.quantile(real, 0.01)).mean())
+    title = "Distance to the nearest training image, % of images"
     return Neighbours(
         rows=shown,
-        chart=histogram_chart(
-            "Distance to the nearest training image, % of images",
-            groups,
-            "Euclidean distance of pixels in [0, 1]",
-        ),
+        chart=histogram_chart(title, groups, "Euclidean distance of pixels in [0, 1]"),
         median=float(np.median(nearest)),
         baseline=baseline,
         nearer=nearer,

@@ -18,11 +18,7 @@ from cl_ray.metrics_file import read_epochs
 from cl_ray.model import TrainedModel, load
 from cl_ray.report import galleries
 from cl_ray.report.charts import PALETTE
-from cl_ray.report.curves import (
-    evaluation_charts,
-    loss_balance,
-    training_charts,
-)
+from cl_ray.report.curves import evaluation_charts, loss_balance, training_charts
 from cl_ray.report.embedding import MAX_IMAGES, EmbeddingPlot, plot_embedding, write_projector
 from cl_ray.report.images import epoch_strip, pair_grids, saved_epochs
 from cl_ray.report.records import read_curves, read_record
@@ -93,10 +89,11 @@ def write_run_report(
         dataset = _try(missing, "data", partial(_open_data, config, run))
     shown = _show_networks(run, dataset, missing)
     embedding: EmbeddingPlot | None = shown["embedding"]
-    is_written = bool(projector and run and embedding)
+    is_written = False
     if projector and run and embedding:
         try:
             write_projector(folder, run.step, embedding)
+            is_written = True
         except OSError as error:
             raise UserError(
                 f"The embeddings cannot be written into {folder}/tensorboard "
@@ -196,12 +193,9 @@ def _show_networks(
     run: TrainedModel | None, dataset: Dataset | None, missing: dict[str, str]
 ) -> dict[str, Any]:
     """Return what the networks show, by its name in the template; None where it cannot be made."""
-    shown: dict[str, Any] = dict.fromkeys(
-        (
-            "samples", "class_grids", "noise_interpolation", "image_interpolation", "neighbours",
-            "embedding",
-        )
-    )  # fmt: skip
+    of_run = ("samples", "class_grids", "noise_interpolation")
+    of_data = ("image_interpolation", "neighbours", "embedding")
+    shown: dict[str, Any] = dict.fromkeys((*of_run, *of_data))
     if run is None:
         return shown
     shown["samples"] = galleries.sample_grids(run)
@@ -215,9 +209,8 @@ def _show_networks(
         return shown
     shown["image_interpolation"] = galleries.image_interpolation(run, rows)
     held_out = rows if split != "train" else None
-    shown["neighbours"] = _try(
-        missing, "data", lambda: galleries.nearest_training_images(run, dataset, held_out)
-    )
+    find = partial(galleries.nearest_training_images, run, dataset, held_out)
+    shown["neighbours"] = _try(missing, "data", find)
     shown["embedding"] = plot_embedding(run, dataset, rows, split)
     if shown["embedding"] is None:
         missing["embedding"] = f"{len(rows.id)} images are too few for a map."

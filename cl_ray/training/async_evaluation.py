@@ -94,10 +94,8 @@ class NetworkEvaluator:
 class AsyncEvaluator:
     """Evaluates a run's networks, one request at a time. Rank 0 only.
 
-    Args:
-        device: Where evaluations in this process compute.
-        report: Is told where evaluations are done.
-        beside: Whether they may be done beside the training, if a CPU is free.
+    It reports where evaluations are done: beside the training if they may and a CPU is free, else
+    in this process on the device.
     """
 
     def __init__(

@@ -191,11 +191,7 @@ def check_reference(config: Config, dataset: Dataset) -> None:
 
 
 def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
-    """Check that the run computes the metric that selects its best checkpoint.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Check that the run computes the metric that selects its best checkpoint, else a UserError."""
     kind, _, name = config.checkpoint.metric.partition("/")
     if kind != "evaluation":
         unlabelled = Partition(dataset, config).unlabelled_rows > 0
@@ -226,11 +222,7 @@ def starts_local_ray(address: str | None) -> bool:
 
 
 def check_local_resources(config: Config) -> None:
-    """Check that this machine has the device, and CPUs and GPUs for the least workers.
-
-    Raises:
-        UserError: It has not.
-    """
+    """Check that this machine has the device and what the least workers need, else a UserError."""
     least = config.worker_range[0]
     if config.device not in ("auto", "cpu"):
         from cl_ray.device import select_device  # torch
@@ -246,11 +238,7 @@ def check_local_resources(config: Config) -> None:
 
 
 def check_local_capacity(cpus: float | None, gpus: float | None, unit: str) -> None:
-    """Check that this machine has the CPUs and GPUs of one `worker`, `actor` or `trial`.
-
-    Raises:
-        UserError: It has not.
-    """
+    """Check that this machine has what one `worker`, `actor` or `trial` needs, else a UserError."""
     for kind, requested, count in (("cpus", cpus, usable_cpus), ("gpus", gpus, _local_gpus)):
         if requested and requested > (available := count()):
             hint = f"take at most {available}" if available else "leave it out"

@@ -48,10 +48,7 @@ class ProgressActor:
 
     Rank 0 reports progress and messages; the driver shows them. A worker that fails for a reason
     that no restart mends sets the abort reason. A search controls its trials' runs by it: a run
-    asks before each epoch whether it may continue.
-
-    Args:
-        owner: Whose progress it is, as the dashboard shows it: `run demo`.
+    asks before each epoch whether it may continue. The dashboard shows the owner: `run demo`.
     """
 
     def __init__(self, owner: str):

@@ -99,11 +99,7 @@ def ray_session(
 
 
 def check_address(address: str) -> None:
-    """Check the form of a cluster's address: HOST:PORT, or `auto`.
-
-    Raises:
-        UserError: It is another.
-    """
+    """Check that a cluster's address is HOST:PORT or `auto`, else a UserError."""
     submit = "ray job submit --working-dir . -- python -m cl_ray …"
     scheme, separator, _ = address.partition("://")
     if separator and scheme in ("http", "https"):

@@ -52,11 +52,7 @@ class RunLogger:
     """Writes the log of a run, or of a search's trial, into its folder.
 
     Lines of epochs that the trainer has not finished are dropped, as it will write them again.
-
-    Args:
-        trainer: Where the run is.
-        trial: What it knows of the search that it is a trial of.
-        note: Called with a sentence on a line of metrics.jsonl that is left out.
+    `note` is called with a sentence on a line of metrics.jsonl that is left out.
     """
 
     def __init__(

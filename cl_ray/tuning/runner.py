@@ -65,12 +65,9 @@ take 4."""
 
 @dataclass(frozen=True)
 class TrialResources:
-    """How the cluster is divided among the trials.
+    """How the cluster is divided among the trials: so many at once, of so many workers each.
 
     Args:
-        concurrent: Trials at once.
-        workers: Workers of each trial.
-        each: What each worker asks for.
         may_grow: Whether an autoscaler may add resources for more trials, and does not say for how
             many.
     """

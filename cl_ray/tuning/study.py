@@ -243,13 +243,7 @@ def has_study(storage: BaseStorage, name: str) -> bool:
 
 
 def trial_results(study: optuna.Study, trials: int | None = None) -> list[TrialResult]:
-    """Return every trial, by number.
-
-    Args:
-        study: The study.
-        trials: How many the search has in all; of those that wait, no more than it lacks are
-            returned. None returns all.
-    """
+    """Return every trial by number; of those that wait, as many as a search of `trials` lacks."""
     results = [trial_result(trial) for trial in study.get_trials(deepcopy=False)]
     left = len(results) if trials is None else missing_trials(results, trials)
     waiting = [result.number for result in results if not result.has_ended]

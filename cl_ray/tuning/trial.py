@@ -230,14 +230,11 @@ class SearchTrial(tune.Trainable, ABC):
         Ray fixes an actor's name when it starts, and this process runs one trial after another: in
         the dashboard a trial is found by this file's name.
         """
-        line = f"cl_ray search {self.context.search}, trial {self.number} {line}"
-        line = printable(line, keep="\n")
+        search = self.context.search
+        line = printable(f"cl_ray search {search}, trial {self.number} {line}", keep="\n")
         print(line, flush=True)
-        folder = session_log_dir()
-        if folder:
-            with Path(folder, f"trial-{self.context.search}-{self.number:04d}.log").open(
-                "a"
-            ) as log:
+        if folder := session_log_dir():
+            with (folder / f"trial-{search}-{self.number:04d}.log").open("a") as log:
                 log.write(f"{line}\n")
 
     @contextlib.contextmanager

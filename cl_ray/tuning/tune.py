@@ -43,10 +43,7 @@ _SCHEDULERS = {
 
 
 def run_search(search: Search, console: Console, prog: str) -> bool:
-    """Run a search, whose lock is held, until all its trials have ended or Ctrl-C stops it.
-
-    Returns:
-        Whether all trials have ended.
+    """Run a search, whose lock is held, to its end or Ctrl-C; return whether all trials have ended.
 
     Raises:
         UserError: The trials do not fit on the cluster, or none of them can be ranked.
