@@ -26,9 +26,7 @@ def first_step(storage: str, number: int) -> float:
     train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--log-every=1"]
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [*train, f"--storage={storage}", f"--name=start{number}"],
-        stdout=subprocess.PIPE,
-        text=True,
+        [*train, f"--storage={storage}", f"--name=start{number}"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
     for line in process.stdout:

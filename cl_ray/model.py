@@ -242,10 +242,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def decode(
-        self,
-        latents: Tensor,
-        truncation: float = 1.0,
-        labels: NDArray[np.int64] | None = None,
+        self, latents: Tensor, truncation: float = 1.0, labels: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
         """Decode latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C].
 

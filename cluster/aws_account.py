@@ -73,11 +73,7 @@ class Cluster:
     @property
     def tags(self) -> dict[str, str]:
         """The tags by which the script knows what it made."""
-        return {
-            "project": "cl-ray",
-            "cl-ray:cluster": self.name,
-            "cl-ray:region": self.region,
-        }
+        return {"project": "cl-ray", "cl-ray:cluster": self.name, "cl-ray:region": self.region}
 
     @property
     def tag_list(self) -> Tags:

@@ -116,10 +116,7 @@ def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
     ids=str,
 )
 def test_best_has_the_smallest_metric(
-    metrics: dict[int, float | None],
-    best: int | None,
-    local: CheckpointStore,
-    states: States,
+    metrics: dict[int, float | None], best: int | None, local: CheckpointStore, states: States
 ) -> None:
     local.keep = 1
     save_steps(local, states, metrics)

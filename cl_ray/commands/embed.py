@@ -17,9 +17,7 @@ class EmbedCommand(InferenceCommand):
         "reads as one table, by pyarrow, pandas, Spark or any other that reads such folders."
     )
     data: str = Field(
-        "mnist",
-        min_length=1,
-        description="`mnist`, or a folder or URI that `cl-ray data` wrote.",
+        "mnist", min_length=1, description="`mnist`, or a folder or URI that `cl-ray data` wrote."
     )
     split: str = Field("test", description="Which of its splits.")
 

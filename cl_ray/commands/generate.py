@@ -144,11 +144,7 @@ def run_command(
     from cl_ray.inference.actor_pool import prepare_inference
     from cl_ray.model import load
     from cl_ray.storage import absolute_location
-    from cl_ray.training.preflight import (
-        check_local_capacity,
-        check_outlives_job,
-        starts_local_ray,
-    )
+    from cl_ray.training.preflight import check_local_capacity, check_outlives_job, starts_local_ray
 
     check_outlives_job(options.out, "out")
     if starts_local_ray(options.address):
@@ -189,7 +185,7 @@ def run_command(
         speed = "computed in under 0.1 s"
     console.print(
         f"{job} are in {job.output}, {kind}: {speed}, after {startup:.1f} s of start-up; the "
-        f"largest process took {decimal(progress.peak_memory)} of memory.",
+        f"largest process took {decimal(progress.peak_memory)} of memory."
     )
 
 

@@ -75,11 +75,7 @@ class MetricContext:
 
     @classmethod
     def of(
-        cls,
-        dataset: Dataset,
-        config: EvaluationConfig,
-        condition: str,
-        split: str = "validation",
+        cls, dataset: Dataset, config: EvaluationConfig, condition: str, split: str = "validation"
     ) -> "MetricContext":
         """Resolve the reference of an evaluation's config, and a split that is missing."""
         split = split if split in dataset.info.splits else "train"

@@ -26,12 +26,7 @@ from torch import Tensor, nn
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.data.dataset import STACKED, Dataset, sample_rows
-from cl_ray.data.stacked_mnist import (
-    STACKED_MODES,
-    STACKED_SHAPE,
-    is_stacked_mnist,
-    mode_labels,
-)
+from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, is_stacked_mnist, mode_labels
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import (

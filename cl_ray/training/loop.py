@@ -14,13 +14,7 @@ import ray
 import ray.actor
 import ray.train
 import torch
-from ray.train import (
-    Checkpoint,
-    CheckpointUploadMode,
-    FailureConfig,
-    LoggingConfig,
-    ScalingConfig,
-)
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cl_ray.checkpoint import CheckpointStore

@@ -49,8 +49,7 @@ class SearchOptions(BaseConfig):
         "None: frechet where it is available.",
     )
     sampler: Literal["tpe", "random", "nsga2"] = _changeable(
-        "tpe",
-        "Who proposes values: tree-structured Parzen estimator, uniform random, or NSGA-II.",
+        "tpe", "Who proposes values: tree-structured Parzen estimator, uniform random, or NSGA-II."
     )
     scheduler: Literal["auto", "asha", "median", "none", "pbt"] = Field(
         "auto",
@@ -78,10 +77,7 @@ class SearchOptions(BaseConfig):
         ge=0,
     )
     seed: int = _changeable(
-        0,
-        "Seed of the proposed values; trials train with the config's seed.",
-        ge=0,
-        lt=2**31,
+        0, "Seed of the proposed values; trials train with the config's seed.", ge=0, lt=2**31
     )
     preset: str | None = Field(None, description="Preset that the space changes.")
     config: str | None = _changeable(

@@ -10,11 +10,7 @@ from cl_ray.report.images import png_uri
 from cl_ray.report.page import render_page, write_page
 from cl_ray.report.summary import Stat
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
-from cl_ray.tuning.importance import (
-    comparable_trials,
-    importance_summary,
-    parameter_importances,
-)
+from cl_ray.tuning.importance import comparable_trials, importance_summary, parameter_importances
 from cl_ray.tuning.leaderboard import (
     best_trial,
     describe_best,

@@ -25,12 +25,7 @@ from cl_ray.evaluation.evaluate import (
     summary_line,
 )
 from cl_ray.evaluation.fidelity import Samples, frechet_distance
-from cl_ray.evaluation.metrics import (
-    FEATURE_METRICS,
-    PROBE_METRICS,
-    SAMPLE_METRICS,
-    Metric,
-)
+from cl_ray.evaluation.metrics import FEATURE_METRICS, PROBE_METRICS, SAMPLE_METRICS, Metric
 from cl_ray.evaluation.probes import ProbeData, nearest_neighbours
 from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import load

@@ -174,9 +174,7 @@ def test_spreading_follows_the_shape_of_the_data(monkeypatch: pytest.MonkeyPatch
     assert (label_spreading(x, y, x, 2, [ends])[0] == y).mean() > 0.99
 
 
-def test_principal_components_are_the_leading_eigenvectors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_principal_components_are_the_leading_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the training features alone; distances within them are those in the subspace."""
     random = np.random.default_rng(0)
     scale = 0.8 ** np.arange(40)

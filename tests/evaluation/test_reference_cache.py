@@ -16,11 +16,7 @@ from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation import reference_cache as module
-from cl_ray.evaluation.reference import (
-    ReferenceClassifier,
-    resolve_reference,
-    train_reference,
-)
+from cl_ray.evaluation.reference import ReferenceClassifier, resolve_reference, train_reference
 from cl_ray.evaluation.reference_cache import (
     automatic_config,
     cached_reference,

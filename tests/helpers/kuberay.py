@@ -48,9 +48,7 @@ METADATA = closed("labels", name=NAME, labels=TEXTS)
 
 MOUNTS = each(closed("readOnly", name=NAME, mountPath=text("^/"), readOnly=BOOL))
 CONTAINER_SECURITY = closed(
-    allowPrivilegeEscalation=BOOL,
-    readOnlyRootFilesystem=BOOL,
-    capabilities=closed(drop=each(TEXT)),
+    allowPrivilegeEscalation=BOOL, readOnlyRootFilesystem=BOOL, capabilities=closed(drop=each(TEXT))
 )
 CONTAINER = closed(
     "env ports",

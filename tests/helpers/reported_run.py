@@ -54,7 +54,7 @@ EVALUATION: dict[str, Any] = {
         "discriminator": {
             "cluster_accuracy": {"value": 0.912, "spread": 0.0345},
             "uniformity": {"value": -2.345, "spread": None},
-        },
+        }
     },
     "reconstruction": {"error": 0.0213, "mean_image": 0.0673},
     "notes": ["A note of <the> evaluation."],

@@ -19,12 +19,7 @@ import ray
 import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
-from cl_ray.inference.actor_pool import (
-    ActorPool,
-    allocate_actors,
-    prepare_inference,
-    run_inference,
-)
+from cl_ray.inference.actor_pool import ActorPool, allocate_actors, prepare_inference, run_inference
 from cl_ray.inference.tasks import EmbedTask, GenerateTask, ScoreTask
 from cl_ray.model import TrainedModel
 from cl_ray.training.ray_compat import CONNECTION_LOST

@@ -78,10 +78,7 @@ def test_a_path_is_connected_and_ends_where_the_run_ended() -> None:
 
 
 def test_a_histogram_has_the_fraction_of_each_bin() -> None:
-    groups = {
-        "a": ("real", np.array([1.0] * 30 + [2.0] * 10)),
-        "b": ("fake", np.array([5.0] * 7)),
-    }
+    groups = {"a": ("real", np.array([1.0] * 30 + [2.0] * 10)), "b": ("fake", np.array([5.0] * 7))}
     chart = histogram_chart("Distances", groups, "distance")
     fractions = [{y for y in trace.y if y} for trace in chart.figure.data]
     assert fractions == [{0.75, 0.25}, {1.0}]

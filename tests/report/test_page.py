@@ -179,9 +179,7 @@ def test_a_config_that_cannot_be_read_leaves_the_rest(copied: Path) -> None:
 
 
 def test_a_page_on_remote_storage_equals_the_local_one(
-    trained: Path,
-    page: Path,
-    bucket: Any,
+    trained: Path, page: Path, bucket: Any
 ) -> None:
     uri = bucket.uri("reported")
     remote, path = pyarrow.fs.FileSystem.from_uri(uri)

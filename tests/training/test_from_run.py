@@ -119,8 +119,7 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
     shutil.rmtree(source / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint yet: train it further"):
         resolve_from_run(
-            config.model_copy(update={"from_run": str(source)}),
-            RunStorage.at(str(tmp_path), "new"),
+            config.model_copy(update={"from_run": str(source)}), RunStorage.at(str(tmp_path), "new")
         )
 
 

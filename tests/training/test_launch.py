@@ -331,10 +331,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
 
 @pytest.mark.parametrize("trained", [1, 2], indirect=True)
 def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
-    trained: tuple[int, Path, str],
-    storage: Path,
-    digits: str,
-    capsys: pytest.CaptureFixture[str],
+    trained: tuple[int, Path, str], storage: Path, digits: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workers, whole, _ = trained
     folder = storage / f"full{workers}"

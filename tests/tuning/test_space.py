@@ -190,10 +190,7 @@ losses.contrastive: {kind: float, low: 1, high: 2, at_most: losses.pair}
             f"{DEPTH}: {{kind: int, low: 4, high: 5, at_most: discriminator.depth}}",
             "the range is empty where discriminator.depth is 3",
         ),
-        (
-            "losses.gradient_penalty: {kind: choice, values: [0, 10]}",
-            "set losses.gradient_penalty",
-        ),
+        ("losses.gradient_penalty: {kind: choice, values: [0, 10]}", "set losses.gradient_penalty"),
         (
             OBJECTIVES.replace("when: {losses.objective: wasserstein}", "when: {batch_size: 7}"),
             "losses.gradient_penalty: batch_size is never 7, as its `when` requires",
