@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from helpers import commands
+from helpers import commands, datasets
 from helpers.run_folder import build_trainer, save_run
 from helpers.small_run import SMALL_RUN
 from PIL import Image
@@ -33,7 +33,6 @@ from cl_ray.config import Config, preset
 from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.source_config import SourceConfig
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.tuning.options import SearchOptions
 
@@ -396,9 +395,7 @@ def test_the_default_preset_follows_the_size_of_the_images(
     random = np.random.default_rng(0)
     for side, expected in ((128, "photos-128"), (60, "photos-64"), (32, cli.default_preset(None))):
         pixels = random.integers(0, 256, (4, side, side, 3), np.uint8)
-        images = [RawImage(image, None, "an image") for image in pixels]
-        data = str(tmp_path / str(side))
-        write_splits({"train": images}, data, DatasetMetadata(name="some", source="a test"))
+        data = datasets.write_images(tmp_path / str(side), train=(pixels, [None] * 4))
         config = base_config([f"--data={data}"])
         assert config.preset == expected
         assert (f"The preset is {expected}" in capsys.readouterr().out) == (side >= 48)
@@ -409,9 +406,7 @@ def test_few_images_have_epochs_for_enough_steps_unless_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (200, 28, 28, 1), np.uint8)
-    images = [RawImage(image, None, "an image") for image in pixels]
-    data = str(tmp_path / "few")
-    write_splits({"train": images}, data, DatasetMetadata(name="some", source="a test"))
+    data = datasets.write_images(tmp_path / "few", train=(pixels, [None] * 200))
 
     def epochs(*flags: str) -> tuple[int, int]:
         config = base_config([f"--data={data}", "--preset=quick", *flags])
@@ -445,12 +440,8 @@ def test_photographs_have_views_of_their_own_unless_set(
 ) -> None:
     random = np.random.default_rng(0)
     for channels in (1, 3):
-        images = [
-            RawImage(pixels, None, "an image")
-            for pixels in random.integers(0, 256, (4, 28, 28, channels), np.uint8)
-        ]
-        about = DatasetMetadata(name="some", source="a test")
-        write_splits({"train": images}, str(tmp_path / str(channels)), about)
+        pixels = random.integers(0, 256, (4, 28, 28, channels), np.uint8)
+        datasets.write_images(tmp_path / str(channels), train=(pixels, [None] * 4))
     grey, colour = (f"--data={tmp_path}/{channels}" for channels in (1, 3))
     said = "The views are those of photographs, as the images are in colour"
     for flags, views in (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.datasets import mnist as mnist_images
 from helpers.datasets import write_images
+from helpers.random_images import colour_noise
 from helpers.run_folder import save_run, trained_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -225,18 +226,9 @@ def test_transformers_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Noise of three colours, 32 x 32, with a test split."""
-    random = np.random.default_rng(0)
-
-    def split(count: int) -> Any:
-        labels = np.arange(count) % 3
-        images = random.integers(0, 128, (count, 32, 32, 3)).astype(np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            image[..., label] += 100
-        return images, labels
-
-    folder = tmp_path_factory.mktemp("colours") / "noise"
-    names = ["red", "green", "blue"]
-    return write_images(folder, classes=names, train=split(240), test=split(60))
+    folder, names = tmp_path_factory.mktemp("colours") / "noise", ["red", "green", "blue"]
+    train, test = colour_noise(240), colour_noise(60, seed=1)
+    return write_images(folder, classes=names, train=train, test=test)
 
 
 def test_the_command_trains_a_reference_of_other_data(

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers.datasets import write_images
+from helpers.random_images import colour_noise as noise
 from helpers.run_folder import save_run, trained_run
 
 from cl_ray.cli import main
@@ -26,21 +26,13 @@ from cl_ray.evaluation.reference_cache import (
 from cl_ray.tuning.search import prepare_search
 
 
-def noise(count: int, side: int = 32, seed: int = 0) -> Any:
-    """Noise of three colours, whose names are the labels."""
-    random, labels = np.random.default_rng(seed), np.arange(count) % 3
-    images = random.integers(0, 128, (count, side, side, 3)).astype(np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[..., label] += 100
-    return images, labels
-
-
 @pytest.fixture
 def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "_SEEN", 720)
     monkeypatch.setattr(writer, "GROUP_BYTES", 1)  # row groups of 64 images
-    splits = {"train": noise(240), "validation": noise(60, seed=2), "test": noise(60, seed=1)}
-    return Dataset.open(write_images(tmp_path / "noise", **splits))
+    train, validation, test = noise(240), noise(60, seed=2), noise(60, seed=1)
+    data = write_images(tmp_path / "noise", train=train, validation=validation, test=test)
+    return Dataset.open(data)
 
 
 def test_it_is_trained_once_and_kept_by_the_fingerprint(colours: Dataset, tmp_path: Path) -> None:

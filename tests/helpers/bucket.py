@@ -1,5 +1,6 @@
 """An S3 bucket on this machine, by moto's server, with a session-wide fixture."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,30 +34,27 @@ class Bucket:
         With `deleted`, also what was deleted or written over, with the version in its name.
         """
         found: dict[str, bytes] = {}
-        for page in self.client.get_paginator("list_object_versions").paginate(
-            Bucket="bucket", Prefix=prefix
-        ):
-            for item in page.get("Versions", []):
-                key, version = item["Key"], item["VersionId"]
-                if not key.endswith("/") and (deleted or item["IsLatest"]):
-                    name = key.removeprefix(prefix) + ("" if item["IsLatest"] else f"@{version}")
-                    body = self.client.get_object(Bucket="bucket", Key=key, VersionId=version)
-                    found[name] = body["Body"].read()
+        for item in self._written(prefix):
+            key, version = item["Key"], item["VersionId"]
+            if not key.endswith("/") and (deleted or item["IsLatest"]):
+                name = key.removeprefix(prefix) + ("" if item["IsLatest"] else f"@{version}")
+                body = self.client.get_object(Bucket="bucket", Key=key, VersionId=version)
+                found[name] = body["Body"].read()
         return found
 
     def versions(self, prefix: str) -> dict[str, int]:
         """How often each object was written."""
-        counts: dict[str, int] = {}
-        for item in self.client.list_object_versions(Bucket="bucket", Prefix=prefix)["Versions"]:
-            name = item["Key"].removeprefix(prefix)
-            counts[name] = counts.get(name, 0) + 1
-        return counts
+        return Counter(item["Key"].removeprefix(prefix) for item in self._written(prefix))
 
     def bytes_written(self, prefix: str) -> int:
         """How many bytes were written in all below a prefix."""
+        return sum(item["Size"] for item in self._written(prefix))
+
+    def _written(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Yield all versions of all objects below a prefix."""
         pages = self.client.get_paginator("list_object_versions")
-        found = pages.paginate(Bucket="bucket", Prefix=prefix)
-        return sum(item["Size"] for page in found for item in page.get("Versions", []))
+        for page in pages.paginate(Bucket="bucket", Prefix=prefix):
+            yield from page.get("Versions", [])
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,15 @@ def smooth_images(count: int, side: int) -> np.ndarray:
     return np.stack([np.asarray(i.resize((side, side), Image.Resampling.BICUBIC)) for i in small])
 
 
+def colour_noise(count: int, side: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noise of three colours, [count, side, side, 3], whose numbers are the labels."""
+    random, labels = np.random.default_rng(seed), np.arange(count) % 3
+    images = random.integers(0, 128, (count, side, side, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., label] += 100
+    return images, labels
+
+
 def raw_images(array: np.ndarray, labelled: bool = False) -> Iterator[RawImage]:
     """Images [n, H, W, C] as a source yields them, of three classes."""
     for index, image in enumerate(array):

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
 from cl_ray.commands.tune import command
 from cl_ray.config import preset
 from cl_ray.data.dataset import Dataset
@@ -64,6 +68,12 @@ def search_here(*flags: str, printed: io.StringIO | None = None) -> str:
     with contextlib.redirect_stdout(printed):
         command(flags, "python tuning/search.py")
     return printed.getvalue()
+
+
+def load_study(folder: Path) -> optuna.Study:
+    """Return the study in a search's folder, of the same name."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    return optuna.load_study(study_name=folder.name, storage=storage)
 
 
 def leaderboard(folder: Path) -> dict[int, dict[str, Any]]:

@@ -116,11 +116,8 @@ def test_a_device_that_is_not_there(digits: str, tmp_path: Path, device: str) ->
 
 def test_pairs_by_labels_of_one_class(tmp_path: Path) -> None:
     """Also of data that names two classes."""
-    digits = Dataset.open("mnist")
-    rows = digits.read("train", digits.row_groups("train")[:1])
-    images = [RawImage(image, 1, f"digit {i}") for i, image in enumerate(rows.image[:80])]
-    out, runs = str(tmp_path / "ones"), tmp_path / "runs"
-    write_splits({"train": images}, out, DatasetMetadata("ones", "MNIST", classes=["zero", "one"]))
+    images, runs = mnist("train", 80)[0], tmp_path / "runs"
+    out = write_images(tmp_path / "ones", classes=["zero", "one"], train=(images, [1] * 80))
     runs.mkdir()
     message = refusal(Config.from_yaml(f"data: {out}\npairs:\n  mode: labels\n"), runs)
     assert message.startswith("pairs.mode `labels` needs two classes, and all images of ")
@@ -194,10 +191,8 @@ def test_a_run_of_few_steps_names_the_epochs_that_are_enough(digits: str) -> Non
 
 def test_actors_and_trials(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = save_run(trained_run(digits), tmp_path, 1), tmp_path / "images"
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["generate", str(run), f"--out={out}", f"--cpus-per-actor={CPUS + 1}"])
-    assert ended.value.code == 1
-    assert f"cpus_per_actor {CPUS + 1} is {TOO_MANY}" in capsys.readouterr().err
+    message = refused(capsys, "generate", run, f"--out={out}", f"--cpus-per-actor={CPUS + 1}")
+    assert f"cpus_per_actor {CPUS + 1} is {TOO_MANY}" in message
     assert not out.exists()
     flags = [f"--data={digits}", f"--storage={tmp_path}/s", f"--cpus-per-trial={CPUS + 1}"]
     with pytest.raises(UserError, match=f"cpus_per_trial {CPUS + 1} is more than this machine"):

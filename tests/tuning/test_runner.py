@@ -13,10 +13,8 @@ import pytest
 import ray
 from helpers.commands import read_metrics
 from helpers.processes import children
-from helpers.small_search import COMMAND, leaderboard, search_here
+from helpers.small_search import COMMAND, leaderboard, load_study, search_here
 from helpers.terminal_process import TerminalProcess
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
@@ -228,9 +226,7 @@ def test_a_population_copies_weights_and_architecture(
     rows = leaderboard(tmp_path / "p")
     assert {row["status"] for row in rows.values()} == {"finished"}
     assert sorted(rows) == [0, 1, 2, 3]
-    study = optuna.load_study(
-        study_name="p", storage=JournalStorage(JournalFileBackend(str(tmp_path / "p/study.log")))
-    )
+    study = load_study(tmp_path / "p")
     depths = ("generator.depth", "discriminator.depth")
     changed = 0
     for trial in study.trials:

@@ -21,7 +21,6 @@ from cl_ray.data.config import PHOTO_VIEWS, ViewConfig
 from cl_ray.data.dataset import UNLABELLED, Dataset
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
-from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.training.preflight import exclusive_lock
 from cl_ray.tuning.leaderboard import write_leaderboard
@@ -138,10 +137,8 @@ def test_modes_are_offered_for_stacked_digits_only(flags: list[str], tmp_path: P
 def test_photographs_have_views_of_their_own_as_in_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    random, metadata = np.random.default_rng(0), DatasetMetadata(name="some", source="a test")
-    pixels = random.integers(0, 256, (300, 28, 28, 3), np.uint8)
-    images = [RawImage(image, None, "an image") for image in pixels]
-    write_splits({"train": images}, str(tmp_path / "data"), metadata)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 3), np.uint8)
+    write_images(tmp_path / "data", train=(pixels, [None] * 300))
     flags = [f"--data={tmp_path}/data", "--metric=reconstruction", "--set=seed=1"]
     assert prepare(flags, tmp_path).config.views == PHOTO_VIEWS
     assert "The views are those of photographs" in capsys.readouterr().out

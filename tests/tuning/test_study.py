@@ -100,25 +100,22 @@ def test_optuna_knows_the_metrics(flags: list[str], tmp_path: Path) -> None:
 
 
 def test_samplers_are_reproducible_and_set_what_optuna_versions_differ_in() -> None:
-    def draw(kind: str, seed: int, count: int = 9) -> list[float]:
-        study = optuna.create_study(sampler=build_sampler(kind, seed, count))
-        for _ in range(count):
+    def draw(sampler: optuna.samplers.BaseSampler) -> list[float]:
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(9):
             trial = study.ask()
             study.tell(trial, trial.suggest_float("a", 0, 1) + trial.suggest_float("b", 0, 1))
         return [t.params["a"] for t in study.trials]
 
     for kind in ("tpe", "random", "nsga2"):
-        assert draw(kind, 3) == draw(kind, 3) != draw(kind, 4)
+        first, same, other = (draw(build_sampler(kind, seed, 9)) for seed in (3, 3, 4))
+        assert first == same != other
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         explicit = optuna.samplers.TPESampler(
             seed=3, n_startup_trials=4, multivariate=True, constant_liar=True
         )
-    study = optuna.create_study(sampler=explicit)
-    for _ in range(9):
-        trial = study.ask()
-        study.tell(trial, trial.suggest_float("a", 0, 1) + trial.suggest_float("b", 0, 1))
-    assert [t.params["a"] for t in study.trials] == draw("tpe", 3)
+    assert draw(explicit) == draw(build_sampler("tpe", 3, 9))
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from helpers.commands import read_metrics
 from helpers.hparams import hparams_tab, record_tags
 from helpers.processes import children
-from helpers.small_search import COMMAND, leaderboard, run_search
+from helpers.small_search import COMMAND, leaderboard, load_study, run_search
 from helpers.terminal_process import TerminalProcess
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.config import Config
@@ -63,10 +60,6 @@ class Story:
     def run_folder(self, trial: int) -> Path:
         return self.folder / "trials" / f"{trial:04d}"
 
-    def study(self) -> optuna.Study:
-        storage = JournalStorage(JournalFileBackend(str(self.folder / "study.log")))
-        return optuna.load_study(study_name="s", storage=storage)
-
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Story:
@@ -101,7 +94,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Story:
     finally:
         search.process.kill()
 
-    story.study().enqueue_trial({"optimizer.lr_g": ENQUEUED})
+    load_study(story.folder).enqueue_trial({"optimizer.lr_g": ENQUEUED})
     done = run_search(*resume, "--trials=8")
     assert done.returncode == 0, done.stdout + done.stderr
     story.record(done.stdout)
@@ -151,13 +144,13 @@ def test_a_diverged_trial_has_the_worst_score_and_says_why(story: Story) -> None
     for row in diverged:
         assert row["values"]["losses.adversarial"] == 1e39
         assert "at step 1" in row["reason"]
-    trials = story.study().trials
+    trials = load_study(story.folder).trials
     assert {trials[row["trial"]].value for row in diverged} == {1e6}
 
 
 def test_the_study_has_every_trial(story: Story) -> None:
     rows = leaderboard(story.folder)
-    trials = story.study().trials
+    trials = load_study(story.folder).trials
     assert len(trials) == 8
     (enqueued,) = [t for t in trials if t.params["optimizer.lr_g"] == ENQUEUED]
     assert enqueued.system_attrs["fixed_params"] == {"optimizer.lr_g": ENQUEUED}
