@@ -35,6 +35,9 @@ IMAGES = {
 """SSM parameters in which AWS and Canonical publish the ids of their newest images."""
 SHORTEST_PREFIX = {4: 16, 6: 48}
 """The widest range that may reach SSH, by IP version: 65,536 addresses, or one site."""
+PRIVATE = dict.fromkeys(
+    ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
+)
 LIFECYCLE = {
     "ID": "cl-ray",
     "Status": "Enabled",
@@ -144,12 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--yaml", type=Path, default=HERE / "aws.yaml")
     options = parser.parse_args(arguments)
     try:
+        network = read_range(options.ssh_from) if options.command == "create" else ""
+        cluster = read_cluster(options.yaml, options.region)
         if options.command == "create":
-            network = read_range(options.ssh_from)
-            cluster = read_cluster(options.yaml, options.region)
             create(cluster, options.bucket, network, options.vpc, options.yaml, options.new_images)
         else:
-            cluster = read_cluster(options.yaml, options.region)
             delete(cluster, options.yaml, options.bucket, options.regions, options.wait)
     except (BotoCoreError, ClientError) as error:
         sys.exit(f"{options.command} stopped, and may be run again: {error}")
@@ -214,22 +216,18 @@ def create(
 
 def bucket_tags(cluster: Cluster, bucket: str) -> Tags | None:
     """Return the bucket's tags; None if there is no such bucket."""
+    owner = {"ExpectedBucketOwner": cluster.account}
     try:
-        found = cluster.client("s3").get_bucket_tagging(
-            Bucket=bucket, ExpectedBucketOwner=cluster.account
-        )
+        return cluster.client("s3").get_bucket_tagging(Bucket=bucket, **owner)["TagSet"]
     except ClientError as error:
-        if error_code(error) == "NoSuchTagSet":
-            return []
         if error_code(error) == "AccessDenied":
             sys.exit(
                 f"--bucket {bucket} belongs to another account, or you may not read its tags "
                 "(s3:GetBucketTagging): choose another name, or get access."
             )
-        if error_code(error) != "NoSuchBucket":
+        if error_code(error) not in ("NoSuchTagSet", "NoSuchBucket"):
             raise
-        return None
-    return found["TagSet"]
+        return [] if error_code(error) == "NoSuchTagSet" else None
 
 
 def create_bucket(cluster: Cluster, bucket: str) -> None:
@@ -240,15 +238,7 @@ def create_bucket(cluster: Cluster, bucket: str) -> None:
         where = {} if cluster.region == "us-east-1" else {"CreateBucketConfiguration": location}
         s3.create_bucket(Bucket=bucket, **where)
         s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": cluster.tag_list})
-    s3.put_public_access_block(
-        Bucket=bucket,
-        PublicAccessBlockConfiguration={
-            "BlockPublicAcls": True,
-            "IgnorePublicAcls": True,
-            "BlockPublicPolicy": True,
-            "RestrictPublicBuckets": True,
-        },
-    )
+    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=PRIVATE)
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     s3.put_bucket_lifecycle_configuration(
         Bucket=bucket, LifecycleConfiguration={"Rules": [LIFECYCLE]}
@@ -298,20 +288,11 @@ def profile_tags(cluster: Cluster, name: str) -> Tags | None:
 def create_role(cluster: Cluster, name: str, policies: dict[str, str]) -> None:
     """Create a machines' role with these policies, and an instance profile of that name."""
     iam = cluster.client("iam")
-    trust = {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Principal": {"Service": cluster.ec2_service},
-                "Action": "sts:AssumeRole",
-            }
-        ],
-    }
+    service = {"Principal": {"Service": cluster.ec2_service}}
+    allow = {"Effect": "Allow", "Action": "sts:AssumeRole", **service}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
     if role_tags(cluster, name) is None:
-        iam.create_role(
-            RoleName=name, AssumeRolePolicyDocument=json.dumps(trust), Tags=cluster.tag_list
-        )
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, Tags=cluster.tag_list)
         iam.get_waiter("role_exists").wait(RoleName=name)
     for policy_name, document in policies.items():
         iam.put_role_policy(RoleName=name, PolicyName=policy_name, PolicyDocument=document)
@@ -340,9 +321,8 @@ def find_vpc(cluster: Cluster, vpc: str | None) -> str:
             sys.exit(f"The cluster is in {group['VpcId']}: leave out --vpc, or `delete` first.")
         vpc = group["VpcId"]
     if vpc is None:
-        networks = cluster.client("ec2").describe_vpcs(
-            Filters=[{"Name": "is-default", "Values": ["true"]}]
-        )["Vpcs"]
+        default = [{"Name": "is-default", "Values": ["true"]}]
+        networks = cluster.client("ec2").describe_vpcs(Filters=default)["Vpcs"]
         if not networks:
             sys.exit(
                 f"There is no default VPC in {cluster.region}: give --vpc, or create one "
@@ -355,13 +335,10 @@ def find_vpc(cluster: Cluster, vpc: str | None) -> str:
 def find_groups(cluster: Cluster, **filters: str) -> list[dict[str, Any]]:
     """Return the security groups of our name: in a VPC, or those with our tags in all VPCs."""
     filters = filters or {f"tag:{key}": value for key, value in cluster.tags.items()}
-    found: list[dict[str, Any]] = cluster.client("ec2").describe_security_groups(
-        Filters=[
-            {"Name": name, "Values": [value]}
-            for name, value in {"group-name": cluster.group, **filters}.items()
-        ]
-    )["SecurityGroups"]
-    return found
+    wanted = {"group-name": cluster.group, **filters}
+    given = [{"Name": name, "Values": [value]} for name, value in wanted.items()]
+    found = cluster.client("ec2").describe_security_groups(Filters=given)
+    return list(found["SecurityGroups"])
 
 
 def create_group(cluster: Cluster, vpc: str, ssh_from: str) -> str:
@@ -472,10 +449,11 @@ def delete(
                 deleted.append(f"role {name}")
     for group in find_groups(cluster):
         problem = delete_group(cluster, group["GroupId"], wait)
+        thing = f"security group {group['GroupId']}"
         if problem:
-            left.append(f"security group {group['GroupId']}, which is in use ({problem})")
+            left.append(f"{thing}, which is in use ({problem})")
         else:
-            deleted.append(f"security group {group['GroupId']}")
+            deleted.append(thing)
     if bucket and bucket_tags(cluster, bucket) is None:
         left.append(f"--bucket {bucket}, which does not exist")
     elif bucket:
@@ -496,30 +474,23 @@ def find_machines(cluster: Cluster, regions: list[str] | None) -> list[str]:
     if regions is None:
         found = cluster.client("ec2").describe_regions()["Regions"]  # those that are enabled
         regions = [region["RegionName"] for region in found]
-    machines = []
+    machines, tag = [], {"Key": "ray-cluster-name", "Value": cluster.name}
+    states = ["pending", "running", "stopping", "stopped"]
+    filters = [{"Name": "instance-state-name", "Values": states}]
     for region in dict.fromkeys((cluster.region, *regions)):
-        pages = client("ec2", region).get_paginator("describe_instances")
-        states = ["pending", "running", "stopping", "stopped"]
+        pages = client("ec2", region).get_paginator("describe_instances").paginate(Filters=filters)
         try:
-            reservations = [
-                reservation
-                for page in pages.paginate(
-                    Filters=[{"Name": "instance-state-name", "Values": states}]
-                )
-                for reservation in page["Reservations"]
-            ]
+            instances = list(pages.search("Reservations[].Instances[]"))
         except ClientError as error:
             sys.exit(
                 f"{region} cannot be searched for machines that use the roles "
                 f"({error_code(error)}), so nothing is deleted: get access, or give the regions "
                 "where you have machines as --regions."
             )
-        for instance in (i for reservation in reservations for i in reservation["Instances"]):
+        for instance in instances:
             profile = instance.get("IamInstanceProfile", {}).get("Arn", "").rpartition("/")[2]
-            tag = {"Key": "ray-cluster-name", "Value": cluster.name}
-            if profile in cluster.roles or (
-                region == cluster.region and tag in instance.get("Tags", [])
-            ):
+            of_cluster = region == cluster.region and tag in instance.get("Tags", [])
+            if of_cluster or profile in cluster.roles:
                 machines.append(f"{instance['InstanceId']} in {region}")
     return machines
 
@@ -556,14 +527,13 @@ def delete_group(cluster: Cluster, group: str, wait: float) -> str | None:
     while True:
         try:
             ec2.delete_security_group(GroupId=group)
+            return None
         except ClientError as error:
             if error_code(error) != "DependencyViolation":
                 raise
             if time.monotonic() > end:
                 return str(error.response["Error"]["Message"]).rstrip(".")
-            time.sleep(min(10, wait))
-        else:
-            return None
+        time.sleep(min(10, wait))
 
 
 @cache
@@ -575,12 +545,11 @@ def client(service: str, region: str) -> Any:
 def existing(call: Any, **arguments: Any) -> dict[str, Any] | None:
     """Call, and return the answer; None if what it is about does not exist."""
     try:
-        answer: dict[str, Any] = call(**arguments)
+        return dict(call(**arguments))
     except ClientError as error:
-        if error_code(error) == "NoSuchEntity":
-            return None
-        raise
-    return answer
+        if error_code(error) != "NoSuchEntity":
+            raise
+        return None
 
 
 def error_code(error: ClientError) -> str:

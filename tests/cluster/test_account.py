@@ -119,14 +119,10 @@ class Account:
 
     def start_machine(self, region: str, profile: str, **tags: str) -> str:
         """Start an instance with a profile."""
+        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
         made = self.ec2(region).run_instances(
             ImageId="ami-12c6146b", MinCount=1, MaxCount=1, IamInstanceProfile={"Name": profile},
-            TagSpecifications=[
-                {
-                    "ResourceType": "instance",
-                    "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
-                }
-            ],
+            TagSpecifications=[{"ResourceType": "instance", "Tags": pairs}],
         )  # fmt: skip
         return str(made["Instances"][0]["InstanceId"])
 
@@ -240,15 +236,11 @@ def test_a_second_region_gets_things_of_its_own(account: Account) -> None:
 
 
 def make_bucket(account: Account) -> Any:
-    where = {"LocationConstraint": REGION}
-    account.s3.create_bucket(Bucket=account.bucket, CreateBucketConfiguration=where)
-    settings = dict.fromkeys(PRIVATE, False)
-    account.s3.put_public_access_block(
-        Bucket=account.bucket, PublicAccessBlockConfiguration=settings
-    )
-    return lambda: account.s3.get_public_access_block(Bucket=account.bucket)[
-        "PublicAccessBlockConfiguration"
-    ]
+    where, name = {"LocationConstraint": REGION}, account.bucket
+    account.s3.create_bucket(Bucket=name, CreateBucketConfiguration=where)
+    setting = "PublicAccessBlockConfiguration"
+    account.s3.put_public_access_block(Bucket=name, **{setting: dict.fromkeys(PRIVATE, False)})
+    return lambda: account.s3.get_public_access_block(Bucket=name)[setting]
 
 
 def make_role(account: Account) -> Any:
