@@ -53,8 +53,6 @@ class CheckpointManifest(BaseConfig):
     """The description of a complete checkpoint.
 
     Args:
-        epoch: Finished epochs.
-        step: Training steps since the start of the run.
         metric: Value that selects the best checkpoint, smaller is better; None if not known.
         files: Size in bytes and SHA-256 of each file.
     """
@@ -70,8 +68,6 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        filesystem: Filesystem of the run folder.
-        folder: Path of the run folder on it.
         keep: Number of newest checkpoints to keep; the best one is kept as well.
         before_write: Called before a checkpoint is begun, is completed and is deleted; raises an
             error if another process may write there now.
@@ -234,13 +230,10 @@ class CheckpointStore:
         self._prune()
 
     def set_aside_damaged(self) -> tuple[str, ...]:
-        """Rename the damaged checkpoints that are newer than the newest undamaged one.
+        """Rename the checkpoints that are newer than the newest undamaged one; return why.
 
         So a run whose newest checkpoint has decayed resumes from the one before it, also where
         nobody watches. It reads all files of these checkpoints.
-
-        Returns:
-            A sentence on each.
 
         Raises:
             UserError: All are damaged, and none was renamed; or one is of another format.

@@ -123,7 +123,6 @@ class RunStorage:
 
     Args:
         storage: Absolute path or URI of the parent folder.
-        name: The run's name.
         lease: The folder whose lease was taken, and what was written there; see `take_lease`.
     """
 

@@ -67,7 +67,6 @@ class Fidelity:
 
     Args:
         features: Name of the reference whose features are compared, such as `mnist-classifier`.
-        count: Images in each set.
         metrics: By their names in SAMPLE_METRICS.
         histogram: How often the reference predicts each class for the samples; None if it gives
             no labels.
@@ -85,7 +84,6 @@ class ModeCoverage:
 
     Args:
         features: Name of the reference that reads the samples.
-        count: Samples looked at.
         of: Number of modes.
         metrics: By their names in MODE_METRICS; the baseline is of real triples of test digits.
     """
@@ -334,11 +332,7 @@ def evaluate_representation(
     metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS,
     tell: ReportProgress = lambda _: None,
 ) -> tuple[dict[str, ProbeScore], list[str]]:
-    """Compute probe scores of features.
-
-    Returns:
-        The scores by name, and a sentence for each reason why the labels do not allow one.
-    """
+    """Compute probe scores by name, and a sentence for each reason why the labels allow none."""
     scores: dict[str, ProbeScore] = {}
     notes: dict[str, None] = {}
     for metric in metrics:
@@ -377,7 +371,6 @@ class Evaluator:
     """Evaluates models on one dataset. What depends on the data only is computed once.
 
     Args:
-        dataset: The data.
         config: Reference, and numbers of images.
         split: The split that is measured on: `validation` for everything that chooses, `test` to
             report. Where there is none, `test` is replaced by `validation`, and that by part of
@@ -528,11 +521,7 @@ class Evaluator:
         return self._fidelity.measure(images, labels, metrics, tell)
 
     def _generate(self, model: TrainedModel, count: int) -> tuple[Pixels, Labels | None]:
-        """Generate images; with classes, as often as among the real images they are compared with.
-
-        Returns:
-            The images and, of a model with classes, the class that each was generated as.
-        """
+        """Generate images, and their classes (None without), as frequent as among real images."""
         label = self.images()[1].labelled().label
         if not model.classes or label is None:
             return model.generate(count, self.seed), None

@@ -62,9 +62,7 @@ class MetricContext:
     """What decides which metrics an evaluation has.
 
     Args:
-        dataset: The data.
         reference: Name of its reference, `auto` resolved; None if there is none.
-        condition: Condition of the networks.
         split: The split that is measured on.
     """
 
@@ -92,10 +90,8 @@ class Metric(Generic[Input, Value]):
 
     Args:
         name: Key in evaluation.json, of curves, of `checkpoint.metric` and of the search.
-        title: Name in tables.
         compute: The metric as a function of what it measures.
         requires: What must hold; the first that does not is named in errors.
-        larger_is_better: Its direction.
         thorough: Whether it takes so long that only `cl-ray evaluate` computes it.
         relative: Whether NAME_over_baseline is a metric, too: this one over its baseline.
         baseline: Real images that take the samples' place for its real-data baseline: as many
@@ -339,11 +335,7 @@ def available_metrics(context: MetricContext) -> list[str]:
 def check_metric_available(name: str, context: MetricContext, field: str, prefix: str = "") -> None:
     """Check that evaluations have a metric while a run trains.
 
-    Args:
-        name: The metric's name.
-        context: What is evaluated.
-        field: Config field or flag that names the metric.
-        prefix: What precedes the metric's name in it.
+    A config field or flag names it, with a prefix before the metric's name.
 
     Raises:
         UserError: They have not; says why, and which they have.

@@ -46,7 +46,6 @@ class ProbeScore:
         accuracy: Fraction of correct test images, 0 to 1; the mean over draws of labels.
         spread: Standard deviation over the draws; None if there is one fit only.
         setting: Hyperparameters, in words.
-        seconds: Time taken.
     """
 
     accuracy: float

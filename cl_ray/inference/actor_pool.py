@@ -54,10 +54,8 @@ class InferenceJob:
     """A checked task with its model and its output; small and picklable.
 
     Args:
-        run: Path or URI of the run folder.
         checkpoint: Name of one of its checkpoints.
         request: What the output's manifest records.
-        part_size: Rows in a part.
         missing: Numbers of the parts that are not written yet.
         note: What a user should know beforehand; empty for nothing.
     """

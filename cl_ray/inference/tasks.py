@@ -90,8 +90,6 @@ class GenerateTask(InferenceTask):
     """Samples: columns id, label (if the run has classes) and image.
 
     Args:
-        count: How many.
-        seed: Seed of all randomness.
         truncation: 0 to 1, for style-based generators; see `TrainedModel.generate`.
         label: Name or number of the only class to sample; None samples all classes.
     """
@@ -234,11 +232,7 @@ class EmbedTask(InferenceTask):
 
 @dataclass(frozen=True)
 class ScoreTask(EmbedTask):
-    """Novelty of every image of a split: id, label and origin (if any), novelty and distance.
-
-    Args:
-        known: The dataset that the images are compared with.
-    """
+    """Novelty of a split beside `known`: id, label and origin (if any), novelty and distance."""
 
     noun = "scores"
     known: Dataset

@@ -74,7 +74,6 @@ class Chart:
         alt: What the chart shows, for readers who do not see it.
         figure: The figure, without a title.
         note: A sentence below it.
-        height: Height in pixels.
         min_width: Width in pixels below which it scrolls by itself instead of shrinking.
         wide: Whether it takes the whole width of the page.
     """

@@ -90,12 +90,9 @@ def image_interpolation(run: TrainedModel, real: RowBatch) -> ImageGrid:
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Interpolate on the sphere (Shoemake, 1985, section 3.3), at even angles.
+    """Interpolate between latent vectors [n, d] on the sphere (Shoemake, 1985, section 3.3).
 
-    Args:
-        start: Latent vectors [n, d].
-        end: Latent vectors [n, d].
-        steps: Points of each interpolation, both ends included, 2 or more.
+    At even angles, in `steps` points with both ends included, 2 or more.
 
     Returns:
         [n, steps, d], of mean square 1, as G takes latent vectors. Between opposite ends, where
@@ -122,7 +119,6 @@ class Neighbours:
         median: Median distance of a sample to its nearest training image.
         baseline: The same of held-out real images; None where there are none.
         nearer: Fraction of samples that are nearer than all but 1 % of the held-out images.
-        count: Number of samples.
         bank: Number of training images that were searched.
         is_whole: Whether those are all training images.
     """

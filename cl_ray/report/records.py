@@ -14,12 +14,7 @@ from cl_ray.storage import RunStorage
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """A metric over the training steps.
-
-    Args:
-        steps: [n] int64, increasing.
-        values: [n] float64.
-    """
+    """A metric, [n], over the training steps, [n], increasing."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]

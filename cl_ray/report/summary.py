@@ -128,7 +128,6 @@ class MetricRow:
     """One metric.
 
     Args:
-        name: Its name.
         about: What it is, in a few words.
         value: Its value for the samples, with its unit.
         baseline: Its value for real images in their place; empty if unknown.

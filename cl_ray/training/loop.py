@@ -93,10 +93,7 @@ def build_torch_trainer(
 
 
 def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:
-    """Run the training on one rank; called again after each failure.
-
-    Args:
-        setup: `train_loop_config` of `build_torch_trainer`.
+    """Run the training on one rank by `train_loop_config`; called again after each failure.
 
     Returns:
         `status` and `reason` or `training_seconds`; on rank 0 also the summary of the run.

@@ -33,7 +33,6 @@ class TrialInfo:
     """What a run that is a trial of a search knows of it.
 
     Args:
-        search: The search's name.
         hparams: The trial's value of each searched field, for TensorBoard's HPARAMS.
         metrics: The metrics that are optimized.
     """

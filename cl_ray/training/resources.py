@@ -42,14 +42,12 @@ class Shortage:
     """The reason why workers do not fit.
 
     Args:
-        workers: Number of requested workers.
         cpus: CPUs of each; `gpus` likewise.
         kind: The resource of which the sum is too small, "CPU" or "GPU"; None if the sums suffice
             and the nodes are too small, as no worker is split over nodes or GPUs.
         available: The amount of `kind` that is there; with None, the number of workers that fit.
         may_add: The amount that an autoscaler may add to `available`; None without an autoscaler.
         fits: The most workers that fit, with all that an autoscaler may add.
-        nodes: Number of nodes that are there.
         place: Where the resources are looked for.
     """
 
@@ -68,7 +66,6 @@ class InsufficientResourcesError(UserError):
     """The requested workers do not fit; the message speaks of the units that the caller names.
 
     Args:
-        shortage: The reason.
         request: The request as it was given; None for the workers of a run.
         smaller_request: The flags of a request that fits, such as "--concurrent 2", if any.
         unit: What the flags of CPUs and GPUs are "per".

@@ -207,11 +207,8 @@ class PrometheusGauges:
 
     Each node's metrics port serves them to Prometheus, with `ray_` before the names: the epoch is
     `ray_cl_ray_epoch{run="demo",trial=""}`. The dashboard's Metrics page shows them where Grafana
-    is set up with docs/grafana.json. A name beyond ASCII is percent-encoded.
-
-    Args:
-        run: The run's name, or the name of the search that it is a trial of.
-        trial: The trial's number; empty for a run of its own.
+    is set up with docs/grafana.json. A name beyond ASCII is percent-encoded. Of a search's trial
+    `run` is the search and `trial` its number, which is empty for a run of its own.
     """
 
     def __init__(self, run: str, trial: str = ""):

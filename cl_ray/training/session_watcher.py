@@ -21,10 +21,8 @@ from pathlib import Path
 def session_watcher(temp_folder: Path) -> Iterator[None]:
     """Kill the processes of the Ray session that starts meanwhile when this process dies.
 
-    Also at the end of the context, by which Ray is shut down.
-
-    Args:
-        temp_folder: Ray's temporary folder, where the session has a folder with this process's id.
+    Also at the end of the context, by which Ray is shut down. In Ray's temporary folder the session
+    has a folder with this process's id.
     """
     session = rf"{re.escape(os.path.realpath(temp_folder))}/session_[\d_-]+_{os.getpid()}/"
     with subprocess.Popen(

@@ -23,11 +23,7 @@ from cl_ray.tuning.study import TrialResult
 
 
 def write_report(search: Search, results: list[TrialResult]) -> str:
-    """Write report.html into the search's folder.
-
-    Returns:
-        A sentence on the importances.
-    """
+    """Write report.html into the search's folder; return a sentence on the importances."""
     metric = search.metrics[0]
     comparable, epoch = comparable_trials(results)
     importances = parameter_importances(comparable, epoch, metric, search.space)

@@ -40,8 +40,6 @@ class Search:
         options: The flags; of a resumed search, those that it was started with.
         config: The config that best.yaml changes.
         trial_config: The config that trials change: the same with their epochs and evaluation.
-        dataset: What they train on.
-        fresh: Whether the search is new.
     """
 
     name: str

@@ -62,10 +62,8 @@ class TrialResult:
     Args:
         number: Its number, which names its folder.
         status: waiting, running, finished, stopped (early), diverged, collapsed or failed.
-        values: Its values of the searched fields.
         metrics: Its last metrics, those that are optimized among them.
         epoch: Epochs that it has trained.
-        seconds: Training time.
         reason: Why it diverged, collapsed or failed.
         history: The first optimized metric by epoch.
     """

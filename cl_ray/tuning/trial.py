@@ -65,7 +65,6 @@ class TrialContext:
     """What all trials of a search have in common.
 
     Args:
-        search: The search's name.
         folder: The folder of the trials' run folders.
         base: The config that a trial's values change.
         resources: What each worker of a trial asks for.
