@@ -69,7 +69,6 @@ def measure(placement: str, processes: int, beside: bool) -> float:
 
 
 def main() -> None:
-    """Print the table."""
     if len(sys.argv) > 1:
         print(pairs_per_second(sys.argv[1], int(sys.argv[2])))
         return

@@ -147,7 +147,6 @@ def measure(trainer: Trainer, table: str) -> Row:
 def run_cell(
     cell: str, table: str, config: Config, seconds: float | None, pairs: int | None
 ) -> Row:
-    """Train and measure one cell."""
     torch.set_num_threads(1)
     keep_freed_memory()
     trainer, spent, error = train(config, seconds, pairs)

@@ -20,7 +20,6 @@ WORKERS = (2, 4)
 
 
 def main() -> None:
-    """Print the table."""
     torch.set_num_threads(1)
     one = take_five_steps(CASES)
     many = [run_on_ranks(take_five_steps, workers, CASES)[0] for workers in WORKERS]

@@ -90,7 +90,6 @@ def measure_collectives(table: Table) -> None:
 
 
 def main() -> None:
-    """Print the table."""
     if not torch.cuda.is_available():
         raise SystemExit("This measures a CUDA GPU, and there is none here.")
     torch.set_num_threads(1)

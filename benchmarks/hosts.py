@@ -58,7 +58,6 @@ def speed(epochs: list[dict[str, float]]) -> float:
 
 
 def main() -> None:
-    """Print the table."""
     table = Table(
         "round", "bare", "1 worker", "2 workers", "1 / bare", "2 / 1", "data_time_fraction", "cost"
     )

@@ -86,7 +86,6 @@ def measure_commands(run: str) -> tuple[float, float]:
 
 
 def main(run: str) -> None:
-    """Print the tables."""
     names = ("round", "bare", "pool", "ratio", "steady", "ratio", "start-up")
     speeds = Table(*names, title="embed, images/s")
     ratios: dict[str, list[float]] = {"speed": [], "steady": []}

@@ -126,7 +126,6 @@ def kill_driver(folder: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Print the results."""
     console = Console(soft_wrap=True, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         kill_driver(Path(scratch), console)

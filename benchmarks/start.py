@@ -56,7 +56,6 @@ def measure_end(*arguments: str) -> str:
 
 
 def main() -> None:
-    """Print the tables."""
     answers = Table("command", "--help", "a wrong flag", title="seconds (CPU seconds)")
     for name in COMMANDS:
         answers.add_row(name, measure_end(name, "--help"), measure_end(name, "--wrong=1"))

@@ -46,7 +46,6 @@ def measure(kind: str, threads: int) -> float:
 
 
 def main() -> None:
-    """Print the table."""
     threads = str(len(os.sched_getaffinity(0)))
     _, dtype = resolve_device()
     table = Table("round", "textbook", "ContrastiveGAN", "ratio", title=f"pairs/s, {dtype}")

@@ -59,7 +59,6 @@ class Options:
 
 
 def write(folder: str, options: Options) -> Dataset:
-    """Write the images."""
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     pool = [Image.fromarray(image).resize((128, 128), Image.Resampling.BICUBIC) for image in small]

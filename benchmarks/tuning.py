@@ -70,7 +70,6 @@ def run_loop(rows: list[dict[str, Any]]) -> float:
 
 
 def main() -> None:
-    """Print the times."""
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -247,7 +247,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def flip(file: Path, place: float) -> None:
-    """Change one bit."""
     content = bytearray(file.read_bytes())
     content[int(place * (len(content) - 1))] ^= 1
     file.write_bytes(content)

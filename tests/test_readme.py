@@ -49,7 +49,6 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The small data set."""
     splits: Any = {split: mnist(split, 200) for split in ("train", "test")}
     return write_images(tmp_path_factory.mktemp("digits") / "digits", **splits)
 

@@ -25,7 +25,6 @@ class Bucket:
     client: Any
 
     def uri(self, key: str = "") -> str:
-        """Its URI."""
         return f"s3://bucket/{key}?endpoint_override={self.endpoint}&scheme=http"
 
     def files(self, prefix: str, deleted: bool = False) -> dict[str, bytes]:

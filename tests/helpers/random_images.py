@@ -70,7 +70,6 @@ def read_sorted(data: Dataset, split: str = "train") -> RowBatch:
 
 
 def flip_byte(file: Path, offset: int) -> None:
-    """Damage a file."""
     content = bytearray(file.read_bytes())
     content[offset] ^= 255
     file.write_bytes(content)

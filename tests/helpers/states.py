@@ -15,7 +15,6 @@ def pack(state: dict[str, Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> dict[str, Any]:
-    """Deserialize a state."""
     return torch.load(io.BytesIO(packed), weights_only=True)
 
 

@@ -51,7 +51,6 @@ class TerminalProcess:
                     log.write(os.read(self._master, 1 << 16))
 
     def output(self) -> str:
-        """Return the output so far."""
         return self.log.read_text()
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:

@@ -33,7 +33,6 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def page(trained: Path) -> Path:
-    """The report of that run."""
     made = write_run_report(trained)
     assert made.missing == []
     assert made.projector

@@ -132,8 +132,6 @@ def cluster() -> Iterator[None]:
 
 
 class Actor:
-    """Dies or raises."""
-
     def pid(self) -> int:
         return os.getpid()
 

@@ -68,7 +68,6 @@ def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def answer(url: str) -> Any:
-    """Query Prometheus."""
     with urllib.request.urlopen(url, timeout=10) as page:
         said = json.loads(page.read())
     assert said["status"] == "success"
