@@ -87,6 +87,11 @@ def make_digits(tmp_path_factory: pytest.TempPathFactory) -> MakeDigits:
     return make
 
 
+@pytest.fixture(scope="session")
+def digits(make_digits: MakeDigits) -> str:
+    return make_digits(300)
+
+
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
     """Ray with two CPUs, whatever else uses them."""

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +18,6 @@ from cl_ray.rng import BLOCK
 from cl_ray.storage import RunStorage
 from cl_ray.train_config import TrainerConfig
 from cl_ray.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def digits(make_digits: Any) -> str:
-    return make_digits(300)
 
 
 @pytest.fixture(scope="module")

@@ -106,11 +106,6 @@ class Scraper(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def digits(make_digits: Any) -> str:
-    return make_digits(300)
-
-
-@pytest.fixture(scope="module")
 def run(
     port: int, prometheus: str | None, digits: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Scraper]:

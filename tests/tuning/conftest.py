@@ -1,15 +1,9 @@
 """Flags of searches that end in seconds."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.small_search import CONFIG, SPACE
-
-
-@pytest.fixture(scope="session")
-def digits(make_digits: Callable[[int], str]) -> str:
-    return make_digits(300)
 
 
 @pytest.fixture(scope="session")
