@@ -16,38 +16,13 @@ from numpy.typing import NDArray
 
 from cl_ray.data.dataset import STACKED, Dataset
 from cl_ray.errors import UserError
+from cl_ray.evaluation import feature_metrics as features
+from cl_ray.evaluation import fidelity, probes
 from cl_ray.evaluation.classifier import Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.feature_metrics import (
-    FeatureData,
-    FeatureScore,
-    adjusted_rand_index,
-    cluster_accuracy,
-    effective_rank,
-    feature_alignment,
-    feature_uniformity,
-    normalized_mutual_information,
-)
-from cl_ray.evaluation.fidelity import (
-    Samples,
-    class_accuracy,
-    classification_accuracy_score,
-    expected_mode_fractions,
-    frechet_distance,
-    kernel_distance,
-    label_balance,
-    label_entropy,
-    mode_kl,
-)
-from cl_ray.evaluation.probes import (
-    MAX_PROBED_CLASSES,
-    ProbeData,
-    ProbeScore,
-    few_labels_accuracy,
-    few_labels_spread_accuracy,
-    knn_accuracy,
-    linear_probe_accuracy,
-)
+from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore
+from cl_ray.evaluation.fidelity import Samples
+from cl_ray.evaluation.probes import ProbeData, ProbeScore
 from cl_ray.evaluation.reference import ReferenceClassifier, gives_labels, resolve_reference
 
 OVER_BASELINE = "_over_baseline"
@@ -163,16 +138,16 @@ def _has_labels(context: MetricContext) -> str | None:
 
 
 def _has_few_classes(context: MetricContext) -> str | None:
-    many = len(context.dataset.class_names()) > MAX_PROBED_CLASSES
-    return f"this data of more than {MAX_PROBED_CLASSES} classes" if many else None
+    many = len(context.dataset.class_names()) > probes.MAX_PROBED_CLASSES
+    return f"this data of more than {probes.MAX_PROBED_CLASSES} classes" if many else None
 
 
 def _frechet(samples: Samples) -> float:
-    return frechet_distance(samples.real_features, samples.features)
+    return fidelity.frechet_distance(samples.real_features, samples.features)
 
 
 def _kernel(samples: Samples) -> float:
-    return kernel_distance(samples.real_features, samples.features, samples.seed)
+    return fidelity.kernel_distance(samples.real_features, samples.features, samples.seed)
 
 
 _PROBED = (_has_labels, _has_few_classes)
@@ -187,26 +162,26 @@ _OF_SAMPLES: tuple[Metric[Samples, float], ...] = (
     Metric(
         "label_entropy",
         "entropy of the labels, nats",
-        lambda s: label_entropy(s.histogram),
+        lambda s: fidelity.label_entropy(s.histogram),
         (_predicts_labels,),
     ),
     Metric(
         "label_balance",
         "rarest label : commonest",
-        lambda s: label_balance(s.histogram),
+        lambda s: fidelity.label_balance(s.histogram),
         (_predicts_labels,),
     ),
     Metric(
         "class_accuracy",
         "samples of the requested class",
-        class_accuracy,
+        fidelity.class_accuracy,
         (_is_conditional, _knows_classes),
         baseline="held_out",
     ),
     Metric(
         "classification_accuracy",
         "accuracy of a classifier trained on them",
-        classification_accuracy_score,
+        fidelity.classification_accuracy_score,
         (_has_labels, _knows_classes),
         thorough=True,
     ),
@@ -221,7 +196,7 @@ MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
     Metric(
         "mode_kl",
         "KL(samples || data) over modes, nats",
-        lambda h: mode_kl(h, expected_mode_fractions()),
+        lambda h: fidelity.mode_kl(h, fidelity.expected_mode_fractions()),
         (_is_stacked,),
         larger_is_better=False,
     ),
@@ -230,14 +205,14 @@ MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
 are of; the baseline is of real triples."""
 
 PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
-    Metric("linear_probe", "linear probe", linear_probe_accuracy, _PROBED),
-    Metric("knn_1", "1-NN", partial(knn_accuracy, k=1), (_has_labels,)),
-    Metric("knn_20", "20-NN", partial(knn_accuracy, k=20), (_has_labels,)),
-    Metric("few_labels", "10 labels per class", few_labels_accuracy, _PROBED, thorough=True),
+    Metric("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
+    Metric("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), (_has_labels,)),
+    Metric("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), (_has_labels,)),
+    Metric("few_labels", "10 labels per class", probes.few_labels_accuracy, _PROBED, thorough=True),
     Metric(
         "few_labels_spread",
         "10 labels per class, spread over all images",
-        few_labels_spread_accuracy,
+        probes.few_labels_spread_accuracy,
         _PROBED,
         thorough=True,
     ),
@@ -245,24 +220,32 @@ PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
 """Test accuracy of probes of the features; D's go by the name alone."""
 
 FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
-    Metric("cluster_accuracy", "clustering accuracy", cluster_accuracy, _PROBED, thorough=True),
+    Metric(
+        "cluster_accuracy", "clustering accuracy", features.cluster_accuracy, _PROBED, thorough=True
+    ),
     Metric(
         "nmi",
         "normalized mutual information",
-        normalized_mutual_information,
+        features.normalized_mutual_information,
         _PROBED,
         thorough=True,
     ),
-    Metric("ari", "adjusted Rand index", adjusted_rand_index, _PROBED, thorough=True),
+    Metric("ari", "adjusted Rand index", features.adjusted_rand_index, _PROBED, thorough=True),
     Metric(
         "alignment",
         "alignment of two views",
-        feature_alignment,
+        features.feature_alignment,
         larger_is_better=False,
         thorough=True,
     ),
-    Metric("uniformity", "uniformity", feature_uniformity, larger_is_better=False, thorough=True),
-    Metric("effective_rank", "effective rank (RankMe)", effective_rank, thorough=True),
+    Metric(
+        "uniformity",
+        "uniformity",
+        features.feature_uniformity,
+        larger_is_better=False,
+        thorough=True,
+    ),
+    Metric("effective_rank", "effective rank (RankMe)", features.effective_rank, thorough=True),
 )
 """Of the features themselves: clusters, and checks that need no labels; D's go by the name
 alone."""

@@ -22,21 +22,8 @@ from cl_ray.metrics_file import read_epochs
 from cl_ray.report.records import read_record
 from cl_ray.signals import handle_signal
 from cl_ray.storage import RunStorage, without_options
+from cl_ray.training import preflight
 from cl_ray.training.from_run import initial_state, resolve_from_run
-from cl_ray.training.preflight import (
-    check_checkpoint_metric,
-    check_local_resources,
-    check_outlives_job,
-    check_pairs,
-    check_reference,
-    check_resumable,
-    check_shared_storage,
-    exclusive_lock,
-    few_steps_note,
-    resolve_reference_path,
-    run_notes,
-    starts_local_ray,
-)
 from cl_ray.training.progress import TrainingProgress, start_progress_actor
 from cl_ray.training.ray_session import ray_session
 
@@ -75,15 +62,15 @@ def train(
     config, launch = config or Config(), launch or LaunchOptions()
     console = console or PlainConsole()
     config = config.model_copy(update={"name": config.name or default_run_name(config)})
-    check_outlives_job(config.storage, "storage")
+    preflight.check_outlives_job(config.storage, "storage")
     folder = RunStorage.at(config.storage, str(config.name))
     dataset = Dataset.open(config.data)
     locations = {"storage": folder.storage, "data": dataset.location}
-    config = resolve_reference_path(config.model_copy(update=locations))
-    check_pairs(config, dataset)
-    check_reference(config, dataset)
-    if starts_local_ray(launch.address):
-        check_local_resources(config)
+    config = preflight.resolve_reference_path(config.model_copy(update=locations))
+    preflight.check_pairs(config, dataset)
+    preflight.check_reference(config, dataset)
+    if preflight.starts_local_ray(launch.address):
+        preflight.check_local_resources(config)
     initial = None
     with storage_errors(folder):
         config = resolve_from_run(config, folder)
@@ -93,9 +80,9 @@ def train(
         from cl_ray.evaluation.reference_cache import prepare_reference
 
         prepare_reference(dataset, console)
-    check_checkpoint_metric(config, dataset)
+    preflight.check_checkpoint_metric(config, dataset)
     folder.create()
-    with storage_errors(folder), exclusive_lock(folder, "run"):
+    with storage_errors(folder), preflight.exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started, initial)
 
 
@@ -116,7 +103,7 @@ def _train_locked(
     checkpoints = CheckpointStore(*folder.open(), keep=config.checkpoint.keep)
     for note in checkpoints.set_aside_damaged():
         print_line(console, note)
-    check_resumable(config, dataset, folder, checkpoints, console)
+    preflight.check_resumable(config, dataset, folder, checkpoints, console)
     if launch.from_checkpoint:
         checkpoints.rollback_to(launch.from_checkpoint)
     newest = checkpoints.newest()
@@ -129,20 +116,20 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
-    for note in run_notes(config, dataset):
+    for note in preflight.run_notes(config, dataset):
         print_line(console, note)
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 
         resources = plan_workers(config, local)
-        check_shared_storage(folder)
+        preflight.check_shared_storage(folder)
         folder = folder.take_lease()
         folder.write("config.yaml", config.to_yaml().encode())
         if initial and not newest:
             checkpoints.save(initial, epoch=0, step=0, metric=None)
         wait_for_resources(resources, config.worker_range[0], partial(print_line, console))
         if resources.waits_for:  # on nodes that were not there before
-            check_shared_storage(folder)
+            preflight.check_shared_storage(folder)
         outcome = _fit(config, folder, dataset, launch, resources, console)
     summary = {
         **outcome,
@@ -226,12 +213,13 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
     )
     logs = shlex.quote(without_options(folder.storage))
     name, storage = shlex.quote(folder.name), shlex.quote(folder.storage)
+    few_steps = preflight.few_steps_note(summary["steps"], summary["epochs"])
     evaluation = summary["evaluation_summary"] or "not evaluated (evaluation.every is 0)"
     fields = {
         "trained": f"{pluralize(summary['epochs'], 'epoch')}, "
         f"{pluralize(summary['steps'], 'step')} in {format_duration(summary['seconds'])} "
         f"({pluralize(summary['workers'], 'worker')}, {summary['device']})",
-        **({"note": note} if (note := few_steps_note(summary["steps"], summary["epochs"])) else {}),
+        **({"note": few_steps} if few_steps else {}),
         "metrics": metrics,
         "evaluation": evaluation,
         "memory": f"driver {driver}, a worker {worker} at the peak",

@@ -16,18 +16,9 @@ from cl_ray.console import print_line
 from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.signals import hangup_blocked, termination_as_interrupt
+from cl_ray.training import ray_compat
 from cl_ray.training.auth_token import prepare_token, token_file
 from cl_ray.training.machine import check_local_ray, private_temp_folder, ray_temp_folder
-from cl_ray.training.ray_compat import (
-    ask_gcs,
-    configure_ray_environment,
-    gcs_address,
-    hide_secrets_in_command,
-    local_ray_environment,
-    ray_runs_here,
-    started_local_ray,
-    untested_ray_warning,
-)
 from cl_ray.training.session_watcher import session_watcher
 
 _GCS_ADDRESS = "HOST:PORT of its head's GCS (HOST:6379)"
@@ -58,7 +49,7 @@ def ray_session(
     Raises:
         UserError: The cluster cannot be joined, or Ray cannot start on this machine.
     """
-    configure_ray_environment(dashboard)
+    ray_compat.configure_ray_environment(dashboard)
     if os.path.expanduser("~") == "~":  # HOME is not set, and the system knows no other
         os.environ["HOME"] = str(private_temp_folder())  # without one Ray Train cannot be imported
     address = cluster_address(address)
@@ -71,12 +62,12 @@ def ray_session(
         print_line(console, f"{start} …")
     import ray
 
-    if warning := untested_ray_warning():
+    if warning := ray_compat.untested_ray_warning():
         print_line(console, warning)
     if connected:
-        yield started_local_ray()
+        yield ray_compat.started_local_ray()
         return
-    hide_secrets_in_command()
+    ray_compat.hide_secrets_in_command()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     with contextlib.nullcontext() if address else session_watcher(ray_temp_folder()):
@@ -123,7 +114,7 @@ def check_cluster_answers(address: str) -> None:
     """
     gcs = address
     try:
-        gcs = gcs_address(address)
+        gcs = ray_compat.gcs_address(address)
         host, _, port = gcs.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:  # also Ray's ConnectionError
@@ -140,7 +131,7 @@ def check_cluster_answers(address: str) -> None:
     if with_token and not given and not (file and file.is_file() and file.stat().st_size):
         where = f"in {file}" if file else "as HOME is not set"
         raise _cannot_join(address, f"RAY_AUTH_MODE is token, and there is none {where}; {token}")
-    status = ask_gcs(gcs, _ANSWER_TIMEOUT)
+    status = ray_compat.ask_gcs(gcs, _ANSWER_TIMEOUT)
     if status == "UNAUTHENTICATED":
         reason = "it wants a token, and RAY_AUTH_MODE is not token"
         if with_token:
@@ -150,7 +141,7 @@ def check_cluster_answers(address: str) -> None:
     if status != "OK":
         reason = f"what answers there is no Ray cluster (gRPC status {status})"
         raise _cannot_join(address, f"{reason}; give {_GCS_ADDRESS}")
-    if not ray_runs_here():
+    if not ray_compat.ray_runs_here():
         raise _cannot_join(
             address,
             "this machine is none of its nodes; submit a job to its dashboard: ray job submit "
@@ -178,7 +169,7 @@ def _start_local_ray(dashboard: bool, options: dict[str, Any], console: Console)
         options = {"num_cpus": usable_cpus(), **options}
     for line in (*check_local_ray(), *prepare_token(private_temp_folder())):
         print_line(console, line)
-    with local_ray_environment(dashboard), hangup_blocked():
+    with ray_compat.local_ray_environment(dashboard), hangup_blocked():
         try:
             context = ray.init(
                 address="local",

@@ -10,13 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from cl_ray.errors import pluralize
 from cl_ray.report.charts import COLOURS, Chart
-from cl_ray.tuning.importance import (
-    MIN_COMPARABLE,
-    RATES,
-    comparable_study,
-    frozen_trial,
-    importance_evaluator,
-)
+from cl_ray.tuning import importance
 from cl_ray.tuning.leaderboard import short_name
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
@@ -75,11 +69,11 @@ def importance_chart(
     results: list[TrialResult], epoch: int, metric: SearchMetric, space: Space
 ) -> Chart:
     """Draw the importances of comparable trials, the largest on top."""
-    study = comparable_study(results, epoch, metric, space)
+    study = importance.comparable_study(results, epoch, metric, space)
     figure = _draw(
         visualization.plot_param_importances,
         study,
-        evaluator=importance_evaluator(),
+        evaluator=importance.importance_evaluator(),
         target_name=metric.name,
     )
     figure.update_layout(
@@ -100,7 +94,7 @@ def value_charts(
     """Draw the values of comparable trials: parallel coordinates, and contours of ten or more."""
     if len(results) < 2:
         return []
-    study = comparable_study(results, epoch, metric, space)
+    study = importance.comparable_study(results, epoch, metric, space)
     after = f"after {pluralize(epoch, 'epoch')}"
     charts = []
     parameters = study.trials[0].params
@@ -117,9 +111,9 @@ def value_charts(
                 wide=True,
             )
         )
-    for pair in (RATES, DEPTHS):
+    for pair in (importance.RATES, DEPTHS):
         names = [short_name(field) for field in pair]
-        if len(results) >= MIN_COMPARABLE and all(name in parameters for name in names):
+        if len(results) >= importance.MIN_COMPARABLE and all(name in parameters for name in names):
             figure = _draw(visualization.plot_contour, study, params=names, target_name=metric.name)
             if pair == DEPTHS:
                 figure.update_layout(xaxis={"dtick": 1}, yaxis={"dtick": 1})
@@ -147,7 +141,7 @@ def _results_study(
         fields = [field for field in space.parameters if field in result.values]
         is_complete = result.status == "finished" or not is_finished or len(metrics) > 1
         values = [result.metrics[metric.name] for metric in metrics] if is_complete else None
-        study.add_trial(frozen_trial(result, fields, space, values))
+        study.add_trial(importance.frozen_trial(result, fields, space, values))
     return study
 
 

@@ -9,15 +9,9 @@ from cl_ray.report.charts import format_number
 from cl_ray.report.images import png_uri
 from cl_ray.report.page import render_page, write_page
 from cl_ray.report.summary import Stat
+from cl_ray.tuning import leaderboard
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
 from cl_ray.tuning.importance import comparable_trials, importance_summary, parameter_importances
-from cl_ray.tuning.leaderboard import (
-    best_trial,
-    describe_best,
-    rank_trials,
-    search_front,
-    short_name,
-)
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import TrialResult
 
@@ -32,10 +26,10 @@ def write_report(search: Search, results: list[TrialResult]) -> str:
     context: dict[str, Any] = {
         "name": search.name,
         "folder": str(search.folder),
-        "headline": describe_best(results, search.metrics) or "No trial can be ranked.",
+        "headline": leaderboard.describe_best(results, search.metrics) or "No trial can be ranked.",
         "sentence": sentence,
         "stats": search_stats(search, results),
-        "train": best_trial(results, search.metrics)
+        "train": leaderboard.best_trial(results, search.metrics)
         and f"cl-ray train --config {shlex.quote(str(search.folder))}/best.yaml",
         "history": history_charts(results, search.metrics, search.space),
         "importance": importance,
@@ -54,7 +48,7 @@ def search_stats(search: Search, results: list[TrialResult]) -> list[Stat]:
     ended = ", ".join(f"{number} {status}" for status, number in ends.items())
     stats = [Stat("Trials", str(len(results)), ended)]
     for metric in search.metrics:
-        best = best_trial(results, [metric])
+        best = leaderboard.best_trial(results, [metric])
         if best:
             which = f"best: trial {best.number}, after {pluralize(best.epoch, 'epoch')}"
             stats.append(Stat(metric.name, format_number(best.metrics[metric.name]), which))
@@ -65,8 +59,8 @@ def search_stats(search: Search, results: list[TrialResult]) -> list[Stat]:
 
 def trial_images(search: Search, results: list[TrialResult]) -> dict[str, str]:
     """Return the last samples of the best and the worst trial that have any: URIs by title."""
-    best = best_trial(results, search.metrics)
-    order = [result for result in rank_trials(results, search.metrics) if result.epoch]
+    best = leaderboard.best_trial(results, search.metrics)
+    order = [result for result in leaderboard.rank_trials(results, search.metrics) if result.epoch]
     shown = [("best", best)] if best else []
     if len(order) > 1:
         shown.append(("worst", order[-1]))
@@ -90,10 +84,10 @@ def trial_table(
     A star marks the Pareto front of several metrics.
     """
     fields, names = list(search.space.parameters), [metric.name for metric in search.metrics]
-    head = ["trial", "state", "epoch", *names, *map(short_name, fields), ""]
-    front = search_front(results, search.metrics) if len(names) > 1 else []
+    head = ["trial", "state", "epoch", *names, *map(leaderboard.short_name, fields), ""]
+    front = leaderboard.search_front(results, search.metrics) if len(names) > 1 else []
     rows = []
-    for result in rank_trials(results, search.metrics):
+    for result in leaderboard.rank_trials(results, search.metrics):
         scores = [result.metrics.get(name, "–") for name in names]
         values = [result.values.get(field, "–") for field in fields]
         numbers = [

@@ -172,16 +172,7 @@ def _check_search(
     )
     from cl_ray.evaluation.reference import resolve_reference
     from cl_ray.evaluation.reference_cache import prepare_reference
-    from cl_ray.training.preflight import (
-        check_checkpoint_metric,
-        check_local_capacity,
-        check_local_resources,
-        check_outlives_job,
-        check_pairs,
-        check_reference,
-        resolve_reference_path,
-        starts_local_ray,
-    )
+    from cl_ray.training import preflight
     from cl_ray.tuning.study import SearchMetric
 
     if config.from_run:
@@ -189,11 +180,11 @@ def _check_search(
             f"from_run {config.from_run!r} is not for a search, whose trials begin with random "
             "weights: leave it out."
         )
-    check_outlives_job(options.storage, "storage")
-    check_outlives_job(folder.storage, "storage")
+    preflight.check_outlives_job(options.storage, "storage")
+    preflight.check_outlives_job(folder.storage, "storage")
     place = {"name": folder.name, "storage": folder.storage, "resume": None}
     options = options.model_copy(update=place)
-    config = resolve_reference_path(config)
+    config = preflight.resolve_reference_path(config)
     dataset = all_images = Dataset.open(config.data)
     if options.images:
         dataset = subset_dataset(dataset, options.images)
@@ -202,18 +193,18 @@ def _check_search(
     if fresh:
         for point in space.initial_points(trial_config):
             apply_values(trial_config, point)
-    if starts_local_ray(options.address):
-        check_local_capacity(options.cpus_per_trial, options.gpus_per_trial, "trial")
+    if preflight.starts_local_ray(options.address):
+        preflight.check_local_capacity(options.cpus_per_trial, options.gpus_per_trial, "trial")
         one = {"workers": 1, "cpus_per_worker": None, "gpus_per_worker": None}
-        check_local_resources(trial_config.model_copy(update=one))
-    check_pairs(trial_config, dataset)
-    check_reference(trial_config, dataset)
+        preflight.check_local_resources(trial_config.model_copy(update=one))
+    preflight.check_pairs(trial_config, dataset)
+    preflight.check_reference(trial_config, dataset)
     if trial_config.evaluation.reference == "auto":
         prepare_reference(all_images, PlainConsole())
         name = resolve_reference(all_images, "auto") or "none"
         evaluation = trial_config.evaluation.model_copy(update={"reference": name})
         trial_config = trial_config.model_copy(update={"evaluation": evaluation})
-    check_checkpoint_metric(config, all_images)  # best.yaml has that one
+    preflight.check_checkpoint_metric(config, all_images)  # best.yaml has that one
     context = MetricContext.of(dataset, trial_config.evaluation, trial_config.condition)
     for name in options.metric:
         check_metric_available(name, context, "metric")

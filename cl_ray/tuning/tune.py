@@ -16,14 +16,7 @@ from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import check_shared_storage
 from cl_ray.training.ray_compat import configure_tune_environment
 from cl_ray.training.ray_session import ray_session
-from cl_ray.tuning.leaderboard import (
-    SearchProgress,
-    describe_best,
-    leaderboard_table,
-    rank_trials,
-    search_front,
-    write_leaderboard,
-)
+from cl_ray.tuning import leaderboard
 from cl_ray.tuning.search import Search
 from cl_ray.tuning.study import (
     StudyStorage,
@@ -56,7 +49,7 @@ def run_search(search: Search, console: Console, prog: str) -> bool:
     if missing_trials(results, search.options.trials):
         _run_on_ray(search, study, storage, console)
         results = trial_results(study, search.options.trials)
-    write_leaderboard(search, results)
+    leaderboard.write_leaderboard(search, results)
     storage.push()
     finished = not missing_trials(results, search.options.trials)
     print_summary(search, results, storage, console, finished, prog)
@@ -88,7 +81,9 @@ def _run_on_ray(
         check_shared_storage(search.folder)
         waits_for = resources.each.waits_for
         console.print(f"{resources}." + (f" Waiting for {waits_for}." if waits_for else ""))
-        with SearchProgress(console, search.metrics, options.epochs, options.trials) as progress:
+        with leaderboard.SearchProgress(
+            console, search.metrics, options.epochs, options.trials
+        ) as progress:
             recorder = StudyCallback(search, study, storage, progress.show)
             interrupt = InterruptCallback(start_stop_signal(search.name), console.print)
             with contextlib.suppress(Interrupted), storage.errors():
@@ -171,9 +166,9 @@ def print_summary(
     if not results:
         return
     metrics = search.metrics
-    ranked = rank_trials(results, metrics)
+    ranked = leaderboard.rank_trials(results, metrics)
     console.print()
-    console.print(leaderboard_table(ranked, metrics, search.options.epochs, console))
+    console.print(leaderboard.leaderboard_table(ranked, metrics, search.options.epochs, console))
     summary = None
     if finished:
         from cl_ray.tuning.report import write_report
@@ -182,14 +177,15 @@ def print_summary(
     folder = search.folder
     seconds, epochs = sum(r.seconds for r in results), sum(r.epoch for r in results)
     config = shlex.quote(RunStorage(folder.uri, "best.yaml").uri)
-    best = describe_best(results, metrics)
-    front = [str(r.number) for r in search_front(results, metrics)] if len(metrics) > 1 else []
+    best = leaderboard.describe_best(results, metrics)
+    found = leaderboard.search_front(results, metrics) if len(metrics) > 1 else []
+    front = ", ".join(str(result.number) for result in found)
     # optuna-dashboard reads no object store.
     dashboard = search.options.study or not folder.remote
     lines = {
         "best": best or "no trial can be ranked",
         "front": front
-        and f"trials {', '.join(front)} (*): no other is as good in all metrics and better in one",
+        and f"trials {front} (*): no other is as good in all metrics and better in one",
         "trained": f"{pluralize(epochs, 'epoch')} in {format_duration(seconds)} of training",
         "summary": summary,
         "table": f"{folder}/leaderboard.csv, leaderboard.json",
