@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# One process for each core. A file stays in one process, so that its fixtures are built once.
+# Two processes. A file stays in one process, so that its fixtures are built once.
 PYTEST = $(VENV)/bin/python -m pytest -n 2
 
 .PHONY: train test test-all lint setup setup-dev clean

@@ -48,7 +48,7 @@ from cl_ray.trainer import Trainer
 PENALTIES = {"relativistic": "losses.r1=0.05 losses.r2=0.05 losses.gradient_penalty=0"}
 """The penalties of an objective's own paper; the others keep the default's."""
 FAMILY_RATES = {"residual": "optimizer.lr_g=0.005 optimizer.lr_d=0.0025"}
-"""With the preset's rates the residual family stays black."""
+"""In runs this short the residual family stays black at the preset's rates."""
 TABLES = {
     "objectives": [
         f"losses.objective={objective} generator.family={family} discriminator.family={family} "

@@ -37,7 +37,7 @@ COMMANDS = {
     "score": "write how novel the images of a data set are to a run",
     "report": "write a page of a run's images, curves and metrics",
     "export": "write a run's networks as ONNX files or torch.export programs",
-    "data": "convert a torchvision data set, a folder of images or Parquet files",
+    "data": "convert images (folder, archive, Parquet, arrays or a torchvision dataset)",
     "doctor": "check this machine or a cluster for problems before a run",
 }
 """Each command with its help; a module is imported when its command is used."""

@@ -16,7 +16,8 @@ class OptimizerConfig(BaseConfig):
     algorithm: Literal["muon", "adam"] = Field(
         "muon",
         description="muon: Muon (Jordan et al., 2024) for matrices and kernels of convolutions, "
-        "Adam (Kingma and Ba, 2015) for biases and other vectors. adam: Adam for all.",
+        "Adam (Kingma and Ba, 2015) for biases, other vectors and G's class embedding. adam: Adam "
+        "for all.",
     )
     lr_g: float = Field(0.01, gt=0, le=1, description="Learning rate of G.")
     lr_d: float = Field(0.005, gt=0, le=1, description="Learning rate of D.")

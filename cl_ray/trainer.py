@@ -105,10 +105,10 @@ class Trainer:
 
     def _log(self, steps: list[Losses], timer: EpochTimer) -> StepLog:
         """Average the losses of the last steps, and add them to the epoch's sums."""
-        adam = self.config.optimizer
+        options = self.config.optimizer
         advice = (
-            f"(epoch {self.epochs + 1}): lower the learning rates, lr_g {adam.lr_g:g} and lr_d "
-            f"{adam.lr_d:g}, or the weight of that loss."
+            f"(epoch {self.epochs + 1}): lower the learning rates, lr_g {options.lr_g:g} and lr_d "
+            f"{options.lr_d:g}, or the weight of that loss."
         )
         names, table = reduce_losses(steps, self.gan.steps, advice)
         for name, total in zip(names, table.sum(0).tolist(), strict=True):

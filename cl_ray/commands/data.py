@@ -1,4 +1,4 @@
-"""`cl-ray data`: turn a torchvision dataset, a folder of images or Parquet into a dataset."""
+"""`cl-ray data`: turn a folder, archive, Parquet, arrays or torchvision data into a dataset."""
 
 import shlex
 import sys

@@ -27,9 +27,10 @@ class GeneratorConfig(BaseConfig):
         50,
         ge=0,
         le=1000,
-        description="Gaussians of the mixture that is fitted to the latent vectors of images after "
-        "each epoch, and that samples are drawn from. 0: samples are drawn from the training "
-        "prior.",
+        description="Gaussians, at most, of the mixture that is fitted to the latent vectors of "
+        "up to 5,000 training images after each epoch, and that samples are drawn from. With fewer "
+        "than 50 of these for each dimension, and without a condition, it is a kernel density "
+        "estimate instead. 0: samples are drawn from the training prior.",
     )
 
 

@@ -182,7 +182,7 @@ class TrainingProgress:
 
         self.console, self.config, self.actor = console, config, actor
         self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._printed_at = 0.0
+        self._printed, self._printed_at = "", 0.0
         self._last: dict[str, Any] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
@@ -226,13 +226,12 @@ class TrainingProgress:
         finished = self._last and progress["epoch"] > self._last["epoch"]
         self._last = progress
         line = self._line(progress)
-        if finished:
-            print_line(self.console, line)
-        elif self.console.is_terminal:
+        is_due = progress["speed"] and time.monotonic() - self._printed_at > LOG_EVERY
+        if self.console.is_terminal and not finished:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif progress["speed"] and time.monotonic() - self._printed_at > LOG_EVERY:
+        elif (finished or is_due) and line != self._printed:  # as that of an epoch's last step
             print_line(self.console, line)
-            self._printed_at = time.monotonic()
+            self._printed, self._printed_at = line, time.monotonic()
 
     def _line(self, progress: dict[str, Any]) -> str:
         """The progress as text: epoch, step, speed, metrics and remaining time."""

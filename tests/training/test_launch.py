@@ -112,6 +112,8 @@ def test_device_progress_and_next_commands_are_printed(trained: tuple[int, Path,
     assert "stays on the device" in printed
     for epoch in (1, 2, 3):
         assert re.search(rf"epoch {epoch}/3  step {22 * epoch}  [\d,]+ images/s .*left", printed)
+    lines = re.findall(r"epoch \d/3 .*", printed)
+    assert len(set(lines)) == len(lines) >= 3
     assert f"tensorboard --logdir {folder.parent}" in printed
     assert "GB at the peak" in printed
     assert "3 epochs, 66 steps in " in printed
