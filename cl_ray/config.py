@@ -242,9 +242,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
         "epochs": 16,
-        "generator": {"latent_noise_std": 0.35},
         "discriminator": {"hidden": 1024},
-        "losses": {"uniformity": 5.0},
         "optimizer": {"ema_decay": 0.999},
     },
     **{
