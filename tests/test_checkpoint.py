@@ -26,7 +26,6 @@ from helpers.states import pack, states_equal, unpack
 from cl_ray.base_config import FORMAT_VERSION
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.errors import UserError
-from cl_ray.storage import open_filesystem
 
 
 @pytest.fixture(params=["local", "subtree", "s3"])
@@ -38,8 +37,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Checkpoint
         filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
         yield CheckpointStore(filesystem, "run", keep=2)
     else:
-        uri = request.getfixturevalue("bucket").uri(f"others/{tmp_path.name}")
-        yield CheckpointStore(*open_filesystem(uri), keep=2)
+        from moto.server import ThreadedMotoServer  # seconds of import, also for each child below
+
+        server = ThreadedMotoServer("127.0.0.1", port=0)  # without versioning, as `bucket` has it
+        server.start()
+        host, port = server.get_host_and_port()
+        try:
+            filesystem = pafs.S3FileSystem(
+                endpoint_override=f"http://{host}:{port}",
+                access_key="a",
+                secret_key="b",
+                region="us-east-1",
+                allow_bucket_creation=True,
+            )
+            filesystem.create_dir("others")  # moto's servers share one memory, with `bucket` in it
+            yield CheckpointStore(filesystem, f"others/{tmp_path.name}", keep=2)
+        finally:
+            server.stop()
 
 
 def test_newest_and_best_are_kept(store: CheckpointStore, states: States) -> None:
