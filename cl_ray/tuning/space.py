@@ -9,7 +9,7 @@ import difflib
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -381,13 +381,11 @@ def example_range(field: str, value: Any, base: Config) -> dict[str, Any]:
     else:
         section, _, name = field.rpartition(".")
         kind = type(getattr(base, section)) if section else Config
-        choices = (
-            [False, True]
-            if isinstance(value, bool)
-            else get_args(kind.model_fields[name].annotation)
-        )
-        if choices:
-            given = {"kind": "choice", "values": [*choices]}
+        annotation = kind.model_fields[name].annotation
+        if isinstance(value, bool):
+            given = {"kind": "choice", "values": [False, True]}
+        elif get_origin(annotation) is Literal:
+            given = {"kind": "choice", "values": [*get_args(annotation)]}
         elif isinstance(value, int):
             given = {"kind": "int", "low": value // 2, "high": 2 * value or 1}
         elif value:
