@@ -54,7 +54,8 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[param]["momentum"] for param in params]
             gradients = [param.grad for param in params]
             torch._foreach_lerp_(momenta, gradients, 1 - beta)
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             means = torch._foreach_lerp(gradients, momenta, beta)
             updates = orthogonalize([mean.flatten(1) for mean in means])
             for param, update in zip(params, updates, strict=True):
