@@ -15,12 +15,13 @@ from cl_ray.data.config import ViewConfig
 from cl_ray.data.dataset import UNLABELLED
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
+from cl_ray.evaluation.clustering import fit_cluster_heads
 from cl_ray.evaluation.probes import principal_components
 from cl_ray.evaluation.reference import check_finite
 from cl_ray.networks.normalize import to_uint8, to_unit
 
 _CLUSTERED, _CLUSTERINGS, _STARTS = 10_000, 5, 10
-"""Training images that k-means is fitted to, at most; its seeds, and its starts for each."""
+"""Training images that clusters are fitted to, at most; seeds, and k-means' starts for each."""
 _ROWS = 4096
 """Test images of the checks without labels, at most: uniformity compares all pairs of them."""
 _TEMPERATURE = 2
@@ -34,7 +35,7 @@ class FeatureScore:
     """A metric of features.
 
     Args:
-        value: The metric; the mean over the seeds of k-means.
+        value: The metric; the mean over the seeds of clusters.
         spread: Standard deviation over the seeds; None if it has none.
     """
 
@@ -52,7 +53,7 @@ class FeatureData:
         labels: int64 [N], of the training images, whose classes are counted; None without labels.
         test_labels: int64 [M], that clusters are compared with; None without labels. Images of
             either kind may be UNLABELLED.
-        seed: Seed of k-means.
+        seed: The first of the seeds of clusters.
 
     Raises:
         UserError: A feature is NaN or Inf.
@@ -75,24 +76,44 @@ class FeatureData:
         self.labels, self.test_labels, self.seed = labels, test_labels, seed
 
     @cached_property
-    def clusters(self) -> list[Labels]:
-        """The cluster of each labelled test image by k-means of the training images, for each seed.
+    def components(self) -> tuple[Floats, Floats]:
+        """Principal components of up to 10,000 training images and of labelled test images."""
+        assert self.test_labels is not None
+        test = self.test[self.test_labels != UNLABELLED]
+        return principal_components(self.train[:_CLUSTERED], test, self.seed)
 
-        As many clusters as the training images have classes. The labels have no other part in it.
+    @cached_property
+    def cluster_count(self) -> int:
+        """As many clusters as the training images have classes, at most one for each image.
+
+        The labels have no other part in the clusters.
         """
+        assert self.labels is not None
+        classes = len(np.unique(self.labels[self.labels != UNLABELLED]))
+        return min(classes, len(self.components[0]))
+
+    @cached_property
+    def clusters(self) -> list[Labels]:
+        """The cluster of each labelled test image by a head of the features, for each seed."""
+        train, test = self.components
+        if len(train) == 1:
+            return [np.zeros(len(test), np.int64)] * _CLUSTERINGS
+        seeds = range(self.seed, self.seed + _CLUSTERINGS)
+        heads = fit_cluster_heads(train, self.cluster_count, seeds)
+        return [head.predict(test) for head in heads]
+
+    @cached_property
+    def kmeans_clusters(self) -> list[Labels]:
+        """The cluster of each labelled test image by k-means, for each seed."""
         from sklearn.cluster import KMeans
 
-        assert self.labels is not None
-        assert self.test_labels is not None
-        count = len(np.unique(self.labels[self.labels != UNLABELLED]))
-        test = self.test[self.test_labels != UNLABELLED]
-        train, test = principal_components(self.train[:_CLUSTERED], test, self.seed)
+        train, test = self.components
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are fewer different features than clusters
             for number in range(_CLUSTERINGS):
                 seed = (self.seed + number) % 2**32
-                kmeans = KMeans(min(count, len(train)), n_init=_STARTS, random_state=seed)
+                kmeans = KMeans(self.cluster_count, n_init=_STARTS, random_state=seed)
                 found.append(kmeans.fit(train).predict(test).astype(np.int64))
         return found
 
@@ -126,15 +147,12 @@ def cluster_accuracy(data: FeatureData) -> FeatureScore:
 
     The assignment maximises the accuracy (Kuhn, 1955), as is usual (Yang et al., 2010).
     """
-    from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics.cluster import contingency_matrix
+    return _over_seeds([_best_accuracy(data.known_labels, found) for found in data.clusters])
 
-    values = []
-    for clusters in data.clusters:
-        counts = contingency_matrix(data.known_labels, clusters)
-        rows, columns = linear_sum_assignment(counts, maximize=True)
-        values.append(counts[rows, columns].sum() / counts.sum())
-    return _over_seeds(values)
+
+def kmeans_accuracy(data: FeatureData) -> FeatureScore:
+    """Compute the same of clusters by k-means."""
+    return _over_seeds([_best_accuracy(data.known_labels, found) for found in data.kmeans_clusters])
 
 
 def normalized_mutual_information(data: FeatureData) -> FeatureScore:
@@ -190,6 +208,15 @@ def effective_rank(data: FeatureData) -> FeatureScore:
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     fractions = values / values.sum().clamp(min=1e-30)
     return FeatureScore(float(torch.special.entr(fractions).sum().exp()))
+
+
+def _best_accuracy(labels: Labels, clusters: Labels) -> float:
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.cluster import contingency_matrix
+
+    counts = contingency_matrix(labels, clusters)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / counts.sum())
 
 
 def _over_seeds(values: list[float]) -> FeatureScore:

@@ -224,6 +224,13 @@ FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
         "cluster_accuracy", "clustering accuracy", features.cluster_accuracy, _PROBED, thorough=True
     ),
     Metric(
+        "kmeans_accuracy",
+        "k-means clustering accuracy",
+        features.kmeans_accuracy,
+        _PROBED,
+        thorough=True,
+    ),
+    Metric(
         "nmi",
         "normalized mutual information",
         features.normalized_mutual_information,

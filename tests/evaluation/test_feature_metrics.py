@@ -16,6 +16,7 @@ from cl_ray.evaluation.feature_metrics import (
     effective_rank,
     feature_alignment,
     feature_uniformity,
+    kmeans_accuracy,
     normalized_mutual_information,
     sample_view_pairs,
 )
@@ -41,7 +42,12 @@ def unlabelled(features: Any, views: Any = None) -> FeatureData:
 
 def test_clusters_that_are_the_classes_by_other_numbers() -> None:
     data = measured(apart=3)
-    for metric in (cluster_accuracy, normalized_mutual_information, adjusted_rand_index):
+    for metric in (
+        cluster_accuracy,
+        kmeans_accuracy,
+        normalized_mutual_information,
+        adjusted_rand_index,
+    ):
         score = metric(data)
         assert (score.value, score.spread) == (1, 0)
     shuffled = measured(apart=3, test_labels=np.random.default_rng(0).permutation(200) % 4)
