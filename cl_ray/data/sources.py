@@ -27,7 +27,6 @@ from cl_ray.data.decoding import ENDINGS, FORMATS, JPEG_QUALITY
 from cl_ray.data.file_tree import FileTree, Note, counted, ending, list_folder, tree_of_files
 from cl_ray.data.image_folder import read_image_folder
 from cl_ray.data.labels import find_label_files, read_label_files
-from cl_ray.data.parquet_source import read_parquet_source
 from cl_ray.data.source_config import NO_LABELS, SourceConfig
 from cl_ray.data.stacked_mnist import read_stacked_mnist
 from cl_ray.data.torchvision_source import read_torchvision, torchvision_names
@@ -209,6 +208,9 @@ def _read_files(config: SourceConfig, tree: FileTree, convert: Convert, note: No
     if unused:
         note(f"Left out, by the endings of their names: {endings}.")
     if parquet:
+        # pyarrow.compute, which takes a tenth of a second, is needed here alone.
+        from cl_ray.data.parquet_source import read_parquet_source
+
         info = Dataset.open(config.source).info if own else None
         return read_parquet_source(tree, parquet, config, convert, info, note)
     if arrays:
