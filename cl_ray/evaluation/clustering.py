@@ -22,14 +22,14 @@ class ClusterHead:
 
     Args:
         mean: Of the features, float32 [d].
-        scale: What they are divided by, float32 [d].
+        scale: Their common standard deviation.
         weight: float32 [d, K].
         bias: float32 [K].
         loss: Of the images that the head was fitted to, see `fit_cluster_heads`.
     """
 
     mean: Tensor
-    scale: Tensor
+    scale: float
     weight: Tensor
     bias: Tensor
     loss: float
@@ -49,14 +49,13 @@ def fit_cluster_heads(features: Floats, clusters: int, seeds: Sequence[int]) -> 
     and merges two others.
 
     Args:
-        features: float32 [N, d], N of two or more; few dimensions, such as principal components.
+        features: float32 [N, d], N of two or more; few dimensions, such as `principal_components`.
         clusters: How many to find, K.
         seeds: Of the first weights and the batches; a head for each.
     """
     x = torch.from_numpy(features)
-    # Half a whitening: the largest components alone do not tell all classes of D's features.
-    mean, scale = x.mean(0), x.std(0).clamp(min=1e-12).sqrt()
-    scale *= ((x - mean) / scale).std().clamp(min=1e-12)
+    mean = x.mean(0)
+    scale = max(float((x - mean).std()), 1e-12)
     x = (x - mean) / scale
     k = min(_NEIGHBOURS, len(x) - 1)
     # The first of an image's neighbours is itself, or as near.

@@ -34,7 +34,7 @@ def test_it_finds_strips_that_kmeans_cuts_across() -> None:
 def test_the_loss_is_that_of_a_naive_version() -> None:
     x, _ = strips(60)
     [head] = fit_cluster_heads(x, 3, [5])
-    seen = (x - x.mean(0)) / head.scale.numpy()
+    seen = (x - x.mean(0)) / head.scale
     assert seen.std() == pytest.approx(1, abs=0.02)
     far = ((seen[:, None] - seen[None]) ** 2).sum(2)
     neighbours = far.argsort(1)[:, 1:11]
