@@ -241,7 +241,7 @@ PHOTO_DEPTHS = {64: 4, 128: 5, 256: 6}
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "mnist": {
-        "epochs": 16,
+        "epochs": 8,
         "discriminator": {"hidden": 1024},
         "optimizer": {"ema_decay": 0.999},
     },
