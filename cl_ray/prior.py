@@ -40,11 +40,11 @@ was 11.4 with one Gaussian, and 3.8, 3.4, 3.2 and 3.8 with 0.3, 0.5, 0.7 and 0.9
 EM_ITERATIONS = 10
 MIN_VARIANCE = 1e-4
 """Added to every variance; codes have mean square 1."""
-NOISE_FRACTION = 1.25
-"""Standard deviation, over the latent noise std, by which a mixture is widened. `mnist` on
-validation digits, widened by 0.1, 0.2, 0.3 and 0.4 (latent noise std 0.2): Fréchet distance 5.0,
-4.4, 3.8 and 3.4 times that of real images, recall 0.86, 0.88, 0.89 and 0.91, precision 0.95, 0.94,
-0.94 and 0.92 (of real images 0.94); `quick`: 5.6, 5.5, 5.5 and 6.0."""
+WIDENING = 0.25
+"""Standard deviation of the noise by which a mixture is widened: samples vary more, and stay near
+codes. `mnist` on validation digits, widened by 0.1, 0.2, 0.3 and 0.4: Fréchet distance 5.0, 4.4,
+3.8 and 3.4 times that of real images, recall 0.86, 0.88, 0.89 and 0.91, precision 0.95, 0.94, 0.94
+and 0.92 (of real images 0.94); `quick`: distance 5.6, 5.5, 5.5 and 6.0."""
 
 
 class Prior(NamedTuple):
@@ -118,22 +118,22 @@ class PriorFitter:
         if not codes.isfinite().all():
             return None
         if self.labels is None:
-            return fit_prior(codes, g.prior, seed, g.latent_noise_std)
+            return fit_prior(codes, g.prior, seed)
         labels = self.labels
         if self.partition.unlabelled_rows:
             units = (to_unit(part, weight.dtype) for part in parts)
             predicted = torch.cat([predict_classes(discriminator, images) for images in units])
             labels = labels.where(labels != UNLABELLED, predicted)
-        return fit_class_priors(codes, labels, self.classes, g.prior, seed, g.latent_noise_std)
+        return fit_class_priors(codes, labels, self.classes, g.prior, seed)
 
 
-def fit_prior(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
+def fit_prior(codes: Tensor, components: int, seed: int) -> Prior:
     """Fit the prior to codes: a mixture, or of few codes a kernel density estimate.
 
     A pure function of its arguments, which are those of `fit_mixture`.
     """
     if len(codes) >= MIN_GAUSSIANS * CODES_PER_DIMENSION * codes.shape[1]:
-        return fit_mixture(codes, components, seed, latent_noise_std)
+        return fit_mixture(codes, components, seed)
     return kernel_density(codes)
 
 
@@ -151,15 +151,13 @@ def kernel_density(codes: Tensor) -> Prior:
     return Prior(torch.full((count,), 1 / count), means.float(), scale_tril)
 
 
-def fit_mixture(codes: Tensor, components: int, seed: int, latent_noise_std: float = 0.0) -> Prior:
+def fit_mixture(codes: Tensor, components: int, seed: int) -> Prior:
     """Fit a mixture of Gaussians: a pure function of its arguments.
 
     Args:
         codes: Latent vectors of images, [n, latent].
         components: Number of Gaussians, at most.
         seed: Selects the initial Gaussians.
-        latent_noise_std: Standard deviation of the noise added to codes in training. The mixture
-            is widened by NOISE_FRACTION of it: samples vary more, and stay near codes.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -177,8 +175,8 @@ def fit_mixture(codes: Tensor, components: int, seed: int, latent_noise_std: flo
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes.cpu().double().numpy())
-    variance = (NOISE_FRACTION * latent_noise_std) ** 2 * torch.eye(latent, dtype=torch.float64)
-    covariances = torch.from_numpy(mixture.covariances_) + variance
+    widening = WIDENING**2 * torch.eye(latent, dtype=torch.float64)
+    covariances = torch.from_numpy(mixture.covariances_) + widening
     return Prior(
         torch.from_numpy(mixture.weights_).float(),
         torch.from_numpy(mixture.means_).float(),
@@ -187,12 +185,7 @@ def fit_mixture(codes: Tensor, components: int, seed: int, latent_noise_std: flo
 
 
 def fit_class_priors(
-    codes: Tensor,
-    labels: Tensor,
-    classes: int,
-    components: int,
-    seed: int,
-    latent_noise_std: float = 0.0,
+    codes: Tensor, labels: Tensor, classes: int, components: int, seed: int
 ) -> Prior:
     """Fit one mixture for each class, with at most `components` Gaussians in all.
 
@@ -202,11 +195,11 @@ def fit_class_priors(
     by_class = [codes[labels == number] for number in range(classes)]
     enough = torch.tensor([len(c) >= CODES_PER_DIMENSION * codes.shape[1] for c in by_class])
     parts = [
-        fit_mixture(by_class[number], max(1, components // classes), seed, latent_noise_std)
+        fit_mixture(by_class[number], max(1, components // classes), seed)
         for number in enough.nonzero().flatten()
     ]
     if not enough.all():
-        parts.append(fit_mixture(codes, components, seed, latent_noise_std))
+        parts.append(fit_mixture(codes, components, seed))
     part_of_class = enough.cumsum(0) - 1
     part_of_class[~enough] = len(parts) - 1
     weights = torch.block_diag(*(part.weights[None] for part in parts))
