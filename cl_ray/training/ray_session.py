@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,6 @@ from cl_ray.signals import hangup_blocked, termination_as_interrupt
 from cl_ray.training import ray_compat
 from cl_ray.training.auth_token import prepare_token, token_file
 from cl_ray.training.machine import check_local_ray, private_temp_folder, ray_temp_folder
-from cl_ray.training.session_watcher import session_watcher
 
 _GCS_ADDRESS = "HOST:PORT of its head's GCS (HOST:6379)"
 _CONNECT_TIMEOUT = 5.0
@@ -70,7 +70,7 @@ def ray_session(
     ray_compat.hide_secrets_in_command()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
-    with contextlib.nullcontext() if address else session_watcher(ray_temp_folder()):
+    with contextlib.ExitStack() as stack:
         if address:
             check_cluster_answers(address)
             try:
@@ -78,7 +78,7 @@ def ray_session(
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise _cannot_join(address, first_error_line(error.__cause__ or error)) from error
         else:
-            _start_local_ray(dashboard, options, console)
+            _start_local_ray(stack, dashboard, options, console)
         if not verbose:
             for name in ("ray.train", "ray.data", "ray"):
                 logging.getLogger(name).setLevel(logging.ERROR)
@@ -155,14 +155,14 @@ def _cannot_join(address: str, reason: str) -> UserError:
     return UserError(f"Cannot join the Ray cluster {source}: {reason}.")
 
 
-def _start_local_ray(dashboard: bool, options: dict[str, Any], console: Console) -> None:
+def _start_local_ray(
+    stack: contextlib.ExitStack, dashboard: bool, options: dict[str, Any], console: Console
+) -> None:
     """Start Ray on this machine, for this process alone.
 
     Raises:
         UserError: The machine lacks what Ray needs, or the token is not this user's.
     """
-    import ray
-
     # Ray's processes need seconds to start; torch, needed next, is imported meanwhile.
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     if usable_cpus() < (os.cpu_count() or 1):  # Ray counts those of the machine or the container
@@ -171,10 +171,11 @@ def _start_local_ray(dashboard: bool, options: dict[str, Any], console: Console)
         print_line(console, line)
     with ray_compat.local_ray_environment(dashboard), hangup_blocked():
         try:
-            context = ray.init(
-                address="local",
+            context = ray_compat.start_local_ray(
+                stack,
+                ray_temp_folder(),
+                partial(print_line, console),
                 include_dashboard=dashboard,
-                _temp_dir=str(ray_temp_folder()),
                 **options,
             )
         except (OSError, RuntimeError, ValueError) as error:

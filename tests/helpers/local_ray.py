@@ -5,13 +5,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment
+from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment, start_local_ray
 
 
 @contextmanager
@@ -23,10 +23,11 @@ def local_ray(cpus: int, gpus: int = 0, **options: Any) -> Iterator[Any]:
     """
     configure_ray_environment(dashboard=False)
     # Not in pytest's folder, whose path is too long for a socket.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
-            log_to_driver=False, logging_level="ERROR", _temp_dir=folder, **options,
+    temporary = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    with temporary as folder, ExitStack() as stack:
+        context = start_local_ray(
+            stack, Path(folder), print, num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
+            log_to_driver=False, logging_level="ERROR", **options,
         )  # fmt: skip
         try:
             yield context

@@ -5,19 +5,24 @@ groups of dead actors in tests/tuning/test_callbacks.py.
 """
 
 import importlib
+import inspect
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
+import psutil
 import pytest
 import ray
 import ray.data
 from helpers.local_ray import local_ray
+from ray._private import node, services
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.exceptions import (
@@ -130,6 +135,33 @@ def test_pbt_computes_new_configs_by_the_given_function() -> None:
 def cluster() -> Iterator[None]:
     with local_ray(cpus=2):
         yield
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_ray_that_is_not_up_in_time_is_ended_and_started_again(
+    attempts: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its processes have started when it gives up, without the 30 s of waiting here."""
+    assert f'"{ray_compat.START_TIMEOUT}.' in inspect.getsource(node)
+    given_up: list[str] = []
+
+    def get_node(gcs: str, node_id: str) -> Any:
+        if not given_up:
+            given_up.append(gcs)
+            raise Exception(f"{ray_compat.START_TIMEOUT}. This could happen because …")
+        return services_get_node(gcs, node_id)
+
+    services_get_node = services.get_node
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(ray_compat, "START_ATTEMPTS", attempts)
+    outcome = nullcontext() if attempts > 1 else pytest.raises(RuntimeError, match="too busy")
+    with outcome, local_ray(cpus=1):
+        assert ray.cluster_resources()["CPU"] == 1
+        assert ray.get_runtime_context().gcs_address not in given_up
+        assert capsys.readouterr().out.endswith("this machine is too busy. Trying again (2) …\n")
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    assert not [command for command in commands if given_up[0] in command]
 
 
 class Actor:
