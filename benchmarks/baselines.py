@@ -9,8 +9,8 @@
 - simclr: Chen et al. (2020) with the trunk, head and views of our preset, NT-Xent, and Adam.
 - cl_ray: the preset that `cl-ray train` chooses by the images' size, in a bare loop.
 
-Samples are compared with a split over the reference classifier of the data, which `cl-ray train`
-or `cl-ray evaluate` trains; probes are fitted to the training images' representations. Seconds are
+Samples are compared with a split over the reference classifier of the data, which is trained first
+where there is none; probes are fitted to the training images' representations. Seconds are
 CPU seconds of the process, so that other programs on the machine do not change the result.
 """
 
@@ -22,6 +22,7 @@ import torch
 import tyro
 from bare import build_trainer, train_until
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
@@ -31,12 +32,12 @@ from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.device import keep_freed_memory, resolve_device
-from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import FidelityEvaluator, evaluate_representation
 from cl_ray.evaluation.feature_metrics import FeatureData, cluster_accuracy
 from cl_ray.evaluation.metrics import SAMPLE_METRICS
 from cl_ray.evaluation.probes import ProbeData
 from cl_ray.evaluation.reference import load_features, resolve_reference
+from cl_ray.evaluation.reference_cache import prepare_reference
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.model import TrainedModel
 from cl_ray.networks.build import build_discriminator
@@ -199,9 +200,10 @@ def main(
         config = config.model_copy(update={"views": PHOTO_VIEWS})
     rows, held_out = dataset.read("train"), dataset.read(split)
     images = torch.from_numpy(rows.image)
+    prepare_reference(dataset, Console())
     reference = resolve_reference(dataset, "auto")
     if method != "simclr" and reference is None:
-        raise UserError(f"{data} needs a reference classifier: run `cl-ray train` on it once.")
+        raise SystemExit(f"{data} has too few labelled images for a reference classifier.")
     began, steps = time.process_time(), 0
     samples: Tensor | None = None
     encoder: Discriminator | None = None
@@ -209,7 +211,7 @@ def main(
         encoder, steps = train_simclr(images, config, seconds, lr, temperature)
     elif method == "dcgan":
         if shape[0] != 64:
-            raise UserError(f"{data} has {shape[0]} pixels, and the tutorial's networks take 64.")
+            raise SystemExit(f"{data} has {shape[0]} pixels, and the tutorial's networks take 64.")
         generator, steps = train_dcgan(images, seconds)
         with torch.no_grad():  # batches of the tutorial's size, normalized by their own statistics
             batches = -(-len(held_out.id) // BATCH)
