@@ -32,6 +32,7 @@ from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.device import keep_freed_memory, resolve_device
+from cl_ray.evaluation.classifier import Floats
 from cl_ray.evaluation.evaluate import FidelityEvaluator, evaluate_representation
 from cl_ray.evaluation.feature_metrics import FeatureData, cluster_accuracy
 from cl_ray.evaluation.metrics import SAMPLE_METRICS
@@ -146,18 +147,18 @@ def measure_samples(
     Image.fromarray(picture[..., 0] if channels == 1 else picture).save(out)
 
 
-@torch.no_grad()
 def measure_features(network: Discriminator, train: RowBatch, held_out: RowBatch) -> None:
     """Print what probes make of a discriminator's representations."""
     train, held_out = train.labelled(), held_out.labelled()
     assert train.label is not None
     assert held_out.label is not None
-    x, q = (
-        torch.cat(
-            [network.representation(to_unit(x)) for x in torch.from_numpy(rows.image).split(500)]
-        ).numpy()
-        for rows in (train, held_out)
-    )
+
+    def represent(rows: RowBatch) -> Floats:
+        batches = torch.from_numpy(rows.image).split(500)
+        with torch.no_grad():
+            return torch.cat([network.representation(to_unit(x)) for x in batches]).numpy()
+
+    x, q = represent(train), represent(held_out)
     probes = ProbeData(x, train.label, q, held_out.label)
     clusters = FeatureData(x, q, (q[:2], q[:2]), train.label, held_out.label)
     scores, notes = evaluate_representation(probes)

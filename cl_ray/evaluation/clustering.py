@@ -63,6 +63,7 @@ def fit_cluster_heads(features: Floats, clusters: int, seeds: Sequence[int]) -> 
     return [ClusterHead(mean, scale, *_fit(x, neighbours, clusters, seed)) for seed in seeds]
 
 
+@torch.enable_grad()
 def _fit(x: Tensor, neighbours: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor, float]:
     """Return the weight, the bias and the loss of the best of `_HEADS` heads."""
     random = torch.Generator().manual_seed(seed)
