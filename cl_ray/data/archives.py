@@ -46,14 +46,8 @@ def open_archives(
 ) -> FileTree:
     """Replace archives by the files in them, in their order there.
 
-    Where archives are named as splits, the splits are the top folders of the layout; else the
-    names of archives do not matter.
-
-    Args:
-        tree: The source's files.
-        archives: The archives among them.
-        config: Its `splits` says whether names of archives can be splits.
-        note: Called with a sentence on what is left out.
+    Where archives are named as splits, and `config.splits` is `auto`, the splits are the top
+    folders of the layout; else the names of archives do not matter.
 
     Raises:
         UserError: An archive cannot be read, or only some are named as splits.

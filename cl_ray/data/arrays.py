@@ -88,14 +88,8 @@ def read_arrays(
     """Find the arrays of images, their labels and splits by their shapes and names.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Their labels, [N] or [N, 1], have the
-    same name but for a word such as `images` or `labels`, `x` or `y`.
-
-    Args:
-        tree: The source's files.
-        files: The arrays among them.
-        config: Its columns name arrays: by default the only one, or that of a usual name.
-        convert: Makes pixels of an image.
-        note: Called with a sentence on arrays that are not used.
+    same name but for a word such as `images` or `labels`, `x` or `y`. Of several that fit, the
+    columns of `config` name one; by default it has a usual name.
 
     Raises:
         UserError: Arrays are damaged, ambiguous, of other types, or do not fit together.

@@ -62,27 +62,7 @@ Erase = Annotated[
     float,
     Field(ge=0, lt=1, description="Fraction of the cells of a 4 x 4 grid that are erased."),
 ]
-Crop = Annotated[
-    float,
-    Field(
-        ge=0,
-        lt=1,
-        description="Largest fraction of the area that a crop, resized to the full side, cuts off.",
-    ),
-]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Jitter = Annotated[float, Field(ge=0, le=1)]
-Hue = Annotated[
-    float, Field(ge=0, le=0.5, description="Largest change of hue, as a fraction of its circle.")
-]
-Blur = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=0.2,
-        description="Largest standard deviation of a Gaussian blur, as a fraction of the side.",
-    ),
-]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ViewConfig(BaseConfig):
@@ -94,20 +74,31 @@ class ViewConfig(BaseConfig):
     shear: Shear = 15.0
     warp: Warp = 0.1
     erase: Erase = 0.15
-    flip: Probability = Field(0.0, description="Probability of a horizontal flip.")
-    crop: Crop = 0.0
-    brightness: Jitter = Field(0.0, description="Largest relative change of brightness.")
-    contrast: Jitter = Field(0.0, description="Largest relative change of contrast.")
-    saturation: Jitter = Field(0.0, description="Largest relative change of saturation.")
-    hue: Hue = 0.0
-    greyscale: Probability = Field(0.0, description="Probability of losing all colour.")
-    blur: Blur = 0.0
+    flip: Fraction = Field(0.0, description="Probability of a horizontal flip.")
+    crop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Largest fraction of the area that a crop, resized to the full side, cuts off.",
+    )
+    brightness: Fraction = Field(0.0, description="Largest relative change of brightness.")
+    contrast: Fraction = Field(0.0, description="Largest relative change of contrast.")
+    saturation: Fraction = Field(0.0, description="Largest relative change of saturation.")
+    hue: float = Field(
+        0.0, ge=0, le=0.5, description="Largest change of hue, as a fraction of its circle."
+    )
+    greyscale: Fraction = Field(0.0, description="Probability of losing all colour.")
+    blur: float = Field(
+        0.0,
+        ge=0,
+        le=0.2,
+        description="Largest standard deviation of a Gaussian blur, as a fraction of the side.",
+    )
 
     @property
     def changes_color(self) -> bool:
         """Whether colours are changed."""
-        limits = (self.brightness, self.contrast, self.saturation, self.hue, self.greyscale)
-        return any(limits)
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.greyscale))
 
     @property
     def photographic(self) -> bool:

@@ -249,14 +249,7 @@ def distance_stride(side: int) -> int:
 
 
 def open_dataset_location(location: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem that holds a dataset and the path on it.
-
-    Args:
-        location: `mnist` (the packaged set), a local path, or a URI such as `s3://bucket/key`.
-
-    Raises:
-        UserError: The URI's filesystem is unknown or cannot be reached.
-    """
+    """Return the filesystem of a dataset and the path on it; `mnist` is the packaged one."""
     if location == PACKAGED:
         return pafs.LocalFileSystem(), str(files("cl_ray.data").joinpath(PACKAGED))
     return open_filesystem(location)
@@ -269,6 +262,10 @@ class Dataset:
     Args:
         location: `mnist`, an absolute local path, or a URI.
         info: The content of its `dataset.json`.
+
+    Raises:
+        UserError: Methods that take a split raise it if there is no such split, and those that read
+            if a file is damaged or cannot be read.
     """
 
     location: str
@@ -330,11 +327,7 @@ class Dataset:
     def check_same(self, fingerprint: str | None) -> None:
         """Check that these are the images that a run or a search was started on.
 
-        Args:
-            fingerprint: `DatasetInfo.fingerprint` as it was recorded; None if it was not.
-
-        Raises:
-            UserError: They are others.
+        Their fingerprint is as it was recorded then; None if it was not.
         """
         if fingerprint not in (None, self.info.fingerprint):
             raise UserError(
@@ -344,11 +337,7 @@ class Dataset:
             )
 
     def row_groups(self, split: str) -> RowGroups:
-        """Return all row groups of a split, in order.
-
-        Raises:
-            UserError: There is no such split.
-        """
+        """Return all row groups of a split, in order."""
         size = self.info.row_group
         rows = np.array([shard.rows for shard in self._split(split).shards])
         counts = -(-rows // size)
@@ -366,9 +355,6 @@ class Dataset:
             split: A name in `info.splits`.
             ranges: The rows, returned in this order; None is the whole split. Ranges may overlap.
             origins: Read where in the source each row was, too, if that is known.
-
-        Raises:
-            UserError: The split is unknown, or a file is damaged or cannot be read.
         """
         shards = self._split(split).shards
         if ranges is None:
@@ -414,17 +400,12 @@ class Dataset:
         return RowBatch(columns["id"], columns["image"], label, origin)
 
     def distance_quantile(self, split: str, q: float) -> float:
-        """Return a quantile of the distances between two images of a split.
+        """Return a quantile of the distances between two images of a split, for q in [0, 1].
 
-        Args:
-            split: A name in `info.splits`.
-            q: In [0, 1].
-
-        Returns:
-            A Euclidean distance, pixels scaled to [0, 1]; interpolated between the recorded ones.
+        Distances are Euclidean, pixels scaled to [0, 1]; it is interpolated between recorded ones.
 
         Raises:
-            UserError: The split is unknown or has one row only.
+            UserError: The split has one row only.
             ValueError: `q` is not in [0, 1].
         """
         if not 0 <= q <= 1:
@@ -447,10 +428,8 @@ class Dataset:
             raise UserError(f"{self.location} has no labels.")
         if self.info.classes is not None:
             return list(self.info.classes)
-        ranges = [
-            self._label_range(split) for split in self.info.splits if self.info.labelled_rows(split)
-        ]
-        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        labels = set[int]().union(*map(self._label_counts, self.info.splits))
+        low, high = min(labels), max(labels)
         if low < 0 or high >= MAX_CLASSES:
             raise UserError(
                 f"The labels of {self.location} are {low} to {high}; numbers of classes are "
@@ -459,25 +438,12 @@ class Dataset:
         return [str(number) for number in range(high + 1)]
 
     def class_counts(self, split: str) -> list[int]:
-        """Count the labelled rows of each class of `class_names` in a split.
-
-        They are in newer records; of older data the labels are read.
-
-        Raises:
-            UserError: As `class_names` and `read` do.
-        """
-        names, recorded = self.class_names(), self._split(split).label_counts
-        if recorded is not None:
-            return [recorded.get(label, 0) for label in range(len(names))]
-        labels = self.read_labels(split)[1]
-        return np.bincount(labels[labels != UNLABELLED], minlength=len(names)).tolist()
+        """Count the labelled rows of each class of `class_names` in a split."""
+        counts = self._label_counts(split)
+        return [counts.get(label, 0) for label in range(len(self.class_names()))]
 
     def read_labels(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Read the ids and the labels of all rows of a split of labelled data, without images.
-
-        Raises:
-            UserError: As `read` does.
-        """
+        """Read the ids and the labels of all rows of a split of labelled data, without images."""
         ids, labels = [], []
         for shard in self._split(split).shards:
             with self._open(shard) as file:
@@ -487,26 +453,14 @@ class Dataset:
         return np.concatenate(ids), np.concatenate(labels)
 
     def only_label(self, split: str) -> int | None:
-        """Return the label that all labelled rows of a split have; None if there are several.
+        """Return the label that all labelled rows of a split have; None if there are several."""
+        counts = self._label_counts(split)
+        return next(iter(counts)) if len(counts) == 1 else None
 
-        Raises:
-            UserError: There is no such split.
-        """
-        low, high = self._label_range(split)
-        return low if low == high else None
-
-    def _label_range(self, split: str) -> tuple[int, int]:
-        """Return the smallest and the largest label of a split: recorded, or in the footers."""
-        if counts := self._split(split).label_counts:
-            return min(counts), max(counts)
-        found = []
-        for shard in self._split(split).shards:
-            with self._open(shard) as file:
-                column = file.schema_arrow.get_field_index("label")
-                groups = (file.metadata.row_group(n) for n in range(file.num_row_groups))
-                found += [group.column(column).statistics for group in groups]
-        known = [statistics for statistics in found if statistics.has_min_max]
-        return min(s.min for s in known), max(s.max for s in known)
+    def _label_counts(self, split: str) -> dict[int, int]:
+        """Return how many rows have each label: as recorded or, of older data, as read."""
+        recorded = self._split(split).label_counts
+        return counts_by_label(self.read_labels(split)[1]) if recorded is None else recorded
 
     def _split(self, split: str) -> SplitInfo:
         try:
@@ -534,11 +488,7 @@ class Dataset:
             yield group, batch
 
     def _decode(self, cells: pa.Array, part: RowRange, images: NDArray[np.uint8]) -> None:
-        """Decode the cells of a range of rows into an array [n, H, W, C].
-
-        Raises:
-            ValueError: One is damaged or missing.
-        """
+        """Decode the cells of a range of rows into an array [n, H, W, C]."""
         if isinstance(cells, pa.ExtensionArray):  # raw pixels in older data
             images[:] = cells.to_numpy_ndarray()
         elif self.info.encoding == "raw" and not cells.null_count:
@@ -569,6 +519,13 @@ class Dataset:
                 f"{self.location}/{shard.file} is damaged or cannot be read "
                 f"({first_error_line(error)}): {_REPAIR}."
             ) from error
+
+
+def counts_by_label(labels: NDArray[np.int64]) -> dict[int, int]:
+    """Return how many rows have each label."""
+    values, counts = np.unique(labels, return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {label: count for label, count in found if label != UNLABELLED}
 
 
 def read_info(location: str | None) -> DatasetInfo | None:

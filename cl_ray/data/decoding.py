@@ -87,11 +87,7 @@ class ImageLimits:
         return _BYTES_PER_PIXEL * self.pixels + _BYTES_BESIDE
 
     def check_bytes(self, size: int, name: str) -> None:
-        """Check the size of a file.
-
-        Raises:
-            UserError: It is larger than an image of that many pixels can be.
-        """
+        """Check that a file has no more bytes than an image of that many pixels can have."""
         if size > self.bytes:
             raise UserError(
                 f"{name} has {size:,} bytes, more than {_BYTES_PER_PIXEL} for each of --max-pixels "
@@ -99,11 +95,7 @@ class ImageLimits:
             )
 
     def check(self, width: int, height: int, name: str) -> None:
-        """Check the size of an image.
-
-        Raises:
-            UserError: It is too large.
-        """
+        """Check the size of an image in pixels."""
         if width * height > self.pixels:
             self.refuse(f"{width} × {height} pixels", name)
         if self.side is not None and max(width, height) > self.side:
@@ -172,11 +164,6 @@ def decoder_errors(name: str) -> Iterator[None]:
 def open_image(data: bytes, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header of an image file; `load_image` decodes its pixels.
 
-    Args:
-        data: The file's content.
-        name: What error messages call it.
-        limits: What is refused.
-
     Raises:
         UserError: It is too large, of no listed format, or damaged.
     """
@@ -231,11 +218,7 @@ def load_image(image: ImageFile.ImageFile, name: str) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
-    """Open and load an image file.
-
-    Raises:
-        UserError: As `open_image` and `load_image`.
-    """
+    """Open and load an image file, as `open_image` and `load_image` do."""
     return load_image(open_image(data, name, limits), name)
 
 
@@ -260,13 +243,7 @@ def limited_pillow(name: str, limits: ImageLimits) -> Iterator[None]:
 def encode_pixels(
     pixels: NDArray[np.uint8], encoding: Encoding, quality: int = JPEG_QUALITY
 ) -> bytes:
-    """Return an image as it is stored.
-
-    Args:
-        pixels: [H, W, C], C 1 or 3.
-        encoding: The format; `raw` is the pixels as they are.
-        quality: Of JPEG, 1 to 100.
-    """
+    """Return an image [H, W, C], C 1 or 3, as it is stored; `quality` is of JPEG, 1 to 100."""
     if encoding == "raw":
         return pixels.tobytes()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -278,15 +255,7 @@ def encode_pixels(
 def decode_pixels(
     data: bytes, encoding: Encoding, shape: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Decode an image that `encode_pixels` returned; bytes of another origin do no harm.
-
-    Args:
-        data: The bytes as they are stored.
-        encoding: Their format.
-        shape: Height, width and channels.
-
-    Returns:
-        [H, W, C] uint8.
+    """Decode an image that `encode_pixels` returned to [H, W, C]; other bytes do no harm.
 
     Raises:
         ValueError: They are damaged, of another format or of another shape, which is told before

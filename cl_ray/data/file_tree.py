@@ -41,11 +41,7 @@ class FileTree:
     threads: int = 8
 
     def read(self, file: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            UserError: The filesystem does not give it. Of a damaged archive: any exception.
-        """
+        """Return the content of a file; of a damaged archive, raise any exception."""
         try:
             with self.open(file) as stream:
                 return stream.read(self.sizes[file] + 1)
@@ -63,12 +59,6 @@ def list_folder(location: str, filesystem: pafs.FileSystem, path: str, note: Not
 
     On the local filesystem links are followed, and a folder or file that several lead to is
     listed once.
-
-    Args:
-        location: The folder as the user named it.
-        filesystem: The filesystem that holds it.
-        path: Its path there.
-        note: Called with a sentence on what is left out.
 
     Raises:
         UserError: The folder cannot be read, or a file's name is not UTF-8.

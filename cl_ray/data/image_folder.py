@@ -4,18 +4,23 @@
 ignores EXIF rotation, transparency, further frames and 16-bit channels.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from cl_ray.data.conversion import Convert
-from cl_ray.data.decoding import BrokenImageError, MemoryBudget, load_image, open_image
+from cl_ray.data.decoding import (
+    BrokenImageError,
+    MemoryBudget,
+    decoder_errors,
+    load_image,
+    open_image,
+)
 from cl_ray.data.file_tree import FileTree, Note, listed
 from cl_ray.data.labels import LabelValue, find_classes
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.splits import find_folder_splits
 from cl_ray.data.writer import DatasetMetadata, RawImage, ReadImage, SourceSplits
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.errors import UserError
 
 _CHUNK = 256
 """Images that are read at once, at most."""
@@ -33,14 +38,9 @@ def read_image_folder(
 ) -> SourceSplits:
     """Find the splits and classes of a folder of image files, and read lazily.
 
-    Args:
-        tree: The folder's files.
-        files: The image files among them.
-        config: Its `splits` and `limits`. All images that are decoded at once have together no
-            more pixels, or bytes in their files, than the largest one may have.
-        convert: Makes pixels of an image.
-        labels: Classes of files, in place of their folders; empty is no labels.
-        note: Called with a sentence if there are both class folders and labels.
+    All images that are decoded at once have together no more pixels, or bytes in their files, than
+    the largest one may have. `labels` are classes of files, in place of their folders; empty is no
+    labels.
 
     Raises:
         UserError: As `find_folder_splits`, or images lie beside class folders.
@@ -66,17 +66,12 @@ def read_image_folder(
         name = f"{tree.location}/{file}"
         label = class_indices.get(label_of.get(file))
         limits.check_bytes(tree.sizes[file], name)
-        with contextlib.ExitStack() as held:
-            held.enter_context(bytes_read.reserve(tree.sizes[file]))
-            try:
+        with bytes_read.reserve(tree.sizes[file]):
+            with decoder_errors(name):  # of a damaged archive
                 data = tree.read(file)
-            except UserError:
-                raise
-            except Exception as error:  # of a damaged archive
-                raise BrokenImageError(name, first_error_line(error)) from error
             image = open_image(data, name, limits)
-            held.enter_context(pixels_decoded.reserve(image.width * image.height))
-            return RawImage(convert(load_image(image, name), name), label, name, origin=file)
+            with pixels_decoded.reserve(image.width * image.height):
+                return RawImage(convert(load_image(image, name), name), label, name, origin=file)
 
     def load_or_report(file: str) -> ReadImage:
         try:

@@ -33,11 +33,7 @@ _WITHOUT = "leave the labels out with `--label-column none`"
 
 
 def check_class_count(count: int, location: str, column: str) -> None:
-    """Check the number of different labels.
-
-    Raises:
-        UserError: There are too many.
-    """
+    """Check that different labels are not too many for classes."""
     if count > MAX_CLASSES:
         raise UserError(
             f"{location} holds more than {MAX_CLASSES:,} different values in {column}, which are "
@@ -86,14 +82,9 @@ class _UnusableError(Exception):
 
 def find_label_files(tree: FileTree, images: list[str]) -> list[str]:
     """Return the files that may hold labels of the images: tables, and files named like these."""
-    rest = set(tree.sizes).difference(images)
-    found = [file for file in tree.sizes if file in rest and _may_label(file)]
+    found = [file for file in tree.sizes if _is_table(file) or ending(file) in _SIDECARS]
     keys = set(map(_sample_key, images)) if found else set()
     return [file for file in found if _is_table(file) or _sample_key(file) in keys]
-
-
-def _may_label(file: str) -> bool:
-    return _is_table(file) or ending(file) in _SIDECARS
 
 
 def _is_table(file: str) -> bool:
@@ -208,11 +199,7 @@ def _sidecar_label(tree: FileTree, file: str, label_column: str | None) -> Label
 def _read_table(
     tree: FileTree, file: str, config: SourceConfig
 ) -> tuple[tuple[str, str], list[tuple[str, Any]]]:
-    """Return the names of the two columns of a table, and a file's name and label of each row.
-
-    Raises:
-        _UnusableError: It gives no labels.
-    """
+    """Return the names of the two columns of a table, and a file's name and label of each row."""
     if tree.sizes[file] > _MAX_BYTES:
         raise _UnusableError(f"has more than {_MAX_BYTES:,} bytes")
     try:
@@ -299,11 +286,7 @@ def _match(
     by_name: dict[str, str | None],
     note: Note,
 ) -> dict[str, LabelValue]:
-    """Return the labels that a table gives to images; rows without a label are left out.
-
-    Raises:
-        _UnusableError: It gives none.
-    """
+    """Return the labels that a table gives to images; rows without a label are left out."""
     folder = posixpath.dirname(table)
     labels: dict[str, LabelValue] = {}
     absent: list[str] = []

@@ -34,9 +34,9 @@ class InMemoryLoader:
 
     def __init__(self, partition: Partition, rows: RowBatch, device: torch.device | str = "cpu"):
         self.partition = partition
-        images, labels = _sorted_tensors(rows)
-        self.images = images.to(device)
-        self.labels = None if labels is None else labels.to(device)
+        rows = rows.sorted_by_id()
+        self.images = torch.from_numpy(rows.image).to(device)
+        self.labels = None if rows.label is None else torch.from_numpy(rows.label).to(device)
         self.sampler = _pair_sampler(partition, self.images, self.labels)
 
     @classmethod
@@ -204,13 +204,6 @@ def _pair_sampler(partition: Partition, images: Tensor, labels: Tensor | None) -
     pairs = partition.config.pairs
     distance = partition.dataset.distance_quantile(TRAIN_SPLIT, pairs.quantile)
     return PairSampler(pairs, images, labels, distance)
-
-
-def _sorted_tensors(rows: RowBatch) -> tuple[Tensor, Tensor | None]:
-    """Return images and labels sorted by id, whatever the order in which they arrived."""
-    rows = rows.sorted_by_id()
-    labels = None if rows.label is None else torch.from_numpy(rows.label)
-    return torch.from_numpy(rows.image), labels
 
 
 def _rebatch(windows: Iterator[Columns], skip: int, size: int) -> Iterator[Columns]:

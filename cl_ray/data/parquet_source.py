@@ -147,14 +147,7 @@ class _ParquetFolder:
     def decode(
         self, cell: pa.Array, file: str, name: str, pixel_format: _PixelFormat
     ) -> Image.Image:
-        """Return the image of a row of a file.
-
-        Args:
-            cell: One cell of its image column, as an array of length one.
-            file: Where it is from.
-            name: What error messages call it.
-            pixel_format: How numbers become pixels.
-        """
+        """Return the image in a cell of a file, given as an array of length one."""
         if _value_type(cell.type):
             pixels = _to_uint8(_cell_numbers(cell, name), name, pixel_format)
             pixels = _shape_pixels(pixels, name, pixel_format.flat_order)
@@ -207,15 +200,9 @@ def read_parquet_source(
     info: DatasetInfo | None,
     note: Note,
 ) -> SourceSplits:
-    """Find the splits, columns and classes of Parquet files, and read their images lazily.
+    """Find the splits, columns and classes of sorted Parquet files; read their images lazily.
 
-    Args:
-        tree: The source's files.
-        files: The Parquet files among them, sorted.
-        config: Its columns, `channels`, `splits` and `limits`.
-        convert: Makes pixels of an image.
-        info: The record of the folder, if it is a dataset of this package's.
-        note: Called with a sentence on what was chosen.
+    `info` is the record of the folder, if it is a dataset of this package's.
 
     Raises:
         UserError: The splits or columns are ambiguous, or a column has an unsupported type.
@@ -363,11 +350,7 @@ def _note_label_candidates(
 def _distinct_labels(
     folder: _ParquetFolder, schemas: dict[str, pa.Schema], label: str
 ) -> set[LabelValue]:
-    """Return all different values of the label column, both of true and false if it has these.
-
-    Raises:
-        UserError: There are too many.
-    """
+    """Return all different values of the label column, both of true and false if it has these."""
     values = set[LabelValue]()
     for file, schema in schemas.items():
         for _, batch in folder.batches(file, label):
@@ -434,11 +417,7 @@ def _is_flat(kind: pa.DataType) -> bool:
 
 
 def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
-    """Return the numbers of one cell, given as an array of length one, in the shape of its lists.
-
-    Raises:
-        UserError: It is empty, lacks a number, or its lists differ in length.
-    """
+    """Return the numbers in an array of one cell, in the shape of its lists."""
     if cell.null_count:
         raise UserError(f"{name} has no image: leave the row out.")
     shape = list(cell.type.shape) if isinstance(cell.type, pa.FixedShapeTensorType) else []
@@ -475,13 +454,7 @@ def _to_uint8(numbers: NDArray[Any], name: str, pixel_format: _PixelFormat) -> N
 def _shape_pixels(
     pixels: NDArray[np.uint8], name: str, flat_order: ChannelOrder
 ) -> NDArray[np.uint8]:
-    """Return the pixels of a cell as [H, W] or [H, W, 3].
-
-    Args:
-        pixels: [H, W], [H, W, C], [C, H, W] or the flat pixels of a square.
-        name: What error messages call them.
-        flat_order: See `_PixelFormat`.
-    """
+    """Return pixels [H, W], [H, W, C], [C, H, W] or the flat ones of a square as [H, W(, 3)]."""
     if pixels.ndim == 1:
         channels = 3 if _is_flat_color(pixels) else 1
         side = math.isqrt(len(pixels) // channels)
@@ -518,11 +491,7 @@ def _find_pixel_format(
     channels: ChannelOrder | None,
     note: Note,
 ) -> _PixelFormat:
-    """Find the range of floats in all files, and the order of flat cells; note both.
-
-    Raises:
-        UserError: A number is out of range, or the order cannot be told.
-    """
+    """Find the range of floats in all files, and the order of flat cells; note both."""
     kinds = {file: schema.field(image).type for file, schema in schemas.items()}
     kinds = {file: kind for file, kind in kinds.items() if _value_type(kind)}
     floats = [file for file, kind in kinds.items() if pa.types.is_floating(_value_type(kind))]

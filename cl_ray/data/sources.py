@@ -55,9 +55,6 @@ def write_dataset(
         progress: Called now and then with the stage and the number of images done.
         note: Called with a sentence on what is left out of the source.
 
-    Returns:
-        The content of its `dataset.json`.
-
     Raises:
         UserError: The source cannot be found or read, its images do not fit together or need an
             option, or `out` exists or cannot be written. Then there is no new dataset, and a
@@ -139,11 +136,6 @@ def _measure_depth(
 def read_source(config: SourceConfig, convert: Convert, note: Note) -> SourceSplits:
     """Find the source that `config.source` names; its images are read lazily.
 
-    Args:
-        config: The source.
-        convert: Makes pixels of an image.
-        note: Called with a sentence on what is left out of the source.
-
     Raises:
         UserError: It is neither a known name nor a readable folder with images.
     """
@@ -220,11 +212,7 @@ def _read_files(config: SourceConfig, tree: FileTree, convert: Convert, note: No
 
 
 def _files_by_kind(tree: FileTree, image_column: str | None) -> dict[str, list[str]]:
-    """Return the files that can be read, by their kind.
-
-    Raises:
-        UserError: They are of several kinds.
-    """
+    """Return the files that can be read, by their kind, of which there is one."""
     kinds = {
         "image": [file for file in tree.sizes if ending(file) in ENDINGS],
         "archive": [file for file in tree.sizes if is_archive(file)],

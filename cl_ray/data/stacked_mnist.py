@@ -49,12 +49,7 @@ def load_digits(split: str) -> RowBatch:
 
 
 def read_stacked_mnist(config: SourceConfig, convert: Convert) -> SourceSplits:
-    """Stack digits; each image is made lazily.
-
-    Args:
-        config: Its `seed` determines the digits, see `sample_triples`.
-        convert: Makes pixels of an image.
-    """
+    """Stack the digits that `sample_triples` draws; each image is made lazily."""
     given = {"train": config.count, "validation": config.test_count, "test": config.test_count}
     counts = {split: given[split] or count for split, count in STACKED_COUNTS.items()}
     packaged = Dataset.open(PACKAGED).info

@@ -51,13 +51,7 @@ def torchvision_names() -> dict[str, Callable[..., Any]]:
 def read_torchvision(
     name: str, kind: Callable[..., Any], config: SourceConfig, convert: Convert
 ) -> SourceSplits:
-    """Open one of torchvision's datasets; download it if it is not there.
-
-    Args:
-        name: Its name.
-        kind: Its constructor, of `torchvision_names`.
-        config: Its `root` is the folder of torchvision's files; its `limits`.
-        convert: Makes pixels of an image.
+    """Open a dataset of `torchvision_names`; download it if it is not there.
 
     Raises:
         UserError: It is not under `root` and cannot be downloaded, or is not of single images.

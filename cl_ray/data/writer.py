@@ -32,6 +32,7 @@ from cl_ray.data.dataset import (
     DatasetInfo,
     ShardInfo,
     SplitInfo,
+    counts_by_label,
     distance_stride,
 )
 from cl_ray.data.decoding import (
@@ -260,7 +261,7 @@ def write_splits(
                     split: SplitInfo(
                         rows=len(part.rows),
                         unlabelled=int((part.row_labels == UNLABELLED).sum()),
-                        label_counts=_label_counts(part) if is_labelled else None,
+                        label_counts=counts_by_label(part.row_labels) if is_labelled else None,
                         shards=_write_shards(
                             part, split, filesystem, folder, row_group, level, random, report
                         ),
@@ -270,9 +271,7 @@ def write_splits(
                 },
             )
             if broken:
-                lines = [
-                    f"{printable(error.name)}: {printable(error.reason)}\n" for error in broken
-                ]
+                lines = [f"{printable(e.name)}: {printable(e.reason)}\n" for e in broken]
                 with filesystem.open_output_stream(f"{folder}/{SKIPPED_FILE}") as stream:
                     stream.write("".join(lines).encode())
                 images = pluralize(len(broken), "broken image")
@@ -326,14 +325,6 @@ def _spool(
     report: ProgressCallback,
 ) -> tuple[dict[str, _SpooledSplit], list[BrokenImageError]]:
     """Copy all images to files in the folder `work`; check that they fit together.
-
-    Args:
-        splits: As of `write_splits`.
-        work: The folder.
-        classes: The names of the labels, if they have names.
-        skip_broken: Whether a split may consist of broken images only.
-        stored: The encoding, and the quality of JPEG.
-        report: See `ProgressCallback`.
 
     Returns:
         The splits, and the errors of broken images.
@@ -405,23 +396,21 @@ def _in_order(splits: Mapping[str, _T]) -> dict[str, _T]:
 
 def _check_image(raw: RawImage, first: RawImage, classes: list[str] | None) -> None:
     """Check an image's shape, alone and against the first image's, and its label."""
-    height, width, channels = raw.image.shape
-    if (height, width) != first.image.shape[:2]:
-        raise UserError(
-            f"{raw.name} is {width} × {height} and {first.name} is "
-            f"{first.image.shape[1]} × {first.image.shape[0]}: {ADD_SIZE}."
-        )
+    (height, width, channels), (high, wide, other) = raw.image.shape, first.image.shape
+    size = f"{width} × {height}"
+    if (height, width) != (high, wide):
+        raise UserError(f"{raw.name} is {size} and {first.name} is {wide} × {high}: {ADD_SIZE}.")
     if height != width:
-        raise UserError(f"{raw.name} is not square but {width} × {height}: {ADD_SIZE}.")
+        raise UserError(f"{raw.name} is not square but {size}: {ADD_SIZE}.")
     if not MIN_SIDE <= height <= MAX_SIDE:
         raise UserError(
-            f"{raw.name} is {width} × {height}, and sides are {MIN_SIDE} to {MAX_SIDE}: {ADD_SIZE}."
+            f"{raw.name} is {size}, and sides are {MIN_SIDE} to {MAX_SIDE}: {ADD_SIZE}."
         )
-    if channels != first.image.shape[2]:
+    if channels != other:
         kinds = {1: "grey", 3: "in colour"}
         raise UserError(
-            f"{raw.name} is {kinds[channels]} and {first.name} is "
-            f"{kinds[first.image.shape[2]]}: add `--color grey` or `--color rgb`."
+            f"{raw.name} is {kinds[channels]} and {first.name} is {kinds[other]}: add "
+            "`--color grey` or `--color rgb`."
         )
     known = f", but classes are 0 to {len(classes) - 1}" if classes else ""
     if raw.label is not None and (raw.label < 0 or (classes and raw.label >= len(classes))):
@@ -483,13 +472,6 @@ def _stratified_sample(
     shuffled = random.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return by_class[((np.arange(count) + random.random()) * len(labels) / count).astype(np.intp)]
-
-
-def _label_counts(part: _SpooledSplit) -> dict[int, int]:
-    """Return how many rows have each label."""
-    labels, counts = np.unique(part.row_labels, return_counts=True)
-    found = zip(labels.tolist(), counts.tolist(), strict=True)
-    return {label: count for label, count in found if label != UNLABELLED}
 
 
 def _write_shards(
