@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.datasets import mnist, write_images
-from helpers.random_images import WriteSource, read_sorted
+from helpers.random_images import Refused, WriteSource, read_sorted
 
 from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
@@ -16,12 +16,20 @@ from cl_ray.errors import UserError
 
 
 @pytest.fixture
-def write_source(tmp_path: Path) -> WriteSource:
+def notes() -> list[str]:
+    """What the last call of `write_source` was told is left out or chosen."""
+    return []
+
+
+@pytest.fixture
+def write_source(tmp_path: Path, notes: list[str]) -> WriteSource:
     """Makes a dataset of a source; returns its record and its train rows in source order."""
 
     def run(source: str | Path, **flags: Any) -> tuple[DatasetInfo, RowBatch]:
+        notes.clear()
         out = str(tmp_path / "made" / "set")
-        written = write_dataset(SourceConfig(source=str(source), out=out, overwrite=True, **flags))
+        config = SourceConfig(source=str(source), out=out, overwrite=True, **flags)
+        written = write_dataset(config, note=notes.append)
         data = Dataset.open(out)
         assert data.info == written
         return written, read_sorted(data)
@@ -30,7 +38,7 @@ def write_source(tmp_path: Path) -> WriteSource:
 
 
 @pytest.fixture
-def refused(tmp_path: Path) -> Callable[..., str]:
+def refused(tmp_path: Path) -> Refused:
     """Expects a source to be refused in one sentence, with nothing left; returns the sentence."""
 
     def run(source: str | Path, **flags: Any) -> str:

@@ -3,14 +3,13 @@
 import gzip
 import struct
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, read_sorted
+from helpers.random_images import Refused, WriteSource, pixels, read_sorted, rows_by_split
 
 from cl_ray.data.dataset import Dataset
 
@@ -25,27 +24,23 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "dot"),
+    ("train", "test", "ending"),
     [
-        ("train", "t10k", "-"),
-        ("train", "t10k", "."),
-        ("emnist-letters-train", "emnist-letters-test", "-"),
+        ("train", "t10k", "-idx{}-ubyte"),
+        ("train", "t10k", ".idx{}-ubyte.gz"),
+        ("emnist-letters-train", "emnist-letters-test", "-idx{}-ubyte.gz"),
     ],
 )
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx(
-    tmp_path: Path, write_source: WriteSource, train: str, test: str, dot: str, packed: bool
-) -> None:
+def test_idx(tmp_path: Path, write_source: WriteSource, train: str, test: str, ending: str) -> None:
     (tmp_path / "in").mkdir()
     for split, count in ((train, 6), (test, 2)):
         for kind, array in (("images", GREY[:count]), ("labels", LABELS[:count])):
-            name = f"{split}-{kind}{dot}idx{array.ndim}-ubyte{'.gz' if packed else ''}"
-            content = gzip.compress(idx(array)) if packed else idx(array)
-            (tmp_path / "in" / name).write_bytes(content)
+            content = gzip.compress(idx(array)) if ending.endswith(".gz") else idx(array)
+            (tmp_path / "in" / f"{split}-{kind}{ending.format(array.ndim)}").write_bytes(content)
     info, rows = write_source(tmp_path / "in")
     assert np.array_equal(rows.image[..., 0], GREY)
     assert labels_of(rows).tolist() == LABELS.tolist()
-    assert {split: part.rows for split, part in info.splits.items()} == {"train": 6, "test": 2}
+    assert rows_by_split(info) == {"train": 6, "test": 2}
     tested = read_sorted(Dataset.open(str(tmp_path / "made" / "set")), "test")
     assert labels_of(tested).tolist() == [0, 1]
 
@@ -66,9 +61,9 @@ NPZ: dict[str, tuple[dict[str, Any], np.ndarray, list[str] | None]] = {
 
 
 @pytest.mark.parametrize("form", NPZ)
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz(tmp_path: Path, write_source: WriteSource, form: str, save: Any) -> None:
+def test_npz(tmp_path: Path, write_source: WriteSource, form: str) -> None:
     arrays, stored, classes = NPZ[form]
+    save = np.savez_compressed if form == "Keras" else np.savez
     save(tmp_path / "data.npz", **arrays)
     info, rows = write_source(tmp_path / "data.npz")
     assert np.array_equal(rows.image, stored.reshape(6, 28, 28, -1))
@@ -78,15 +73,13 @@ def test_npz(tmp_path: Path, write_source: WriteSource, form: str, save: Any) ->
     assert list(info.splits) == (["train", "test"] if "x_test" in arrays else ["train"])
 
 
-def test_npy_and_no_labels(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_npy_and_no_labels(tmp_path: Path, write_source: WriteSource, notes: list[str]) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     np.save(folder / "faces.npy", GREY)
     np.save(folder / "ids.npy", LABELS)
     assert write_source(folder)[1].label is None
-    assert "Left out, as neither images nor their labels: ids.npy.\n" in capsys.readouterr().out
+    assert "Left out, as neither images nor their labels: ids.npy." in notes
     (folder / "ids.npy").rename(folder / "faces_labels.npy")
     assert labels_of(write_source(folder)[1]).tolist() == LABELS.tolist()
     for k in range(3):
@@ -97,9 +90,7 @@ def test_npy_and_no_labels(
     assert np.array_equal(write_source(folder)[1].image[..., 0], GREY[:3])
 
 
-def test_arrays_refused(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_arrays_refused(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     path = tmp_path / "in.npz"
 
     def told(flags: dict[str, Any] | None = None, **arrays: Any) -> str:
@@ -125,7 +116,7 @@ def test_arrays_refused(
     assert "fractions, which are no classes" in told(x=GREY, y=LABELS / 2)
 
 
-def test_damaged_arrays(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_damaged_arrays(tmp_path: Path, refused: Refused) -> None:
     file = tmp_path / "in" / "train-images-idx3-ubyte.gz"
     file.parent.mkdir()
     whole = idx(GREY)
@@ -142,9 +133,7 @@ def test_damaged_arrays(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "it is no idx file" in refused(file)
 
 
-def test_labels_take_no_more_memory_than_their_bytes(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_labels_take_no_more_memory_than_their_bytes(tmp_path: Path, refused: Refused) -> None:
     count = 2**23
     (tmp_path / "in").mkdir()
     header = struct.pack(">HBB3I", 0, 8, 3, count, 28, 28)

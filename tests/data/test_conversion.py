@@ -1,11 +1,9 @@
 """Images become pixels: size, colour, transparency, and more than 8 bits mapped to 8."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
-from helpers.random_images import WriteSource, pixels, save, smooth_images
+from helpers.random_images import Refused, WriteSource, pixels, save, smooth_images
 from PIL import Image, ImageOps
 
 from cl_ray.data.decoding import ImageLimits, load_image, open_image
@@ -52,9 +50,7 @@ def test_large_jpegs_are_decoded_at_part_of_their_size(
     assert np.array_equal(png[0], np.asarray(exact))
 
 
-def test_size_refusals_name_the_first_such_file(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_size_refusals_name_the_first_such_file(tmp_path: Path, refused: Refused) -> None:
     for k in range(4):
         save(tmp_path / "mixed" / f"{k}.png", pixels(1, 28, 28)[0])
     save(tmp_path / "mixed" / "2.png", pixels(1, 31, 30)[0])
@@ -67,9 +63,7 @@ def test_size_refusals_name_the_first_such_file(
     assert "0.png is 288 × 288, and sides are 16 to 256" in refused(tmp_path / "large")
 
 
-def test_grey_and_colour(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_grey_and_colour(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     grey = save(tmp_path / "in" / "1.png", pixels(1, 28, 28)[0])
     color = save(tmp_path / "in" / "2.png", pixels(1, 28, 28, 3)[0])
     message = refused(tmp_path / "in")
@@ -119,7 +113,7 @@ def test_transparent_images_on_a_background(tmp_path: Path, write_source: WriteS
 
 
 def test_all_images_are_mapped_alike(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     dark = np.full((28, 28), 100, np.uint16)
     bright = np.full((28, 28), 4196, np.uint16)
@@ -128,8 +122,7 @@ def test_all_images_are_mapped_alike(
     save(tmp_path / "in" / "test" / "a" / "2.png", bright)
     _, rows = write_source(tmp_path / "in", scale_depth=True)
     assert (rows.image == 0).all()
-    printed = capsys.readouterr().out
-    assert printed == "The pixels 100 to 4196 are mapped to 0 to 255.\n"
+    assert notes == ["The pixels 100 to 4196 are mapped to 0 to 255."]
     save(tmp_path / "in" / "train" / "a" / "3.tif", bright)
     _, rows = write_source(tmp_path / "in", scale_depth=True)
     assert rows.image[1, 0, 0, 0] == 128  # 127.5, rounded to even
@@ -143,7 +136,7 @@ def test_floats_are_mapped(tmp_path: Path, write_source: WriteSource) -> None:
     assert abs(rows.image[0, ..., 0] - (values + 1) * 127.5).max() <= 0.51
 
 
-def test_depth_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_depth_refused(tmp_path: Path, refused: Refused) -> None:
     save(tmp_path / "in" / "1.png", pixels(1)[0])
     assert "No image has more than 8 bits a channel" in refused(tmp_path / "in", scale_depth=True)
     deep = np.full((28, 28), 9, np.uint16)

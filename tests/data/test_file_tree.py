@@ -2,12 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from helpers.random_images import WriteSource, pixels, save
+from helpers.random_images import Refused, WriteSource, pixels, save
 
 from cl_ray.data.file_tree import FileTree, list_folder
 
@@ -61,7 +60,7 @@ def test_links_to_one_file_are_read_once(tmp_path: Path, write_source: WriteSour
     assert len(write_source(tmp_path / "in")[1].image) == 1
 
 
-def test_names_that_are_not_utf_8(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_names_that_are_not_utf_8(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "in").mkdir()
     Path(os.fsdecode(bytes(tmp_path / "in") + b"/\xff.png")).write_bytes(b"x")
     assert "holds a file whose name is not UTF-8 (b'\\xff.png')" in refused(tmp_path / "in")

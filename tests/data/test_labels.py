@@ -2,13 +2,12 @@
 
 import json
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, save
+from helpers.random_images import Refused, WriteSource, pixels, save
 
 from cl_ray.data import labels as labels_module
 from cl_ray.data.dataset import UNLABELLED
@@ -36,15 +35,14 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_of_names(
-    folder: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], name: str
+    folder: Path, write_source: WriteSource, notes: list[str], name: str
 ) -> None:
     (folder / name).write_text(TABLES[name])
     info, rows = write_source(folder)
     assert info.classes == ["ant", "bee", "cat"]
     assert labels_of(rows).tolist() == [2, 0, 1, 0]
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"Labels are from {name}, columns ")
-    assert printed.count("\n") == 1
+    (note,) = notes
+    assert note.startswith(f"Labels are from {name}, columns ")
     assert write_source(folder, label_column="none")[1].label is None
 
 
@@ -81,9 +79,7 @@ def test_numbers_are_classes(
     assert labels_of(rows).tolist() == expected
 
 
-def test_stylegan(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stylegan(tmp_path: Path, write_source: WriteSource, notes: list[str]) -> None:
     for k, image in enumerate(pixels(3)):
         save(tmp_path / "in" / "00000" / f"img{k}.png", image)
     record = tmp_path / "in" / "dataset.json"
@@ -92,9 +88,8 @@ def test_stylegan(
     assert info.classes is None
     assert labels_of(rows).tolist() == [0, 1, 0]
     record.write_text(json.dumps({"labels": None}))
-    capsys.readouterr()
     assert write_source(tmp_path / "in")[0].classes == ["00000"]
-    assert "Not used for labels: dataset.json has no labels." in capsys.readouterr().out
+    assert "Not used for labels: dataset.json has no labels." in notes
 
 
 def test_a_table_in_every_split(tmp_path: Path, write_source: WriteSource) -> None:
@@ -110,7 +105,7 @@ def test_a_table_in_every_split(tmp_path: Path, write_source: WriteSource) -> No
 
 
 def test_a_table_goes_before_folders(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     for k, image in enumerate(pixels(4)):
         save(tmp_path / "in" / "ab"[k % 2] / f"{k}.png", image)
@@ -118,14 +113,11 @@ def test_a_table_goes_before_folders(
     info, rows = write_source(tmp_path / "in")
     assert info.classes == ["x", "y"]
     assert labels_of(rows).tolist() == [0, 1, 0, 1]
-    printed = capsys.readouterr().out
-    assert "Not used for labels: 1 row of labels.csv, without an image (9)." in printed
-    assert "Not used for labels: the folders (a, b)." in printed
+    assert "Not used for labels: 1 row of labels.csv, without an image (9)." in notes
+    assert "Not used for labels: the folders (a, b)." in notes
 
 
-def test_columns_by_flag(
-    folder: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_columns_by_flag(folder: Path, write_source: WriteSource, refused: Refused) -> None:
     rows = "".join(f"{k},{k % 2},q{k % 3}\n" for k in range(4))
     (folder / "x.csv").write_text("nr,label,kind\n" + rows)
     info, _ = write_source(folder, file_column="nr", label_column="kind")
@@ -137,7 +129,7 @@ def test_columns_by_flag(
 
 
 def test_tables_without_labels_are_named(
-    folder: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    folder: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     (folder / "a.csv").write_text("file,text\n0.png,a cat\n")
     (folder / "b.csv").write_text("file,label\n7.png,x\n8.png,y\n")
@@ -145,14 +137,14 @@ def test_tables_without_labels_are_named(
     (folder / "d.csv").write_bytes(b"\xff\xfe\0file")
     (folder / "e.csv").write_text("file,label\n")
     assert write_source(folder)[1].label is None
-    printed = capsys.readouterr().out
+    printed = "\n".join(notes)
     assert "Not used for labels: a.csv has no label column of a usual name but file, te" in printed
     assert "Not used for labels: b.csv names none of the images, but '7.png'." in printed
     for name in ("c.jsonl is no such table (", "d.csv is no such table (", "e.csv has no rows."):
         assert f"Not used for labels: {name}" in printed
 
 
-def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
+def test_labels_refused(folder: Path, refused: Refused) -> None:
     table = folder / "labels.csv"
     table.write_text("file,label\n0.png,a\n0.png,b\n")
     assert "labels.csv gives 0.png the labels a and b: keep one, or" in refused(folder)
@@ -167,26 +159,22 @@ def test_labels_refused(folder: Path, refused: Callable[..., str]) -> None:
 
 @pytest.mark.parametrize("missing", ["", "-1", None])
 def test_images_without_a_label_are_kept(
-    folder: Path,
-    write_source: WriteSource,
-    capsys: pytest.CaptureFixture[str],
-    missing: str | None,
+    folder: Path, write_source: WriteSource, notes: list[str], missing: str | None
 ) -> None:
     rows = ["3.png,1\n", "0.png,0\n", *([] if missing is None else [f"2.png,{missing}\n"])]
     (folder / "labels.csv").write_text("".join(["file,label\n", *rows]))
     info, batch = write_source(folder)
     assert labels_of(batch).tolist() == [0, UNLABELLED, UNLABELLED, 1]
     assert info.splits["train"].unlabelled == 2
-    printed = capsys.readouterr().out
     if missing == "-1":
-        assert "1 of 4 images has no label: 1.png." in printed
-        assert "The number -1 in the labels means an image without a label." in printed
+        assert "1 of 4 images has no label: 1.png." in notes
+        assert "The number -1 in the labels means an image without a label." in notes
     else:
-        assert "2 of 4 images have no label: 1.png, 2.png." in printed
+        assert "2 of 4 images have no label: 1.png, 2.png." in notes
 
 
 def test_more_labels_than_classes_can_be(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr(labels_module, "MAX_CLASSES", 3)
     (folder / "x.csv").write_text("file,label\n" + "".join(f"{k}.png,{k}\n" for k in range(4)))
@@ -210,13 +198,12 @@ def test_columns_without_labels_take_no_memory(
 
 
 def test_names_in_several_folders_are_not_guessed(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     for name in ("a/1.png", "b/1.png", "a/2.png"):
         save(tmp_path / "in" / name, pixels(1)[0])
     (tmp_path / "in" / "labels.csv").write_text("file,label\n1.png,x\n2.png,y\n")
     _, rows = write_source(tmp_path / "in")
     assert labels_of(rows).tolist() == [UNLABELLED, 0, UNLABELLED]
-    printed = capsys.readouterr().out
-    assert "1 row of labels.csv, without an image (1.png)." in printed
-    assert "2 of 3 images have no label: a/1.png, b/1.png." in printed
+    assert "Not used for labels: 1 row of labels.csv, without an image (1.png)." in notes
+    assert "2 of 3 images have no label: a/1.png, b/1.png." in notes

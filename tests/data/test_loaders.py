@@ -24,17 +24,16 @@ LOADERS: dict[str, type[InMemoryLoader] | type[StreamingLoader]] = {
     "memory": InMemoryLoader,
     "streaming": StreamingLoader,
 }
-MODES = ["views", "labels"]
 COLUMNS = ("positive", "partner", "negative", "present")
 
-SIZES = [  # rows, batch, workers, window, quantile
-    (347, 12, 1, 90, 0.3),
-    (347, 12, 2, 40, 0.3),
-    (347, 12, 3, 50, 0.3),
-    (348, 12, 4, 40, 0.3),  # 87 rows each, of which 3 are in an incomplete batch
-    (360, 12, 6, 30, 0.1),  # divides: no batch is incomplete
-    (25, 12, 2, 6, 0.01),  # rank 1 has no row left for its last batch
-    (13, 32, 2, 100, 0.01),  # not even one whole batch
+SIZES = [  # mode, rows, batch, workers, window, quantile
+    ("views", 347, 12, 1, 90, 0.3),
+    ("labels", 347, 12, 2, 40, 0.3),
+    ("views", 347, 12, 3, 50, 0.3),
+    ("labels", 348, 12, 4, 40, 0.3),  # 87 rows each, of which 3 are in an incomplete batch
+    ("views", 360, 12, 6, 30, 0.1),  # divides: no batch is incomplete
+    ("labels", 25, 12, 2, 6, 0.01),  # rank 1 has no row left for its last batch
+    ("views", 13, 32, 2, 100, 0.01),  # not even one whole batch
 ]
 
 
@@ -75,31 +74,14 @@ class Identify:
         return float(np.linalg.norm(self.pixels[one] - self.pixels[other]))
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-def test_encoded_images_give_the_batches_of_raw_ones(
-    small_groups: Callable[..., Dataset], kind: str
-) -> None:
-    fields: dict[str, Any] = {"pairs": {"mode": "labels"}, "shards": {"window": 40}}
-    raw, png = (
-        list(LOADERS[kind].read(partition_of(data, workers=2, rank=1, **fields)).batches(1))
-        for data in (small_groups(347), small_groups(347, "png"))
-    )
-    assert batches_equal(raw, png)
-
-
-@pytest.mark.parametrize(("count", "batch", "workers", "window", "quantile"), SIZES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
     small_groups: Callable[[int], Dataset],
     kind: str,
-    mode: str,
-    count: int,
-    batch: int,
-    workers: int,
-    window: int,
-    quantile: float,
+    sizes: tuple[str, int, int, int, int, float],
 ) -> None:
+    mode, count, batch, workers, window, quantile = sizes
     dataset = small_groups(count)
     identify, least = Identify(dataset), dataset.distance_quantile("train", quantile)
     pairs = {"mode": mode, "quantile": quantile, "candidates": 1}
@@ -117,7 +99,10 @@ def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
         for loader in loaders:
             partition = loader.partition
             batches = list(loader.batches(epoch))
-            assert len(batches) == partition.steps == loaders[0].partition.steps
+            steps = partition.steps
+            assert len(batches) == steps == loaders[0].partition.steps
+            for start in (steps // 2, steps - 1, steps):
+                assert batches_equal(list(loader.batches(epoch, start)), batches[start:])
             assert all(b.present.all() for b in batches[:-1])
             last = batches[-1].present
             assert torch.equal(last, torch.arange(local) < last.sum(1, keepdim=True))
@@ -181,50 +166,11 @@ def test_an_epoch_may_pass_over_the_rows_several_times(
             assert batches_equal(list(loader.batches(0, start)), batches[start:])
 
 
-def test_in_labels_the_partner_is_another_of_the_class(
-    small_groups: Callable[[int], Dataset],
-) -> None:
-    identify = Identify(small_groups(347))
-    partition = partition_of(small_groups(347), pairs={"mode": "labels"}, shards={"window": 30})
-    for batch in InMemoryLoader.read(partition).batches(0):
-        positives, partners, _ = identify.batch(batch)
-        assert all(a != b for a, b in zip(positives, partners, strict=True))
-    # A row that is alone in its class in its window is its own partner.
-    for number, ranges in enumerate(partition.windows(0)):
-        rows = partition.dataset.read("train", ranges)
-        window = sample_window_pairs(partition, rows, 0, number)
-        positives = window["id"].tolist()
-        everyone = torch.ones(len(positives), dtype=torch.bool)
-        partners = identify.ids(torch.from_numpy(window["image"][window["partner"]]), everyone)
-        classes = [identify.labels[n] for n in positives]
-        for one, partner in zip(positives, partners, strict=True):
-            assert (one == partner) == (classes.count(identify.labels[one]) == 1)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", LOADERS)
-def test_starting_at_a_step_gives_the_tail(
-    small_groups: Callable[[int], Dataset], kind: str, mode: str
-) -> None:
-    """Also where no row is left for the last batch."""
-    for count, rank in ((100, 0), (25, 1)):
-        window, pairs = 17 if count == 100 else 6, {"mode": mode, "quantile": 0.01, "candidates": 1}
-        partition = partition_of(
-            small_groups(count), 12, 2, rank, pairs=pairs, shards={"window": window}
-        )
-        loader = LOADERS[kind].read(partition)
-        whole = list(LOADERS[kind].read(partition).batches(1))
-        assert len(whole) == partition.steps
-        for start in range(partition.steps + 1):
-            assert batches_equal(list(loader.batches(1, start)), whole[start:])
-
-
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_follow_from_seed_epoch_workers_and_rank(
-    small_groups: Callable[[int], Dataset], kind: str, mode: str
+    small_groups: Callable[[int], Dataset], kind: str
 ) -> None:
-    fields: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 40}}
+    fields: dict[str, Any] = {"pairs": {"mode": "labels"}, "shards": {"window": 40}}
     dataset = small_groups(347)
 
     def batches(epoch: int = 0, workers: int = 2, rank: int = 0, **more: Any) -> list[PairBatch]:
@@ -248,9 +194,8 @@ def test_batches_follow_from_seed_epoch_workers_and_rank(
             torch.cat([b.positive for b in other])[:60], torch.cat([b.positive for b in first])[:60]
         )
     # The seed determines the order of rows too: here they all come in one window.
-    one_window: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 1000}}
     seeds = [
-        next(LOADERS[kind].read(partition_of(small_groups(60), seed=seed, **one_window)).batches(0))
+        next(LOADERS[kind].read(partition_of(small_groups(60), seed=seed)).batches(0))
         for seed in (3, 4)
     ]
     assert not torch.equal(seeds[0].positive, seeds[1].positive)
@@ -263,21 +208,17 @@ def test_batches_follow_from_seed_epoch_workers_and_rank(
         assert len(pairs[0] & pairs[1]) < len(pairs[0]) / 4
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_order_of_arrival_does_not_matter(
-    small_groups: Callable[[int], Dataset], mode: str
-) -> None:
-    fields: dict[str, Any] = {"pairs": {"mode": mode}, "shards": {"window": 60}}
+def test_the_order_of_arrival_does_not_matter(small_groups: Callable[[int], Dataset]) -> None:
+    fields: dict[str, Any] = {"pairs": {"mode": "labels"}, "shards": {"window": 60}}
     partition = partition_of(small_groups(347), workers=2, rank=1, **fields)
     rows = partition.dataset.read("train", partition.row_ranges(0))
     order = np.random.default_rng(0).permutation(len(rows.id))
     shuffled = RowBatch(rows.id[order], rows.image[order], labels_of(rows)[order])
     assert batches_equal(*(list(InMemoryLoader(partition, r).batches(2)) for r in (rows, shuffled)))
     window, again = (sample_window_pairs(partition, r, epoch=2, window=5) for r in (rows, shuffled))
-    assert window.keys() == again.keys() >= {"id", "image", "positive", "negative"}
-    assert ("partner" in window) == (mode == "labels")
+    assert window.keys() == again.keys() == {"id", "image", *PAIR_IMAGES}
     assert np.array_equal(window["id"], again["id"])
-    for name in window.keys() & set(PAIR_IMAGES):
+    for name in PAIR_IMAGES:
         assert np.array_equal(window["image"][window[name]], again["image"][again[name]])
 
 
@@ -301,12 +242,11 @@ def test_windows_before_the_start_are_not_read(small_groups: Callable[[int], Dat
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(20, 0.25), (160, 0.25), (20, 0.0)])
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_have_enough_labelled_images_where_few_are(
-    small_groups: Callable[[int], Dataset], kind: str, workers: int, count: int, fraction: float
+    small_groups: Callable[[int], Dataset], kind: str, count: int, fraction: float
 ) -> None:
-    dataset, batch_size = small_groups(320), 16
+    dataset, batch_size, workers = small_groups(320), 16, 2
     labels = {"count": count, "seed": 1, "batch_fraction": fraction}
     fields: dict[str, Any] = {"condition": "classifier", "shards": {"window": 80}, "labels": labels}
     kept = set(draw_labelled_ids(dataset, count, seed=1).tolist())

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, png, save
+from helpers.random_images import Refused, WriteSource, pixels, png, rows_by_split, save
 
 from cl_ray.data import labels as labels_module
 from cl_ray.data import parquet_source
@@ -123,13 +123,14 @@ def test_parquet_labels(tmp_path: Path, write_source: WriteSource, form: str) ->
     ids=["null", "minus one", "nan", "category"],
 )
 def test_images_without_a_label_are_kept(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str], column: Any
+    tmp_path: Path, write_source: WriteSource, notes: list[str], column: Any
 ) -> None:
     parquet(tmp_path / "in", {"image": tensor(GREY), "label": column})
     info, rows = write_source(tmp_path / "in")
     assert labels_of(rows).tolist() == [0, UNLABELLED, 1] * 4
     assert info.splits["train"].unlabelled == 4
-    assert ("The number -1 in the column label" in capsys.readouterr().out) == (-1 in column)
+    note = "The number -1 in the column label means an image without a label."
+    assert (note in notes) == (-1 in column)
     copy, again = write_source(tmp_path / "made" / "set")
     assert copy.splits == info.splits
     assert labels_of(again).tolist() == labels_of(rows).tolist()
@@ -137,10 +138,10 @@ def test_images_without_a_label_are_kept(
     assert labels_of(rows).tolist() == [0, 1] * 4
     assert np.array_equal(rows.image[..., 0], GREY[np.arange(12) % 3 != 1])
     assert info.splits["train"].unlabelled == 0
-    assert "Left out, having no label: 4 train." in capsys.readouterr().out
+    assert "Left out, having no label: 4 train." in notes
 
 
-def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Refused) -> None:
     blank = nested(np.zeros((10_001, 784), np.uint8))
     parquet(tmp_path / "in", {"image": blank, "label": range(10_001)})
     message = refused(tmp_path / "in")
@@ -148,30 +149,29 @@ def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Callable[..., s
 
 
 def test_columns_that_could_be_labels_are_named(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     columns = {"image": tensor(GREY), "id": range(12), "all": [1] * 12, "weight": [0.5, 1.5] * 6}
     parquet(tmp_path / "in", {**columns, "fine": ["a", "b"] * 6, "coarse": [True, False] * 6})
     assert not write_source(tmp_path / "in")[0].labelled
     note = "No labels are read: the columns fine, coarse could be some; add `--label-column fine`."
-    assert note in capsys.readouterr().out
-    write_source(tmp_path / "in", label_column="none")
-    write_source(tmp_path / "in", label_column="coarse")
+    assert notes == [note]
+    for column in ("none", "coarse"):
+        write_source(tmp_path / "in", label_column=column)
+        assert notes == []
     parquet(tmp_path / "in", columns)
     write_source(tmp_path / "in")
-    assert "No labels are read" not in capsys.readouterr().out
+    assert notes == []
 
 
-def test_folders_are_columns(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folders_are_columns(tmp_path: Path, write_source: WriteSource, notes: list[str]) -> None:
     for k, kind in enumerate(("ant", "bee%3D", "__HIVE_DEFAULT_PARTITION__")):
         rows = tensor(GREY[4 * k : 4 * k + 4])
         parquet(tmp_path / "in" / f"year={2000 + k}" / f"kind={kind}", {"image": rows})
     info, _ = write_source(tmp_path / "in", label_column="year")
     assert info.classes == ["2000", "2001", "2002"]
     assert not write_source(tmp_path / "in")[0].labelled
-    assert "the columns year, kind could be some" in capsys.readouterr().out
+    assert "the columns year, kind could be some" in notes[0]
     for split in ("train", "test"):
         for label in (0, 1):
             folder = tmp_path / "out" / f"split={split}" / f"label={label}"
@@ -182,16 +182,14 @@ def test_folders_are_columns(
     assert np.array_equal(written.image[..., 0], GREY)
 
 
-def test_parquet_splits(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_parquet_splits(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     image = FORMS["flat list"][1]()
     folder = tmp_path / "in" / "data"
     parquet(folder, {"image": image[:5]}, "train-00000-of-00002-abc.parquet")
     parquet(folder, {"image": image[5:8]}, "train-00001-of-00002-abc.parquet")
     parquet(folder, {"image": image[8:]}, "validation-00000-of-00001.parquet")
     info, rows = write_source(tmp_path / "in")
-    assert {split: part.rows for split, part in info.splits.items()} == {
+    assert rows_by_split(info) == {
         "train": 8,
         "validation": 4,
     }
@@ -206,7 +204,7 @@ def test_parquet_splits(
     assert "has no training split but only test" in refused(tmp_path / "test-only")
 
 
-def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_parquet_refused(tmp_path: Path, refused: Refused) -> None:
     image = FORMS["flat list"][1]()
     encoded = FORMS["encoded"][1]()
 
@@ -249,7 +247,7 @@ def test_parquet_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "0.parquet is damaged" in refused(tmp_path / "in")
 
 
-def test_parquet_files_that_differ_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_parquet_files_that_differ_are_refused(tmp_path: Path, refused: Refused) -> None:
     image = FORMS["flat list"][1]()
     parquet(tmp_path / "in", {"image": image, "label": [0] * 12})
     parquet(tmp_path / "in", {"image": image}, "1.parquet")
@@ -260,9 +258,7 @@ def test_parquet_files_that_differ_are_refused(tmp_path: Path, refused: Callable
     assert "1.parquet holds double in its column image" in refused(tmp_path / "in")
 
 
-def test_numbers_out_of_range_are_refused_by_row(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_numbers_out_of_range_are_refused_by_row(tmp_path: Path, refused: Refused) -> None:
     whole = GREY.astype(np.int64)
     whole[7, 3, 3] = 300
     parquet(tmp_path / "whole", {"image": whole.reshape(12, -1).tolist()})
@@ -277,7 +273,7 @@ def test_numbers_out_of_range_are_refused_by_row(
 
 
 def test_range_of_floats_is_found_in_all_files(
-    tmp_path: Path, write_source: WriteSource, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
     """The first file alone would be taken for 0 to 1."""
     stored = np.concatenate([np.maximum(GREY[:6], 128), GREY[6:]])
@@ -286,7 +282,7 @@ def test_range_of_floats_is_found_in_all_files(
     parquet(tmp_path / "in", {"image": tensor(floats[6:])}, "1.parquet")
     _, rows = write_source(tmp_path / "in")
     assert np.array_equal(rows.image[..., 0], stored)
-    assert "Floats from -1 to 1 are scaled to pixels from 0 to 255." in capsys.readouterr().out
+    assert "Floats from -1 to 1 are scaled to pixels from 0 to 255." in notes
 
 
 def smooth_color(count: int, side: int = 32) -> np.ndarray:
@@ -299,28 +295,24 @@ def smooth_color(count: int, side: int = 32) -> np.ndarray:
 
 
 def test_order_of_flat_colour_is_told_by_smoothness(
-    tmp_path: Path,
-    write_source: WriteSource,
-    refused: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, write_source: WriteSource, refused: Refused, notes: list[str]
 ) -> None:
     stored = smooth_color(12)
     for order, flat in (("last", stored), ("first", stored.transpose(0, 3, 1, 2))):
         folder = parquet(tmp_path / order, {"image": list(flat.reshape(12, -1))})
         _, rows = write_source(folder)
         assert np.array_equal(rows.image, stored)
-        note = f"read with channels {order}, in which images are smooth"
-        assert note in capsys.readouterr().out
+        assert f"read with channels {order}, in which images are smooth" in notes[0]
     _, rows = write_source(tmp_path / "first", channels="last")
     assert not np.array_equal(rows.image, stored)
-    assert "channels" not in capsys.readouterr().out
+    assert notes == []
     noise = parquet(tmp_path / "noise", {"image": nested(COLOR.reshape(12, -1))})
     assert "order cannot be told from them: add `--channels first`" in refused(noise)
     assert np.array_equal(write_source(noise, channels="last")[1].image, COLOR)
 
 
 def test_paths_are_relative_to_the_table_or_the_source(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+    tmp_path: Path, write_source: WriteSource, refused: Refused
 ) -> None:
     for k, image in enumerate(GREY):
         folder = ("in/data/pictures", "in/pictures", "in/beside")[k % 3]
@@ -353,7 +345,7 @@ def test_pixels_after_a_file_of_encoded_images(tmp_path: Path, write_source: Wri
 
 
 def test_labels_of_every_row_are_refused_before_all_are_read(
-    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels_module, "MAX_CLASSES", 3)
     monkeypatch.setattr(parquet_source, "_CHUNK", 6)

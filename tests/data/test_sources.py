@@ -1,7 +1,6 @@
 """The command's config, and which kind of source a name or folder is."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
 from helpers.datasets import labels_of, mnist, write_images
-from helpers.random_images import WriteSource, pixels, save
+from helpers.random_images import Refused, WriteSource, pixels, rows_by_split, save
 
 from cl_ray import storage
 from cl_ray.data.dataset import Dataset
@@ -30,7 +29,7 @@ def test_labels_left_out_and_test_held_out(tmp_path: Path, write_source: WriteSo
     assert (info.splits["train"].rows, info.splits["test"].rows) == (7, 3)
 
 
-def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_folders_refused(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")
     assert f"{tmp_path}/empty holds no image (AVIF, " in refused(tmp_path / "empty")
@@ -40,10 +39,11 @@ def test_folders_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     image = pixels(1)[0]
     save(tmp_path / "loose" / "a" / "1.png", image)
     save(tmp_path / "loose" / "2.png", image)
-    assert "has class folders (a), but 2.png is in none" in refused(tmp_path / "loose")
-    save(tmp_path / "splits" / "train" / "1.png", image)
-    save(tmp_path / "splits" / "extra" / "2.png", image)
-    assert "but extra/2.png is in no split" in refused(tmp_path / "splits")
+    message = refused(tmp_path / "loose")
+    assert (
+        "has class folders (a), but 2.png is in none: move it, or leave the labels out" in message
+    )
+    assert write_source(tmp_path / "loose", label_column="none")[1].label is None
     save(tmp_path / "both" / "1.png", image)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "both" / "2.parquet")
     assert "holds both 1.png and 2.parquet" in refused(tmp_path / "both")
@@ -106,9 +106,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
-def test_datasets_of_the_hub(
-    hub: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_datasets_of_the_hub(hub: Path, write_source: WriteSource, refused: Refused) -> None:
     stored = pixels(12)
     for split, images in (("train", stored[:8]), ("test", stored[8:])):
         folder = hub / "owner" / "name" / "data"
@@ -122,14 +120,14 @@ def test_datasets_of_the_hub(
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     (hub / "owner" / "name" / "README.md").write_text("x")
     info, rows = write_source("hf://datasets/owner/name", image_column="image")
-    assert {split: part.rows for split, part in info.splits.items()} == {"train": 8, "test": 4}
+    assert rows_by_split(info) == {"train": 8, "test": 4}
     assert np.array_equal(rows.image[..., 0], stored[:8])
     assert info.source == "hf://datasets/owner/name"
     assert "hf://datasets/owner/other does not exist" in refused("hf://datasets/owner/other")
 
 
 def test_errors_of_the_hub_are_one_sentence(
-    hub: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def info(*_: Any, **__: Any) -> None:
         raise RuntimeError("Repository not found\nfor url X")
@@ -139,7 +137,7 @@ def test_errors_of_the_hub_are_one_sentence(
     assert "hf://datasets/owner/name cannot be read (RuntimeError: Repository not found" in message
 
 
-def test_hub_without_its_library(refused: Callable[..., str], monkeypatch: Any) -> None:
+def test_hub_without_its_library(refused: Refused, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     storage._connect.cache_clear()
     message = refused("hf://datasets/owner/name")

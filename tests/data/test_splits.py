@@ -1,12 +1,11 @@
 """Splits by the names of folders and files."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, read_sorted, save
+from helpers.random_images import Refused, WriteSource, pixels, read_sorted, rows_by_split, save
 
 from cl_ray.data.dataset import Dataset
 
@@ -17,7 +16,7 @@ def test_folder_with_splits(tmp_path: Path, write_source: WriteSource) -> None:
     for name, image in zip(names, stored, strict=True):
         save(tmp_path / "in" / f"{name}.png", image)
     info, rows = write_source(tmp_path / "in")
-    assert {split: part.rows for split, part in info.splits.items()} == {
+    assert rows_by_split(info) == {
         "train": 3, "validation": 2, "test": 1,
     }  # fmt: skip
     assert list(info.splits) == ["train", "validation", "test"]
@@ -45,12 +44,12 @@ def test_usual_names_of_splits(
         for kind in ("cat", "dog"):
             save(tmp_path / "in" / folder / kind / "1.png", pixels(1)[0])
     info, _ = write_source(tmp_path / "in")
-    assert {split: part.rows for split, part in info.splits.items()} == splits
+    assert rows_by_split(info) == splits
     assert info.classes == ["cat", "dog"]
 
 
 def test_folders_that_may_be_splits_or_classes(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
+    tmp_path: Path, write_source: WriteSource, refused: Refused
 ) -> None:
     for kind in ("bus", "train"):
         save(tmp_path / "mixed" / kind / "1.png", pixels(1)[0])

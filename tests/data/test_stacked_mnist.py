@@ -1,13 +1,12 @@
 """Stacked MNIST: every channel is a packaged digit, and the label says which."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, read_sorted
+from helpers.random_images import Refused, WriteSource, read_sorted
 
 from cl_ray.cli import main
 from cl_ray.data.dataset import Dataset
@@ -84,7 +83,7 @@ def test_the_command_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_mistakes_say_what_to_do(
-    refused: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    refused: Refused, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     assert "say how many images stacked-mnist makes; the number of" in refused("mnist", count=5)

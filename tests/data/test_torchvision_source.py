@@ -1,13 +1,12 @@
 """torchvision's datasets as a source, from real files, and what cannot be had."""
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.datasets import labels_of
-from helpers.random_images import WriteSource, pixels, save
+from helpers.random_images import Refused, WriteSource, pixels, rows_by_split, save
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -26,9 +25,7 @@ def fashion(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def test_torchvision_by_name(
-    tmp_path: Path, write_source: WriteSource, refused: Callable[..., str]
-) -> None:
+def test_torchvision_by_name(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     images, labels = fashion(tmp_path / "root")
     info, rows = write_source("FashionMNIST", root=str(tmp_path / "root"))
     assert np.array_equal(rows.image[..., 0], images)
@@ -48,7 +45,7 @@ def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: Wr
     ):
         save(tmp_path / "root" / "imagenette2" / name / "1.jpeg", images[number], quality=95)
     info, rows = write_source("Imagenette", root=str(tmp_path / "root"), size=32)
-    assert {split: part.rows for split, part in info.splits.items()} == {
+    assert rows_by_split(info) == {
         "train": 2,
         "validation": 2,
     }
@@ -58,7 +55,7 @@ def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: Wr
 
 
 def test_torchvision_that_cannot_be_downloaded(
-    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision
 
@@ -69,7 +66,7 @@ def test_torchvision_that_cannot_be_downloaded(
     assert "--root" in message
 
 
-def test_torchvision_files_that_are_damaged(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_torchvision_files_that_are_damaged(tmp_path: Path, refused: Refused) -> None:
     fashion(tmp_path / "root")
     path = tmp_path / "root" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
@@ -77,7 +74,7 @@ def test_torchvision_files_that_are_damaged(tmp_path: Path, refused: Callable[..
     assert f"FashionMNIST is not complete under {tmp_path}/root" in message
 
 
-def test_unknown_name_is_told_the_closest(refused: Callable[..., str]) -> None:
+def test_unknown_name_is_told_the_closest(refused: Refused) -> None:
     message = refused("fashion_mnist")
     assert "fashion_mnist is neither a folder nor a dataset of torchvision's" in message
     assert "closest: FashionMNIST" in message

@@ -78,18 +78,23 @@ def _damage(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-def png_of_zeros(width: int, height: int) -> bytes:
-    """Return a black grey PNG, a thousandth of its pixels in size."""
-    rows = zlib.compressobj(9)
-    parts = [rows.compress(bytes(width + 1)) for _ in range(height)]
-    return _png(width, height, b"".join([*parts, rows.flush()]))
+def png_header(width: int, height: int) -> bytes:
+    """Return a grey PNG of a few bytes, whose header announces that many pixels."""
+    return png_chunks(
+        IHDR=struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
+        IDAT=zlib.compress(bytes(99)),
+        IEND=b"",
+    )
 
 
-def _png(width: int, height: int, data: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+def png_chunks(**chunks: bytes) -> bytes:
+    """Return a PNG file of chunks."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
-        for kind, part in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+        struct.pack(">I", len(part))
+        + kind.encode()
+        + part
+        + struct.pack(">I", zlib.crc32(kind.encode() + part))
+        for kind, part in chunks.items()
     )
 
 
@@ -106,7 +111,7 @@ def oversized_images() -> dict[str, bytes]:
     webp += struct.pack("<I", half)[:3] + struct.pack("<I", side)[:3]
     jpeg = b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, side, side, 1) + b"\x01\x11\x00"
     return {
-        "0.png": _png(side, side, zlib.compress(bytes(99))),
+        "0.png": png_header(side, side),
         "0.gif": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + dispose + frame + b"\x02\x00;",
         "0.tiff": tiff + b"\0\0\0\0" + zlib.compress(bytes(99)),
         "0.webp": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,

@@ -12,6 +12,7 @@ from cl_ray.data.dataset import Dataset, DatasetInfo, RowBatch
 from cl_ray.data.writer import DatasetMetadata, RawImage
 
 WriteSource = Callable[..., tuple[DatasetInfo, RowBatch]]
+Refused = Callable[..., str]
 METADATA = DatasetMetadata(name="tiny", source="a test", licence="CC0")
 
 
@@ -67,6 +68,10 @@ def read_sorted(data: Dataset, split: str = "train") -> RowBatch:
     rows = data.read(split).sorted_by_id()
     assert len(np.unique(rows.id)) == len(rows.id)
     return rows
+
+
+def rows_by_split(info: DatasetInfo) -> dict[str, int]:
+    return {name: split.rows for name, split in info.splits.items()}
 
 
 def flip_byte(file: Path, offset: int) -> None:
