@@ -314,10 +314,10 @@ def test_data_shows_progress_in_a_terminal() -> None:
     terminal = Console(file=output, force_terminal=True, width=100, legacy_windows=False)
     with DatasetProgress(terminal) as progress:
         progress.report("reading train", 1000, None)
-        progress.bars.refresh()
+        progress.refresh()
         progress.report("reading train", 2000, 2000)
         progress.report("writing train", 1500, 2000)
-        progress.bars.refresh()
+        progress.refresh()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     assert re.search(r"reading train .* 1,000 images", shown)
     assert re.search(r"reading train .* 2,000 images\s+writing train .* 1,500 images", shown)

@@ -51,12 +51,11 @@ def command(arguments: Sequence[str]) -> None:
     print_dataset_summary(info, source.out, console)
 
 
-class DatasetProgress:
+class DatasetProgress(Progress):
     """The progress of each stage: a bar in a terminal, else a line at its end and now and then."""
 
     def __init__(self, console: Console):
-        self.console = console
-        self.bars = Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,.0f} images", markup=False),
@@ -64,21 +63,14 @@ class DatasetProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.tasks: dict[str, TaskID] = {}
+        self.stages: dict[str, TaskID] = {}
         self.last_line = time.monotonic()
-
-    def __enter__(self) -> "DatasetProgress":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
 
     def report(self, stage: str, done: int, total: int | None) -> None:
         """Show that `done` images of `total` (None: unknown) went through `stage`."""
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add_task(stage, total=total)
-        self.bars.update(self.tasks[stage], completed=done, total=total)
+        if stage not in self.stages:
+            self.stages[stage] = self.add_task(stage, total=total)
+        self.update(self.stages[stage], completed=done, total=total)
         now, finished = time.monotonic(), done == total
         if not self.console.is_terminal and (finished or now - self.last_line > _LOG_INTERVAL):
             self.last_line = now

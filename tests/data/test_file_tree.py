@@ -1,7 +1,6 @@
 """Which files of a folder are read."""
 
 import os
-import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -43,9 +42,7 @@ def test_links_in_circles_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "copy.png").symlink_to("a/1.png")
     (tmp_path / "in" / "lost.png").symlink_to("nowhere")
-    began = time.monotonic()
     tree, notes = listing(tmp_path)
-    assert time.monotonic() - began < 1
     assert list(tree.sizes) == ["a/1.png", "b/2.png"]
     (note,) = notes
     assert note.startswith("Left out, as links to what is read already or to nothing: 0, a/up0, ")

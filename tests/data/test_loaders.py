@@ -74,14 +74,14 @@ class Identify:
         return float(np.linalg.norm(self.pixels[one] - self.pixels[other]))
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("case", SIZES, ids=str)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
     small_groups: Callable[[int], Dataset],
     kind: str,
-    sizes: tuple[str, int, int, int, int, float],
+    case: tuple[str, int, int, int, int, float],
 ) -> None:
-    mode, count, batch, workers, window, quantile = sizes
+    mode, count, batch, workers, window, quantile = case
     dataset = small_groups(count)
     identify, least = Identify(dataset), dataset.distance_quantile("train", quantile)
     pairs = {"mode": mode, "quantile": quantile, "candidates": 1}

@@ -204,16 +204,6 @@ def test_pools_without_pairs_are_refused(
     assert all(word in message for word in words)
 
 
-def test_the_smallest_pool_is_accepted() -> None:
-    for made, count in (
-        (sampler(pixel(*range(6)), None, 0.001, candidates=5), 6),
-        (sampler(THREE, None, 0.1, mode="views"), len(THREE)),
-    ):
-        positives = torch.arange(count)
-        _, negatives = made.sample(positives, seeded())
-        assert (negatives != positives).all()
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_bound_that_one_cannot_meet(mode: str) -> None:
     """Black and white lie far apart, grey far from neither: it is named, and nothing hangs."""

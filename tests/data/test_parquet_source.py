@@ -75,12 +75,10 @@ def test_parquet_forms(tmp_path: Path, write_source: WriteSource, form: str) -> 
 def test_parquet_names_of_classes(tmp_path: Path, write_source: WriteSource) -> None:
     image = FORMS["hugging face"][1]()
     names = ["cat", "ant", "bee"] * 4
-    parquet(tmp_path / "text", {"pic": image, "kind": names})
-    info, rows = write_source(tmp_path / "text", label_column="kind")
+    text = parquet(tmp_path / "text", {"pic": image, "kind": names})
+    info, rows = write_source(text, label_column="kind")
     assert info.classes == ["ant", "bee", "cat"]
     assert [info.classes[k] for k in labels_of(rows)] == names
-    parquet(tmp_path / "category", {"pic": image, "label": pa.array(names).dictionary_encode()})
-    assert write_source(tmp_path / "category")[0].classes == ["ant", "bee", "cat"]
     features = {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}
     table = pa.table({"image": image, "label": [0, 1, 2] * 4}).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
@@ -92,7 +90,6 @@ def test_parquet_names_of_classes(tmp_path: Path, write_source: WriteSource) -> 
 
 
 LABELS: dict[str, tuple[Any, list[str] | None, list[int]]] = {
-    "numbers from 0": ([0, 1, 2] * 4, None, [0, 1, 2] * 4),
     "floats of whole numbers": ([0.0, 1.0, 2.0] * 4, None, [0, 1, 2] * 4),
     "numbers with gaps": ([7, 1000000, -3] * 4, ["-3", "7", "1000000"], [1, 2, 0] * 4),
     "minus one and one": ([-1, 1] * 6, ["-1", "1"], [0, 1] * 6),
@@ -101,14 +98,15 @@ LABELS: dict[str, tuple[Any, list[str] | None, list[int]]] = {
     "one bool": ([True] * 12, ["false", "true"], [1] * 12),
     "texts of numbers": (["10", "9"] * 6, ["10", "9"], [0, 1] * 6),
     "categories": (pa.array([5, 3] * 6).dictionary_encode(), ["3", "5"], [1, 0] * 6),
+    "categories of texts": (pa.array(["b", "a"] * 6).dictionary_encode(), ["a", "b"], [1, 0] * 6),
 }
 
 
 @pytest.mark.parametrize("form", LABELS)
 def test_parquet_labels(tmp_path: Path, write_source: WriteSource, form: str) -> None:
     column, classes, labels = LABELS[form]
-    parquet(tmp_path / "in", {"image": tensor(GREY), "kind": column})
-    info, rows = write_source(tmp_path / "in", label_column="kind")
+    folder = parquet(tmp_path / "in", {"image": tensor(GREY), "kind": column})
+    info, rows = write_source(folder, label_column="kind")
     assert (info.classes, labels_of(rows).tolist()) == (classes, labels)
 
 
@@ -143,8 +141,7 @@ def test_images_without_a_label_are_kept(
 
 def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Refused) -> None:
     blank = nested(np.zeros((10_001, 784), np.uint8))
-    parquet(tmp_path / "in", {"image": blank, "label": range(10_001)})
-    message = refused(tmp_path / "in")
+    message = refused(parquet(tmp_path / "in", {"image": blank, "label": range(10_001)}))
     assert "more than 10,000 different values in its column label" in message
 
 
@@ -200,8 +197,8 @@ def test_parquet_splits(tmp_path: Path, write_source: WriteSource, refused: Refu
     parquet(tmp_path / "capital", {"image": image[:8]}, "TRAINING.PARQUET")
     parquet(tmp_path / "capital", {"image": image[8:]}, "dev.parquet")
     assert list(write_source(tmp_path / "capital")[0].splits) == ["train", "validation"]
-    parquet(tmp_path / "test-only", {"image": image}, "test.parquet")
-    assert "has no training split but only test" in refused(tmp_path / "test-only")
+    test_only = parquet(tmp_path / "test-only", {"image": image}, "test.parquet")
+    assert "has no training split but only test" in refused(test_only)
 
 
 def test_parquet_refused(tmp_path: Path, refused: Refused) -> None:
@@ -261,13 +258,12 @@ def test_parquet_files_that_differ_are_refused(tmp_path: Path, refused: Refused)
 def test_numbers_out_of_range_are_refused_by_row(tmp_path: Path, refused: Refused) -> None:
     whole = GREY.astype(np.int64)
     whole[7, 3, 3] = 300
-    parquet(tmp_path / "whole", {"image": whole.reshape(12, -1).tolist()})
-    assert "row 7, holds numbers from 0 to 300" in refused(tmp_path / "whole")
+    folder = parquet(tmp_path / "whole", {"image": whole.reshape(12, -1).tolist()})
+    assert "row 7, holds numbers from 0 to 300" in refused(folder)
     for name, value in (("high", 1.5), ("low", -1.5), ("nan", np.nan)):
         floats = GREY / 255
         floats[7, 3, 3] = value
-        parquet(tmp_path / name, {"image": tensor(floats)})
-        message = refused(tmp_path / name)
+        message = refused(parquet(tmp_path / name, {"image": tensor(floats)}))
         assert "row 7, holds floats from" in message
         assert "from 0 to 1 or from -1 to 1" in message
 

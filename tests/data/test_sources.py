@@ -21,14 +21,6 @@ from cl_ray.data.sources import write_dataset
 from cl_ray.errors import UserError
 
 
-def test_labels_left_out_and_test_held_out(tmp_path: Path, write_source: WriteSource) -> None:
-    for k, image in enumerate(pixels(10)):
-        save(tmp_path / "in" / str(k % 2) / f"{k}.png", image)
-    info, rows = write_source(tmp_path / "in", label_column="none", test_fraction=0.3)
-    assert (info.labelled, info.classes, rows.label) == (False, None, None)
-    assert (info.splits["train"].rows, info.splits["test"].rows) == (7, 3)
-
-
 def test_folders_refused(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")

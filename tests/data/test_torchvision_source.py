@@ -25,7 +25,7 @@ def fashion(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def test_torchvision_by_name(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
+def test_torchvision_by_name(tmp_path: Path, write_source: WriteSource) -> None:
     images, labels = fashion(tmp_path / "root")
     info, rows = write_source("FashionMNIST", root=str(tmp_path / "root"))
     assert np.array_equal(rows.image[..., 0], images)
@@ -34,8 +34,6 @@ def test_torchvision_by_name(tmp_path: Path, write_source: WriteSource, refused:
     assert (info.source, info.name) == ("torchvision FashionMNIST", "set")
     assert info.classes is not None
     assert info.classes[:2] == ["T-shirt/top", "Trouser"]
-    message = refused("FashionMNIST", root=str(tmp_path / "root"), test_fraction=0.5)
-    assert "test split of its own" in message
 
 
 def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: WriteSource) -> None:
