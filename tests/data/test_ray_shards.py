@@ -67,16 +67,15 @@ def check_windows(delivered: list[dict[str, np.ndarray]], part: Partition, first
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize(("least", "most"), [(2, 2), (1, 5)])
 def test_shards_are_the_partitions_for_every_number_of_workers(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, least: int, most: int
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_shards, "BLOCK_BYTES", 30_000)  # several blocks a rank
-    config = partition(dataset).config
-    datasets, data_config = build_train_dataset(dataset, config, (least, most))
+    config, most = partition(dataset).config, 5
+    datasets, data_config = build_train_dataset(dataset, config, (1, most))
     assert datasets["train"].count() == 347
     assert datasets["train"].num_blocks() >= 2 * most
-    for workers in range(least, most + 1):
+    for workers in range(1, most + 1):
         shards = data_config.configure(datasets, workers, None, None)
         for rank, shard in enumerate(shards):
             part = Partition(dataset, config, workers, rank)
@@ -89,9 +88,8 @@ def test_shards_are_the_partitions_for_every_number_of_workers(
         shard_rows(Partition(dataset, config, most, 0), shards[-1]["train"])
 
 
-@pytest.mark.parametrize("mode", ["views", "labels"])
-def test_partitions_beyond_the_budget_stream_the_same_batches(dataset: Dataset, mode: str) -> None:
-    part = partition(dataset, pairs={"mode": mode}, shards=STREAMED)
+def test_partitions_beyond_the_budget_stream_the_same_batches(dataset: Dataset) -> None:
+    part = partition(dataset, pairs={"mode": "labels"}, shards=STREAMED)
     assert build_train_dataset(dataset, part.config, (1, 2))[0] == {}
     loader = open_loader(part, "cpu")
     assert isinstance(loader, StreamingLoader)
