@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.hostile_images import POSTSCRIPT, fuzzed_images, oversized_images, png_header
 from helpers.random_images import Refused, WriteSource, pixels, png, save
-from PIL import Image
 
 import cl_ray
 from cl_ray.data.decoding import (
@@ -149,14 +148,6 @@ def test_postscript_starts_no_program(
     message = refused(source, size=28, **flags)
     assert f"cannot be read as an image (it is none of {', '.join(FORMATS)})" in message
     assert not (tmp_path / "started").exists()
-
-
-def test_torchvision_obeys_max_pixels(tmp_path: Path, refused: Refused) -> None:
-    for name in ("train/n01440764", "val/n01440764"):
-        save(tmp_path / "root" / "imagenette2" / name / "1.jpeg", pixels(1, 40, 40)[0])
-    message = refused("Imagenette", root=str(tmp_path / "root"), size=28, max_pixels=1599)
-    assert "Imagenette train 0 has 40 × 40 pixels, more than --max-pixels 1,599" in message
-    assert Image.open.__module__ == "PIL.Image"
 
 
 def test_threads_decode_no_more_pixels_than_one_image_may_have() -> None:

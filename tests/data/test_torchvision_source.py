@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.datasets import labels_of
 from helpers.random_images import Refused, WriteSource, pixels, rows_by_split, save
+from PIL import Image
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -36,7 +37,9 @@ def test_torchvision_by_name(tmp_path: Path, write_source: WriteSource) -> None:
     assert info.classes[:2] == ["T-shirt/top", "Trouser"]
 
 
-def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: WriteSource) -> None:
+def test_torchvision_with_split_val_and_no_test(
+    tmp_path: Path, write_source: WriteSource, refused: Refused
+) -> None:
     images = pixels(4, 40, 60, 3)
     for number, name in enumerate(
         ("train/n01440764", "train/n02979186", "val/n01440764", "val/n02979186")
@@ -50,6 +53,9 @@ def test_torchvision_with_split_val_and_no_test(tmp_path: Path, write_source: Wr
     assert info.classes == ["tench, Tinca tinca", "cassette player"]
     assert info.shape == (32, 32, 3)
     assert labels_of(rows).tolist() == [0, 1]
+    message = refused("Imagenette", root=str(tmp_path / "root"), size=28, max_pixels=2399)
+    assert "Imagenette train 0 has 60 × 40 pixels, more than --max-pixels 2,399" in message
+    assert Image.open.__module__ == "PIL.Image"
 
 
 def test_torchvision_that_cannot_be_downloaded(
