@@ -156,10 +156,10 @@ def test_bombs_in_archives_are_refused_by_their_headers(
         path = pack(tmp_path / "in" / name, {"0.png": png_header(13_300, 13_300)})
         assert "/0.png has 176,890,000 pixels, more than --max-p" in refused(tmp_path / "in")
         path.unlink()
-    path = pack(tmp_path / "in" / "x.zip", {"0.png": bytes(2**22)})
-    assert path.stat().st_size < 2**13
+    path = pack(tmp_path / "in" / "x.zip", {"0.png": bytes(2**23)})
+    assert path.stat().st_size < 2**14
     message = refused(tmp_path / "in", max_pixels=2**20)
-    assert "x.zip/0.png has 4,194,304 bytes, more than 3 for each of --max-pixels" in message
+    assert "x.zip/0.png has 8,388,608 bytes, more than 3 for each of --max-pixels" in message
     path.unlink()
     monkeypatch.setattr(archives, "_MAX_SMALL", 2**20)
     pack(tmp_path / "in" / "x.tgz", {"0.bin": bytes(2**22), "0.png": FILES["bee/0.png"]})

@@ -74,7 +74,7 @@ class Identify:
         return float(np.linalg.norm(self.pixels[one] - self.pixels[other]))
 
 
-@pytest.mark.parametrize("case", SIZES, ids=str)
+@pytest.mark.parametrize("case", SIZES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize("kind", LOADERS)
 def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
     small_groups: Callable[[int], Dataset],

@@ -1,5 +1,7 @@
 """Stacked MNIST: every channel is a packaged digit, and the label says which."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,18 @@ from helpers.datasets import labels_of
 from helpers.random_images import Refused, WriteSource, read_sorted
 
 from cl_ray.cli import main
+from cl_ray.data import stacked_mnist
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.stacked_mnist import STACKED_SHAPE, is_stacked_mnist, sample_triples
 
 COUNTS = {"count": 300, "test_count": 120}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _digits_are_loaded_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacked_mnist, "load_digits", lru_cache(stacked_mnist.load_digits))
+        yield
 
 
 def packaged(split: str) -> dict[bytes, tuple[int, int]]:
