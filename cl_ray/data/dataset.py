@@ -439,8 +439,8 @@ class Dataset:
 
     def class_counts(self, split: str) -> list[int]:
         """Count the labelled rows of each class of `class_names` in a split."""
-        counts = self._label_counts(split)
-        return [counts.get(label, 0) for label in range(len(self.class_names()))]
+        names, counts = self.class_names(), self._label_counts(split)
+        return [counts.get(label, 0) for label in range(len(names))]
 
     def read_labels(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Read the ids and the labels of all rows of a split of labelled data, without images."""
