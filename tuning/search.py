@@ -1,13 +1,5 @@
 #!/usr/bin/env python3
-"""Search for the balance between G and D: `cl-ray tune`, from a checkout that is not installed.
-
-python tuning/search.py                                     # a small search: minutes on 2 cores
-python tuning/search.py --name s1 --trials 16 --epochs 4 --metric linear_probe --seed 3
-python tuning/search.py --space rates                       # learning rates only
-python tuning/search.py --resume s1 --trials 24             # eight more trials
-python tuning/search.py --scheduler pbt --trials 4          # population-based training
-python tuning/search.py --metric frechet --metric linear_probe        # a Pareto front
-"""
+"""Search for the balance between G and D: `cl-ray tune`, from a checkout that is not installed."""
 
 import sys
 import traceback

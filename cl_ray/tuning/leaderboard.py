@@ -53,7 +53,7 @@ def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list
 def best_trial(results: list[TrialResult], metrics: list[SearchMetric]) -> TrialResult | None:
     """Return the best of the finished trials, else of all that can be ranked."""
     order = rank_trials(_candidates(results), metrics)
-    return order[0] if order and pareto_front(order[:1], metrics) else None
+    return order[0] if search_front(order[:1], metrics) else None
 
 
 def describe_best(results: list[TrialResult], metrics: list[SearchMetric]) -> str:
@@ -80,27 +80,21 @@ def _candidates(results: list[TrialResult]) -> list[TrialResult]:
 
 
 def search_front(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
-    """Return the Pareto front of the finished trials, else of all that can be ranked."""
-    return pareto_front(_candidates(results), metrics)
+    """Return the Pareto front of the finished trials, else of all that can be ranked.
 
-
-def pareto_front(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
-    """Return the trials for which no other is better in one metric and as good in all.
-
-    A trial that lacks one of the metrics is not among them.
+    A trial is on it that has all metrics, and no other is better in one and as good in all.
     """
+    costs = {r.number: [metric_cost(r, m) for m in metrics] for r in _candidates(results)}
 
-    def dominated(result: TrialResult) -> bool:
-        own = [metric_cost(result, m) for m in metrics]
-        if math.inf in own:
-            return True
-        for other in results:
-            costs = [metric_cost(other, m) for m in metrics]
-            if costs != own and all(c <= o for c, o in zip(costs, own, strict=True)):
-                return True
-        return False
+    def dominated(own: list[float]) -> bool:
+        others = (other for other in costs.values() if other != own)
+        return any(all(c <= o for c, o in zip(other, own, strict=True)) for other in others)
 
-    return [result for result in results if not dominated(result)]
+    return [
+        result
+        for result in _candidates(results)
+        if math.inf not in costs[result.number] and not dominated(costs[result.number])
+    ]
 
 
 def metric_cost(result: TrialResult, metric: SearchMetric) -> float:

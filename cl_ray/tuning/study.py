@@ -240,12 +240,12 @@ def has_study(storage: BaseStorage, name: str) -> bool:
         ) from error
 
 
-def trial_results(study: optuna.Study, trials: int | None = None) -> list[TrialResult]:
+def trial_results(study: optuna.Study, trials: int) -> list[TrialResult]:
     """Return every trial by number; of those that wait, as many as a search of `trials` lacks."""
     results = [trial_result(trial) for trial in study.get_trials(deepcopy=False)]
-    left = len(results) if trials is None else missing_trials(results, trials)
     waiting = [result.number for result in results if not result.has_ended]
-    return [result for result in results if result.number not in waiting[left:]]
+    surplus = waiting[missing_trials(results, trials) :]
+    return [result for result in results if result.number not in surplus]
 
 
 def trial_result(trial: FrozenTrial) -> TrialResult:

@@ -42,6 +42,8 @@ generator.depth: {kind: int, low: 1, high: 3, at_most: discriminator.depth}
 SCRIPT = Path(__file__).parents[2] / "tuning" / "search.py"
 COMMAND = [sys.executable, str(SCRIPT)]
 
+FRECHET, PROBE = SearchMetric("frechet", maximize=False), SearchMetric("linear_probe", True)
+
 
 def prepared_search(storage: Path, metrics: list[SearchMetric], space: Space) -> Search:
     """Return the search `s` over the packaged digits, ready to run."""
