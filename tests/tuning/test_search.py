@@ -1,8 +1,7 @@
 """Flags of a search: what they make, what is refused before Ray starts, and resuming."""
 
 import io
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.datasets import mnist, write_images
-from helpers.small_search import SCRIPT
+from helpers.small_search import FRECHET, PROBE, SCRIPT
 from rich.console import Console
 
 import cl_ray
@@ -25,7 +24,7 @@ from cl_ray.errors import UserError
 from cl_ray.training.preflight import exclusive_lock
 from cl_ray.tuning.leaderboard import write_leaderboard
 from cl_ray.tuning.search import SEARCH_FILE, Search, prepare_search, subset_dataset
-from cl_ray.tuning.study import StudyStorage, TrialResult
+from cl_ray.tuning.study import SearchMetric, StudyStorage, TrialResult
 from cl_ray.tuning.tune import print_summary
 
 
@@ -63,21 +62,16 @@ def refusal(*arguments: str) -> str:
         (["--set=losses.temperature"], "is not a field and its value"),
         (["--set=losses.temperature=[1"], "set 'losses.temperature=[1' gives a value that is not"),
         (["--set=seed=2026-13-01"], "is not YAML (month must be in 1..12)"),
-        (["--set=seed=1", "--set=seed.x=2"], "set seed and set seed.x are of the same field"),
         (["--set=seed.x=2", "--set=seed=1"], "set seed and set seed.x are of the same field"),
         (["--set=losses.temperature=0"], "losses.temperature 0 is refused"),
         (["--set=losses.heat=1"], "there is no field 'losses.heat'"),
         (["--space=/nowhere.yaml"], "or one of balance, objectives, rates, template"),
         (["--config=/nowhere.yaml"], "Cannot read the config /nowhere.yaml"),
-        (["--name=a/b"], "must be one plain folder name"),
         (["--name=.."], "name '..' must be one plain folder name"),
-        (["--resume=."], "resume '.' must be one plain folder name"),
         (["--resume="], "resume '' must be one plain folder name"),
-        (["--storage="], "storage is empty"),
         (["--storage=", "--resume=a"], "storage is empty"),
         (["--data="], "data is empty"),
         (["--name=a", "--resume=b"], "There is no search"),
-        (["--gpus-per-trial=1.5"], "must be a whole number or less than 1"),
         (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
         (["--trials=0"], "trials 0 is refused"),
         (["--set=device=mps"], "device 'mps' is not"),
@@ -109,7 +103,7 @@ def test_only_available_metrics_are_offered(flags: list[str], tmp_path: Path) ->
         assert offered & known == metrics
         assert [m.name for m in prepare(data, tmp_path, flag).metrics] == [default]
     conditional = prepare(flags, tmp_path, "--metric=class_accuracy", "--set=condition=projection")
-    assert [(m.name, m.maximize) for m in conditional.metrics] == [("class_accuracy", True)]
+    assert conditional.metrics == [SearchMetric("class_accuracy", maximize=True)]
 
 
 def test_a_relative_reference_becomes_absolute(
@@ -127,7 +121,7 @@ def test_modes_are_offered_for_stacked_digits_only(flags: list[str], tmp_path: P
     write_dataset(SourceConfig(source="stacked-mnist", out=out, count=300, test_count=60))
     data = [*flags[1:], f"--data={out}", "--set=evaluation.reference=auto"]
     search = prepare(data, tmp_path, "--metric=modes", "--metric=mode_kl")
-    assert [(m.name, m.maximize) for m in search.metrics] == [("modes", True), ("mode_kl", False)]
+    assert search.metrics == [SearchMetric("modes", True), SearchMetric("mode_kl", False)]
     storage = f"--storage={tmp_path}"
     assert "of more than 200 classes" in refusal(*data, storage, "--metric=linear_probe")
     assert "not being stacked-mnist" in refusal(*flags, storage, "--metric=modes")
@@ -149,24 +143,20 @@ def test_photographs_have_views_of_their_own_as_in_train(
     assert resumed.config.views == unflipped
 
 
-@pytest.mark.parametrize("every", [0, 5])
 def test_trials_are_evaluated_after_every_epoch_and_economically(
-    flags: list[str], tmp_path: Path, every: int
+    flags: list[str], tmp_path: Path
 ) -> None:
-    search = prepare(flags, tmp_path, f"--set=evaluation.every={every}")
+    search = prepare(flags, tmp_path, "--set=evaluation.every=0")
     assert search.trial_config.evaluation.every == 1
-    assert search.config.evaluation.every == every  # of the run that best.yaml is for
+    assert search.config.evaluation.every == 0  # of the run that best.yaml is for
     assert search.trial_config.evaluation.samples == 60  # the config's own
-    default = prepare([], tmp_path, f"--set=evaluation.every={every}").trial_config.evaluation
+    default = prepare([], tmp_path, "--set=evaluation.every=0").trial_config.evaluation
     assert (default.samples, default.every) == (2000, 1)
 
 
 def test_several_metrics_turn_early_stopping_off(flags: list[str], tmp_path: Path) -> None:
     search = prepare(flags, tmp_path, "--metric=frechet", "--metric=linear_probe")
-    assert [(m.name, m.maximize) for m in search.metrics] == [
-        ("frechet", False),
-        ("linear_probe", True),
-    ]
+    assert search.metrics == [FRECHET, PROBE]
     assert search.options.resolved_scheduler == "none"
     assert prepare(flags, tmp_path).options.resolved_scheduler == "asha"
 
@@ -248,12 +238,10 @@ def test_how_a_search_was_launched_does_not_stick(flags: list[str], tmp_path: Pa
 
 def test_trials_are_the_population_of_pbt(flags: list[str], tmp_path: Path) -> None:
     search = saved(flags, tmp_path, "--scheduler=pbt", "--trials=4")
-    assert search.options.trials == 4
     resume = ["--resume=s", f"--storage={tmp_path}"]
     assert prepare_search(resume, "search").options.trials == 4
     assert "trials was 4, now 5" in refusal(*resume, "--trials=5")
-    shown = summary(search, RESULTS, finished=True)
-    assert "--trials MORE" not in shown
+    assert "--trials MORE" not in summary(search, RESULTS, finished=True)
 
 
 def test_one_process_at_a_time_runs_a_search(
@@ -269,11 +257,10 @@ def test_one_process_at_a_time_runs_a_search(
 def test_trials_see_the_first_whole_row_groups() -> None:
     whole = Dataset.open("mnist")
     part = subset_dataset(whole, 3000)
-    assert part.info.splits["train"].rows == 3072
     for split in ("validation", "test"):
         assert part.info.splits[split] == whole.info.splits[split]
     rows = part.read("train")
-    assert rows.image.shape == (3072, 28, 28, 1)
+    assert part.info.splits["train"].rows == len(rows.image) == 3072
     assert (rows.image == whole.read("train", whole.row_groups("train")[:3]).image).all()
     assert subset_dataset(whole, 1_000_000).info.splits["train"].rows == 55_000
 
@@ -289,17 +276,18 @@ def test_a_subset_counts_its_unlabelled_images(tmp_path: Path) -> None:
     assert part.info.splits["train"].unlabelled == (rows.label == UNLABELLED).sum() > 0
 
 
-def test_the_script_is_the_command_by_another_name(tmp_path: Path) -> None:
-    for flags, code, words in (
-        (["--help"], 0, "usage: python tuning/search.py"),
-        (["--resume=x"], 1, "python tuning/search.py: There is no search"),
-    ):
-        done = subprocess.run(
-            [sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stderr
-        assert words in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
+def test_the_script_is_the_command_by_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(flag: str) -> object:
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), flag, f"--storage={tmp_path}"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return end.value.code
+
+    assert run("--help") == 0
+    assert "usage: python tuning/search.py" in capsys.readouterr().out
+    assert str(run("--resume=x")).startswith("python tuning/search.py: There is no search")
 
 
 def summary(search: Search, results: list[TrialResult], finished: bool) -> str:
