@@ -1,6 +1,7 @@
 """One trial in this process: the class that Ray Tune calls, on real digits."""
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 import yaml
 from helpers.hparams import NUMBER, TEXT, hparams_tab, record_tags
 from helpers.limits import file_size_limit
-from helpers.small_search import CONFIG, SPACE
+from helpers.small_search import CONFIG, FRECHET, SPACE
 from helpers.states import states_equal
 
 import cl_ray
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.config import build_config, merge, preset
+from cl_ray.config import Config, build_config, merge, preset
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader
 from cl_ray.data.partition import Partition
@@ -25,7 +26,6 @@ from cl_ray.storage import LeaseLostError, RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.resources import WorkerResources
 from cl_ray.tuning.space import Space
-from cl_ray.tuning.study import SearchMetric
 from cl_ray.tuning.trial import ERROR_FILE, LocalTrial, TrialContext
 
 EPOCHS = 3
@@ -38,22 +38,28 @@ def start(folder: Path, data: str, values: dict[str, Any], **context: Any) -> Lo
     return trial
 
 
-def set_up(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
-    """Set a trial up, which its first step starts."""
-    dataset = Dataset.open(data)
+@lru_cache
+def shared(data: str) -> tuple[Config, Dataset, Evaluator]:
+    """What all trials on some data have in common."""
     fields = {**yaml.safe_load(CONFIG), "epochs": EPOCHS, "checkpoint": {"keep": 2}}
     base = build_config(merge(preset("quick").model_dump(), fields))
+    dataset = Dataset.open(data)
+    return base, dataset, Evaluator(dataset, base.evaluation, seed=base.seed)
+
+
+def set_up(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
+    """Set a trial up, which its first step starts."""
+    base, dataset, evaluator = shared(data)
     trial = object.__new__(LocalTrial)
     common = TrialContext(
         search="s",
         folder=RunStorage(str(folder), "trials"),
         base=base,
         dataset=dataset,
-        metrics=[SearchMetric("frechet", maximize=False)],
+        metrics=[FRECHET],
         resources=WorkerResources(1.0, 0.0, 1, None),
         **{"space": Space.from_yaml(SPACE), **context},
     )
-    evaluator = Evaluator(dataset, base.evaluation, seed=base.seed)
     trial.setup(point(0, values), context=common, rows=dataset.read("train"), evaluator=evaluator)
     return trial
 
@@ -81,6 +87,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Whole:
     """A trial that ran to its end, and its results."""
     trial = start(tmp_path_factory.mktemp("whole"), digits, VALUES)
     return trial, [trial.step() for _ in range(EPOCHS)]
+
+
+def assert_ends_like(trial: LocalTrial, whole: Whole, epochs: int = 0) -> None:
+    """Train a trial, of which so many epochs are done, to the results and weights of the whole."""
+    results = [trial.step() for _ in range(EPOCHS - epochs)]
+    assert [(r["epoch"], r["frechet"]) for r in results] == [
+        (r["epoch"], r["frechet"]) for r in whole[1][epochs:]
+    ]
+    assert results[-1]["done"]
+    assert trainers_equal(trial.trainer, whole[0].trainer)
 
 
 def test_it_trains_and_evaluates_as_a_run_with_those_values(whole: Whole) -> None:
@@ -113,55 +129,31 @@ def test_the_process_is_reused_by_other_trials(whole: Whole, digits: str, tmp_pa
     trial.step()
     evaluator = trial.evaluator
     assert trial.reset_config(point(1, VALUES))
-    results = [trial.step() for _ in range(EPOCHS)]
+    assert_ends_like(trial, whole)
     assert trial.evaluator is evaluator
-    assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1]]
-    assert trainers_equal(trial.trainer, whole[0].trainer)
     assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == ["0000", "0001"]
 
 
-@pytest.mark.parametrize(
-    ("stop", "steps"), [("between epochs", 10), ("before its evaluation", 20), ("in mid-epoch", 16)]
-)
+@pytest.mark.parametrize(("last", "steps"), [("_save", 16), ("_evaluate", 20)])
 def test_another_process_resumes_and_repeats_nothing(
-    whole: Whole, digits: str, tmp_path: Path, stop: str, steps: int
+    whole: Whole, digits: str, tmp_path: Path, last: str, steps: int
 ) -> None:
-    values = {**VALUES, "log_every": 4, "optimizer.ema_decay": 0.998}
+    """Killed in mid-epoch, or before the epoch's evaluation."""
+    values = {**VALUES, "log_every": 4, "checkpoint.every": 8, "optimizer.ema_decay": 0.998}
     first = start(tmp_path, digits, values)
     first.step()
-    if stop != "between epochs":
-        interrupt(first, stop)
-    resumed = start(tmp_path, digits, values)
-    assert resumed.trainer.gan.steps == steps
-    results: list[dict[str, Any]] = []
-    while not results or not results[-1]["done"]:
-        results.append(resumed.step())
-    assert [r["epoch"] for r in results] == [2, 3]
-    assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1][1:]]
-    assert trainers_equal(resumed.trainer, whole[0].trainer)
+    method = getattr(first, last)
 
-
-def interrupt(trial: LocalTrial, stop: str) -> None:
-    """End a trial in its second epoch, as a kill would."""
-
-    def kill(*_: Any) -> None:
+    def kill(*arguments: Any) -> None:
+        method(*arguments)
         raise KeyboardInterrupt
 
-    if stop == "in mid-epoch":
-        config = trial.trainer.config
-        every = {"checkpoint": config.checkpoint.model_copy(update={"every": 8})}
-        trial.trainer.config = config.model_copy(update=every)
-        save = trial._save
-
-        def save_and_kill() -> None:
-            save()
-            kill()
-
-        trial._save = save_and_kill  # type: ignore[method-assign]
-    else:
-        trial._evaluate = kill  # type: ignore[method-assign, assignment]
+    setattr(first, last, kill)
     with pytest.raises(KeyboardInterrupt):
-        trial.step()
+        first.step()
+    resumed = start(tmp_path, digits, values)
+    assert resumed.trainer.gan.steps == steps
+    assert_ends_like(resumed, whole, epochs=1)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -182,9 +174,7 @@ def test_one_process_at_a_time_writes_to_its_folder(
     with pytest.raises(LeaseLostError, match="trials/0000 was taken over by process "):
         first.step()
     first.cleanup()
-    results = [second.step(), second.step()]
-    assert [r["frechet"] for r in results] == [r["frechet"] for r in whole[1][1:]]
-    assert trainers_equal(second.trainer, whole[0].trainer)
+    assert_ends_like(second, whole, epochs=1)
     assert [line["epoch"] for line in second.lines()] == [1, 2, 3]
 
 
@@ -203,8 +193,8 @@ def test_a_damaged_checkpoint_is_put_aside(whole: Whole, digits: str, tmp_path: 
         "step-00000010."
     )
     assert [result["epoch"], result["frechet"]] == [2, whole[1][1]["frechet"]]
-    assert resumed.step()["notes"] == []
-    assert trainers_equal(resumed.trainer, whole[0].trainer)
+    assert resumed.notes == []
+    assert_ends_like(resumed, whole, epochs=2)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
@@ -224,10 +214,7 @@ def test_a_full_disk_is_reported_and_with_room_it_goes_on(
     assert first.folder.read(ERROR_FILE) is None
     resumed = start(tmp_path, digits, VALUES)
     assert resumed.trainer.gan.steps == 10
-    assert [resumed.step()["frechet"], resumed.step()["frechet"]] == [
-        result["frechet"] for result in whole[1][1:]
-    ]
-    assert trainers_equal(resumed.trainer, whole[0].trainer)
+    assert_ends_like(resumed, whole, epochs=1)
 
 
 RECORDS = ["_hparams_/experiment", "_hparams_/session_start_info"]
@@ -272,16 +259,15 @@ def test_hparams_compares_all_that_is_searched(digits: str, tmp_path: Path) -> N
     assert row["evaluation/knn_1"] == pytest.approx(metrics["knn_1"])
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_a_metric_that_is_nan_or_inf_ends_it_with_the_worst_score(
-    value: float, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = start(tmp_path, digits, VALUES)
     first = trial.step()
-    monkeypatch.setattr(trial, "_evaluate", lambda model: {"frechet": value, "knn_1": 0.9})
+    monkeypatch.setattr(trial, "_evaluate", lambda model: {"frechet": -math.inf, "knn_1": 0.9})
     result = trial.step()
     assert (result["status"], result["done"], result["frechet"]) == ("collapsed", True, 1e6)
-    assert result["reason"] == f"frechet is {value} after epoch 2."
+    assert result["reason"] == "frechet is -inf after epoch 2."
     assert result["history"] == {1: first["frechet"]}
     # Another process finds it in the log.
     assert start(tmp_path, digits, VALUES).trainer.epochs == 2
@@ -318,20 +304,18 @@ def test_an_error_is_written_to_the_folder(digits: str, tmp_path: Path) -> None:
     assert "no negative as far as" in (trial.folder.read(ERROR_FILE) or b"").decode()
 
 
-def checkpoint(trial: LocalTrial, folder: Path) -> str:
-    """Save what another trial of a population loads."""
-    folder.mkdir()
-    trial.save_checkpoint(str(folder))
-    return str(folder)
+@pytest.fixture
+def better(digits: str, tmp_path: Path) -> LocalTrial:
+    """A trial of a population, whose weights after an epoch others load from the folder."""
+    trial = start(tmp_path / "better", digits, VALUES, exploits=True)
+    trial.step()
+    trial.save_checkpoint(str(tmp_path))
+    return trial
 
 
 def test_a_diverged_trial_of_a_population_continues_with_another_s_weights(
-    digits: str, tmp_path: Path
+    better: LocalTrial, digits: str, tmp_path: Path
 ) -> None:
-    better = start(tmp_path / "better", digits, VALUES, exploits=True)
-    better.step()
-    state = checkpoint(better, tmp_path / "state")
-
     worse = start(tmp_path / "worse", digits, {"losses.adversarial": 1e39}, exploits=True)
     worse.epoch_seconds = 0.0
     results = [worse.step(), worse.step()]
@@ -339,7 +323,7 @@ def test_a_diverged_trial_of_a_population_continues_with_another_s_weights(
     assert [r["epoch"] for r in results] == [1, 2]
     assert not any(r["done"] for r in results)
     assert worse.reset_config(point(0, {**VALUES, "optimizer.lr_d": 0.004}))
-    worse.load_checkpoint(state)
+    worse.load_checkpoint(str(tmp_path))
     assert trainers_equal(worse.trainer, better.trainer)
     assert worse.trainer.gan.g_optimizer.state_dict()["adam"]["state"][0]["step"] == 10
     result = worse.step()
@@ -352,17 +336,15 @@ def test_a_diverged_trial_of_a_population_continues_with_another_s_weights(
     assert newest.step == 20
 
 
-def test_the_copied_weights_may_be_of_another_architecture(digits: str, tmp_path: Path) -> None:
-    better = start(tmp_path / "better", digits, VALUES, exploits=True)
-    better.step()
-    state = checkpoint(better, tmp_path / "state")
-
+def test_the_copied_weights_may_be_of_another_architecture(
+    better: LocalTrial, digits: str, tmp_path: Path
+) -> None:
     own = {"optimizer.lr_g": 0.001, "generator.depth": 3}
     worse = start(tmp_path / "worse", digits, own, exploits=True)
     worse.step()  # its own checkpoint is of three layers
     copied = {**VALUES, "optimizer.lr_g": 0.002}
     assert worse.reset_config(point(0, copied))
-    worse.load_checkpoint(state)
+    worse.load_checkpoint(str(tmp_path))
     assert trainers_equal(worse.trainer, better.trainer)
     assert worse.step()["values"] == copied
     # Killed before the study knows of it, the weights decide the architecture.
