@@ -14,14 +14,9 @@ that, or after a driver or machine was killed, `--resume NAME` resumes each tria
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from cl_ray.cli import EXIT_INTERRUPTED
 from cl_ray.signals import interrupt_kept
-
-if TYPE_CHECKING:
-    from cl_ray.tuning.search import Search
 
 
 def command(arguments: Sequence[str], prog: str = "cl-ray tune") -> None:
@@ -32,24 +27,12 @@ def command(arguments: Sequence[str], prog: str = "cl-ray tune") -> None:
     try:
         with interrupt_kept():
             search = prepare_search(arguments, prog)
-            finished = _run(search, prog)
+            from cl_ray.tuning.tune import run_search  # slow, and the flags are right
+
+            finished = run_search(search, prog)
     except KeyboardInterrupt:
         pass
     if not finished:
         hint = f"resume with: {search.resume_command(prog)}" if search else "nothing was started"
         print(f"{prog}: stopped; {hint}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def _run(search: "Search", prog: str) -> bool:
-    from cl_ray.console import PlainConsole
-    from cl_ray.errors import storage_errors
-    from cl_ray.training.preflight import exclusive_lock
-    from cl_ray.tuning.tune import run_search
-
-    with storage_errors(search.folder), exclusive_lock(search.folder, "search"):
-        search = replace(search, folder=search.folder.take_lease())
-        console = PlainConsole()
-        if not console.is_terminal:
-            console.width = 10_000  # a log has room for all columns of a table
-        return run_search(search, console, prog)

@@ -4,16 +4,17 @@ import contextlib
 import logging
 import shlex
 import warnings
+from dataclasses import replace
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.text import Text
 
-from cl_ray.console import print_fields
-from cl_ray.errors import UserError, format_duration, pluralize
+from cl_ray.console import PlainConsole, print_fields
+from cl_ray.errors import UserError, format_duration, pluralize, storage_errors
 from cl_ray.storage import RunStorage
-from cl_ray.training.preflight import check_shared_storage
+from cl_ray.training.preflight import check_shared_storage, exclusive_lock
 from cl_ray.training.ray_compat import configure_tune_environment
 from cl_ray.training.ray_session import ray_session
 from cl_ray.tuning import leaderboard
@@ -35,24 +36,30 @@ _SCHEDULERS = {
 }
 
 
-def run_search(search: Search, console: Console, prog: str) -> bool:
-    """Run a search, whose lock is held, to its end or Ctrl-C; return whether all trials have ended.
+def run_search(search: Search, prog: str) -> bool:
+    """Run a search to its end or Ctrl-C; return whether all trials have ended.
 
     Raises:
-        UserError: The trials do not fit on the cluster, or none of them can be ranked.
+        UserError: Another process runs it, its trials do not fit on the cluster, or none of them
+            can be ranked.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = StudyStorage(search.folder, search.options.study)
-    study = open_search_study(search, storage)
-    results = trial_results(study, search.options.trials)
-    _print_plan(search, results, console)
-    if missing_trials(results, search.options.trials):
-        _run_on_ray(search, study, storage, console)
-        results = trial_results(study, search.options.trials)
-    leaderboard.write_leaderboard(search, results)
-    storage.push()
-    finished = not missing_trials(results, search.options.trials)
-    print_summary(search, results, storage, console, finished, prog)
+    console, trials = PlainConsole(), search.options.trials
+    if not console.is_terminal:
+        console.width = 10_000  # a log has room for all columns of a table
+    with storage_errors(search.folder), exclusive_lock(search.folder, "search"):
+        search = replace(search, folder=search.folder.take_lease())
+        storage = StudyStorage(search.folder, search.options.study)
+        study = open_search_study(search, storage)
+        results = trial_results(study, trials)
+        _print_plan(search, results, console)
+        if missing_trials(results, trials):
+            _run_on_ray(search, study, storage, console)
+            results = trial_results(study, trials)
+        leaderboard.write_leaderboard(search, results)
+        storage.push()
+        finished = not missing_trials(results, trials)
+        print_summary(search, results, storage, console, finished, prog)
     if finished and not any(result.is_valid for result in results):
         first = next(result for result in results if result.has_ended)
         raise UserError(
