@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,19 +90,14 @@ def allocate(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ((16, 1), "", True, (1, 1, 16, 1, 16)),
         ((16, 1), "--workers=2", True, (1, 2, 8, 0.5, 8)),
         ((16, 1), "--concurrent=4", True, (4, 1, 4, 0.25, 4)),
-        ((16, 1), "--gpus-per-trial=0.25", True, (4, 1, 4, 0.25, 4)),
         ((16, 1), "--gpus-per-trial=0.5 --workers=2", True, (2, 2, 4, 0.25, 4)),
         ((16, 1), "--set=device=cpu --workers=2", True, (4, 2, 2, 0, 2)),
         ((16, 1), "--workers=2", False, (4, 2, 1, 0, 1)),
         ((2, 4), "", True, (2, 1, 1, 1, 1)),
-        ((2, 4), "--workers=2", True, (1, 2, 1, 1, 1)),
         ((2, 4), "--cpus-per-trial=0.5", True, (4, 1, 0.5, 1, 1)),
         ((2, 4), "--gpus-per-trial=2", False, (2, 1, 1, 2, 1)),
-        ((2, 4), "--gpus-per-trial=4", False, (1, 1, 1, 4, 1)),
-        ((4, 0), "--workers=2 --cpus-per-trial=4", True, (1, 2, 2, 0, 2)),
         ((4, 0), "--workers=2 --cpus-per-trial=2", True, (2, 2, 1, 0, 1)),
         ((4, 0), "--workers=4 --cpus-per-trial=1.4", True, (2, 4, 0.35, 0, 1)),
-        ((4, 0), "--workers=4", True, (1, 4, 1, 0, 1)),
     ],
 )
 def test_cpus_and_gpus_are_divided_among_trials_and_workers(
@@ -133,12 +129,6 @@ def test_cpus_and_gpus_are_divided_among_trials_and_workers(
             "them, have room for 4: take --concurrent 4, or give each less.",
         ),
         (
-            (2, 4),
-            "--workers=5 --cpus-per-trial=1 --gpus-per-trial=3 --set=batch_size=40",
-            "concurrent 1 with 5 workers of 0.2 CPU and 0.6 GPU each do not fit: the cluster's "
-            "nodes, 1 of them, have room for 4: give each less.",
-        ),
-        (
             (4, 0),
             "--workers=8",
             "concurrent 1 with 8 workers of 1 CPU each need 8 CPU; the cluster has 4: take "
@@ -158,24 +148,17 @@ def test_cpus_and_gpus_are_divided_among_trials_and_workers(
         ),
         (
             (4, 0),
-            "--concurrent=4 --cpus-per-trial=2",
-            "concurrent 4 with 2 CPU each need 8 CPU; the cluster has 4: take --concurrent 2, or "
-            "a smaller --cpus-per-trial.",
-        ),
-        (
-            (4, 0),
             "--gpus-per-trial=1",
             "concurrent 1 with 1 GPU each need 1 GPU; the cluster has 0: take a smaller "
             "--gpus-per-trial.",
         ),
     ],
 )
-@pytest.mark.parametrize("local", [True, False])
 def test_what_does_not_fit_is_refused_with_what_does(
-    allocate: Allocate, machine: tuple[int, int], flags_given: str, message: str, local: bool
+    allocate: Allocate, machine: tuple[int, int], flags_given: str, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        allocate(machine, *flags_given.split(), local=local)
+        allocate(machine, *flags_given.split(), local=False)
     assert str(caught.value) == message
 
 
@@ -199,20 +182,23 @@ def test_a_trial_that_cannot_be_set_up_fails_and_the_search_ends(
     assert f"trial 0 is tried once more: {row['reason']}\n" in printed.getvalue()
 
 
+NAME = "поиск-数据-🦋"
+"""Of a search, and of its folder, its study and the processes of its trials."""
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize(("workers", "resumed"), [(1, True), (2, False)])
-def test_a_search_and_its_trials_may_have_names_beyond_ascii(
-    flags: list[str], tmp_path: Path, workers: int, resumed: bool, two_cpus: None
+def test_a_search_of_two_workers_may_have_a_name_beyond_ascii(
+    flags: list[str], tmp_path: Path, two_cpus: None
 ) -> None:
-    name = "поиск-数据-🦋"
-    small = [*flags, f"--storage={tmp_path}", "--epochs=1", f"--workers={workers}"]
-    printed = search_here(*small, f"--name={name}", "--trials=1", "--cpus-per-trial=1")
-    assert f"--resume {shlex.quote(name)}" in printed
-    if resumed:
-        search_here(f"--resume={name}", f"--storage={tmp_path}", "--trials=2")
-    rows = leaderboard(tmp_path / name)
-    assert [rows[n]["status"] for n in range(1 + resumed)] == ["finished"] * (1 + resumed)
-    assert f"<h1>{name}</h1>" in (tmp_path / name / "report.html").read_text()
+    printed = search_here(
+        *flags, f"--storage={tmp_path}", f"--name={NAME}", "--trials=1", "--epochs=1",
+        "--workers=2", "--cpus-per-trial=1",
+    )  # fmt: skip
+    assert f"--resume {shlex.quote(NAME)}" in printed
+    search_here(f"--resume={NAME}", f"--storage={tmp_path}")
+    (row,) = leaderboard(tmp_path / NAME).values()
+    assert row["status"] == "finished"
+    assert f"<h1>{NAME}</h1>" in (tmp_path / NAME / "report.html").read_text()
 
 
 @pytest.mark.ray
@@ -220,22 +206,21 @@ def test_a_population_copies_weights_and_architecture(
     flags: list[str], tmp_path: Path, two_cpus: None
 ) -> None:
     search_here(
-        *flags, f"--storage={tmp_path}", "--name=p", "--scheduler=pbt", "--trials=4",
+        *flags, f"--storage={tmp_path}", f"--name={NAME}", "--scheduler=pbt", "--trials=4",
         "--epochs=4", "--concurrent=2", "--metric=reconstruction",
     )  # fmt: skip
-    rows = leaderboard(tmp_path / "p")
-    assert {row["status"] for row in rows.values()} == {"finished"}
-    assert sorted(rows) == [0, 1, 2, 3]
-    study = load_study(tmp_path / "p")
-    depths = ("generator.depth", "discriminator.depth")
-    changed = 0
-    for trial in study.trials:
-        start, end = trial.user_attrs["values"], rows[trial.number]["values"]
-        if start != end:
-            changed += 1
-            donors = [t.user_attrs["values"] for t in study.trials if t.number != trial.number]
-            assert any(all(donor[d] == end[d] for d in depths) for donor in donors)
+    rows = leaderboard(tmp_path / NAME)
+    assert {number: row["status"] for number, row in rows.items()} == dict.fromkeys(
+        range(4), "finished"
+    )
+    trials = load_study(tmp_path / NAME).trials
+    starts = {trial.number: trial.user_attrs["values"] for trial in trials}
+    depths = itemgetter("generator.depth", "discriminator.depth")
+    changed = [number for number, row in rows.items() if row["values"] != starts[number]]
     assert changed
+    for number in changed:
+        donors = [depths(values) for other, values in starts.items() if other != number]
+        assert depths(rows[number]["values"]) in donors
 
 
 # The initial point goes first; nearly all others hardly move G, so that they are stopped.
