@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from cl_ray.base_config import FORMAT_VERSION, BaseConfig, check_format_version
 from cl_ray.errors import UserError
-from cl_ray.storage import create_folder, sync, write_file
+from cl_ray.storage import create_folder, read_blob, sync, write_blob
 
 WEIGHTS = {"ema_generator": "generator.safetensors", "discriminator": "discriminator.safetensors"}
 """The file of each network that people use; the rest of the state is in state.pt."""
@@ -241,8 +241,9 @@ class CheckpointStore:
         damaged: dict[str, str] = {}
         resumes = None
         for name in reversed(self.names()):
-            if self._is_incomplete(name):
-                continue
+            manifest = f"{self.folder}/{name}/{_MANIFEST_FILE}"
+            if not self.filesystem.get_file_info(manifest).is_file:
+                continue  # its writing or its deletion was interrupted
             damage = self._find_damage(name)
             if damage is None:
                 resumes = name
@@ -262,10 +263,6 @@ class CheckpointStore:
         )
         self._prune()
         return notes
-
-    def _is_incomplete(self, name: str) -> bool:
-        """Whether the writing or the deletion of a checkpoint was interrupted."""
-        return not self.filesystem.get_file_info(f"{self.folder}/{name}/{_MANIFEST_FILE}").is_file
 
     def _find_damage(self, name: str) -> str | None:
         """Describe what is wrong with a checkpoint that was complete once; None if nothing is."""
@@ -395,15 +392,10 @@ class CheckpointStore:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
     def _read(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(f"{self.folder}/{path}") as stream:
-            return stream.read()
+        return read_blob(self.filesystem, f"{self.folder}/{path}")
 
     def _write(self, path: str, blob: bytes) -> None:
-        if self._is_local:
-            write_file(Path(self.folder, path), blob)
-            return
-        with self.filesystem.open_output_stream(f"{self.folder}/{path}") as stream:
-            stream.write(blob)
+        write_blob(self.filesystem, f"{self.folder}/{path}", blob)
 
 
 def read_metadata(blob: bytes) -> dict[str, Any]:

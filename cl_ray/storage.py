@@ -91,6 +91,24 @@ def write_file(path: Path, blob: bytes) -> None:
         raise
 
 
+def read_blob(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    """Return the content of a file on any filesystem."""
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_blob(filesystem: pyarrow.fs.FileSystem, path: str, blob: bytes) -> None:
+    """Write a file atomically and durably: see `write_file`.
+
+    An object store shows an object only when it is complete and durable.
+    """
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        write_file(Path(path), blob)
+        return
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(blob)
+
+
 def create_folder(path: Path) -> None:
     """Create a local folder and its parents, which are on the disk when this returns."""
     if not path.is_dir():
@@ -274,13 +292,10 @@ class RunStorage:
         filesystem, path = self.open()
         if not filesystem.get_file_info(f"{path}/{file}").is_file:
             return None
-        with filesystem.open_input_stream(f"{path}/{file}") as stream:
-            return stream.read()
+        return read_blob(filesystem, f"{path}/{file}")
 
     def write(self, file: str, blob: bytes) -> None:
-        """Write a file atomically and durably: see `write_file`.
-
-        An object store shows an object only when it is complete and durable.
+        """Write a file as `write_blob` does.
 
         Raises:
             OSError: It cannot be written.
@@ -288,11 +303,7 @@ class RunStorage:
         """
         self.check_lease()
         filesystem, path = self.open()
-        if not self.remote:
-            write_file(Path(path, file), blob)
-            return
-        with filesystem.open_output_stream(f"{path}/{file}") as stream:
-            stream.write(blob)
+        write_blob(filesystem, f"{path}/{file}", blob)
 
 
 class StorageMirror:

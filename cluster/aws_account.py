@@ -181,9 +181,8 @@ def read_cluster(file: Path, region: str | None) -> Cluster:
         sys.exit(f"--yaml {file} has no cluster_name or region ({error!r}): give another --yaml.")
     if not re.fullmatch(r"[\w-]{1,32}", name, re.ASCII):  # it becomes a part of names and ARNs
         sys.exit(f"cluster_name {name!r} in {file} is not 1 to 32 letters, digits, - and _.")
-    session = boto3.Session()
-    partition = session.get_partition_for_region(region)
-    account = session.client("sts", region_name=region).get_caller_identity()["Account"]
+    partition = boto3.Session().get_partition_for_region(region)
+    account = client("sts", region).get_caller_identity()["Account"]
     return Cluster(name, region, account, partition)
 
 

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from helpers.saved_states import States, save_steps, steps_of
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.metrics_file import MetricsFile, read_epochs
-from cl_ray.storage import LeaseLostError, RunStorage, StorageMirror, without_options
+from cl_ray.storage import LeaseLostError, RunStorage, StorageMirror
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -50,9 +49,7 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("storage", "uri", "shown"),
     [
-        ("/data/runs", "/data/runs/demo", "/data/runs/demo"),
         ("/data/what?is#this", "/data/what?is#this/demo", "/data/what?is#this/demo"),
-        ("s3://bucket", "s3://bucket/demo", "s3://bucket/demo"),
         ("s3://bucket/runs/", "s3://bucket/runs/demo", "s3://bucket/runs/demo"),
         ("s3://b/r?scheme=http&region=x", "s3://b/r/demo?scheme=http&region=x", "s3://b/r/demo"),
         ("abfs://box@account/r", "abfs://box@account/r/demo", "abfs://box@account/r/demo"),
@@ -98,28 +95,6 @@ def test_write_and_read(storage: str) -> None:
     assert RunStorage.at(storage, "other").read("config.yaml") is None
 
 
-def test_writes_are_atomic(tmp_path: Path) -> None:
-    folder = RunStorage.at(str(tmp_path), "demo")
-    blobs = {bytes([n]) * 2_000_000 for n in (1, 2)}
-    folder.write("file", next(iter(blobs)))
-    over = threading.Event()
-
-    def write() -> None:
-        while not over.is_set():
-            for blob in blobs:
-                folder.write("file", blob)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert all(folder.read("file") in blobs for _ in range(200))
-    finally:
-        over.set()
-        writer.join()
-    assert [p.name for p in (tmp_path / "demo").iterdir()] == ["file"]
-    assert (tmp_path / "demo" / "file").stat().st_mode & 0o777 == 0o644
-
-
 def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_write_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +117,7 @@ def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_write_returns
         ("sync", str(tmp_path)), ("sync", str(tmp_path / "runs")),  # the new folders' names
         ("sync", f"{run}/.config.yaml.new"), ("replace", f"{run}/config.yaml"), ("sync", str(run)),
     ]  # fmt: skip
+    assert (run / "config.yaml").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -175,10 +151,9 @@ def test_storage_that_fails_is_one_sentence_with_a_remedy(code: int) -> None:
 
 def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "file").write_text("")
-    for storage in (f"{tmp_path}/file", "/proc/runs"):
-        message = error_of(RunStorage.at(storage, "demo"))
-        assert f"storage '{storage}' cannot be written: " in message
-        assert "--storage" in message
+    message = error_of(RunStorage.at(f"{tmp_path}/file", "demo"))
+    assert f"storage '{tmp_path}/file' cannot be written: " in message
+    assert "--storage" in message
     nowhere = bucket.uri("runs").replace("//bucket", "//nowhere")
     message = error_of(RunStorage.at(nowhere, "demo"))
     assert "cannot be written" in message
@@ -188,15 +163,12 @@ def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_mirror_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
-    folder = RunStorage.at(str(tmp_path), "demo")
-    mirror = StorageMirror(folder)
-    assert mirror.path == tmp_path / "demo"
+def test_mirror_uploads_changed_files_only(bucket: Any, tmp_path: Path) -> None:
+    mirror = StorageMirror(RunStorage.at(str(tmp_path), "demo"))
+    assert mirror.path == tmp_path / "demo"  # of a local folder it is that folder
     mirror.push()
     assert not mirror.path.exists()
 
-
-def test_mirror_uploads_changed_files_only(bucket: Any) -> None:
     folder = RunStorage.at(bucket.uri("mirror"), "demo")
     folder.create()
     folder.write("config.yaml", b"of another writer")
@@ -223,12 +195,6 @@ def test_mirror_uploads_changed_files_only(bucket: Any) -> None:
     assert {name: versions[name] for name in written} == {
         "metrics.jsonl": 2, "samples/1.png": 1, "samples/2.png": 1, "same-size": 2,
     }  # fmt: skip
-
-
-def test_options_are_not_shown() -> None:
-    assert without_options("s3://bucket/set?region=eu-west-1&scheme=http") == "s3://bucket/set"
-    for same in ("file:///data/set", "data/set?"):
-        assert without_options(same) == same
 
 
 def test_a_driver_that_takes_the_lease_ends_the_writes_of_the_one_before(

@@ -322,7 +322,7 @@ def check_resumable(
     if saved is None:
         return
     file = f"{folder}/config.yaml"
-    before = resolve_reference_path(Config.from_run_yaml(saved.decode(errors="replace"), file))
+    before = Config.from_run_yaml(saved.decode(errors="replace"), file)
     if newest:
         if changed := _fixed_differences(before, config):
             raise UserError(
@@ -331,7 +331,6 @@ def check_resumable(
             )
         metadata = checkpoints.metadata(newest.name)
         trained = Config.from_yaml(metadata["config"], f"{folder}, {newest.name}", base=before)
-        trained = resolve_reference_path(trained)  # versions in development kept relative paths
         if changed := _fixed_differences(trained, before):
             raise UserError(
                 f"{file} is not what {newest.name} was trained with ({_describe(changed)}): put "

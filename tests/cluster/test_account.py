@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import boto3
 import pytest
 from helpers.iam import allows, denies
 from helpers.moto_cloud import get_no_permission
@@ -52,8 +51,7 @@ class Account:
         self.yaml = folder / "aws.yaml"
         text = (ROOT / "cluster" / "aws.yaml").read_text()
         self.yaml.write_text(text.replace("cluster_name: cl-ray", f"cluster_name: {self.cluster}"))
-        self.iam = boto3.client("iam")
-        self.s3 = boto3.client("s3", region_name=REGION)
+        self.iam, self.s3 = script.client("iam", REGION), script.client("s3", REGION)
 
     def run(self, *arguments: str, code: str | None = None) -> str:
         """Run the script and return its output, or its error where one is expected."""
@@ -71,7 +69,7 @@ class Account:
         return self.run("create", f"--bucket={bucket}", *flags, code=code)
 
     def delete(self, *flags: str, everywhere: bool = False, code: str | None = None) -> str:
-        """Run `delete`, which looks at one region, or at all of them, which takes seconds."""
+        """Run `delete`, which looks for machines in one region, or in all of the account's."""
         return self.run(
             "delete", *flags, *([] if everywhere else [f"--regions={REGION}"]), code=code
         )
@@ -85,7 +83,7 @@ class Account:
         return [{"Key": key, "Value": value} for key, value in tags.items()]
 
     def ec2(self, region: str = REGION) -> Any:
-        return boto3.client("ec2", region_name=region)
+        return self.script.client("ec2", region)
 
     def groups(self, region: str = REGION) -> list[dict[str, Any]]:
         """The security groups of the cluster's name, in all networks."""
@@ -150,7 +148,7 @@ def aws(bucket: Any, script: ModuleType) -> Iterator[None]:
         patch.setattr(script, "IMAGES", IMAGES)  # moto has none of the published ones
         for region in REGIONS:
             for name in IMAGES.values():
-                boto3.client("ssm", region_name=region).put_parameter(
+                script.client("ssm", region).put_parameter(
                     Name=name, Type="String", Value=f"ami-{region.replace('-', '')}{name[1:]}"
                 )
         yield
@@ -323,10 +321,8 @@ def test_another_network_can_be_given(account: Account) -> None:
     ("given", "said"),
     [
         ("0.0.0.0/0", "admits too many"),
-        ("0.0.0.0/1", "admits too many"),
         ("10.0.0.0/15", "/16 or longer"),
         ("::/0", "admits too many"),
-        ("2000::/3", "admits too many"),
         ("2001:db8::/47", "/48 or longer"),
         ("203.0.113.7/24", "no address range"),
         ("nowhere", "no address range"),
@@ -444,8 +440,8 @@ def test_arns_are_those_of_the_partition(
     account: Account, region: str, partition: str, service: str
 ) -> None:
     account.create(f"--region={region}")
-    iam = account.iam = boto3.client("iam", region_name=region)
-    s3 = boto3.client("s3", region_name=region)
+    iam, s3 = (account.script.client(service, region) for service in ("iam", "s3"))
+    account.iam = iam
     head, _ = account.names(region)
     documents = [*account.roles()[head].values()]
     documents.append(json.loads(s3.get_bucket_policy(Bucket=account.bucket)["Policy"]))
@@ -469,8 +465,12 @@ def test_delete_refuses_while_machines_run(account: Account) -> None:
     assert account.roles() == {}
 
 
-def test_a_role_that_another_region_uses_stays(account: Account) -> None:
+def test_a_role_that_another_region_uses_stays(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
     account.create()
+    regions = {"Regions": [{"RegionName": region} for region in (REGION, "eu-west-1")]}
+    monkeypatch.setattr(account.ec2(), "describe_regions", lambda: regions)  # moto's are many
     head, worker = account.names()
     machine = account.start_machine("eu-west-1", worker, owner="somebody")
     assert f"{machine} in eu-west-1 still run" in account.delete(everywhere=True, code="error")

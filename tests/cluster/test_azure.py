@@ -1,17 +1,22 @@
 """Ray's own set-up of Azure, with a stand-in for Azure's SDK, on the network of the README."""
 
-import copy
 import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 GROUP = "/subscriptions/s/resourceGroups/cl-ray/providers/Microsoft.Network"
+SDK = (
+    "azure", "azure.common", "azure.common.credentials", "azure.core", "azure.core.exceptions",
+    "azure.identity", "azure.mgmt", "azure.mgmt.resource", "azure.mgmt.resource.resources",
+    "azure.mgmt.resource.resources.models",
+)  # fmt: skip
+"""The modules that Ray's set-up imports."""
 
 
 class NotFoundError(Exception):
@@ -26,76 +31,45 @@ def readme_options(prefix: str) -> dict[str, str]:
     return {name.lstrip("-"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-class Azure:
-    """A resource group that has the README's network; keeps what Ray deploys in it."""
-
-    def __init__(self, network: dict[str, str]):
-        self.deployed: list[dict[str, Any]] = []
-        self.vnet = f"{GROUP}/virtualNetworks/{network['name']}"
-        group = {"id": f"{GROUP}/networkSecurityGroups/{network['network-security-group']}"}
-        subnet = {"addressPrefix": network["subnet-prefixes"], "networkSecurityGroup": group}
-        self.subnets = [{"name": network["subnet-name"], "properties": subnet}]
-        self.resource_groups = self.deployments = self.resources = self.providers = self
-
-    def create_or_update(self, **arguments: Any) -> Any:
-        if "deployment_name" in arguments:
-            self.deployed.append(arguments["parameters"]["properties"])
-        outputs = {name: {"value": name} for name in ("msi", "nsg", "subnet")}
-        properties = SimpleNamespace(outputs=outputs)
-        return SimpleNamespace(result=lambda: SimpleNamespace(properties=properties))
-
-    def list_by_resource_group(self, group: str, filter_: str) -> list[Any]:
-        unique_id = filter_.split("'")[1]
-        return [SimpleNamespace(id=self.vnet)] if unique_id in self.vnet else []
-
-    def get_by_id(self, resource: str, version: str) -> Any:
-        if resource != self.vnet:
-            raise NotFoundError
-        return SimpleNamespace(properties={"subnets": copy.deepcopy(self.subnets)})
-
-    def delete_by_id(self, **arguments: Any) -> None:
-        raise NotFoundError
-
-    def get(self, name: str) -> Any:
-        return SimpleNamespace(resource_types=[])
-
-
 def test_subnet_keeps_the_security_group_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     network = readme_options("az network vnet create ")
-    azure = Azure(network)
-    contents: dict[str, dict[str, Any]] = {
-        "azure.common.credentials": {"get_cli_profile": None},
-        "azure.core.exceptions": {
-            "HttpResponseError": NotFoundError, "ResourceNotFoundError": NotFoundError
-        },
-        "azure.identity": {"AzureCliCredential": lambda: None},
-        "azure.mgmt.resource": {"ResourceManagementClient": lambda *_: azure},
-        "azure.mgmt.resource.resources.models": {
-            "DeploymentMode": SimpleNamespace(incremental="incremental")
-        },
-    }  # fmt: skip
-    made: dict[str, ModuleType] = {}
-    for name, members in contents.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            module = ".".join(parts[:depth])
-            if module not in made:
-                made[module] = ModuleType(module)
-                monkeypatch.setitem(sys.modules, module, made[module])
-        vars(made[name]).update(members)
-    module = "ray.autoscaler._private._azure.config"
-    monkeypatch.setitem(sys.modules, module, ModuleType(module))  # is removed after the test
-    del sys.modules[module]
+    group = {"id": f"{GROUP}/networkSecurityGroups/{network['network-security-group']}"}
+    subnet = {"addressPrefix": network["subnet-prefixes"], "networkSecurityGroup": group}
+    readme_vnet = SimpleNamespace(
+        id=f"{GROUP}/virtualNetworks/{network['name']}",
+        properties={"subnets": [{"name": network["subnet-name"], "properties": subnet}]},
+    )
+
+    def find(group: str, query: str) -> list[SimpleNamespace]:
+        return [readme_vnet] if query.split("'")[1] in readme_vnet.id else []
+
+    def get(resource: str, version: str) -> SimpleNamespace:
+        if resource != readme_vnet.id:
+            raise NotFoundError
+        return readme_vnet
+
+    azure = MagicMock()
+    azure.resources.list_by_resource_group, azure.resources.get_by_id = find, get
+    azure.providers.get.return_value.resource_types = []
+    sdk = {name: MagicMock() for name in SDK}
+    sdk["azure.core.exceptions"].HttpResponseError = NotFoundError
+    sdk["azure.core.exceptions"].ResourceNotFoundError = NotFoundError
+    sdk["azure.mgmt.resource"].ResourceManagementClient.return_value = azure
+    for name, module in sdk.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    ours = "ray.autoscaler._private._azure.config"
+    monkeypatch.setitem(sys.modules, ours, ModuleType(ours))  # is removed after the test
+    del sys.modules[ours]
     from ray.autoscaler._private._azure import config as ray_azure
 
     config = yaml.safe_load((ROOT / "cluster" / "azure.yaml").read_text())
     assert config["provider"]["resource_group"] == network["resource-group"]
     config["provider"]["subscription_id"] = "s"
     ray_azure._configure_resource_group(config)
-    (deployed,) = azure.deployed
+    deployed = azure.deployments.create_or_update.call_args.kwargs["parameters"]["properties"]
     (vnet,) = (r for r in deployed["template"]["resources"] if "virtualNetworks" in r["type"])
-    (subnet,) = vnet["properties"]["subnets"]
-    assert subnet["properties"]["networkSecurityGroup"]["id"].endswith("/cl-ray-ssh")
+    (kept,) = vnet["properties"]["subnets"]
+    assert kept["properties"]["networkSecurityGroup"]["id"].endswith("/cl-ray-ssh")
     assert deployed["parameters"]["subnet"]["value"] == network["subnet-prefixes"]
     # Ray deploys into this network: the names in its template are those of the README.
     cluster = deployed["parameters"]["clusterId"]["value"]

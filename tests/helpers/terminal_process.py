@@ -9,9 +9,10 @@ import signal
 import subprocess
 import termios
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from helpers.processes import wait_for
 
 
 class TerminalProcess:
@@ -55,11 +56,12 @@ class TerminalProcess:
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
         """Wait until a condition holds, while the command runs."""
-        deadline = time.monotonic() + 400
-        while not condition():
+
+        def holds() -> bool:
             assert self.process.poll() is None, f"it ended before {what}: {self.output()}"
-            assert time.monotonic() < deadline, f"timeout before {what}: {self.output()}"
-            time.sleep(0.02)
+            return bool(condition())
+
+        wait_for(holds, what, seconds=400)
 
     def press_ctrl_c(self) -> None:
         """Send SIGINT to all processes of the terminal, Ray's included."""
