@@ -1,17 +1,24 @@
-"""Ray Train knows a run's checkpoints, and does not stand in the way of resuming it."""
+"""Ray Train knows a run's checkpoints and resumes it, and sets up the workers' process group."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import ray.train
+import torch
+import torch.distributed as dist
 from helpers.run_folder import SMALL_NETWORK
+from ray.train.torch import TorchTrainer
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
+from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep
 from cl_ray.data.dataset import Dataset
 from cl_ray.storage import RunStorage
 from cl_ray.training.loop import build_torch_trainer
+from cl_ray.training.process_group import ProcessGroupBackend, ProcessGroupConfig
 from cl_ray.training.progress import start_progress_actor
 from cl_ray.training.resources import WorkerResources
 
@@ -34,7 +41,7 @@ def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_de
     folder = RunStorage.at(str(tmp_path), "demo")
     config = Config.model_validate(
         {
-            "data": make_digits(100), "batch_size": 32, "epochs": 2, "workers": 2,
+            "data": make_digits(100), "batch_size": 32, "epochs": 2,
             "generator": SMALL_NETWORK, "discriminator": SMALL_NETWORK,
             "checkpoint": {"keep": 1}, "evaluation": {"every": 0},
         }
@@ -61,3 +68,37 @@ def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_de
     result, messages = fit(config.model_copy(update={"epochs": 3}), folder)
     assert messages[0].endswith("; resumes from step-00000008")
     check(result, 12)
+
+
+def test_a_single_worker_has_no_process_group() -> None:
+    ProcessGroupBackend().on_start([None], ProcessGroupConfig())  # asks nothing of the worker
+    assert not dist.is_initialized()
+
+
+def test_graphs_are_freed_before_the_process_group(tmp_path: Path) -> None:
+    def train() -> None:
+        rank = ray.train.get_context().get_world_rank()
+
+        class Graph:
+            def replay(self) -> None:
+                """Nothing is captured."""
+
+            def reset(self) -> None:
+                (tmp_path / str(rank)).write_text(f"in a group: {dist.is_initialized()}")
+
+        def double(value: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"double": 2 * value.sum()}
+
+        step = GraphedStep(double, True, lambda function: (Graph(), function()))
+        for _ in range(WARMUP_CALLS + 1):
+            step(torch.ones(1))
+        threading.main_thread().step = step  # type: ignore[attr-defined]  # outlives this function
+
+    TorchTrainer(
+        train,
+        torch_config=ProcessGroupConfig("gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
+    ).fit()
+    found = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert found == ["in a group: True"] * 2
