@@ -109,9 +109,7 @@ def train_loop_per_worker(setup: dict[str, Any]) -> dict[str, Any]:
         return {"status": "diverged", "reason": str(error)}
     except UserError as error:
         ray.get(progress.abort.remote(str(error), isinstance(error, StorageError)))
-        if ray.train.get_context().get_world_size() == 1:
-            return {"status": "stopped", "reason": str(error)}
-        raise  # the other ranks wait for this one: let Ray Train end them
+        raise  # other ranks wait for this one: let Ray Train end them
 
 
 def _train(setup: dict[str, Any]) -> dict[str, Any]:
