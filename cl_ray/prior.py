@@ -32,19 +32,14 @@ MIN_GAUSSIANS = 5
 """With codes for fewer Gaussians, the prior is a kernel density estimate."""
 BANDWIDTH = 0.8
 """Standard deviation of its kernels, relative to Silverman's rule (1986, equation 4.14): about half
-that of the codes in 10 dimensions, 0.7 in 64. Of 300 digits the Fréchet distance was 2.10 with a
-mixture, of three Gaussians, and 0.33 and 0.60 with kernels of 0.3 and 0.5 of the codes' standard
-deviation; the recall 0.78, 0.34 and 0.68. Of 200 images in colour, in 64 dimensions, the distance
-was 11.4 with one Gaussian, and 3.8, 3.4, 3.2 and 3.8 with 0.3, 0.5, 0.7 and 0.9; the recall 0.52,
-0.22, 0.32, 0.50 and 0.62. Small kernels give copies of training images."""
+that of the codes in 10 dimensions, 0.7 in 64 (measured in benchmarks/README.md, "The fitted
+prior"). Small kernels give copies of training images."""
 EM_ITERATIONS = 10
 MIN_VARIANCE = 1e-4
 """Added to every variance; codes have mean square 1."""
 WIDENING = 0.25
 """Standard deviation of the noise by which a mixture is widened: samples vary more, and stay near
-codes. `mnist` on validation digits, widened by 0.1, 0.2, 0.3 and 0.4: Fréchet distance 5.0, 4.4,
-3.8 and 3.4 times that of real images, recall 0.86, 0.88, 0.89 and 0.91, precision 0.95, 0.94, 0.94
-and 0.92 (of real images 0.94); `quick`: distance 5.6, 5.5, 5.5 and 6.0."""
+codes (measured there, too)."""
 
 
 class Prior(NamedTuple):

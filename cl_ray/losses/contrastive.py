@@ -108,13 +108,8 @@ def fake_supcon(
 def select_queries(vectors: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     """Return the queries of this rank, the first q = `parts` parts of its `loss_rows`.
 
-    Args:
-        vectors: [k, n, d], k vectors of each pair of the global batch.
-        parts: Vectors of each pair that are queries, q.
-
-    Returns:
-        The m = q n queries [m, d] (for n of `loss_rows`) and their positions among all vectors,
-        [m], part by part.
+    Of vectors [k, n, d], k of each pair of the global batch, these are the m = q n queries [m, d]
+    (for n of `loss_rows`) and their positions among all vectors, [m], part by part.
     """
     pairs = vectors.shape[1]
     rows = distributed.loss_rows(pairs)
@@ -123,15 +118,10 @@ def select_queries(vectors: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 
 
 def allowed_keys(present: Tensor, parts: int, positions: Tensor) -> Tensor:
-    """Return which keys each query is compared with: all but padding and itself.
+    """Return which of the keys of k = `parts` vectors of each pair a query is compared with.
 
-    Args:
-        present: Bool, of n pairs; false for padding.
-        parts: Vectors of each pair, k; all are keys.
-        positions: Of the queries among the keys, [m].
-
-    Returns:
-        Bool [m, k n], part by part.
+    All but padding and itself. `present` is false for padding, of n pairs in any shape; `positions`
+    [m] are those of the queries among the keys. The result is bool [m, k n], part by part.
     """
     everyone = present.flatten().repeat(parts)
     return everyone.expand(len(positions), -1).scatter(1, positions[:, None], False)

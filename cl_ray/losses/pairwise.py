@@ -5,29 +5,15 @@ from torch.nn.functional import softplus
 
 
 def reconstruction(fake: Tensor, image: Tensor) -> Tensor:
-    """Compute the mean absolute difference of each fake to its image.
-
-    Args:
-        fake: G of each image, [b, C, H, W] in [-1, 1].
-        image: The images, of the same shape.
-
-    Returns:
-        [b], in [0, 2].
-    """
+    """Compute the mean absolute difference, [b], of fakes [b, C, H, W] to their images."""
     return (fake - image).abs().flatten(1).mean(1)
 
 
 def pair_margin(anchor: Tensor, right: Tensor, wrong: Tensor, temperature: float) -> Tensor:
     """Compute by how much the right fake is closer to the anchor than the wrong one, by cosine.
 
-    Args:
-        anchor: Unit embeddings [b, e] of x+.
-        right: Unit embeddings [b, e] of G(x+).
-        wrong: Unit embeddings [b, e] of G(x-).
-        temperature: Divides the difference of cosines.
-
-    Returns:
-        Logits [b] of "the right fake was made from the anchor".
+    The embeddings [b, e] of the anchor x+, of G(x+) and of G(x-) are unit vectors; the result are
+    logits [b] of "the right fake was made from the anchor".
     """
     return (anchor * (right - wrong)).sum(1) / temperature
 

@@ -85,42 +85,30 @@ def approximate_r1(score: Tensor, perturbed: Tensor, step: float) -> Tensor:
         score: s(x) of real images, [b].
         perturbed: s(x + step n), [b].
         step: Size of the step in each pixel; images are in [-1, 1].
-
-    Returns:
-        [b], 0 or more.
     """
     return ((perturbed - score) / step).square() / 2
 
 
 def zero_centered_penalty(gradient: Tensor) -> Tensor:
-    """Compute |grad s|^2 / 2, [b]: R1 on real images and R2 on fakes.
+    """Compute |grad s|^2 / 2, [b], of an `input_gradient`: R1 on real images and R2 on fakes.
 
     Mescheder et al. (2018), equation 9 and the paragraph after it; the weight is their gamma.
-
-    Args:
-        gradient: [b, C H W], by `input_gradient`.
     """
     return gradient.square().sum(1) / 2
 
 
 def gradient_penalty(gradient: Tensor) -> Tensor:
-    """Compute (|grad s| - 1)^2, [b]: Gulrajani et al. (2017), equation 3, without lambda.
+    """Compute (|grad s| - 1)^2, [b], of an `input_gradient`.
 
-    Args:
-        gradient: [b, C H W], by `input_gradient`.
+    Gulrajani et al. (2017), equation 3, without lambda.
     """
     return (torch.linalg.vector_norm(gradient, dim=1) - 1).square()
 
 
 def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Compute the gradient of each image's score with respect to the image, differentiable.
+    """Compute the gradient [b, C H W] of each score with respect to its image, differentiable.
 
-    Args:
-        score: Returns scores [b] of images; each depends on its own image only.
-        images: [b, C, H, W].
-
-    Returns:
-        [b, C H W].
+    `score` returns the scores [b] of images [b, C, H, W]; each depends on its own image only.
     """
     images = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(images).sum(), images, create_graph=True)
@@ -130,10 +118,7 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def interpolate(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
     """Compute points between fakes and real images (Gulrajani et al., 2017, algorithm 1).
 
-    Args:
-        real: [b, C, H, W].
-        fake: [b, C, H, W].
-        alpha: Fraction of the real image, [b] in [0, 1].
+    `alpha` [b], in [0, 1], is the fraction of the real image.
     """
     return torch.lerp(fake, real, alpha[:, None, None, None])
 
