@@ -14,7 +14,6 @@ Vectors = list[list[list[float]]]
 MASKS = {
     "all": lambda n: [True] * n,
     "last absent": lambda n: [i < n - 1 for i in range(n)],
-    "first absent": lambda n: [i > 0 for i in range(n)],
     "scattered": lambda n: [i % 3 != 1 for i in range(n)],
 }
 
@@ -61,8 +60,8 @@ def naive_fake_supcon(
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("temperature", [0.05, 0.2, 10.0])
-@pytest.mark.parametrize(("pairs", "others"), [(1, 1), (2, 1), (3, 0), (5, 4), (9, 2)])
+@pytest.mark.parametrize("temperature", [0.05, 10.0])
+@pytest.mark.parametrize(("pairs", "others"), [(1, 1), (3, 0), (5, 4)])
 def test_info_nce_equals_the_loop(pairs: int, others: int, temperature: float, mask: str) -> None:
     parts, present = sample_embeddings(2 + others, pairs, 6), MASKS[mask](pairs)
     loss = info_nce(parts[0], parts[1], list(parts[2:]), torch.tensor(present), temperature)
@@ -74,8 +73,8 @@ def test_info_nce_equals_the_loop(pairs: int, others: int, temperature: float, m
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("temperature", [0.05, 0.2, 10.0])
-@pytest.mark.parametrize(("pairs", "fakes"), [(1, 1), (1, 3), (2, 1), (5, 3), (9, 2)])
+@pytest.mark.parametrize("temperature", [0.05, 10.0])
+@pytest.mark.parametrize(("pairs", "fakes"), [(1, 1), (1, 3), (5, 3)])
 def test_fake_supcon_equals_the_loop(pairs: int, fakes: int, temperature: float, mask: str) -> None:
     parts, present = sample_embeddings(fakes + 2, pairs, 6), MASKS[mask](pairs)
     *queries, view1, view2 = parts

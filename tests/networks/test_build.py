@@ -11,7 +11,7 @@ from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 
-SIDES = [16, 28, 29, 31, 32, 37, 45, 48, 63, 64]
+SIDES = [16, 28, 31, 45, 64]
 WIDTHS = cycle([4, 5, 8, 13])
 CHANNELS = cycle([1, 3])
 SIZES = [
@@ -101,8 +101,7 @@ def test_generator_keeps_every_side(side: int, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("depth", [1, 3, 6])
-@pytest.mark.parametrize("side", [16, 28, 45])
+@pytest.mark.parametrize(("side", "depth"), [(16, 6), (28, 3), (45, 1)])
 def test_samples_of_a_batch_are_independent(side: int, depth: int, family: str) -> None:
     """In training mode, by gradients and by values."""
     g, d = generator(family, side, 1, depth, 4), discriminator(family, side, 1, depth, 4)

@@ -2,25 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cl_ray.networks.convolutional import CellConvTranspose, ImageConv
 
-SIDES = [28, 29, 31, 32, 37, 45, 48, 63, 64]
 DOUBLE = torch.float64
 
 
-def images(count: int, side: int, channels: int, seed: int = 0) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return torch.rand(count, channels, side, side, generator=random, dtype=DOUBLE) * 2 - 1
-
-
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [28, 29, 31, 64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_convolution_equals_conv2d(side: int, channels: int) -> None:
     torch.manual_seed(0)
     conv = ImageConv(channels, 5).double()
-    given = images(3, side, channels).requires_grad_()
+    given = torch.rand(3, channels, side, side, dtype=DOUBLE).requires_grad_()
     ours = conv(given)
     theirs = nn.functional.conv2d(given, conv.weight, conv.bias, stride=2, padding=1)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
