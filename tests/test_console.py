@@ -5,16 +5,13 @@ import io
 import re
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from cl_ray.commands.data import print_dataset_summary
 from cl_ray.console import PlainConsole, print_fields, print_line
-from cl_ray.data.dataset import Dataset
 from cl_ray.errors import printable
 
 HOSTILE = "[/a/b] [red]x[/red] :warning: \x1b[2J \x1b]0;title\x07 \x9b31m \u202etxt\r\x08 \ud800"
@@ -67,15 +64,6 @@ def test_a_line_on_a_console_of_the_callers() -> None:
     output = io.StringIO()
     print_line(Console(file=output, width=20), HOSTILE)
     assert output.getvalue() == f"{SHOWN}\n"
-
-
-def test_the_summary_of_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
-    info = Dataset.open("mnist").info
-    hostile = {"name": "[/a]\x1b[2J", "source": "[/b]\nlicence   CC0", "classes": ["[red]c\r"] * 10}
-    print_dataset_summary(info.model_copy(update=hostile), "x", PlainConsole(width=200))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [r"dataset    [/a]\x1b[2J", r"source     [/b]\nlicence   CC0"]
-    assert lines[5].startswith(r"classes    10: [red]c\r, [red]c\r")
 
 
 def test_every_console_of_the_package_is_a_plain_one() -> None:

@@ -76,7 +76,7 @@ def observe() -> dict[str, Any]:
     return result
 
 
-@pytest.fixture(scope="module", params=["no group", "1 rank", "2 ranks", "3 ranks"])
+@pytest.fixture(scope="module", params=["no group", "1 rank", "3 ranks"])
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     if request.param == "no group":
         return [observe()]

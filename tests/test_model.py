@@ -13,7 +13,7 @@ import cl_ray
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
-from cl_ray.model import NO_PRIOR, TrainedModel
+from cl_ray.model import TrainedModel
 from cl_ray.rng import BLOCK
 from cl_ray.storage import RunStorage
 from cl_ray.train_config import TrainerConfig
@@ -61,11 +61,6 @@ def test_a_live_trainer_gives_the_same_model(trained: tuple[Path, Trainer]) -> N
     part = {name: getattr(trainer.config, name) for name in TrainerConfig.model_fields}
     bare = Trainer(TrainerConfig(**part), trainer.loader)
     assert TrainedModel.from_trainer(bare).config.generator == trainer.config.generator
-    config = live.config.model_copy(
-        update={"generator": live.config.generator.model_copy(update={"prior": 4})}
-    )
-    with pytest.warns(UserWarning, match=NO_PRIOR):
-        replace(live, config=config, prior=None).generate(2)
 
 
 @pytest.mark.parametrize("family", ["convolutional", "residual", "style"])

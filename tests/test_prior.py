@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,11 +31,6 @@ def sample(prior: Prior, count: int) -> torch.Tensor:
 
 def covariances(prior: Prior) -> torch.Tensor:
     return prior.scale_tril @ prior.scale_tril.mT
-
-
-@pytest.fixture(scope="module")
-def digits(make_digits: Any) -> str:
-    return make_digits(300)
 
 
 @pytest.fixture(scope="module")
