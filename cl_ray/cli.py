@@ -49,11 +49,10 @@ ENOUGH_STEPS = 800
 EPOCH_STEPS = 80
 """Steps of an epoch of few images, at most. What follows an epoch (a checkpoint, image grids, a new
 prior) takes the CPU time of half a step, and an evaluation much more."""
-_INTERRUPT_HINTS = {
-    "train": "; with the run's --name it resumes from the last checkpoint, or starts again if "
-    "there is none yet"
-}
-"""What a command that Ctrl-C stopped says about continuing."""
+_TRAIN_HINT = (
+    "; with the run's --name it resumes from the last checkpoint, or starts again if there is none "
+    "yet"
+)
 
 
 def usage() -> str:
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"cl-ray: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"cl-ray: stopped{_INTERRUPT_HINTS.get(name, '')}.", file=sys.stderr)
+        print(f"cl-ray: stopped{_TRAIN_HINT if name == 'train' else ''}.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception:  # the message of a library may hold a secret that it was given
         sys.exit(redact(traceback.format_exc()))

@@ -65,18 +65,16 @@ class _Function(nn.Module):
         return self.function(self.network, *inputs)
 
 
-class _PriorBuffers(nn.Module):
-    """The fitted prior as buffers."""
+class _Sampler(nn.Module):
+    """The fitted prior as a module, whose buffers are its fields in their order."""
 
     def __init__(self, prior: Prior):
         super().__init__()
-        self.names = prior._fields
-        for name, value in zip(prior._fields, prior, strict=True):
+        for name, value in prior._asdict().items():
             self.register_buffer(name, value)
 
-
-def _sample(prior: _PriorBuffers, *inputs: Tensor) -> Tensor:
-    return Prior(*(getattr(prior, name) for name in prior.names)).transform_noise(*inputs)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return Prior(*self.buffers()).transform_noise(*inputs)
 
 
 def _generate(g: Generator, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -117,11 +115,8 @@ def exported_functions(model: TrainedModel) -> dict[str, ExportedFunction]:
     if prior is None:
         return functions
     inputs = ("noise", "uniform", *(("labels",) if prior.weights.ndim == 2 else ()))
-    module = _Function(_sample, _PriorBuffers(prior))
-    return {
-        "sample": ExportedFunction(module, inputs, "latents", prior.transform_noise),
-        **functions,
-    }
+    sample = ExportedFunction(_Sampler(prior), inputs, "latents", prior.transform_noise)
+    return {"sample": sample, **functions}
 
 
 def export(

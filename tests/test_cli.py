@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from helpers import commands, datasets
+from helpers import datasets
 from helpers.run_folder import build_trainer, save_run
 from helpers.small_run import SMALL_RUN
 from PIL import Image
@@ -133,7 +133,6 @@ FLAG_MISTAKES = [
     ("data --source x --out y --size 4", "size 4 is refused: input should be greater than or"),
     ("train --optimizer.lr-d=-0.1", "optimizer.lr_d -0.1 is refused: "),
     ("train --name ..", "name '..' must be one plain folder name: any characters but spaces"),
-    ("train --name=.", "name '.' must be one plain folder name"),
     ("train --storage= --name=a", "storage is empty"),
     ("train --data=", "data is empty"),
     ("data --source= --out=x", "source is empty"),
@@ -278,8 +277,6 @@ def test_public_names() -> None:
     assert (cl_ray.ContrastiveGAN, cl_ray.train) == (ContrastiveGAN, train)
     with pytest.raises(AttributeError, match="'cl_ray' has no attribute 'trian'"):
         cl_ray.trian  # noqa: B018
-    with pytest.raises(ImportError):
-        from cl_ray import trian  # noqa: F401
 
 
 def test_data_prints_a_summary(
@@ -359,27 +356,22 @@ def test_interrupted_data_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_images_become_data_and_a_run(tmp_path: Path) -> None:
+def test_images_become_data_and_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Colour images in classes, of the smallest size and encoded.
 
     The second command is the one that the first one prints.
     """
+    monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", {"a": 25, "b": 24}, "RGB")
-
-    def cl_ray_command(*arguments: str) -> str:
-        done = commands.cl_ray(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     flags = ("--size=16", "--encoding=png")
-    printed = cl_ray_command("data", "--source", "images", "--out", "data/mine", *flags)
+    printed = run(capsys, "data", "--source", "images", "--out", "data/mine", *flags)
     assert "images    16 × 16, colour\nencoding  PNG, lossless\n" in printed
     program, *command = shlex.split(printed.splitlines()[-1].removeprefix("next"))
     assert program == "cl-ray"
-    printed = cl_ray_command(
-        *command, "--name=mine", "--pairs.mode=labels", "--epochs=1", *SMALL_RUN
-    )
-    assert "trained" in printed
+    small = ("--name=mine", "--pairs.mode=labels", "--epochs=1", *SMALL_RUN)
+    assert "trained" in run(capsys, *command, *small)
     folder = tmp_path / "runs" / "mine"
     config = Config.load(folder / "config.yaml")
     assert config.data == f"{tmp_path}/data/mine"  # the same in any working directory
