@@ -14,7 +14,6 @@ from cl_ray import doctor
 from cl_ray.commands.doctor import command
 from cl_ray.doctor import MachineInfo, check_clock, check_gpus, check_versions, read_constraints
 from cl_ray.errors import UserError
-from cl_ray.storage import RunStorage
 
 ROOT = Path(__file__).parent.parent
 TESTED = {"ray": "2.60.0", "torch": "2.14.1"}
@@ -97,23 +96,15 @@ def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_token(cluster=False).state == "failure"
 
 
-def test_storage(tmp_path: Path) -> None:
-    assert doctor.try_write(RunStorage(str(tmp_path), "a"), "x") is None
-    assert (tmp_path / "a" / "x").is_file()
-    (tmp_path / "file").write_text("")
-    error = doctor.try_write(RunStorage(f"{tmp_path}/file", "a"), "x")
-    assert error
-    assert "file" in error
-    assert doctor.check_storage("m", None, False, "runs").advice.startswith("not shared")
-    assert doctor.check_storage("m", None, True, "runs").state == "ok"
-
-
 def test_storage_of_this_machine(tmp_path: Path) -> None:
-    for storage, state in ((tmp_path / "runs", "ok"), (tmp_path / "file", "failure")):
-        (tmp_path / "file").write_text("")
-        found = doctor.check_machine(str(storage), ROOT / "constraints.txt")
-        assert [f.state for f in found if f.check == "storage"] == [state]
+    (tmp_path / "file").write_text("")
+    for storage, state, words in (("runs", "ok", "writes"), ("file", "failure", "file")):
+        findings = doctor.check_machine(f"{tmp_path}/{storage}", ROOT / "constraints.txt")
+        (found,) = [finding for finding in findings if finding.check == "storage"]
+        assert found.state == state
+        assert words in found.found
     assert list((tmp_path / "runs").iterdir()) == []
+    assert doctor.check_storage("m", None, False, "runs").advice.startswith("not shared")
 
 
 def test_command_on_this_machine(
@@ -147,11 +138,6 @@ def test_workers_need_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="address"):
         command(["--workers=2"])
-
-
-def test_all_reduce_of_one_process() -> None:
-    address = f"127.0.0.1:{doctor.free_port()}"
-    assert doctor.all_reduce_ones(0, 1, address, gpu=False) == 1.0
 
 
 @pytest.mark.ray
