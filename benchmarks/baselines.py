@@ -21,7 +21,6 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from bare import build_trainer, train_until
-from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
@@ -44,6 +43,7 @@ from cl_ray.model import TrainedModel
 from cl_ray.networks.build import build_discriminator
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.normalize import to_uint8, to_unit
+from cl_ray.report.images import draw_grid, encode_png
 
 MEASURED = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 LATENT, WIDTH, BATCH, LR, BETAS = 100, 64, 128, 2e-4, (0.5, 0.999)
@@ -133,18 +133,13 @@ def train_cl_ray(dataset: Dataset, config: Config, seconds: float) -> tuple[Trai
     return TrainedModel.from_trainer(trainer), trainer.gan.steps
 
 
-def measure_samples(
-    samples: Tensor, evaluator: FidelityEvaluator, shape: tuple[int, int, int], out: Path
-) -> None:
+def measure_samples(samples: Tensor, evaluator: FidelityEvaluator, out: Path) -> None:
     """Print the metrics of samples uint8 [count, H, W, C], and save a grid of the first 64."""
     metrics = [metric for metric in SAMPLE_METRICS if metric.name in MEASURED]
     found = evaluator.measure(samples[: evaluator.count].numpy(), metrics=metrics)
     for name, value in found.metrics.items():
         print(f"{name:12} {value.value:9.4f}, real images {value.real_baseline:.4f}")
-    height, width, channels = shape
-    grid = samples[:64].view(8, 8, height, width, channels).transpose(1, 2)
-    picture = grid.reshape(8 * height, 8 * width, channels).numpy()
-    Image.fromarray(picture[..., 0] if channels == 1 else picture).save(out)
+    out.write_bytes(encode_png(draw_grid(samples[:64].numpy(), 8)))
 
 
 def measure_features(network: Discriminator, train: RowBatch, held_out: RowBatch) -> None:
@@ -224,7 +219,7 @@ def main(
     print(f"{method}: {steps} steps in {time.process_time() - began:.0f} CPU seconds")
     if samples is not None and reference is not None:
         evaluator = FidelityEvaluator(load_features(reference), rows, held_out, seed=seed)
-        measure_samples(samples, evaluator, shape, out)
+        measure_samples(samples, evaluator, out)
     if encoder is not None:
         measure_features(encoder.eval(), rows, held_out)
 

@@ -28,15 +28,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from bare import build_trainer, cell_fields, train_until
+from bare import append_row, build_evaluator, build_trainer, cell_config, train_until
 from rich.console import Console
 
-from cl_ray.config import Config, build_config, merge, preset
-from cl_ray.data.dataset import STACKED, Dataset
+from cl_ray.config import Config
+from cl_ray.data.dataset import STACKED
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
-from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import MODE_SAMPLES, Evaluator, ModeEvaluator
 from cl_ray.evaluation.reference import StackedReference
 from cl_ray.losses.adversarial import OBJECTIVES
@@ -75,14 +74,6 @@ COLUMNS = {
 Row = dict[str, Any]
 
 
-def build_cell_config(cell: str, table: str, seed: int, device: str, data: Path) -> Config:
-    """Build the quick preset with the fields of a cell, written as `losses.r1=1 seed=3`."""
-    fields = merge(preset("quick").model_dump(), {"seed": seed, "device": device, "log_every": 10})
-    if table == "stacked":
-        fields["data"] = str(data)
-    return build_config(merge(fields, cell_fields(cell)), f"the cell {cell!r}")
-
-
 def config_digest(config: Config) -> str:
     """Hash all that decides what the networks become."""
     fields = config.model_dump(exclude={"device", "checkpoint", "evaluation"})
@@ -114,7 +105,7 @@ def train(config: Config, seconds: float | None, pairs: int | None) -> tuple[Tra
 @cache
 def digit_evaluator() -> Evaluator:
     """Build this process's evaluator of digits once."""
-    return Evaluator(Dataset.open("mnist"), EvaluationConfig(samples=5000, images=10_000))
+    return build_evaluator()
 
 
 @cache
@@ -203,14 +194,15 @@ def main(
     if device == "cuda" and not pairs:
         raise SystemExit("--device cuda needs a budget of --pairs.")
     budget = (None, pairs) if pairs else (seconds, None)
-    data = out.parent / "stacked-mnist"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if table == "stacked" and not data.exists():
-        write_dataset(SourceConfig(source=STACKED, out=str(data)))
+    fields: dict[str, Any] = {"device": device, "log_every": 10}
+    if table == "stacked":
+        fields["data"] = str(out.parent / "stacked-mnist")
+        if not Path(fields["data"]).exists():
+            write_dataset(SourceConfig(source=STACKED, out=fields["data"]))
     wanted = {
         config_digest(config): (cell, config)
         for cell, seed in product(cells or TABLES[table], range(seeds))
-        for config in [build_cell_config(cell, table, seed, device, data)]
+        for config in [cell_config(cell, seed=seed, **fields)]
     }
     rows: list[Row] = []
     if out.exists():
@@ -226,8 +218,7 @@ def main(
         ]
         for future in as_completed(pending):
             rows.append(future.result())
-            with out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            append_row(out, rows[-1])
             console.print(rows[-1])
     print_table(table, rows, console)
 

@@ -6,15 +6,12 @@ actor, and reads both speeds from the curves of one run.
 
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
-
+from bare import CL_RAY
 from helpers.datasets import mnist, write_images
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.metrics_file import read_epochs
 from cl_ray.storage import RunStorage
@@ -30,7 +27,7 @@ def main() -> None:
         run = Path(scratch) / "run"
         train, validation = (mnist(split, count) for split, count in IMAGES.items())
         data = write_images(Path(scratch, "digits"), train=train, validation=validation)
-        command = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--name=run"]
+        command = [*CL_RAY, "train", "--preset=quick", "--name=run"]
         command += [f"--storage={scratch}", f"--data={data}", f"--epochs={EPOCHS}"]
         command += ["--evaluation.reference=mnist", "--cpus-per-worker=1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -10,21 +10,18 @@ one process, which runs the collective operations of several workers.
 """
 
 import sys
-import time
 from collections.abc import Iterator
 from itertools import product, repeat
 
 import torch
 import torch.distributed as dist
+from bare import build_trainer, cell_config, pairs_per_second
 from rich.console import Console
 from rich.table import Table
 
 from cl_ray.batch import PairBatch
-from cl_ray.config import Config, build_config, merge, preset
+from cl_ray.config import preset
 from cl_ray.cuda_graph import release_graphs
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.networks.build import FAMILIES
@@ -36,22 +33,13 @@ SIZES = {"quick": (28, 28, 1), "photos-64": (64, 64, 3), "photos-128": (128, 128
 WARMUP, STEPS = 5, 25
 
 
-def measure(
-    config: Config, shape: tuple[int, int, int], batches: Iterator[PairBatch], eager: bool
-) -> float:
+def measure(gan: ContrastiveGAN, batches: Iterator[PairBatch], eager: bool) -> float:
     """Measure pairs/s of training steps."""
-    gan = ContrastiveGAN(config, shape, *resolve_device(config.device, config.precision))
     if eager:
         gan._graphed_update.enabled = False
-    for step in range(WARMUP + STEPS):
-        if step == WARMUP:
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-        gan.train_step(next(batches))
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    speed = pairs_per_second(gan.train_step, batches, WARMUP, STEPS)
     release_graphs()
-    return STEPS * config.batch_size / seconds
+    return speed
 
 
 def add_row(table: Table, words: list[str], eager: float, graph: float) -> None:
@@ -61,14 +49,15 @@ def add_row(table: Table, words: list[str], eager: float, graph: float) -> None:
 
 def measure_families(table: Table) -> None:
     """Measure each network family, batch size and precision."""
-    dataset = Dataset.open("mnist")
     for family, batch_size, precision in product(FAMILIES, BATCH_SIZES, PRECISIONS):
-        network = {"generator": {"family": family}, "discriminator": {"family": family}}
-        fields = {"batch_size": batch_size, "precision": precision, "device": "cuda", **network}
-        config = build_config(merge(preset("quick").model_dump(), fields))
-        loader = InMemoryLoader.read(Partition(dataset, config), "cuda")
-        shape = dataset.info.shape
-        speeds = [measure(config, shape, loader.batches(0), eager) for eager in (True, False)]
+        config = cell_config(
+            f"generator.family={family} discriminator.family={family}",
+            batch_size=batch_size, precision=precision, device="cuda",
+        )  # fmt: skip
+        speeds = []
+        for eager in (True, False):
+            trainer = build_trainer(config)
+            speeds.append(measure(trainer.gan, trainer.loader.batches(0), eager))
         add_row(table, [family, str(batch_size), precision], *speeds)
 
 
@@ -84,7 +73,10 @@ def measure_collectives(table: Table) -> None:
             images = torch.randint(0, 256, (2, size, *shape), dtype=torch.uint8, device="cuda")
             present = torch.ones(1, size, dtype=torch.bool, device="cuda")
             batch = PairBatch(images[0], images[0], images[1], present)
-            speeds = [measure(config, shape, repeat(batch), eager) for eager in (True, False)]
+            speeds = []
+            for eager in (True, False):
+                gan = ContrastiveGAN(config, shape, *resolve_device("cuda", config.precision))
+                speeds.append(measure(gan, repeat(batch), eager))
             add_row(table, [name, str(size), group], *speeds)
     dist.destroy_process_group()
 

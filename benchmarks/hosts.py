@@ -15,29 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bare import build_trainer
-from rich.console import Console
-from rich.table import Table
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
-
+from bare import CL_RAY, build_trainer, cell_config, measure_alone, print_rounds
 from helpers.datasets import mnist, write_images
 
-from cl_ray.config import Config, merge, preset
 from cl_ray.device import keep_freed_memory
 from cl_ray.metrics_file import read_epochs
 from cl_ray.storage import RunStorage
 
 ROUNDS, EPOCHS, IMAGES = 2, 3, 6_400
+COLUMNS = {
+    "bare": "{:.0f}", "1 worker": "{:.0f}", "2 workers": "{:.0f}", "1 / bare": "{:.3f}",
+    "2 / 1": "{:.3f}", "data_time_fraction": "{:.2%}", "cost": "{:.2f}s",
+}  # fmt: skip
 
 
 def bare(data: str) -> list[dict[str, float]]:
     """Train without Ray; return the metrics of each epoch."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     keep_freed_memory()
-    config = Config.model_validate(merge(preset("quick").model_dump(), {"data": data}))
-    trainer = build_trainer(config)
+    trainer = build_trainer(cell_config("", data=data))
     return [trainer.train_epoch() for _ in range(EPOCHS)]
 
 
@@ -46,8 +42,8 @@ def hosted(data: str, folder: Path, workers: int, number: int) -> tuple[list[Any
     name = f"w{workers}-{number}"
     flags = [f"--name={name}", f"--storage={folder}", f"--data={data}", f"--workers={workers}"]
     flags += [f"--epochs={EPOCHS}", "--evaluation.every=0"]
-    train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick"]
-    subprocess.run([*train, *flags], check=True, stdout=subprocess.DEVNULL)
+    command = [*CL_RAY, "train", "--preset=quick", *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((folder / name / "summary.json").read_text())
     return read_epochs(RunStorage.at(str(folder), name)), summary
 
@@ -58,14 +54,11 @@ def speed(epochs: list[dict[str, float]]) -> float:
 
 
 def main() -> None:
-    table = Table(
-        "round", "bare", "1 worker", "2 workers", "1 / bare", "2 / 1", "data_time_fraction", "cost"
-    )
     rows: list[list[float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         data = write_images(Path(scratch, "digits"), train=mnist("train", IMAGES))
         for number in range(ROUNDS):
-            alone = json.loads(subprocess.check_output([sys.executable, __file__, data]))
+            alone = measure_alone(__file__, data)
             one, summary = hosted(data, Path(scratch), 1, number)
             two, _ = hosted(data, Path(scratch), 2, number)
             speeds = [speed(alone), speed(one), speed(two)]
@@ -73,11 +66,7 @@ def main() -> None:
             data_wait = statistics.median(e["data_time_fraction"] for e in one[1:])
             ratios = [speeds[1] / speeds[0], speeds[2] / speeds[1]]
             rows.append([*speeds, *ratios, data_wait, beyond / EPOCHS])
-    shown = ["{:.0f}", "{:.0f}", "{:.0f}", "{:.3f}", "{:.3f}", "{:.2%}", "{:.2f}s"]
-    rows.append([statistics.median(column) for column in zip(*rows, strict=True)])
-    for label, row in zip([*map(str, range(1, ROUNDS + 1)), "median"], rows, strict=True):
-        table.add_row(label, *(f.format(v) for f, v in zip(shown, row, strict=True)))
-    Console().print(table)
+    print_rounds("images/s", COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
 import torch
+from bare import measure_alone, print_rounds
 from rich.console import Console
 from rich.table import Table
 
@@ -65,11 +65,10 @@ def measure_pool(run: str, task: InferenceTask, out: str) -> dict[str, float]:
     }
 
 
-def measure_alone(run: str, what: str) -> dict[str, float]:
+def measure(run: str, what: str) -> dict[str, float]:
     """Take one measurement in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, __file__, run, what, f"{out}/out.parquet"]
-        return dict(json.loads(subprocess.check_output(command).splitlines()[-1]))
+        return dict(measure_alone(__file__, run, what, f"{out}/out.parquet"))
 
 
 def measure_commands(run: str) -> tuple[float, float]:
@@ -86,32 +85,23 @@ def measure_commands(run: str) -> tuple[float, float]:
 
 
 def main(run: str) -> None:
-    names = ("round", "bare", "pool", "ratio", "steady", "ratio", "start-up")
-    speeds = Table(*names, title="embed, images/s")
-    ratios: dict[str, list[float]] = {"speed": [], "steady": []}
-    for number in range(ROUNDS):
-        bare, pool = measure_alone(run, "bare"), measure_alone(run, "embed")
-        row = [str(number + 1), f"{bare['speed']:.0f}"]
-        for kind, values in ratios.items():
-            values.append(pool[kind] / bare["speed"])
-            row += [f"{pool[kind]:.0f}", f"{values[-1]:.2f}"]
-        speeds.add_row(*row, f"{pool['start']:.1f} s")
-    medians = [f"[bold]{statistics.median(values):.2f}" for values in ratios.values()]
-    speeds.add_row("median", "", "", medians[0], "", medians[1], "")
+    rounds = [(measure(run, "bare")["speed"], measure(run, "embed")) for _ in range(ROUNDS)]
+    columns = {"bare": "{:.0f}", "pool": "{:.0f}", "ratio": "{:.2f}", "steady": "{:.0f}"}
+    rows = [
+        (bare, pool["speed"], pool["speed"] / bare, pool["steady"], pool["steady"] / bare,
+         pool["start"])
+        for bare, pool in rounds
+    ]  # fmt: skip
+    print_rounds("embed, images/s", {**columns, "its ratio": "{:.2f}", "start": "{:.1f} s"}, rows)
     memory = Table("images", "images/s", "an actor, MB", "the driver, MB", title="generate")
-    few, many = (measure_alone(run, str(count)) for count in COUNTS)
+    few, many = (measure(run, str(count)) for count in COUNTS)
     for count, found in zip(COUNTS, (few, many), strict=True):
         memory.add_row(f"{count:,}", *(f"{found[k]:.0f}" for k in ("speed", "actor", "driver")))
     memory.add_row("ratio", "", *(f"[bold]{many[k] / few[k]:.3f}" for k in ("actor", "driver")))
-    console = Console()
-    console.print(speeds)
-    console.print(memory)
-    whole = Table("round", "cl-ray generate", "in Python", "ratio", title="generate 10,000, s")
+    Console().print(memory)
     times = [measure_commands(run) for _ in range(ROUNDS)]
-    for number, (command, call) in enumerate(times, 1):
-        whole.add_row(str(number), f"{command:.1f}", f"{call:.1f}", f"{command / call:.2f}")
-    whole.add_row("median", "", "", f"[bold]{statistics.median(a / b for a, b in times):.2f}")
-    console.print(whole)
+    columns = {"cl-ray generate": "{:.1f}", "in Python": "{:.1f}", "ratio": "{:.2f}"}
+    print_rounds("generate 10,000, s", columns, [(a, b, a / b) for a, b in times])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -24,9 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # shares code with the tests
-
+from bare import CL_RAY
 from helpers.commands import read_metrics
 from helpers.datasets import mnist, write_images
 from helpers.processes import children, is_alive, wait_for
@@ -72,11 +69,10 @@ class Run:
         place = [f"--name={self.folder.name}", f"--storage={self.folder.parent}"]
         small = [*SMALL_RUN, "--checkpoint.every=5", "--evaluation.every=0", "--max-failures=99"]
         more = [f"--data={self.data}", f"--epochs={EPOCHS}", f"--workers={self.workers}"]
-        command = [sys.executable, "-m", "cl_ray", "train", *place, *small, *more]
-        environment = {**os.environ, **self.environment}
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+            [*CL_RAY, "train", *place, *small, *more], env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
 
     def newest(self) -> int:
         """The step of the newest complete checkpoint; 0 if there is none."""

@@ -15,14 +15,13 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from bare import build_trainer
 from sklearn.metrics import roc_auc_score
 
 import cl_ray
-from cl_ray import Config, Trainer
+from cl_ray import Config
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
 from cl_ray.novelty import NoveltyDetector, sample_known
 from cl_ray.storage import RunStorage
@@ -42,9 +41,8 @@ def train_digit(digit: int, storage: Path, epochs: int) -> RunStorage:
     run, data = RunStorage.at(str(storage), f"digit-{digit}"), f"{storage}/data-{digit}"
     if not run.exists():
         write_digit(digit, data)
-        config = Config(data=data, epochs=epochs, threads=1)
-        loader = InMemoryLoader.read(Partition(Dataset.open(data), config))
-        trainer = Trainer(config, loader)
+        config = Config(data=data, epochs=epochs, threads=1, device="cpu", precision="float32")
+        trainer = build_trainer(config)
         for _ in range(epochs):
             trainer.train_epoch()
         run.write("config.yaml", config.to_yaml().encode())

@@ -10,17 +10,16 @@ SIGKILL at five random times: trials that are lost or trained twice, and epochs 
 import json
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import ray
+from bare import CL_RAY
 from rich.console import Console
 
-ROOT = Path(__file__).parent.parent
-SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py")]
+SEARCH = [*CL_RAY, "tune"]
 TRIALS, EPOCHS = 24, 4
 """Of the search that is killed: enough that it does not end before."""
 LIMIT = 300.0

@@ -6,12 +6,12 @@ and torch alone, with the ratio of each round.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from bare import CL_RAY, print_rounds
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +23,7 @@ ALONE = "import torch, ray; ray.init(address='local')"
 
 def first_step(storage: str, number: int) -> float:
     """Return the seconds until the command prints its first step, and interrupt it."""
-    train = [sys.executable, "-m", "cl_ray", "train", "--preset=quick", "--log-every=1"]
+    train = [*CL_RAY, "train", "--preset=quick", "--log-every=1"]
     begun = time.perf_counter()
     process = subprocess.Popen(
         [*train, f"--storage={storage}", f"--name=start{number}"], stdout=subprocess.PIPE, text=True
@@ -48,8 +48,7 @@ def alone() -> float:
 def measure_end(*arguments: str) -> str:
     """Return the seconds and the CPU seconds until a command ends."""
     begun, before = time.perf_counter(), os.times()
-    command = [sys.executable, "-m", "cl_ray", *arguments]
-    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([*CL_RAY, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = os.times()
     cpu = sum(after[2:4]) - sum(before[2:4])  # of children that have ended
     return f"{time.perf_counter() - begun:.2f} ({cpu:.2f})"
@@ -60,15 +59,10 @@ def main() -> None:
     for name in COMMANDS:
         answers.add_row(name, measure_end(name, "--help"), measure_end(name, "--wrong=1"))
     Console().print(answers)
-    table = Table("round", "torch and Ray alone", "cl-ray train, first step", "ratio")
-    ratios = []
     with tempfile.TemporaryDirectory() as storage:
-        for number in range(ROUNDS):
-            theirs, ours = alone(), first_step(storage, number)
-            ratios.append(ours / theirs)
-            table.add_row(str(number + 1), f"{theirs:.1f}", f"{ours:.1f}", f"{ratios[-1]:.2f}")
-    table.add_row("median", "", "", f"[bold]{statistics.median(ratios):.2f}")
-    Console().print(table)
+        seconds = [(alone(), first_step(storage, number)) for number in range(ROUNDS)]
+    columns = {"torch and Ray alone": "{:.1f}", "first step": "{:.1f}", "ratio": "{:.2f}"}
+    print_rounds("seconds", columns, [(a, b, b / a) for a, b in seconds])
 
 
 if __name__ == "__main__":

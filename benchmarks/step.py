@@ -5,22 +5,14 @@ each round.
 """
 
 import os
-import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Iterator
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from bare import build_trainer, cell_config, measure_alone, pairs_per_second, print_rounds
 from textbook import TextbookGAN
 
-from cl_ray.config import Config, merge, preset
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
 from cl_ray.device import keep_freed_memory, resolve_device
-from cl_ray.gan import ContrastiveGAN
 
 ROUNDS, WARMUP, STEPS = 3, 5, 40
 SHAPE = (28, 28, 1)
@@ -31,38 +23,25 @@ LOSSES = {"objective": "non-saturating", "gradient_penalty": 0, "approximate_r1"
 def measure(kind: str, threads: int) -> float:
     """Return pairs/s of `textbook` or `gan` in this process."""
     torch.set_num_threads(threads)
-    config = Config.model_validate(merge(preset("quick").model_dump(), {"losses": LOSSES}))
-    batches = InMemoryLoader.read(Partition(Dataset.open("mnist"), config)).batches(0)
-    gan: TextbookGAN | ContrastiveGAN = TextbookGAN(config, SHAPE)
     if kind == "gan":
         keep_freed_memory()
-        gan = ContrastiveGAN(config, SHAPE, *resolve_device(config.device, config.precision))
-    for _ in range(WARMUP):
-        gan.train_step(next(batches))
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        gan.train_step(next(batches))
-    return STEPS * config.batch_size / (time.perf_counter() - start)
+    config = cell_config("", losses=LOSSES)
+    trainer = build_trainer(config)
+    gan = trainer.gan if kind == "gan" else TextbookGAN(config, SHAPE)
+    return pairs_per_second(gan.train_step, trainer.loader.batches(0), WARMUP, STEPS)
 
 
-def main() -> None:
+def measure_rounds() -> Iterator[tuple[float, float, float]]:
+    """Yield pairs/s of both, and the ratio."""
     threads = str(len(os.sched_getaffinity(0)))
-    _, dtype = resolve_device()
-    table = Table("round", "textbook", "ContrastiveGAN", "ratio", title=f"pairs/s, {dtype}")
-    ratios = []
-    for number in range(ROUNDS):
-        textbook, ours = (
-            float(subprocess.check_output([sys.executable, __file__, kind, threads]))
-            for kind in ("textbook", "gan")
-        )
-        ratios.append(ours / textbook)
-        table.add_row(str(number + 1), f"{textbook:.0f}", f"{ours:.0f}", f"{ratios[-1]:.2f}")
-    table.add_row("median", "", "", f"[bold]{statistics.median(ratios):.2f}")
-    Console().print(table)
+    for _ in range(ROUNDS):
+        textbook, ours = (measure_alone(__file__, kind, threads) for kind in ("textbook", "gan"))
+        yield textbook, ours, ours / textbook
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(measure(sys.argv[1], int(sys.argv[2])))
     else:
-        main()
+        columns = {"textbook": "{:.0f}", "ContrastiveGAN": "{:.0f}", "ratio": "{:.2f}"}
+        print_rounds(f"pairs/s, {resolve_device()[1]}", columns, measure_rounds())

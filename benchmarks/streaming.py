@@ -16,7 +16,6 @@ import math
 import os
 import tempfile
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from typing import Literal
@@ -31,6 +30,7 @@ from PIL import Image
 from cl_ray.config import preset
 from cl_ray.data.config import PairDataConfig, ShardConfig
 from cl_ray.data.dataset import Dataset
+from cl_ray.data.decoding import Encoding
 from cl_ray.data.loaders import StreamingLoader
 from cl_ray.data.partition import Partition
 from cl_ray.data.ray_shards import read_windows
@@ -41,30 +41,12 @@ from cl_ray.trainer import Trainer
 STREAMED = ShardConfig(memory=1e-3)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to measure.
-
-    Args:
-        images: How many.
-        encoding: How they are stored.
-        rounds: Turns, of which the best of each is taken, or epochs to train.
-        train: Steps of an epoch of training; 0 trains nothing.
-    """
-
-    images: int = 4000
-    encoding: Literal["png", "webp", "jpeg"] = "jpeg"
-    rounds: int = 3
-    train: int = 0
-
-
-def write(folder: str, options: Options) -> Dataset:
+def write(folder: str, images: int, encoding: Encoding) -> Dataset:
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     pool = [Image.fromarray(image).resize((128, 128), Image.Resampling.BICUBIC) for image in small]
-    raw = (RawImage(np.asarray(pool[k % 300]), None, "image") for k in range(options.images))
-    metadata = DatasetMetadata("smooth", "random")
-    write_splits({"train": raw}, folder, metadata, encoding=options.encoding)
+    raw = (RawImage(np.asarray(pool[k % 300]), None, "image") for k in range(images))
+    write_splits({"train": raw}, folder, DatasetMetadata("smooth", "random"), encoding=encoding)
     return Dataset.open(folder)
 
 
@@ -93,7 +75,7 @@ def cpu_times() -> dict[int, float]:
     return {number: spent.user + spent.system for number, spent in times.items()}
 
 
-def compare(dataset: Dataset, options: Options) -> None:
+def compare(dataset: Dataset, rounds: int) -> None:
     """Deliver the images in turns."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -102,7 +84,7 @@ def compare(dataset: Dataset, options: Options) -> None:
     stream_all(partition)  # starts the reading processes
     loops = {"decode": partial(decode_all, dataset), "stream": partial(stream_all, partition)}
     best = {(name, unit): 0.0 for name in loops for unit in ("second", "second of CPU")}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, loop in loops.items():
             start, before = time.perf_counter(), cpu_times()
             count = loop()
@@ -116,11 +98,11 @@ def compare(dataset: Dataset, options: Options) -> None:
         decoded, streamed = best["decode", unit], best["stream", unit]
         print(
             f"images a {unit}: decode loop {decoded:,.0f}, streamed {streamed:,.0f}, ratio "
-            f"{streamed / decoded:.2f} ({options.encoding}, 128 pixels, one CPU)"
+            f"{streamed / decoded:.2f} (128 pixels, one CPU)"
         )
 
 
-def train(dataset: Dataset, options: Options) -> None:
+def train_epochs(dataset: Dataset, epochs: int) -> None:
     """Train on streamed images; print how long each epoch waits for them."""
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -129,7 +111,7 @@ def train(dataset: Dataset, options: Options) -> None:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     loader = StreamingLoader(partition, partial(read_windows, partition))
     trainer = Trainer(config, loader)
-    for epoch in range(options.rounds):
+    for epoch in range(epochs):
         metrics = trainer.train_epoch()
         print(
             f"epoch {epoch + 1}: {metrics['data_time_fraction']:.2%} of {metrics['seconds']:.0f} s "
@@ -137,16 +119,27 @@ def train(dataset: Dataset, options: Options) -> None:
         )
 
 
-def main(options: Options) -> None:
-    """Write the images and measure."""
+def main(
+    images: int = 4000,
+    encoding: Literal["png", "webp", "jpeg"] = "jpeg",
+    rounds: int = 3,
+    train: int = 0,
+) -> None:
+    """Write the images and measure.
+
+    Args:
+        images: How many.
+        encoding: How they are stored.
+        rounds: Turns, of which the best of each is taken, or epochs to train.
+        train: Steps of an epoch of training; 0 trains nothing.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if options.train:
-        options = replace(options, images=options.train * preset("photos-128").batch_size)
+    images = train * preset("photos-128").batch_size or images
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write(f"{folder}/set", options)
-        (train if options.train else compare)(dataset, options)
+        dataset = write(f"{folder}/set", images, encoding)
+        (train_epochs if train else compare)(dataset, rounds)
         ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    tyro.cli(main)

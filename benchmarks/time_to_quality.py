@@ -7,63 +7,43 @@
 A cell is a preset with some fields changed. For each budget, in steps, it is trained anew: a rate
 that decays depends on the length of the run. The first budget whose Fréchet distance is at most
 `--frechet` times that of as many training images, and whose linear probe has `--probe` percent,
-ends it. Both are measured on the validation split; set-up and evaluation do not count. Other
-programs on the machine change the time little, as it is the thread's own.
+ends it. Both are measured on the validation split; set-up and evaluation do not count, the fit of
+the prior does. Other programs on the machine change the time little, as it is the thread's own.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from bare import cell_fields
+from bare import append_row, build_evaluator, build_trainer, cell_config, train_until
 from rich.console import Console
 
-from cl_ray.config import Config, build_config, merge, preset
-from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader
-from cl_ray.data.partition import Partition
+from cl_ray.config import Config
 from cl_ray.device import describe_device, keep_freed_memory, resolve_device
-from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.model import TrainedModel
 from cl_ray.trainer import Trainer
 
 METRICS = ("frechet_over_baseline", "recall", "coverage", "linear_probe", "knn_1", "few_labels")
 
 
-class _BudgetSpent(Exception):
-    pass
-
-
 class BudgetTrainer(Trainer):
-    """A trainer that stops after `steps` steps, whose rates are those of a run of that length."""
-
-    steps = 0
+    """A trainer whose rates are those of a run of as many steps as it saves a checkpoint after."""
 
     def lr_scale(self) -> float:
         """Return the next step's fraction of the learning rates."""
-        if self.gan.steps == self.steps:
-            raise _BudgetSpent
-        return self.config.lr_scale(self.gan.steps, self.steps)
+        return self.config.lr_scale(self.gan.steps, self.config.checkpoint.every)
 
 
 def train(config: Config, steps: int) -> tuple[Trainer, float]:
     """Train for some steps; return the trainer and its CPU seconds."""
-    device, dtype = resolve_device(config.device, config.precision)
-    loader = InMemoryLoader.read(Partition(Dataset.open(config.data), config), device)
-    trainer = BudgetTrainer(config, loader, device, dtype)
-    trainer.steps = steps
+    budget = config.checkpoint.model_copy(update={"every": steps})  # it logs there, and stops
+    config = config.model_copy(update={"checkpoint": budget})
+    trainer = build_trainer(config, kind=BudgetTrainer)
     began = time.process_time()
-    try:
-        while True:
-            trainer.train_epoch()
-    except _BudgetSpent:
-        spent = time.process_time() - began
-    trainer.fit_prior()
-    return trainer, spent
+    train_until(trainer, lambda log: log.step == steps)
+    return trainer, time.process_time() - began
 
 
 def main(
@@ -91,13 +71,10 @@ def main(
     console = Console(soft_wrap=True, highlight=False)
     torch.set_num_threads(1)
     keep_freed_memory()
-    evaluator = Evaluator(Dataset.open(data), EvaluationConfig(samples=5000, images=10_000))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    evaluator = build_evaluator(data)
     for cell in cells:
         for seed in range(seeds):
-            fixed = {"seed": seed, "data": data, "device": "cpu"}
-            fields = merge(preset(preset_name).model_dump(), fixed)
-            config = build_config(merge(fields, cell_fields(cell)))
+            config = cell_config(cell, preset_name, seed=seed, data=data, device="cpu")
             for steps in budgets:
                 trainer, spent = train(config, steps)
                 metrics = evaluator.evaluate(TrainedModel.from_trainer(trainer)).metrics()
@@ -107,8 +84,7 @@ def main(
                     **{name: round(metrics[name], 4) for name in METRICS if name in metrics},
                 }  # fmt: skip
                 console.print(row)
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(out, row)
                 good = metrics["frechet_over_baseline"] <= frechet
                 if good and 100 * metrics["linear_probe"] >= probe:
                     console.print(f"{cell or preset_name}, seed {seed}: reached in {spent:.0f} s.")

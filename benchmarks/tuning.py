@@ -8,7 +8,6 @@ the overhead of a trial.
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from bare import build_trainer
+from bare import CL_RAY, build_trainer
 from rich.console import Console
 
 from cl_ray.config import Config, merge
@@ -25,9 +24,9 @@ from cl_ray.device import keep_freed_memory
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.model import TrainedModel
 from cl_ray.step_log import NonFiniteLossError
+from cl_ray.tuning.search import subset_dataset
+from cl_ray.tuning.space import unflatten
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 TRIALS, EPOCHS, IMAGES = 16, 2, 1024
 FIELDS = {"evaluation": {"reference": "mnist", "samples": 200, "images": 200}}
 
@@ -41,16 +40,13 @@ def run_search(folder: Path) -> tuple[float, list[dict[str, Any]]]:
         *("--sampler=random", "--scheduler=none", "--cpus-per-trial=1"),
     ]
     begun = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / "tuning" / "search.py", *flags], check=True)
+    subprocess.run([*CL_RAY, "tune", *flags], check=True)
     seconds = time.perf_counter() - begun
     return seconds, json.loads((folder / "s" / "leaderboard.json").read_text())
 
 
 def run_loop(rows: list[dict[str, Any]]) -> float:
     """Return the seconds of the same training and evaluation in a plain loop."""
-    from cl_ray.tuning.search import subset_dataset
-    from cl_ray.tuning.space import unflatten
-
     torch.set_num_threads(1)
     keep_freed_memory()
     dataset = subset_dataset(Dataset.open("mnist"), IMAGES)
