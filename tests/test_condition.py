@@ -1,7 +1,6 @@
 """Labels from the shards through the run to images of a class, as users ask for them."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ from cl_ray.model import TrainedModel
 
 CONDITIONS = ["classifier", "projection"]
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def digits(make_digits: Callable[[int], str]) -> str:
-    return make_digits(300)
 
 
 @pytest.fixture(scope="module", params=CONDITIONS)

@@ -14,7 +14,7 @@ from cl_ray.networks.config import DiscriminatorConfig
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_representation_is_bounded_at_any_size_and_depth(family: str) -> None:
     with torch.device("meta"):
-        for side, depth, width in product((28, 40, 48, 64, 100, 128, 256), (1, 3, 4, 6), (4, 32)):
+        for side, depth, width in product((28, 48, 100, 256), (1, 3, 6), (4, 32)):
             config = DiscriminatorConfig.model_validate(
                 {"family": family, "depth": depth, "width": width}
             )
