@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,8 +20,6 @@ from cl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from cl_ray.evaluation.evaluate import Evaluation
-    from cl_ray.evaluation.feature_metrics import FeatureScore
-    from cl_ray.evaluation.probes import ProbeScore
 
 _MAX_LISTED = 40
 """Classes whose samples are counted one by one, at most."""
@@ -117,56 +115,59 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
     """Print every metric beside its real-data baseline, then the notes."""
     from cl_ray.evaluation.metrics import metric_title
 
-    fidelity, modes = evaluation.fidelity, evaluation.modes
+    def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def side_by_side(tables: Sequence[dict[str, str]]) -> list[list[str]]:
+        return [[metric_title(n), *(of.get(n, "–") for of in tables)] for n in tables[0]]
+
+    split, fidelity, modes = evaluation.split, evaluation.fidelity, evaluation.modes
     if fidelity:
-        table = Table(
-            f"{fidelity.count:,} samples, over {fidelity.features}",
-            "samples",
-            "real images",
-            title=f"Generation, against the split {evaluation.split}",
-            title_justify="left",
-        )
+        rows = []
         for name, metric in fidelity.metrics.items():
             value = f"{metric.value:.4f}"
             if name == "frechet" and metric.real_baseline:
                 value += f"  ({metric.value / metric.real_baseline:.1f} x)"
-            table.add_row(metric_title(name), value, f"{metric.real_baseline:.4f}")
+            rows.append((metric_title(name), value, f"{metric.real_baseline:.4f}"))
         if fidelity.histogram and len(fidelity.histogram) <= _MAX_LISTED:
-            table.add_row("samples of each label", " ".join(map(str, fidelity.histogram)), "")
-        console.print(table)
+            rows.append(("samples of each label", " ".join(map(str, fidelity.histogram)), ""))
+        columns = f"{fidelity.count:,} samples, over {fidelity.features}", "samples", "real images"
+        print_table(f"Generation, against the split {split}", columns, rows)
     if modes:
-        title = f"Mode collapse: {modes.of:,} modes of stacked digits"
-        head = f"{modes.count:,} samples, by {modes.features}"
-        table = Table(head, "samples", "real triples", title=title, title_justify="left")
+        rows = []
         for name, metric in modes.metrics.items():
-            decimals = 0 if name == "modes" else 4
-            values = (f"{v:.{decimals}f}" for v in (metric.value, metric.real_baseline))
-            table.add_row(metric_title(name), *values)
-        console.print(table)
+            form = ".0f" if name == "modes" else ".4f"
+            values = format(metric.value, form), format(metric.real_baseline, form)
+            rows.append((metric_title(name), *values))
+        columns = f"{modes.count:,} samples, by {modes.features}", "samples", "real triples"
+        print_table(f"Mode collapse: {modes.of:,} modes of stacked digits", columns, rows)
     if fidelity or modes:
         baseline = "the same metric of as many real images in the place of the samples"
         print_line(console, f"real images: the real-data baseline, {baseline}.")
+    owners = "D", "G's encoder", "pixels"
     if evaluation.representation:
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
             f"Representation, trained on pairs by {evaluation.pairs}{labels}; probes fitted to "
-            f"{evaluation.probe_images:,} training images, scored on the split {evaluation.split}"
+            f"{evaluation.probe_images:,} training images, scored on the split {split}"
         )
-        table = Table("accuracy", "D", "G's encoder", "pixels", title=title, title_justify="left")
-        scores = list(evaluation.representation.values())
-        for name in scores[0]:
-            table.add_row(metric_title(name), *(_percent(owner.get(name)) for owner in scores))
-        console.print(table)
+        tables = [
+            {name: _with_spread(score.accuracy, score.spread, ".2%") for name, score in of.items()}
+            for of in evaluation.representation.values()
+        ]
+        print_table(title, ("accuracy", *owners), side_by_side(tables))
     if evaluation.features:
-        title = f"Features without a probe, on the split {evaluation.split}"
-        table = Table("", "D", "G's encoder", "pixels", title=title, title_justify="left")
-        features = list(evaluation.features.values())
-        for name in features[0]:
-            table.add_row(metric_title(name), *(_number(owner[name]) for owner in features))
-        console.print(table)
+        tables = [
+            {name: _with_spread(score.value, score.spread, ".4f") for name, score in of.items()}
+            for of in evaluation.features.values()
+        ]
+        title = f"Features without a probe, on the split {split}"
+        print_table(title, ("", *owners), side_by_side(tables))
     if classified := evaluation.classification:
-        of = f"{classified.count:,} images of the split {evaluation.split}"
-        error = f"error {classified.error:.2%} of {of}"
+        error = f"error {classified.error:.2%} of {classified.count:,} images of the split {split}"
         print_line(console, f"D's classifier ({evaluation.supervision}): {error}.")
     found = evaluation.reconstruction
     error = f"mean squared error {found.error:.4f} of pixels in [0, 1]"
@@ -175,15 +176,6 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
         print_line(console, note)
 
 
-def _percent(score: "ProbeScore | None") -> str:
-    """Format an accuracy in percent, with its spread over draws of labels."""
-    if score is None:
-        return "–"
-    spread = f" ± {score.spread:.2%}" if score.spread is not None else ""
-    return f"{score.accuracy:.2%}{spread}"
-
-
-def _number(score: "FeatureScore") -> str:
-    """Format a metric of features, with its spread over seeds."""
-    spread = f" ± {score.spread:.4f}" if score.spread is not None else ""
-    return f"{score.value:.4f}{spread}"
+def _with_spread(value: float, spread: float | None, form: str) -> str:
+    """Format a score, with its spread over draws or seeds."""
+    return format(value, form) + (f" ± {spread:{form}}" if spread is not None else "")

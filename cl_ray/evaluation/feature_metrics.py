@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cl_ray.data.config import ViewConfig
 from cl_ray.data.dataset import UNLABELLED
@@ -24,8 +23,6 @@ _CLUSTERED, _CLUSTERINGS, _STARTS = 10_000, 5, 10
 """Training images that clusters are fitted to, at most; seeds, and k-means' starts for each."""
 _ROWS = 4096
 """Test images of the checks without labels, at most: uniformity compares all pairs of them."""
-_TEMPERATURE = 2
-"""t of uniformity, as in Wang and Isola (2020)."""
 _VIEWS = ViewConfig(rotate=10, shift=0.08, scale=0.1, shear=10, warp=0.05, erase=0)
 """Views for the alignment: the same for all runs, whatever views they were trained on."""
 
@@ -103,30 +100,10 @@ class FeatureData:
         return [head.predict(test) for head in heads]
 
     @cached_property
-    def kmeans_clusters(self) -> list[Labels]:
-        """The cluster of each labelled test image by k-means, for each seed."""
-        from sklearn.cluster import KMeans
-
-        train, test = self.components
-        found = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are fewer different features than clusters
-            for number in range(_CLUSTERINGS):
-                seed = (self.seed + number) % 2**32
-                kmeans = KMeans(self.cluster_count, n_init=_STARTS, random_state=seed)
-                found.append(kmeans.fit(train).predict(test).astype(np.int64))
-        return found
-
-    @cached_property
     def known_labels(self) -> Labels:
         """The labels of the test images that have one."""
         assert self.test_labels is not None
         return self.test_labels[self.test_labels != UNLABELLED]
-
-    @cached_property
-    def normalized(self) -> Tensor:
-        """Features [up to 4096, d] of test images, of unit length."""
-        return torch.nn.functional.normalize(torch.from_numpy(self.test[:_ROWS]))
 
 
 def sample_view_pairs(images: Pixels, seed: int = 0) -> tuple[Pixels, Pixels]:
@@ -152,7 +129,16 @@ def cluster_accuracy(data: FeatureData) -> FeatureScore:
 
 def kmeans_accuracy(data: FeatureData) -> FeatureScore:
     """Compute the same of clusters by k-means."""
-    return _over_seeds([_best_accuracy(data.known_labels, found) for found in data.kmeans_clusters])
+    from sklearn.cluster import KMeans
+
+    (train, test), accuracies = data.components, []
+    for seed in range(data.seed, data.seed + _CLUSTERINGS):
+        kmeans = KMeans(data.cluster_count, n_init=_STARTS, random_state=seed % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are fewer different features than clusters
+            found = kmeans.fit(train).predict(test)
+        accuracies.append(_best_accuracy(data.known_labels, found))
+    return _over_seeds(accuracies)
 
 
 def normalized_mutual_information(data: FeatureData) -> FeatureScore:
@@ -188,8 +174,8 @@ def feature_uniformity(data: FeatureData) -> FeatureScore:
     Wang and Isola (2020), section 4.1, t = 2. 0 if all are the same, about -4 if they are spread
     evenly over a sphere of many dimensions.
     """
-    x = data.normalized.double()
-    exponents = 2 * _TEMPERATURE * (x @ x.T - 1)  # |x - y|^2 = 2 - 2 x.y
+    x = torch.nn.functional.normalize(torch.from_numpy(data.test[:_ROWS])).double()
+    exponents = 4 * (x @ x.T - 1)  # |x - y|^2 = 2 - 2 x.y
     pairs = exponents[~torch.eye(len(x), dtype=torch.bool)]
     if not len(pairs):
         return FeatureScore(0.0)

@@ -168,19 +168,17 @@ class VariantsTask(InferenceTask):
         row, copy = number // self.copies, number % self.copies
         rows = read_rows(self.dataset, self.split, int(row[0]), int(row[-1]) + 1)
         picked = row - row[0]
+        sources = rows.take(picked)
         latents = model.encode(rows.image)[picked]
         latents = latents + self.distance * model.noise(len(latents), self.seed, start)
-        source = rows.id[picked]
-        label = None if rows.label is None else rows.label[picked]
         classes = None
         if model.classes:
-            classes = np.full(len(picked), UNLABELLED) if label is None else label
+            classes = np.full(len(picked), UNLABELLED) if sources.label is None else sources.label
             if (missing := classes == UNLABELLED).any():
                 classes = np.where(missing, model.classify(rows.image)[picked], classes)
         images = _tensor_column(model.decode(latents, labels=classes))
-        origin = None if rows.origin is None else rows.origin[picked]
-        ids = source * self.copies + copy
-        return _table(ids, label, origin, source=pa.array(source), image=images)
+        ids, source = sources.id * self.copies + copy, pa.array(sources.id)
+        return _table(ids, sources.label, sources.origin, source=source, image=images)
 
 
 @dataclass(frozen=True)

@@ -55,29 +55,29 @@ def headline(
 
 
 def headline_stats(
-    evaluation: dict[str, Any] | None, summary: dict[str, Any] | None, epochs: list[dict[str, Any]]
+    evaluation: dict[str, Any], summary: dict[str, Any] | None, epochs: list[dict[str, Any]]
 ) -> list[Stat]:
     """Return the most important numbers, as far as they are known."""
     stats = []
-    measured = evaluation or {}
-    frechet = ((measured.get("fidelity") or {}).get("metrics") or {}).get("frechet") or {}
+    frechet = ((evaluation.get("fidelity") or {}).get("metrics") or {}).get("frechet") or {}
     value, baseline = frechet.get("value"), frechet.get("real_baseline")
     if value is not None:
         ratio = f"{format_number(value / baseline)} × that of real images" if baseline else ""
         stats.append(Stat(metric_title("frechet"), format_number(value), ratio))
-    scores = (measured.get("representation") or {}).get("discriminator") or {}
+    scores = (evaluation.get("representation") or {}).get("discriminator") or {}
+    split = evaluation.get("split", "test")
     for name in ("knn_1", "linear_probe"):
         score = scores.get(name) or {}
         if score.get("accuracy") is not None:
-            what = f"accuracy on the split {measured.get('split', 'test')}, of D’s representation"
+            what = f"accuracy on the split {split}, of D’s representation"
             stats.append(Stat(metric_title(name), format_percent(score["accuracy"]), what))
-    classified = measured.get("classification") or {}
+    classified = evaluation.get("classification") or {}
     if classified.get("error") is not None:
         used = classified.get("training_labels")
-        labels = f" with {pluralize(used, 'label')}" if used else ""
-        what = f"on the split {measured.get('split', 'test')}, trained{labels or ' with labels'}"
+        labels = pluralize(used, "label") if used else "labels"
+        what = f"on the split {split}, trained with {labels}"
         stats.append(Stat("Error of D’s classifier", format_percent(classified["error"]), what))
-    reconstruction = measured.get("reconstruction") or {}
+    reconstruction = evaluation.get("reconstruction") or {}
     if reconstruction.get("error") is not None:
         mean = reconstruction.get("mean_image")
         comparison = f"{format_number(mean)} for the mean image" if mean is not None else ""
@@ -214,11 +214,11 @@ def representation_table(
 
     The arguments are the parts of an evaluation of these names.
     """
-    parts = [part if isinstance(part, dict) else {} for part in (representation, features)]
     merged = {
-        k: {**(parts[0].get(k) or {}), **(parts[1].get(k) or {})} for k in parts[0] | parts[1]
+        owner: {**(representation.get(owner) or {}), **(features.get(owner) or {})}
+        for owner in representation | features
     }
-    owners = {k: v for k, v in merged.items() if v}
+    owners = {owner: scores for owner, scores in merged.items() if scores}
     names = dict.fromkeys(name for scores in owners.values() for name in scores)
     rows = [
         (_capitalize(metric_title(name)), [_cell(s.get(name)) for s in owners.values()])
