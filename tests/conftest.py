@@ -13,6 +13,7 @@ from helpers.five_steps import global_batch
 from helpers.local_ray import local_ray
 from helpers.saved_states import METADATA, States, small_gan
 from helpers.states import pack, unpack
+from threadpoolctl import threadpool_limits
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
@@ -68,8 +69,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Small tensors on busy cores: two threads wait for each other longer than they work."""
+    """Small arrays on busy cores: two threads wait for each other longer than they work."""
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's, scipy's and scikit-learn's
 
 
 @pytest.fixture(scope="session")

@@ -123,13 +123,10 @@ def train_classifier(
         The network with EMA weights and batch norm statistics, in evaluation mode, on the CPU.
 
     Raises:
-        UserError: There are fewer than two images, or a label is out of range.
+        UserError: There are fewer than two images.
     """
-    if len(images) < 2 or len(images) != len(labels):
+    if len(images) < 2:
         raise UserError(f"{len(images)} images with {len(labels)} labels cannot be trained on.")
-    if labels.min() < 0 or labels.max() >= classes:
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise UserError(f"The label {wrong} is out of range: there are {classes} classes, from 0.")
     shape: tuple[int, int, int] = images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -219,40 +219,16 @@ PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
 )
 """Test accuracy of probes of the features; D's go by the name alone."""
 
+_of_features = partial(Metric[FeatureData, FeatureScore], thorough=True)
+_of_clusters = partial(_of_features, requires=_PROBED)
 FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
-    Metric(
-        "cluster_accuracy", "clustering accuracy", features.cluster_accuracy, _PROBED, thorough=True
-    ),
-    Metric(
-        "kmeans_accuracy",
-        "k-means clustering accuracy",
-        features.kmeans_accuracy,
-        _PROBED,
-        thorough=True,
-    ),
-    Metric(
-        "nmi",
-        "normalized mutual information",
-        features.normalized_mutual_information,
-        _PROBED,
-        thorough=True,
-    ),
-    Metric("ari", "adjusted Rand index", features.adjusted_rand_index, _PROBED, thorough=True),
-    Metric(
-        "alignment",
-        "alignment of two views",
-        features.feature_alignment,
-        larger_is_better=False,
-        thorough=True,
-    ),
-    Metric(
-        "uniformity",
-        "uniformity",
-        features.feature_uniformity,
-        larger_is_better=False,
-        thorough=True,
-    ),
-    Metric("effective_rank", "effective rank (RankMe)", features.effective_rank, thorough=True),
+    _of_clusters("cluster_accuracy", "clustering accuracy", features.cluster_accuracy),
+    _of_clusters("kmeans_accuracy", "k-means clustering accuracy", features.kmeans_accuracy),
+    _of_clusters("nmi", "normalized mutual information", features.normalized_mutual_information),
+    _of_clusters("ari", "adjusted Rand index", features.adjusted_rand_index),
+    _of_features("alignment", "alignment of two views", features.feature_alignment, (), False),
+    _of_features("uniformity", "uniformity", features.feature_uniformity, (), False),
+    _of_features("effective_rank", "effective rank (RankMe)", features.effective_rank),
 )
 """Of the features themselves: clusters, and checks that need no labels; D's go by the name
 alone."""

@@ -66,14 +66,14 @@ class ProbeData:
         seed: Seed of the validation split of the linear probe and of the draws of few labels.
 
     Raises:
-        UserError: The shapes do not match, a label is negative, or a feature is NaN or Inf.
+        UserError: A feature is NaN or Inf.
     """
 
     def __init__(
         self, train: Floats, labels: Labels, test: Floats, test_labels: Labels, seed: int = 0
     ):
-        _check("training", train, labels, train.shape)
-        _check("test", test, test_labels, train.shape)
+        check_finite(train, "training image")
+        check_finite(test, "test image")
         self.train, self.test = (np.ascontiguousarray(x, np.float32) for x in (train, test))
         self.labels, self.test_labels, self.seed = labels, test_labels, seed
         self.classes = int(labels.max()) + 1
@@ -342,17 +342,3 @@ def label_spreading(
 
 def _over_draws(accuracies: list[float], setting: str) -> ProbeScore:
     return ProbeScore(float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)), setting)
-
-
-def _check(kind: str, features: Floats, labels: Labels, expected: tuple[int, ...]) -> None:
-    if features.ndim != 2 or features.shape[1] != expected[-1] or not len(features):
-        raise UserError(
-            f"The {kind} features are of shape {list(features.shape)}, those of training "
-            f"{list(expected)}: both must be [N, d] of the same d."
-        )
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise UserError(
-            f"The {kind} labels, {labels.dtype} {list(labels.shape)}, must be one whole number "
-            f"from 0 for each of the {len(features)} images."
-        )
-    check_finite(features, f"{kind} image")

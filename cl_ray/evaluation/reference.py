@@ -13,6 +13,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -129,12 +130,7 @@ class ReferenceClassifier:
             raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
     def features(self, images: Pixels) -> Floats:
-        """Compute the penultimate layer, float32 [N, d], not negative, of uint8 [N, H, W, C].
-
-        Raises:
-            UserError: The images are not of `shape` or not uint8.
-        """
-        _check_images(images, self.metadata.shape, f"The reference {self.name}")
+        """Compute the penultimate layer, float32 [N, d], not negative, of uint8 [N, H, W, C]."""
         return classifier_outputs(self.network.trunk, images)
 
     def probabilities(self, features: Floats) -> Floats:
@@ -162,12 +158,7 @@ class StackedReference:
         self.digits = ReferenceClassifier.load("mnist")
 
     def features(self, images: Pixels) -> Floats:
-        """Compute the three channels' features, float32 [N, 3 d], of uint8 [N, 28, 28, 3].
-
-        Raises:
-            UserError: The images are of another shape or not uint8.
-        """
-        _check_images(images, STACKED_SHAPE, f"The reference {STACKED}")
+        """Compute the three channels' features, float32 [N, 3 d], of uint8 [N, 28, 28, 3]."""
         channels = np.moveaxis(images, 3, 1).reshape(-1, *STACKED_SHAPE[:2], 1)
         return self.digits.features(channels).reshape(len(images), -1)
 
@@ -177,31 +168,19 @@ class StackedReference:
         return mode_labels(self.digits.labels(channels).reshape(-1, 3))
 
 
+@dataclass(frozen=True)
 class PretrainedReference:
     """Features by a pretrained network, which gives no labels.
 
     Args:
         name: Name of the features beside a metric, such as `dinov2-small`.
-        compute: Computes features, float32 [N, d], of uint8 images [N, H, W, C].
+        features: Computes features, float32 [N, d], of uint8 images [N, H, W, C].
         shape: Height, width and channels of an image; None for images of any size.
     """
 
-    def __init__(
-        self,
-        name: str,
-        compute: Callable[[Pixels], Floats],
-        shape: tuple[int, int, int] | None = None,
-    ):
-        self.name, self.compute, self.shape = name, compute, shape
-
-    def features(self, images: Pixels) -> Floats:
-        """Compute features, float32 [N, d], of uint8 images [N, H, W, C].
-
-        Raises:
-            UserError: The images are of another shape or not uint8.
-        """
-        _check_images(images, self.shape, f"The reference {self.name}")
-        return self.compute(images)
+    name: str
+    features: Callable[[Pixels], Floats]
+    shape: tuple[int, int, int] | None = None
 
 
 Reference = ReferenceClassifier | StackedReference | PretrainedReference
@@ -402,19 +381,6 @@ def check_finite(features: Floats, kind: str) -> None:
             f"The features of {kind} {row} are NaN or Inf: the network that computed the image or "
             "the features has damaged weights."
         )
-
-
-def _check_images(images: Pixels, shape: tuple[int, ...] | None, who: str) -> None:
-    """Check that images are uint8 [N, *shape]."""
-    expected = f"[N, {', '.join(map(str, shape or ('H', 'W', '1 or 3')))}]"
-    fits = images.ndim == 4 and (images.shape[1:] == shape if shape else images.shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not fits:
-        raise UserError(
-            f"{who} takes uint8 images {expected}, not {images.dtype} "
-            f"{list(images.shape)}: give images like those, or another reference."
-        )
-    if not len(images):
-        raise UserError(f"{who} was given no image at all.")
 
 
 class ReferenceCommand(ClassifierConfig):

@@ -32,34 +32,27 @@ def trained_weights(digits: Any, **changes: Any) -> torch.Tensor:
     return torch.cat([part.flatten().double() for part in network.state_dict().values()])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [16, 28, 29, 32, 45, 64])
-def test_every_shape_of_image(side: int, channels: int) -> None:
-    network = Classifier((side, side, channels), 7, SMALL).eval()
+@pytest.mark.parametrize(
+    ("side", "channels", "fitting", "stride"),
+    [(16, 1, 2, 2), (29, 1, 2, 2), (32, 3, 2, 2), (45, 3, 4, 4), (64, 1, 4, 2), (128, 3, 8, 8)],
+)
+def test_every_shape_of_image(side: int, channels: int, fitting: int, stride: int) -> None:
+    """The stride that fits leaves small maps, so that images of any size cost about the same."""
+    assert fitting_stride(side) == fitting
+    config = SMALL.model_copy(update={"stride": stride})
+    network = Classifier((side, side, channels), 7, config).eval()
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, channels), np.uint8)
+    assert classifier_outputs(network.trunk[:1], images).shape == (3, 4, *[-(-side // stride)] * 2)
     assert classifier_outputs(network.trunk, images).shape == (3, 10)
     found = classifier_outputs(network, images)
     assert found.shape == (3, 7)
     assert found.dtype == np.float32
     assert not np.allclose(found[0], found[1])  # each image has its own
-    assert np.allclose(found[1:2], classifier_outputs(network, images[1:2]), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("side", "stride"), [(16, 2), (28, 2), (32, 2), (45, 4), (64, 4), (128, 8)]
-)
-def test_the_stride_that_fits_leaves_small_maps(side: int, stride: int) -> None:
-    """So that images of any size cost about the same."""
-    assert fitting_stride(side) == stride
-    network = Classifier((side, side, 3), 7, SMALL.model_copy(update={"stride": stride})).eval()
-    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    assert classifier_outputs(network.trunk[:1], images).shape == (2, 4, *[-(-side // stride)] * 2)
-    assert classifier_outputs(network, images).shape == (2, 7)
 
 
 def test_outputs_do_not_depend_on_the_batch(digits: Any) -> None:
     network = Classifier((28, 28, 1), 10, SMALL).eval()
-    images = digits[0][:1001]
+    images = digits[0]
     whole = classifier_outputs(network, images)
     parts = [classifier_outputs(network, images[:3]), classifier_outputs(network, images[3:])]
     assert np.allclose(whole, np.concatenate(parts), atol=1e-5)
@@ -95,20 +88,10 @@ def test_the_weights_are_averaged(digits: Any) -> None:
     assert 0 < (slow - last).norm() < (start - last).norm()
 
 
-@pytest.mark.parametrize(("count", "epochs"), [(2, 1), (5, 2), (40, 1)])
-def test_very_few_images(digits: Any, count: int, epochs: int) -> None:
-    config = TINY.model_copy(update={"epochs": epochs})
-    network = train_classifier(digits[0][:count], digits[1][:count], 10, config)
-    assert np.isfinite(classifier_outputs(network, digits[0][:9])).all()
-
-
-def test_labels_that_do_not_fit_are_refused(digits: Any) -> None:
+def test_very_few_images(digits: Any) -> None:
     images, labels = digits
-    with pytest.raises(UserError, match="1 images with 1 labels"):
+    for count in (2, 40):  # less than a batch, and a part of one left over
+        network = train_classifier(images[:count], labels[:count], 10, TINY)
+        assert np.isfinite(classifier_outputs(network, images[:9])).all()
+    with pytest.raises(UserError, match="1 images with 1 labels cannot be trained on"):
         train_classifier(images[:1], labels[:1], 10, TINY)
-    with pytest.raises(UserError, match="9 images with 8 labels"):
-        train_classifier(images[:9], labels[:8], 10, TINY)
-    with pytest.raises(UserError, match="label 12 is out of range: there are 10"):
-        train_classifier(images[:9], np.full(9, 12), 10, TINY)
-    with pytest.raises(UserError, match="label -1 is out of range"):
-        train_classifier(images[:9], np.full(9, -1), 10, TINY)

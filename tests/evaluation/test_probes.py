@@ -29,20 +29,14 @@ def blobs(count: int, size: int, classes: int, apart: float, seed: int = 0) -> A
     return (means[labels] + random.standard_normal((count, size))).astype(np.float32), labels
 
 
-def test_neighbours_are_the_sorted_distances() -> None:
-    bank, queries = blobs(90, 5, 4, 1)[0], blobs(40, 5, 4, 1, seed=1)[0]
-    far = ((queries[:, None].astype(np.float64) - bank[None]) ** 2).sum(2)
-    assert np.array_equal(probes.nearest_neighbours(bank, queries, 9), far.argsort(1)[:, :9])
-
-
-@pytest.mark.parametrize("k", [1, 5, 20])
-def test_knn_is_that_of_scikit_learn(k: int) -> None:
+def test_knn_is_that_of_scikit_learn() -> None:
     """The smaller label wins a tie."""
-    x, y = blobs(300, 8, 5, 0.5)
-    q, truth = blobs(200, 8, 5, 0.5, seed=1)
-    train, test = probes.principal_components(x, q)
-    theirs = KNeighborsClassifier(k).fit(train, y).score(test, truth)
-    assert probes.knn_accuracy(ProbeData(x, y, q, truth), k).accuracy == pytest.approx(theirs)
+    (x, y), (q, truth) = blobs(300, 8, 5, 0.5), blobs(200, 8, 5, 0.5, seed=1)
+    data = ProbeData(x, y, q, truth)
+    for k in (1, 20):
+        theirs = KNeighborsClassifier(k).fit(data.components[0], y)
+        expected = theirs.score(data.components[1], truth)
+        assert probes.knn_accuracy(data, k).accuracy == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3])
@@ -77,8 +71,7 @@ def test_the_penalty_is_selected_on_held_out_images() -> None:
 
 def test_the_selected_penalty_is_fitted_to_all_images() -> None:
     """Also where a class is missing among those that it is selected by."""
-    x, y = blobs(300, 5, 3, 0.6)
-    q, _ = blobs(300, 5, 3, 0.6, seed=1)
+    (x, y), (q, _) = blobs(300, 5, 3, 0.6), blobs(300, 5, 3, 0.6, seed=1)
     predicted, penalty = probes.linear_probe(x, y, q, seed=4)
     theirs = LogisticRegression(C=1 / (penalty * len(x)), max_iter=1000).fit(x, y).predict(q)
     assert (predicted == theirs).mean() > 0.99
@@ -218,20 +211,8 @@ def test_constant_and_few_features(easy: Any) -> None:
             probe(one)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda a: a.__setitem__(2, a[2][:, :5]), r"test features.*\[400, 5\].*\[600, 8\]"),
-        (lambda a: a.__setitem__(0, a[0][:, 0]), r"training features.*\[600\]"),
-        (lambda a: a.__setitem__(1, a[1][:-1]), r"training labels, int64 \[599\]"),
-        (lambda a: a.__setitem__(3, a[3] * 0.5), r"test labels, float64"),
-        (lambda a: a.__setitem__(1, a[1] - 1), "from 0"),
-        (lambda a: a.__setitem__(2, a[2][:0]), r"test features.*\[0, 8\]"),
-        (lambda a: a[2].__setitem__((5, 3), np.inf), "features of test image 5 are NaN or Inf"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(easy: Any, change: Any, words: str) -> None:
-    arrays = [part.copy() for part in easy]
-    change(arrays)
-    with pytest.raises(UserError, match=words):
-        ProbeData(*arrays)
+def test_damaged_features_are_refused(easy: Any) -> None:
+    x, y, q, truth = easy
+    damaged = np.where(np.arange(len(q))[:, None] == 5, np.inf, q)
+    with pytest.raises(UserError, match="features of test image 5 are NaN or Inf"):
+        ProbeData(x, y, damaged, truth)

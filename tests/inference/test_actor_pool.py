@@ -19,6 +19,7 @@ import ray
 import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
+from cl_ray.inference import actor_pool
 from cl_ray.inference.actor_pool import ActorPool, allocate_actors, prepare_inference, run_inference
 from cl_ray.inference.tasks import EmbedTask, GenerateTask, ScoreTask
 from cl_ray.model import TrainedModel
@@ -121,15 +122,22 @@ class CrashOnArrival(GenerateTask):
         return _crash_in_an_actor, ()
 
 
-@pytest.mark.parametrize("kind", [CrashInCompute, CrashOnArrival])
+@pytest.mark.parametrize(
+    ("kind", "retries"), [(CrashInCompute, actor_pool.MAX_RETRIES), (CrashOnArrival, 1)]
+)
 def test_actors_that_keep_dying_end_it(
-    trained: Path, tmp_path: Path, kind: type[GenerateTask]
+    trained: Path,
+    tmp_path: Path,
+    kind: type[GenerateTask],
+    retries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(actor_pool, "MAX_RETRIES", retries)
     job = prepare_inference(str(trained), kind(COUNT, seed=3), str(tmp_path / "out.parquet"))
     with pytest.raises(UserError) as error:
         list(run_inference(job, ONE))
     message = str(error.value)
-    assert message.startswith("An actor died after 3 restarts: ")
+    assert message.startswith(f"An actor died after {retries} restarts: ")
     assert CONNECTION_LOST in message
     assert message.endswith(f"; 0 of {COUNT:,} images are written, and the same command resumes.")
 
@@ -186,7 +194,7 @@ def test_damaged_data_is_named(trained: Path, make_digits: Any, tmp_path: Path) 
     shard.write_bytes(blob)
     expected = rf"{shard.name} is damaged.*0 of 300 embeddings are written"
     with pytest.raises(UserError, match=expected):
-        list(run_inference(job, TWO))
+        list(run_inference(job))
 
 
 def test_allocation_fits_the_machine() -> None:

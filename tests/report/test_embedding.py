@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf import text_format
-from helpers.reported_run import TEST
+from helpers.reported_run import TEST, run_storage
 from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import cl_ray
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
 from cl_ray.report import embedding
-from cl_ray.report.embedding import embedding_map, plot_embedding
-from cl_ray.report.page import write_run_report
+from cl_ray.report.embedding import embedding_map, plot_embedding, write_projector
 
 
 def test_a_map_keeps_clusters_together() -> None:
@@ -52,29 +51,25 @@ def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: 
     assert hover == [("a &lt;1&gt;.png",), ("b 2.png",), ("c 3.png",), ("d 4.png",)]
 
 
-def test_images_without_a_label_are_named_so(trained: Path, digits: str) -> None:
-    dataset = Dataset.open(digits)
-    test = dataset.read("test")
-    assert test.label is not None
-    some = replace(test, label=np.where(test.label < 5, test.label, UNLABELLED))
-    plot = plot_embedding(cl_ray.load(trained), dataset, some, "test")
-    assert plot is not None
-    names = [trace.name for trace in plot.chart.figure.data]
-    assert names == ["no label", *map(str, range(5))]
-    assert plot.chart.alt.endswith("in 5 labels.")
-
-
-def test_names_of_classes_are_text(trained: Path, digits: str) -> None:
+def test_names_of_classes_are_text_and_images_without_a_label_are_named_so(
+    trained: Path, digits: str
+) -> None:
     dataset = Dataset.open(digits)
     hostile = ["<b>\ta%{x}\n\u202e", *map(str, range(1, 10))]
     named = replace(dataset, info=dataset.info.model_copy(update={"classes": hostile}))
-    plot = plot_embedding(cl_ray.load(trained), named, dataset.read("test"), "test")
+    test = dataset.read("test")
+    assert test.label is not None
+    some = replace(test, label=np.where(test.label < 5, test.label, UNLABELLED))
+    plot = plot_embedding(cl_ray.load(trained), named, some, "test")
     assert plot is not None
     assert plot.names is not None
     assert "<b>\\ta%{x}\\n\\u202e" in plot.names  # a cell of the projector's table
-    trace = plot.chart.figure.data[0]
-    assert trace.name == trace.hovertext == "&lt;b&gt;\\ta%{x}\\n\\u202e"
-    assert trace.hovertemplate is None
+    traces = plot.chart.figure.data
+    escaped = "&lt;b&gt;\\ta%{x}\\n\\u202e"
+    assert [trace.name for trace in traces] == ["no label", escaped, "1", "2", "3", "4"]
+    assert traces[1].hovertext == escaped
+    assert traces[1].hovertemplate is None
+    assert plot.chart.alt.endswith("in 5 labels.")
 
 
 def test_the_projector_has_every_image_with_its_label(
@@ -107,10 +102,14 @@ def test_the_projector_has_every_image_with_its_label(
     assert len(list(logs.glob("events*"))) == 1  # the training's own
 
 
-def test_embeddings_of_other_steps_are_kept(copied: Path) -> None:
-    logs = copied / "tensorboard"
-    for checkpoint in ("step-00000020", "last", "step-00000020"):
-        assert write_run_report(copied, checkpoint).projector
+def test_embeddings_of_other_steps_are_kept(page: Path, copied: Path, digits: str) -> None:
+    """Those of the same step are replaced. The page has written the last step's."""
+    logs, dataset = copied / "tensorboard", Dataset.open(digits)
+    run = cl_ray.load(copied, "step-00000020")
+    plot = plot_embedding(run, dataset, dataset.read("test"), "test")
+    assert plot is not None
+    for _ in range(2):
+        write_projector(run_storage(copied), run.step, plot)
     text = (logs / "projector_config.pbtxt").read_text()
     index = text_format.Parse(text, ProjectorConfig())
     names = [entry.tensor_name for entry in index.embeddings]
@@ -118,6 +117,3 @@ def test_embeddings_of_other_steps_are_kept(copied: Path) -> None:
     for entry in index.embeddings:
         assert (logs / entry.tensor_path).is_file()
     assert len(list(logs.glob("*tfevents*"))) == 1
-    before = sorted(path.name for path in logs.rglob("*"))
-    assert not write_run_report(copied, projector=False).projector
-    assert sorted(path.name for path in logs.rglob("*")) == before

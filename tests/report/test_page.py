@@ -75,17 +75,25 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
     assert "90 images of the split test" in section(text, "embeddings")
 
 
-def test_a_run_that_is_still_training(copied: Path) -> None:
-    (copied / "summary.json").unlink()
-    (copied / "evaluation.json").unlink()
-    config = (copied / "config.yaml").read_text().replace("epochs: 3", "epochs: 5")
-    (copied / "config.yaml").write_text(config)
-    text = text_of(write_run_report(copied).location)
+@pytest.fixture
+def without_networks(copied: Path) -> Path:
+    """A copy of the run without a checkpoint: without galleries its page is written at once."""
+    shutil.rmtree(copied / "checkpoints")
+    return copied
+
+
+def test_a_run_that_is_still_training(without_networks: Path) -> None:
+    folder = without_networks
+    (folder / "summary.json").unlink()
+    (folder / "evaluation.json").unlink()
+    config = (folder / "config.yaml").read_text().replace("epochs: 3", "epochs: 5")
+    (folder / "config.yaml").write_text(config)
+    text = text_of(write_run_report(folder).location)
     assert sections(text) == EVERY
     assert "3 of 5 epochs" in text
     assert "still training, or was stopped" in text
     assert "the run writes summary.json at its end" in section(text, "settings")
-    assert f"Not measured: cl-ray evaluate {copied}" in section(text, "metrics")
+    assert f"Not measured: cl-ray evaluate {folder}" in section(text, "metrics")
 
 
 def test_a_run_that_has_nothing_yet(copied: Path) -> None:
@@ -137,32 +145,28 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
     assert {line.split("\t")[1] for line in metadata.splitlines()[1:]} == {"train"}
 
 
-@pytest.mark.parametrize(
-    ("left", "complaint"),
-    [
+def test_parts_of_an_evaluation(without_networks: Path) -> None:
+    for left, complaint in (
         ({"fidelity": None}, "Not measured, as there is no reference"),
         ({"representation": None, "features": None}, "which takes labels"),
         ({"representation": {"discriminator": {}}, "features": {}}, "which takes labels"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
         ({"fidelity": {"features": "inception-v3", "metrics": {}, "histogram": None}}, "Not meas"),
-        ({"checkpoint": "step-00000020"}, "The images on this page are of step-00000030"),
-    ],
-)
-def test_parts_of_an_evaluation(copied: Path, left: dict[str, Any], complaint: str) -> None:
-    run_storage(copied).write("evaluation.json", json.dumps(EVALUATION | left).encode())
-    if not left.get("checkpoint"):
-        shutil.rmtree(copied / "checkpoints")  # without galleries it is written at once
-    text = text_of(write_run_report(copied, projector=False).location)
-    assert complaint in section(text, "metrics")
-    assert sections(text) == EVERY
-    assert "None" not in section(text, "metrics")
+    ):
+        content = json.dumps(EVALUATION | left).encode()
+        run_storage(without_networks).write("evaluation.json", content)
+        text = text_of(write_run_report(without_networks).location)
+        assert complaint in section(text, "metrics")
+        assert sections(text) == EVERY
+        assert "None" not in section(text, "metrics")
 
 
-def test_the_split_of_evaluations_while_training_is_named(copied: Path) -> None:
-    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+def test_the_split_of_evaluations_while_training_is_named(without_networks: Path) -> None:
+    log = without_networks / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     told = [json.dumps(ln | {"evaluation/knn_1": 0.9 + 0.01 * ln["epoch"]}) for ln in lines]
-    (copied / "metrics.jsonl").write_text("\n".join(told) + "\n")
-    metrics = section(text_of(write_run_report(copied, projector=False).location), "metrics")
+    log.write_text("\n".join(told) + "\n")
+    metrics = section(text_of(write_run_report(without_networks).location), "metrics")
     assert "Measured on training images, as the data has no split validation." in metrics
     assert "1-NN from 91.00% to 93.00%" in metrics  # the description of the chart
 
@@ -209,11 +213,15 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(copied.parent)
     (copied / "tensorboard" / "projector_config.pbtxt").unlink(missing_ok=True)
+    evaluation = json.dumps(EVALUATION | {"checkpoint": "step-00000020"})
+    (copied / "evaluation.json").write_text(evaluation)
     cli.main(["report", "demo", "--checkpoint=best", "--no-projector"])
     shown = capsys.readouterr().out
     assert f"{copied}/report.html (" in shown
     assert "kB)" in shown
     assert "rojector" not in shown
+    metrics = section(text_of(copied / "report.html"), "metrics")
+    assert "The images on this page are of step-00000030" in metrics
     assert not (copied / "tensorboard" / "projector_config.pbtxt").exists()
     for manifest in (copied / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
@@ -237,8 +245,8 @@ def test_a_missing_run_or_checkpoint_is_one_sentence(
     assert not (copied / "report.html").exists()
 
 
-def test_a_page_that_cannot_be_written(copied: Path) -> None:
-    (copied / "report.html").unlink(missing_ok=True)
-    (copied / "report.html").mkdir()
+def test_a_page_that_cannot_be_written(without_networks: Path) -> None:
+    (without_networks / "report.html").unlink(missing_ok=True)
+    (without_networks / "report.html").mkdir()
     with pytest.raises(UserError, match=r"report.html cannot be written \([\d,]+ bytes\)"):
-        write_run_report(copied, projector=False)
+        write_run_report(without_networks)
