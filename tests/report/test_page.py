@@ -161,12 +161,11 @@ def test_parts_of_an_evaluation(without_networks: Path) -> None:
         assert "None" not in section(text, "metrics")
 
 
-def test_the_split_of_evaluations_while_training_is_named(without_networks: Path) -> None:
-    log = without_networks / "metrics.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+def test_the_split_of_evaluations_while_training_is_named(copied: Path) -> None:
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     told = [json.dumps(ln | {"evaluation/knn_1": 0.9 + 0.01 * ln["epoch"]}) for ln in lines]
-    log.write_text("\n".join(told) + "\n")
-    metrics = section(text_of(write_run_report(without_networks).location), "metrics")
+    (copied / "metrics.jsonl").write_text("\n".join(told) + "\n")
+    metrics = section(text_of(write_run_report(copied, projector=False).location), "metrics")
     assert "Measured on training images, as the data has no split validation." in metrics
     assert "1-NN from 91.00% to 93.00%" in metrics  # the description of the chart
 
