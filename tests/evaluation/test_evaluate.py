@@ -268,6 +268,7 @@ def test_the_command_writes_the_table_and_the_file(
     folder: Path, digits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("cl_ray.evaluation.clustering._STEPS", 10)
     main(["evaluate", str(folder), "--reference=mnist", f"--samples={TEST}"])
     shown = capsys.readouterr().out
     saved = json.loads((folder / "evaluation.json").read_text())

@@ -30,6 +30,7 @@ from cl_ray.tuning.search import prepare_search
 @pytest.fixture
 def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "_SEEN", 720)
+    monkeypatch.setattr("cl_ray.evaluation.clustering._STEPS", 10)
     monkeypatch.setattr(writer, "GROUP_BYTES", 1)  # row groups of 64 images
     train, validation, test = noise(240), noise(60, seed=2), noise(60, seed=1)
     data = write_images(tmp_path / "noise", train=train, validation=validation, test=test)
