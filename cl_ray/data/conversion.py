@@ -24,7 +24,11 @@ class DepthRange:
         self._lock = threading.Lock()
 
     def add(self, image: Image.Image, name: str) -> NDArray[np.uint8]:
-        """Take an image into account, in any thread; the pixels that are returned mean nothing."""
+        """Take an image into account, in any thread; the pixels that are returned mean nothing.
+
+        Raises:
+            UserError: A pixel is NaN or Inf.
+        """
         deep = _is_deep(image)
         values = np.asarray(image) if deep else np.empty(0)
         if not np.isfinite(values).all():
@@ -39,7 +43,11 @@ class DepthRange:
         return np.empty((1, 1, 1), np.uint8)
 
     def check(self) -> None:
-        """Check that all images have more than 8 bits, and not all pixels the same value."""
+        """Check the range of all images.
+
+        Raises:
+            UserError: Not all images have more than 8 bits, or all pixels are the same.
+        """
         if not self._deep:
             raise UserError("No image has more than 8 bits a channel: leave --scale-depth out.")
         if self._shallow:

@@ -249,7 +249,14 @@ def distance_stride(side: int) -> int:
 
 
 def open_dataset_location(location: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a dataset and the path on it; `mnist` is the packaged one."""
+    """Return the filesystem that holds a dataset and the path on it.
+
+    Args:
+        location: `mnist` (the packaged set), a local path, or a URI such as `s3://bucket/key`.
+
+    Raises:
+        UserError: The URI's filesystem is unknown or cannot be reached.
+    """
     if location == PACKAGED:
         return pafs.LocalFileSystem(), str(files("cl_ray.data").joinpath(PACKAGED))
     return open_filesystem(location)
@@ -327,7 +334,11 @@ class Dataset:
     def check_same(self, fingerprint: str | None) -> None:
         """Check that these are the images that a run or a search was started on.
 
-        Their fingerprint is as it was recorded then; None if it was not.
+        Args:
+            fingerprint: `DatasetInfo.fingerprint` as it was recorded; None if it was not.
+
+        Raises:
+            UserError: They are others.
         """
         if fingerprint not in (None, self.info.fingerprint):
             raise UserError(

@@ -87,7 +87,11 @@ class ImageLimits:
         return _BYTES_PER_PIXEL * self.pixels + _BYTES_BESIDE
 
     def check_bytes(self, size: int, name: str) -> None:
-        """Check that a file has no more bytes than an image of that many pixels can have."""
+        """Check the size of a file.
+
+        Raises:
+            UserError: It is larger than an image of that many pixels can be.
+        """
         if size > self.bytes:
             raise UserError(
                 f"{name} has {size:,} bytes, more than {_BYTES_PER_PIXEL} for each of --max-pixels "
@@ -95,7 +99,11 @@ class ImageLimits:
             )
 
     def check(self, width: int, height: int, name: str) -> None:
-        """Check the size of an image in pixels."""
+        """Check the size of an image.
+
+        Raises:
+            UserError: It is too large.
+        """
         if width * height > self.pixels:
             self.refuse(f"{width} × {height} pixels", name)
         if self.side is not None and max(width, height) > self.side:
@@ -218,7 +226,11 @@ def load_image(image: ImageFile.ImageFile, name: str) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
-    """Open and load an image file, as `open_image` and `load_image` do."""
+    """Open and load an image file.
+
+    Raises:
+        UserError: As `open_image` and `load_image`.
+    """
     return load_image(open_image(data, name, limits), name)
 
 

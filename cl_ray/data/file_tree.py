@@ -41,7 +41,11 @@ class FileTree:
     threads: int = 8
 
     def read(self, file: str) -> bytes:
-        """Return the content of a file; of a damaged archive, raise any exception."""
+        """Return the content of a file.
+
+        Raises:
+            UserError: The filesystem does not give it. Of a damaged archive: any exception.
+        """
         try:
             with self.open(file) as stream:
                 return stream.read(self.sizes[file] + 1)

@@ -33,7 +33,11 @@ _WITHOUT = "leave the labels out with `--label-column none`"
 
 
 def check_class_count(count: int, location: str, column: str) -> None:
-    """Check that different labels are not too many for classes."""
+    """Check the number of different labels.
+
+    Raises:
+        UserError: There are too many.
+    """
     if count > MAX_CLASSES:
         raise UserError(
             f"{location} holds more than {MAX_CLASSES:,} different values in {column}, which are "

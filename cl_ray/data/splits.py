@@ -46,7 +46,15 @@ def find_file_splits(
 
 
 def check_file_splits(location: str, splits: dict[str, list[str]]) -> None:
-    """Check that there is a training split, and that no file is in the split ""."""
+    """Check that there is a training split, and that all files are in a split.
+
+    Args:
+        location: What error messages call the source.
+        splits: The files of each split; "" holds those of none.
+
+    Raises:
+        UserError: There is none, or a file is in none.
+    """
     way_out = "add `--splits none` if all are training images"
     if "" in splits:
         raise UserError(
