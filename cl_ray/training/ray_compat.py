@@ -154,9 +154,10 @@ def start_local_ray(
             if not str(error).startswith(START_TIMEOUT):
                 raise
             for process in set(psutil.Process().children()).difference(before):
-                if any(str(temp_folder) in argument for argument in process.cmdline()):
-                    process.kill()
-                    process.wait()
+                with suppress(psutil.Error):  # it has ended
+                    if any(str(temp_folder) in argument for argument in process.cmdline()):
+                        process.kill()
+                        process.wait()
             watched.close()  # for what these had started
             busy = "its processes were not up within 30 s, as this machine is too busy"
             if attempt == START_ATTEMPTS:
