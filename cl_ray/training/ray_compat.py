@@ -14,12 +14,11 @@ import string
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cl_ray.training.session_watcher import session_watcher
 from cl_ray.uri import redact
 
 if TYPE_CHECKING:
@@ -37,11 +36,6 @@ HEAD_RESOURCE = "node:__internal_head__"
 """The resource that only the head node has (Ray 2.60). No public API names the head node."""
 CONNECTION_LOST = "was killed, ran out of memory or crashed (Ray knows no exit code)"
 """Short for Ray's half page on a worker process whose connection ended."""
-
-START_TIMEOUT = "The current node timed out during startup"
-"""How the error of a Ray begins whose processes were not up within 30 s."""
-START_ATTEMPTS = 3
-"""How often Ray is started on a machine that is too busy to start it within 30 s."""
 
 RAY_ENVIRONMENT = {
     # A report is drained once per poll of the controller: every 2 s by default.
@@ -124,46 +118,6 @@ def local_ray_environment(dashboard: bool) -> Iterator[None]:
             setattr(ray_constants, name, value)
         for name in added:
             os.environ.pop(name, None)
-
-
-def start_local_ray(
-    stack: ExitStack, temp_folder: Path, print_retry: Callable[[str], None], **options: Any
-) -> Any:
-    """Start Ray on this machine; the stack ends what a killed driver would leave of it.
-
-    Ray 2.60 gives its processes a fixed 30 s, which a busy machine may exceed. It then raises a
-    bare Exception and leaves the processes: they are ended, and Ray is started again.
-
-    Returns:
-        What `ray.init` returns.
-
-    Raises:
-        RuntimeError: Ray was not up within 30 s in any of `START_ATTEMPTS`, or does not start.
-    """
-    import ray
-
-    import psutil  # isort: skip  # Ray brings it along
-
-    for attempt in range(1, START_ATTEMPTS + 1):
-        watched = stack.enter_context(ExitStack())
-        watched.enter_context(session_watcher(temp_folder))
-        before = psutil.Process().children()
-        try:
-            return ray.init(address="local", _temp_dir=str(temp_folder), **options)
-        except Exception as error:
-            if not str(error).startswith(START_TIMEOUT):
-                raise
-            for process in set(psutil.Process().children()).difference(before):
-                with suppress(psutil.Error):  # it has ended
-                    if any(str(temp_folder) in argument for argument in process.cmdline()):
-                        process.kill()
-                        process.wait()
-            watched.close()  # for what these had started
-            busy = "its processes were not up within 30 s, as this machine is too busy"
-            if attempt == START_ATTEMPTS:
-                raise RuntimeError(f"{busy} (tried {attempt} times); end other programs") from error
-            print_retry(f"Ray did not start: {busy}. Trying again ({attempt + 1}) …")
-    raise AssertionError("unreachable")
 
 
 def on_loopback() -> bool:

@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,12 +21,18 @@ from cl_ray.signals import hangup_blocked, termination_as_interrupt
 from cl_ray.training import ray_compat
 from cl_ray.training.auth_token import prepare_token, token_file
 from cl_ray.training.machine import check_local_ray, private_temp_folder, ray_temp_folder
+from cl_ray.training.session_watcher import session_watcher
 
 _GCS_ADDRESS = "HOST:PORT of its head's GCS (HOST:6379)"
 _CONNECT_TIMEOUT = 5.0
 """Seconds that a cluster's machine has to accept a connection."""
 _ANSWER_TIMEOUT = 10.0
 """Seconds that a cluster has to answer."""
+
+START_TIMEOUT = "The current node timed out during startup"
+"""How the error of a Ray begins whose processes were not up within 30 s."""
+START_ATTEMPTS = 3
+"""How often Ray is started on a machine that is too busy to start it within 30 s."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -155,6 +162,49 @@ def _cannot_join(address: str, reason: str) -> UserError:
     return UserError(f"Cannot join the Ray cluster {source}: {reason}.")
 
 
+def start_local_ray(
+    stack: contextlib.ExitStack,
+    temp_folder: Path,
+    print_retry: Callable[[str], None],
+    **options: Any,
+) -> Any:
+    """Start Ray on this machine; the stack ends what a killed driver would leave of it.
+
+    Ray 2.60 gives its processes a fixed 30 s, which a busy machine may exceed. It then raises a
+    bare Exception and leaves the processes: they are ended, and Ray is started again.
+
+    Returns:
+        What `ray.init` returns.
+
+    Raises:
+        RuntimeError: Ray was not up within 30 s in any of `START_ATTEMPTS`, or does not start.
+    """
+    import ray
+
+    import psutil  # isort: skip  # Ray brings it along
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        watched = stack.enter_context(contextlib.ExitStack())
+        watched.enter_context(session_watcher(temp_folder))
+        before = psutil.Process().children()
+        try:
+            return ray.init(address="local", _temp_dir=str(temp_folder), **options)
+        except Exception as error:
+            if not str(error).startswith(START_TIMEOUT):
+                raise
+            for process in set(psutil.Process().children()).difference(before):
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    if any(str(temp_folder) in argument for argument in process.cmdline()):
+                        process.kill()
+                        process.wait()
+            watched.close()  # for what these had started
+            busy = "its processes were not up within 30 s, as this machine is too busy"
+            if attempt == START_ATTEMPTS:
+                raise RuntimeError(f"{busy} (tried {attempt} times); end other programs") from error
+            print_retry(f"Ray did not start: {busy}. Trying again ({attempt + 1}) …")
+    raise AssertionError("unreachable")
+
+
 def _start_local_ray(
     stack: contextlib.ExitStack, dashboard: bool, options: dict[str, Any], console: Console
 ) -> None:
@@ -171,7 +221,7 @@ def _start_local_ray(
         print_line(console, line)
     with ray_compat.local_ray_environment(dashboard), hangup_blocked():
         try:
-            context = ray_compat.start_local_ray(
+            context = start_local_ray(
                 stack,
                 ray_temp_folder(),
                 partial(print_line, console),

@@ -74,7 +74,7 @@ def test_metrics_are_functions_of_samples_and_features(folder: Path, digits: str
     bank, queries = principal_components(model.embed(train.image), model.embed(test.image))
     rows = nearest_neighbours(bank, queries, 1)[:, 0]
     accuracy = (train.label[rows] == test.label).mean()  # the SVD depends on the order of images
-    assert metrics["knn_1"] == pytest.approx(accuracy, abs=2 / TEST)
+    assert metrics["knn_1"] == pytest.approx(accuracy, abs=4 / TEST)
     difference = (model.reconstruct(test.image) - test.image.astype(float)) / 255
     assert metrics["reconstruction"] == pytest.approx((difference**2).mean())
     mean = (train.image / 255).mean(0)

@@ -11,7 +11,7 @@ import tempfile
 
 from ray.cluster_utils import Cluster
 
-from cl_ray.training.ray_compat import START_ATTEMPTS, START_TIMEOUT
+from cl_ray.training.ray_session import START_ATTEMPTS, START_TIMEOUT
 
 with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
     node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}

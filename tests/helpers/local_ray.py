@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment, start_local_ray
+from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment
+from cl_ray.training.ray_session import start_local_ray
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.util.annotations import RayDeprecationWarning
 
 from cl_ray.storage import RunStorage
-from cl_ray.training import ray_compat
+from cl_ray.training import ray_compat, ray_session
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see tests/
 
@@ -143,18 +143,18 @@ def test_a_ray_that_is_not_up_in_time_is_ended_and_started_again(
     attempts: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its processes have started when it gives up, without the 30 s of waiting here."""
-    assert f'"{ray_compat.START_TIMEOUT}.' in inspect.getsource(node)
+    assert f'"{ray_session.START_TIMEOUT}.' in inspect.getsource(node)
     given_up: list[str] = []
 
     def get_node(gcs: str, node_id: str) -> Any:
         if not given_up:
             given_up.append(gcs)
-            raise Exception(f"{ray_compat.START_TIMEOUT}. This could happen because …")
+            raise Exception(f"{ray_session.START_TIMEOUT}. This could happen because …")
         return services_get_node(gcs, node_id)
 
     services_get_node = services.get_node
     monkeypatch.setattr(services, "get_node", get_node)
-    monkeypatch.setattr(ray_compat, "START_ATTEMPTS", attempts)
+    monkeypatch.setattr(ray_session, "START_ATTEMPTS", attempts)
     outcome = nullcontext() if attempts > 1 else pytest.raises(RuntimeError, match="too busy")
     with outcome, local_ray(cpus=1):
         assert ray.cluster_resources()["CPU"] == 1
