@@ -134,13 +134,15 @@ def parse_flags(kind: type[Any], arguments: Sequence[str], prog: str, default: A
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the value of `--flag VALUE` or `--flag=VALUE` before the flags are parsed."""
+    """Return the value of `--flag VALUE` or `--flag=VALUE` before the flags are parsed.
+
+    As tyro does, it takes `_` in a flag for `-`, and the last value of several.
+    """
     value = None
     for argument, following in zip_longest(arguments, arguments[1:]):
-        if argument == f"--{flag}":
-            value = following
-        elif argument.startswith(f"--{flag}="):
-            value = argument.partition("=")[2]
+        name, equals, text = argument.partition("=")
+        if name.replace("_", "-") == f"--{flag}":
+            value = text if equals else following
     return value
 
 
@@ -169,7 +171,7 @@ def default_preset(side: int | None) -> str:
 
 
 def add_data_defaults(
-    config: Config, file: str | None, images: int, photographic: bool, lengthen: bool
+    config: Config, file: str | None, images: int, photographic: bool, batch_size: int | None
 ) -> Config:
     """Return a config with the fields that its data choose, which are printed.
 
@@ -178,11 +180,11 @@ def add_data_defaults(
         file: The YAML file; the fields that it names are kept.
         images: Number of training images.
         photographic: Whether they are in colour; `views` are `PHOTO_VIEWS` then.
-        lengthen: Whether there are as many epochs as ENOUGH_STEPS take, or more, and epochs of
-            few images have several passes.
+        batch_size: With how many pairs a step there are as many epochs as ENOUGH_STEPS take, or
+            more, and epochs of few images have several passes; None leaves both as they are.
     """
     changes: dict[str, Any] = {"views": PHOTO_VIEWS} if photographic else {}
-    length = _epochs_for(config, images) if lengthen else {}
+    length = _epochs_for(config.epochs, images, batch_size) if batch_size else {}
     chosen = config.model_copy(update=changes | length)
     if file:
         chosen = Config.load(file, chosen)
@@ -200,10 +202,10 @@ def add_data_defaults(
     return chosen
 
 
-def _epochs_for(config: Config, images: int) -> dict[str, int]:
+def _epochs_for(epochs: int, images: int, batch_size: int) -> dict[str, int]:
     """Return `epochs` and `epoch_repeats` with which few images have at least ENOUGH_STEPS."""
-    passes = max(config.epochs, math.ceil(ENOUGH_STEPS * config.batch_size / images))
-    repeats = max(1, EPOCH_STEPS * config.batch_size // images)
+    passes = max(epochs, math.ceil(ENOUGH_STEPS * batch_size / images))
+    repeats = max(1, EPOCH_STEPS * batch_size // images)
     return {"epochs": math.ceil(passes / repeats), "epoch_repeats": repeats}
 
 

@@ -392,6 +392,9 @@ def test_the_default_preset_follows_the_size_of_the_images(
         assert config.preset == expected
         assert (f"The preset is {expected}" in capsys.readouterr().out) == (side >= 48)
         assert base_config(["--preset=quick", f"--data={data}"]).preset == "quick"
+        file = tmp_path / "data.yaml"
+        file.write_text(f"data: {data}\n")
+        assert base_config([f"--config={file}"]).preset == expected
 
 
 def test_few_images_have_epochs_for_enough_steps_unless_set(
@@ -418,7 +421,10 @@ def test_few_images_have_epochs_for_enough_steps_unless_set(
         file.write_text(text)
         assert epochs(f"--config={file}") == expected
     capsys.readouterr()
-    for flag in ("--epochs=2", "--epoch-repeats=2"):
+    for flag in ("--batch-size=100", "--batch_size=100"):
+        assert epochs(flag) == (10, 40)
+    capsys.readouterr()
+    for flag in ("--epochs=2", "--epoch-repeats=2", "--epoch_repeats=2"):
         assert epochs(flag) == (1, 1)  # of the preset, before the flag
     assert not capsys.readouterr().out
     recorded = Config(name="old", data=data, storage=str(tmp_path))

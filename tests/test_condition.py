@@ -275,8 +275,9 @@ def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path)
 
 @pytest.mark.ray
 def test_few_labels_train_a_classifier_and_are_told_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cl_ray.evaluation.clustering._STEPS", 10)
     data = write_images(
         tmp_path / "d",
         train=mnist("train", 600), validation=mnist("validation", 200), test=mnist("test", 300),

@@ -295,6 +295,9 @@ class Dialect(SQLiteDialect_pysqlite):
 
 registry.register("vault", "__main__", "Dialect")
 from cl_ray.cli import main
+from cl_ray.evaluation import clustering
+
+clustering._STEPS = 10
 for arguments in sys.argv[2].split("\\n"):
     main(arguments.split(" "))
 '''
@@ -322,12 +325,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> dict[str, 
         ["export", run, f"--out={folder}/onnx"],
         ["embed", run, f"--data={data}", f"--out={bucket.uri('trust/e.parquet')}"],
         [
-            "tune", f"--data={data}", f"--storage={storage}", "--name=s", "--trials=2",
+            "tune", f"--data={data}", f"--storage={storage}", "--name=s", "--trials=1",
             "--epochs=1", f"--config={folder}/config.yaml", f"--space={folder}/space.yaml",
             "--verbose", f"--study={study}",
         ],
-        ["tune", "--resume=s", f"--storage={storage}", "--trials=2", f"--study={study}"],
-        ["tune", "--resume=s", f"--storage={storage}", "--trials=2"],
+        ["tune", "--resume=s", f"--storage={storage}", "--trials=1", f"--study={study}"],
+        ["tune", "--resume=s", f"--storage={storage}", "--trials=1"],
     ]  # fmt: skip
     # Short, for the path of a socket; Ray's session lies there, and temporary files.
     with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as temporary:

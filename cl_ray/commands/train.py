@@ -40,8 +40,8 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
     asked, file = flag_value(arguments, "preset"), flag_value(arguments, "config")
     storage = flag_value(arguments, "storage")
     run = load_run_config(Config().storage if storage is None else storage, name_flag(arguments))
-    data = flag_value(arguments, "data")
-    info = _read_info(data)
+    data = flag_value(arguments, "data") or (Config.load(file, Config()).data if file else None)
+    info = None if run else _read_info(data)
     config = run or preset(asked or default_preset(info.shape[0] if info else None))
     if run and asked not in (None, run.preset):
         preset(str(asked))
@@ -55,11 +55,13 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
             raise UserError(
                 f"{file} has the preset {config.preset} and the flag has {asked}: leave one out."
             )
-        info = info or _read_info(config.data)
-    if info and "train" in info.splits and not run:
+    if info and "train" in info.splits:
         images, flags = info.splits["train"].rows, ("epochs", "epoch-repeats")
-        lengthen = all(flag_value(arguments, flag) is None for flag in flags)
-        config = add_data_defaults(config, file, images, info.photographic, lengthen)
+        given = flag_value(arguments, "batch-size") or ""
+        batch_size: int | None = int(given) if given.isdecimal() else config.batch_size
+        if any(flag_value(arguments, flag) is not None for flag in flags):
+            batch_size = None
+        config = add_data_defaults(config, file, images, info.photographic, batch_size)
     return TrainCommand.model_validate(config.model_dump())
 
 

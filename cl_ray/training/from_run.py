@@ -3,19 +3,27 @@
 They become a checkpoint of step 0 of the new run, which it resumes from like from any other.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from cl_ray.base_config import marked_fields
 from cl_ray.checkpoint import CHECKPOINTS, CheckpointStore
 from cl_ray.config import Config, differences
+from cl_ray.console import print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import Partition
 from cl_ray.errors import UserError
 from cl_ray.storage import RunStorage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _NETWORKS = ("generator", "discriminator", "ema_generator")
 _WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior")
 """Fields of the networks' configs that their weights do not depend on."""
+_CLASS_LAYERS = ("class_embedding.", "class_head.")
+"""Names of the weights that only a conditional network has: a vector or a row for each class."""
 
 
 def resolve_from_run(config: Config, folder: RunStorage) -> Config:
@@ -43,40 +51,52 @@ def resolve_from_run(config: Config, folder: RunStorage) -> Config:
     return config.model_copy(update={"from_run": location})
 
 
-def initial_state(config: Config, dataset: Dataset) -> dict[str, Any]:
+def initial_state(config: Config, dataset: Dataset, console: Console) -> dict[str, Any]:
     """Return the state of a run before its first step, with the networks of a resolved `from_run`.
+
+    With another condition, or other classes, the layers of classes begin with random weights.
 
     Raises:
         UserError: The run or its checkpoint is missing or damaged, or its networks differ.
     """
+    from cl_ray.gan import ContrastiveGAN  # imports torch
+
     source, name = _split(str(config.from_run))
     checkpoints = CheckpointStore(*RunStorage.existing(source.uri).open())
     hint = f"Begin with the one before, `--from-run {source}/{CHECKPOINTS}/"
     state = checkpoints.load(str(name), hint)
     partition = Partition(dataset, config, config.worker_range[0])
     trained = Config.from_yaml(state["config"], f"{source}, {name}")
-    fixed = (*marked_fields(Config, "architecture"), "condition", "losses.form")
+    fixed = (*marked_fields(Config, "architecture"), "losses.form")
     pairs = {
         field: pair
         for field, pair in differences(trained, config).items()
         if field.startswith(fixed) and field not in _WITHOUT_WEIGHTS
     }
-    shape, classes = list(dataset.info.shape), len(partition.classes)
-    pairs |= {"shape of the images": (state["shape"], shape)} if state["shape"] != shape else {}
-    if not pairs and len(state["classes"]) != classes:
-        pairs["number of classes"] = len(state["classes"]), classes
+    shape, classes = dataset.info.shape, partition.classes
+    if state["shape"] != list(shape):
+        pairs["shape of the images"] = state["shape"], list(shape)
     if pairs:
         shown = "; ".join(f"{field} is {a!r} there, {b!r} here" for field, (a, b) in pairs.items())
         raise UserError(
             f"from_run {source} has other networks ({shown}): give this run the same, or leave "
             "--from-run out."
         )
-    gan = {part: state["gan"][part] for part in _NETWORKS}
-    for optimizer in ("g_optimizer", "d_optimizer"):
-        parts = state["gan"][optimizer].items()
-        gan[optimizer] = {name: {**part, "state": {}} for name, part in parts}
+    networks = {part: state["gan"][part] for part in _NETWORKS}
+    renewed = (trained.condition, state["classes"]) != (config.condition, classes)
+    if renewed:
+        print_line(
+            console,
+            f"from_run {source} has another condition or other classes: layers of classes begin "
+            "with random weights.",
+        )
+        networks = {part: _without_class_layers(weights) for part, weights in networks.items()}
+    dtype = next(iter(networks["generator"].values())).dtype
+    gan = ContrastiveGAN(config, shape, dtype=dtype, classes=classes)
+    for part, weights in networks.items():
+        getattr(gan, part).load_state_dict(weights, strict=not renewed)
     return {
-        "gan": {**gan, "steps": 0},
+        "gan": gan.state_dict(),
         "prior": None,
         "epochs": 0,
         "position": 0,
@@ -84,10 +104,14 @@ def initial_state(config: Config, dataset: Dataset) -> dict[str, Any]:
         "workers": partition.workers,
         "config": config.to_yaml(),
         "data": dataset.info.fingerprint,
-        "shape": shape,
-        "classes": partition.classes,
+        "shape": list(shape),
+        "classes": classes,
         "counts": partition.counts,
     }
+
+
+def _without_class_layers(weights: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    return {name: value for name, value in weights.items() if not name.startswith(_CLASS_LAYERS)}
 
 
 def _split(location: str) -> tuple[RunStorage, str | None]:

@@ -75,7 +75,7 @@ def train(
     with storage_errors(folder):
         config = resolve_from_run(config, folder)
         if config.from_run and not CheckpointStore(*folder.open()).newest():
-            initial = initial_state(config, dataset)
+            initial = initial_state(config, dataset, console)
     if config.evaluation.every and config.evaluation.reference == "auto":
         from cl_ray.evaluation.reference_cache import prepare_reference
 

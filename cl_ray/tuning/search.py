@@ -236,18 +236,18 @@ def _config_from_flags(options: SearchOptions) -> Config:
     """Return the data's defaults with the fields of the file, then those of the flags."""
     from cl_ray.data.dataset import read_info
 
-    info = read_info(options.data)
-    config = preset(options.preset or default_preset(info.shape[0] if info else None))
-    if options.config:
-        config = Config.load(options.config, config)
     given = _parse_assignments(options.set)
     if options.data:
         given["data"] = options.data
-    info = read_info(str(given.get("data", config.data)))
+    of_file = Config.load(options.config, Config()) if options.config else Config()
+    info = read_info(str(given.get("data", of_file.data)))
+    config = preset(options.preset or default_preset(info.shape[0] if info else None))
+    if options.config:
+        config = Config.load(options.config, config)
     if info and "train" in info.splits:
         images = info.splits["train"].rows
         config = add_data_defaults(
-            config, options.config, images, info.photographic, lengthen=False
+            config, options.config, images, info.photographic, batch_size=None
         )
     fields = merge(config.model_dump(), {**unflatten(given), "name": None})
     return build_config(fields, "the flags")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 import yaml
 from helpers.commands import run_flags, train
 from helpers.refusal import refused
@@ -16,8 +17,10 @@ from helpers.states import states_equal
 from cl_ray import train as train_run
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
+from cl_ray.console import PlainConsole
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
+from cl_ray.gan import ContrastiveGAN
 from cl_ray.storage import RunStorage
 from cl_ray.training.from_run import initial_state, resolve_from_run
 from cl_ray.tuning.search import prepare_search
@@ -31,7 +34,7 @@ def stored(folder: Path, name: str) -> dict[str, Any]:
 
 
 def test_it_begins_with_the_networks_alone(make_digits: Any, tmp_path: Path) -> None:
-    other = trained_run(make_digits(300), **SPECTRAL)
+    other = trained_run(make_digits(300), **SPECTRAL, optimizer={"algorithm": "adam"})
     source = save_run(other, tmp_path, step=10)
     data = make_digits(200)  # in another run all but the networks may differ
     fields = {"from_run": str(source), "seed": 5, "optimizer": {"lr_g": 1e-4}, **SPECTRAL}
@@ -40,7 +43,7 @@ def test_it_begins_with_the_networks_alone(make_digits: Any, tmp_path: Path) -> 
         Config.model_validate(trainer.config.model_dump()), RunStorage.at(str(tmp_path), "new")
     )
     assert config.from_run == f"{source}/checkpoints/step-00000010"
-    state = initial_state(config, Dataset.open(data))
+    state = initial_state(config, Dataset.open(data), PlainConsole())
     assert state.keys() == trainer.state_dict().keys()
     trainer.load_state_dict(state)
     for name in NETWORKS:
@@ -65,7 +68,6 @@ def test_it_begins_with_the_networks_alone(make_digits: Any, tmp_path: Path) -> 
             "(generator.depth is 2 there, 3 here; generator.width is 4 there, 5 here; "
             "generator.latent is 10 there, 9 here)",
         ),
-        ({"condition": "projection"}, "(condition is 'none' there, 'projection' here)"),
         ({"losses": {"form": "contrad"}}, "(losses.form is 'info-nce' there, 'contrad' here)"),
         ({"from_run": "nowhere"}, "nowhere is not a run folder: it does not exist"),
         ({"from_run": "{}/checkpoints/step-00000009"}, "There is no checkpoint step-00000009 in"),
@@ -88,19 +90,51 @@ def test_other_networks_are_refused(
     assert list(storage.iterdir()) == []
 
 
-def test_other_shapes_and_classes_are_refused(make_digits: Any, tmp_path: Path) -> None:
-    trainer = build_trainer(make_digits(300), condition="projection")
-    source = save_run(trainer, tmp_path, step=1)
-    config = Config.model_validate({**trainer.config.model_dump(), "from_run": str(source)})
-    config = resolve_from_run(config, RunStorage.at(str(tmp_path), "new"))
+def test_other_shapes_are_refused(make_digits: Any, tmp_path: Path) -> None:
+    source = save_run(build_trainer(make_digits(300)), tmp_path, step=1)
+    trainer = build_trainer(make_digits(300), from_run=str(source))
+    config = resolve_from_run(trainer.config, RunStorage.at(str(tmp_path), "new"))
     dataset = Dataset.open(config.data)
-    assert initial_state(config, dataset)["classes"] == dataset.class_names()
-    few = dataset.info.model_copy(update={"classes": ["a", "b"]})
-    with pytest.raises(UserError, match="number of classes is 10 there, 2 here"):
-        initial_state(config, Dataset(dataset.location, few))
     large = dataset.info.model_copy(update={"shape": (32, 32, 3)})
     with pytest.raises(UserError, match=r"shape of the images is \[28, 28, 1\] there, \[32, 32, 3"):
-        initial_state(config, Dataset(dataset.location, large))
+        initial_state(config, Dataset(dataset.location, large), PlainConsole())
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "renamed"),
+    [
+        ("none", "classifier", False),
+        ("classifier", "projection", False),
+        ("projection", "none", False),
+        ("classifier", "classifier", True),
+        ("classifier", "classifier", False),
+    ],
+)
+def test_layers_of_other_classes_begin_with_random_weights(
+    make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    there: str, here: str, renamed: bool,
+) -> None:  # fmt: skip
+    other = build_trainer(make_digits(300), condition=there)
+    source = save_run(other, tmp_path, step=1)
+    config = build_trainer(make_digits(300), condition=here, from_run=str(source), seed=3).config
+    config = resolve_from_run(
+        Config.model_validate(config.model_dump()), RunStorage.at(str(tmp_path), "new")
+    )
+    dataset = Dataset.open(config.data)
+    if renamed:
+        info = dataset.info.model_copy(update={"classes": [f"digit {n}" for n in range(10)]})
+        dataset = Dataset(dataset.location, info)
+    state = initial_state(config, dataset, PlainConsole())["gan"]
+    fresh = ContrastiveGAN(
+        config, dataset.info.shape, classes=dataset.class_names() * (here != "none")
+    )
+    changed = renamed or there != here
+    for part in NETWORKS:
+        before = getattr(other.gan, part).state_dict()
+        for name, weights in getattr(fresh, part).state_dict().items():
+            random = changed and name.startswith("class_")
+            assert torch.equal(state[part][name], weights if random else before[name])
+    assert ("layers of classes begin with random weights" in capsys.readouterr().out) == changed
 
 
 def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Path) -> None:
@@ -111,7 +145,7 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
     config = resolve_from_run(config, RunStorage.at(str(tmp_path), "new"))
     (source / "checkpoints" / "step-00000002" / "state.pt").write_bytes(b"")
     with pytest.raises(UserError) as damaged:
-        initial_state(config, Dataset.open(config.data))
+        initial_state(config, Dataset.open(config.data), PlainConsole())
     hint = f"Begin with the one before, `--from-run {source}/checkpoints/step-00000001`."
     assert str(damaged.value).endswith(hint)
     with pytest.raises(UserError, match="is not for a search, whose trials begin with random"):

@@ -113,9 +113,11 @@ UNDISTURBED: dict[int, list[dict[str, Any]]] = {}
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     start: Start, flags: list[str], tmp_path: Path, workers: int, full_for: str
 ) -> None:
+    trials = 2 if workers == 1 else 1
     more = [
-        f"--workers={workers}", f"--cpus-per-trial={workers}", "--trials=2", "--concurrent=1",
-        "--scheduler=none", "--epochs=2", "--sampler=random", "--set=batch_size=32",
+        f"--workers={workers}", f"--cpus-per-trial={workers}", f"--trials={trials}",
+        "--concurrent=1", "--scheduler=none", "--epochs=2", "--sampler=random",
+        "--set=batch_size=32",
     ]  # fmt: skip
     search = start(*more)
     folder = tmp_path / "s"

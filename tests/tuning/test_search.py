@@ -143,6 +143,15 @@ def test_photographs_have_views_of_their_own_as_in_train(
     assert resumed.config.views == unflipped
 
 
+def test_the_default_preset_follows_the_images_wherever_they_are_named(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), np.uint8)
+    data = write_images(tmp_path / "data", train=(pixels, [None] * 200))
+    (tmp_path / "file.yaml").write_text(f"data: {data}\n")
+    for named in (f"--data={data}", f"--set=data={data}", f"--config={tmp_path}/file.yaml"):
+        search = prepare([named, "--metric=reconstruction"], tmp_path)
+        assert search.config.preset == "photos-64"
+
+
 def test_trials_are_evaluated_after_every_epoch_and_economically(
     flags: list[str], tmp_path: Path
 ) -> None:
