@@ -47,7 +47,7 @@ def train_digit(digit: int, storage: Path, epochs: int) -> RunStorage:
             trainer.train_epoch()
         run.write("config.yaml", config.to_yaml().encode())
         CheckpointStore(*run.open()).save(
-            trainer.state_dict(), epoch=epochs, step=trainer.gan.steps, metric=None
+            trainer.state_dict(), epoch=epochs, step=trainer.gan.steps
         )
     return run
 

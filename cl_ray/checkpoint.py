@@ -54,6 +54,7 @@ class CheckpointManifest(BaseConfig):
 
     Args:
         metric: Value that selects the best checkpoint, smaller is better; None if not known.
+        metric_name: What it is the value of.
         files: Size in bytes and SHA-256 of each file.
     """
 
@@ -61,6 +62,7 @@ class CheckpointManifest(BaseConfig):
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
     metric: float | None
+    metric_name: str | None = None
     files: dict[str, CheckpointFile]
 
 
@@ -85,7 +87,15 @@ class CheckpointStore:
         self.pinned: set[str] = set()
         """Names of checkpoints that are kept until `set_metric` is called for them."""
 
-    def save(self, state: Mapping[str, Any], *, epoch: int, step: int, metric: float | None) -> str:
+    def save(
+        self,
+        state: Mapping[str, Any],
+        *,
+        epoch: int,
+        step: int,
+        metric: float | None = None,
+        metric_name: str | None = None,
+    ) -> str:
         """Write a checkpoint, then delete those that are no longer kept; return its name.
 
         `state` is the result of `Trainer.state_dict()`; for the others see `CheckpointManifest`.
@@ -117,6 +127,7 @@ class CheckpointStore:
             "epoch": epoch,
             "step": step,
             "metric": _finite(metric),
+            "metric_name": metric_name,
             "files": {
                 file: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
                 for file, blob in blobs.items()
@@ -142,7 +153,7 @@ class CheckpointStore:
         self._prune()
         return name
 
-    def set_metric(self, name: str, metric: float | None) -> None:
+    def set_metric(self, name: str, metric: float | None, metric_name: str) -> None:
         """Set the metric of a checkpoint that was saved without one, and unpin it.
 
         The metric goes into a file of its own, because a manifest is never written twice. It is
@@ -150,7 +161,8 @@ class CheckpointStore:
         """
         self.pinned.discard(name)
         if _finite(metric) is not None and self._manifest(name):
-            self._write(f"{name}/{_METRIC_FILE}", json.dumps(metric).encode())
+            fields = {"metric": metric, "metric_name": metric_name}
+            self._write(f"{name}/{_METRIC_FILE}", json.dumps(fields).encode())
         self._prune()
 
     def load(self, name: str, hint: str = _RESUME_HINT) -> dict[str, Any]:
@@ -214,7 +226,7 @@ class CheckpointStore:
         return manifests[-1] if manifests else None
 
     def best(self) -> CheckpointManifest | None:
-        """Return the checkpoint with the smallest metric."""
+        """Return the checkpoint with the smallest metric of those with the newest one's."""
         return _best(self.list())
 
     def rollback_to(self, name: str) -> None:
@@ -381,7 +393,7 @@ class CheckpointStore:
             return None
         check_format_version(fields.pop("format_version", 1), what)
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # missing or damaged
-            fields["metric"] = float(json.loads(self._read(f"{name}/{_METRIC_FILE}")))
+            fields |= json.loads(self._read(f"{name}/{_METRIC_FILE}"))
         try:
             return CheckpointManifest(name=name, **fields)
         except (ValidationError, TypeError):
@@ -420,6 +432,10 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _best(manifests: list[CheckpointManifest]) -> CheckpointManifest | None:
-    """Return the checkpoint with the smallest metric, the older of two equal ones; None if none."""
+    """Return the checkpoint with the smallest metric, the older of two equal ones; None if none.
+
+    Those with another metric than the newest, which was changed since, are not compared.
+    """
     measured = [m for m in manifests if m.metric is not None]
-    return min(measured, key=lambda m: (m.metric, m.step), default=None)
+    alike = [m for m in measured if m.metric_name == measured[-1].metric_name]
+    return min(alike, key=lambda m: (m.metric, m.step), default=None)

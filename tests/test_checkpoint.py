@@ -96,7 +96,7 @@ def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
     around: dict[str, Any] = {"epochs": 0, "position": 1, "sums": {}, "workers": 1, **METADATA}
     state = {"gan": whole.state_dict(), **around}
     before = pack(state)
-    local.save(state, epoch=0, step=1, metric=None)
+    local.save(state, epoch=0, step=1)
     assert states_equal(state, unpack(before))  # what is saved stays the run's
     again.load_state_dict(local.load(checkpoint_name(1))["gan"])
     for number in (1, 2):
@@ -356,23 +356,34 @@ def test_rollback_makes_one_the_newest(local: CheckpointStore, states: States) -
     assert (Path(local.folder) / "best.txt").read_text() == f"{checkpoint_name(1)}\n"
 
 
+def test_values_of_two_metrics_are_not_compared(store: CheckpointStore, states: States) -> None:
+    save_steps(store, states, {1: 3.0, 2: 8.0, 3: None, 4: None})
+    best = store.best()
+    assert best is not None
+    assert best.step == 1
+    store.set_metric(checkpoint_name(4), 9.0, "other")
+    best = store.best()
+    assert best is not None
+    assert (best.step, best.metric_name) == (4, "other")
+
+
 def test_pinned_until_its_metric_is_set(store: CheckpointStore, states: States) -> None:
     """Two are kept; an evaluation of the first runs while others are saved."""
     save_steps(store, states, {1: None})
     store.pinned.add(checkpoint_name(1))
     save_steps(store, states, {2: None, 3: None, 4: None})
     assert steps_of(store) == [1, 3, 4]
-    store.set_metric(checkpoint_name(3), 0.5)
-    store.set_metric(checkpoint_name(1), 0.2)
+    store.set_metric(checkpoint_name(3), 0.5, "loss")
+    store.set_metric(checkpoint_name(1), 0.2, "loss")
     save_steps(store, states, {5: 0.3})
     assert_complete(store, states, 1, 4, 5)  # no longer pinned, and kept as the best
     best = store.best()
     assert best is not None
     assert (best.step, best.metric) == (1, 0.2)
-    store.set_metric(checkpoint_name(1), 0.4)
+    store.set_metric(checkpoint_name(1), 0.4, "loss")
     assert steps_of(store) == [4, 5]  # now another is the best
     store.pinned.add(checkpoint_name(4))
     for unknown in (None, float("nan"), float("inf")):  # it could not be measured
-        store.set_metric(checkpoint_name(4), unknown)
+        store.set_metric(checkpoint_name(4), unknown, "loss")
         assert [manifest.metric for manifest in store.list()] == [None, 0.3]
     assert not store.pinned

@@ -225,7 +225,7 @@ def save_until_the_power_is_cut(root: str, log: str, packed: list[bytes], cut: i
     record(Path(root), Path(log))
     store = CheckpointStore(pafs.LocalFileSystem(), f"{root}/run", keep=1)
     for step, state in enumerate(packed, 1):
-        store.save(unpack(state), epoch=step, step=step, metric=None)
+        store.save(unpack(state), epoch=step, step=step)
         (Path(log) / "saved").write_text(str(step))
 
 

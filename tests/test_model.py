@@ -128,7 +128,7 @@ def test_what_cannot_be_loaded_or_used_is_named(
         name: weight * float("nan") for name, weight in state["gan"]["ema_generator"].items()
     }
     CheckpointStore(*RunStorage.at(str(tmp_path.parent), tmp_path.name).open()).save(
-        state, epoch=1, step=3, metric=None
+        state, epoch=1, step=3
     )
     with pytest.raises(UserError, match="are NaN or Inf: take an earlier"):
         cl_ray.load(tmp_path)

@@ -220,7 +220,7 @@ def test_a_driver_that_takes_the_lease_ends_the_writes_of_the_one_before(
         lambda: file.add(2, 20, {}),
         lambda: save_steps(checkpoints, states, {2: 0.1}),
         lambda: checkpoints.rollback_to("step-00000001"),
-        lambda: checkpoints.set_metric("step-00000001", 0.2),
+        lambda: checkpoints.set_metric("step-00000001", 0.2, "loss"),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError) as caught:

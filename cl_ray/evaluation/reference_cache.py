@@ -20,6 +20,7 @@ from cl_ray.evaluation.reference import (
     labelled_held_out,
     packaged_reference,
     reference_path,
+    resolve_reference,
     train_reference,
 )
 from cl_ray.storage import create_folder
@@ -45,14 +46,22 @@ def needs_training(dataset: Dataset) -> bool:
     return enough and packaged_reference(dataset) is None
 
 
+def expected_reference(dataset: Dataset) -> str | None:
+    """Return the reference that `auto` will be after `prepare_reference`, if nothing fails."""
+    path = reference_path(dataset)
+    enough = dataset.info.labelled_rows("train") >= _LEAST_IMAGES
+    if path and enough and needs_training(dataset):
+        return str(path)
+    return resolve_reference(dataset, "auto")
+
+
 def prepare_reference(dataset: Dataset, console: Console) -> None:
     """Have the reference that `evaluation.reference auto` finds beside labelled data.
 
     Prints its accuracy, or why there is none.
     """
     path, say = reference_path(dataset), partial(print_line, console)
-    few = dataset.info.labelled_rows("train") < _LEAST_IMAGES
-    if path is None or few or not needs_training(dataset):
+    if path is None or str(path) != expected_reference(dataset):
         return
     with console.status("") as status:
         optional_reference(dataset, [str(path.parent)], lambda s: status.update(Text(s)), say)

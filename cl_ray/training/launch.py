@@ -76,11 +76,7 @@ def train(
         config = resolve_from_run(config, folder)
         if config.from_run and not CheckpointStore(*folder.open()).newest():
             initial = initial_state(config, dataset, console)
-    if config.evaluation.every and config.evaluation.reference == "auto":
-        from cl_ray.evaluation.reference_cache import prepare_reference
-
-        prepare_reference(dataset, console)
-    preflight.check_checkpoint_metric(config, dataset)
+    preflight.check_checkpoint_metric(_with_expected_reference(config, dataset), dataset)
     folder.create()
     with storage_errors(folder), preflight.exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started, initial)
@@ -89,6 +85,19 @@ def train(
 def default_run_name(config: Config) -> str:
     """The preset and the time, a name that no earlier run has."""
     return f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _finds_reference(config: Config) -> bool:
+    """Whether the run is evaluated over a reference that its data decide."""
+    return config.evaluation.every > 0 and config.evaluation.reference == "auto"
+
+
+def _with_expected_reference(config: Config, dataset: Dataset) -> Config:
+    if not _finds_reference(config):
+        return config
+    from cl_ray.evaluation.reference_cache import expected_reference
+
+    return preflight.replace_auto_reference(config, expected_reference(dataset))
 
 
 def _train_locked(
@@ -116,6 +125,11 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
+    if _finds_reference(config):
+        from cl_ray.evaluation.reference_cache import prepare_reference
+
+        prepare_reference(dataset, console)
+        preflight.check_checkpoint_metric(config, dataset)
     for note in preflight.run_notes(config, dataset):
         print_line(console, note)
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
@@ -126,7 +140,7 @@ def _train_locked(
         folder = folder.take_lease()
         folder.write("config.yaml", config.to_yaml().encode())
         if initial and not newest:
-            checkpoints.save(initial, epoch=0, step=0, metric=None)
+            checkpoints.save(initial, epoch=0, step=0)
         wait_for_resources(resources, config.worker_range[0], partial(print_line, console))
         if resources.waits_for:  # on nodes that were not there before
             preflight.check_shared_storage(folder)

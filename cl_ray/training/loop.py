@@ -17,7 +17,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cl_ray.checkpoint import CheckpointStore
+from cl_ray.checkpoint import CheckpointManifest, CheckpointStore
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import Partition
@@ -214,7 +214,7 @@ class RankZeroHooks:
         self.metrics: Metrics = {}
         self.evaluation: Evaluation | None = None
         dataset = trainer.partition.dataset
-        self.checkpoint_metric = resolve_checkpoint_metric(config, dataset)
+        self.checkpoint_metric = resolve_checkpoint_metric(config, dataset, checkpoints.best())
         device, report = trainer.gan.device, progress.add_message.remote
         self.evaluator = AsyncEvaluator(
             config, dataset, folder.name, device, report, beside=trial is None
@@ -292,7 +292,11 @@ class RankZeroHooks:
     def _save(self, metric: float | None) -> str:
         trainer = self.trainer
         return self.checkpoints.save(
-            trainer.state_dict(), epoch=trainer.epochs, step=trainer.gan.steps, metric=metric
+            trainer.state_dict(),
+            epoch=trainer.epochs,
+            step=trainer.gan.steps,
+            metric=metric,
+            metric_name=self.checkpoint_metric,
         )
 
     def _start_evaluation(self, checkpoint: str) -> None:
@@ -310,7 +314,7 @@ class RankZeroHooks:
         for request, evaluation in self.evaluator.results(wait):
             if isinstance(evaluation, str):
                 self.progress.add_message.remote(evaluation)
-                self.checkpoints.set_metric(request.checkpoint, None)
+                self.checkpoints.set_metric(request.checkpoint, None, self.checkpoint_metric)
                 continue
             metrics = evaluation.metrics()
             self.logger.log_evaluation(
@@ -323,7 +327,7 @@ class RankZeroHooks:
             value = metrics.get(name) if kind == "evaluation" else None
             if value is not None and is_larger_better(name):
                 value = -value
-            self.checkpoints.set_metric(request.checkpoint, value)
+            self.checkpoints.set_metric(request.checkpoint, value, self.checkpoint_metric)
             self.progress.add_message.remote(
                 f"epoch {request.epoch} evaluation: {summary_line(evaluation)}"
             )
@@ -346,10 +350,18 @@ class RankZeroHooks:
         )
 
 
-def resolve_checkpoint_metric(config: Config, dataset: Dataset) -> str:
-    """The metric that selects the best checkpoint, with `auto` resolved."""
+def resolve_checkpoint_metric(
+    config: Config, dataset: Dataset, best: CheckpointManifest | None
+) -> str:
+    """The metric that selects the best checkpoint, with `auto` resolved.
+
+    A resumed run keeps the one that its `best` checkpoint so far was selected by, also where it is
+    not evaluated any more or a reference was found since: values of two metrics do not compare.
+    """
     if config.checkpoint.metric != "auto":
         return config.checkpoint.metric
+    if best and best.metric_name:
+        return best.metric_name
     evaluation = config.evaluation
     measured = evaluation.every and resolve_reference(dataset, evaluation.reference)
     return "evaluation/frechet" if measured else "g/reconstruction"

@@ -190,6 +190,14 @@ def check_reference(config: Config, dataset: Dataset) -> None:
         Evaluator(dataset, config.evaluation)
 
 
+def replace_auto_reference(config: Config, reference: str | None) -> Config:
+    """Return the config with that `evaluation.reference` in place of `auto`."""
+    if config.evaluation.reference != "auto":
+        return config
+    evaluation = config.evaluation.model_copy(update={"reference": reference or "none"})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
 def check_checkpoint_metric(config: Config, dataset: Dataset) -> None:
     """Check that the run computes the metric that selects its best checkpoint, else a UserError."""
     kind, _, name = config.checkpoint.metric.partition("/")

@@ -21,7 +21,8 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from cl_ray.data.partition import TRAIN_SPLIT, Partition
+from cl_ray.data.dataset import RowBatch
+from cl_ray.data.partition import Partition
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
 from cl_ray.training.ray_compat import (
@@ -301,19 +302,21 @@ def _build_trainable(
         request = {HEAD_RESOURCE: 0.001}
     else:
         config = search.trial_config
-        partition = Partition(search.dataset, config)
         evaluator = Evaluator(search.dataset, config.evaluation, seed=config.seed)
         evaluator.images()
-        rows = None
-        if partition.resident:
-            rows = search.dataset.read(TRAIN_SPLIT, partition.row_ranges(0))
         trainable = tune.with_parameters(
-            LocalTrial, context=context, rows=rows, evaluator=evaluator
+            LocalTrial, context=context, rows=read_shared_rows(search), evaluator=evaluator
         )
         request = resources.each.bundle
     bundles = tune.PlacementGroupFactory([request])
     attributes = {"default_resource_request": classmethod(lambda cls, config: bundles)}
     return type(f"Trial_{ascii_name(search.name)}", (trainable,), attributes)
+
+
+def read_shared_rows(search: Search) -> RowBatch | None:
+    """Read the training images that all trials of one worker share; None if they are streamed."""
+    partition = Partition(search.dataset, search.trial_config)
+    return partition.read(partition.row_ranges(0)) if partition.resident else None
 
 
 def _delete_tune_files(folder: RunStorage) -> None:

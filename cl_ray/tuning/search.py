@@ -171,7 +171,7 @@ def _check_search(
         is_larger_better,
     )
     from cl_ray.evaluation.reference import resolve_reference
-    from cl_ray.evaluation.reference_cache import prepare_reference
+    from cl_ray.evaluation.reference_cache import expected_reference, prepare_reference
     from cl_ray.training import preflight
     from cl_ray.tuning.study import SearchMetric
 
@@ -199,15 +199,21 @@ def _check_search(
         preflight.check_local_resources(trial_config.model_copy(update=one))
     preflight.check_pairs(trial_config, dataset)
     preflight.check_reference(trial_config, dataset)
+
+    def check_metrics(reference: str | None) -> tuple[Config, MetricContext]:
+        """Check the metrics if `auto` is that reference; return the trials' config with it."""
+        best = preflight.replace_auto_reference(config, reference)
+        preflight.check_checkpoint_metric(best, all_images)  # best.yaml has that metric
+        trial = preflight.replace_auto_reference(trial_config, reference)
+        context = MetricContext.of(dataset, trial.evaluation, trial.condition)
+        for name in options.metric:
+            check_metric_available(name, context, "metric")
+        return trial, context
+
     if trial_config.evaluation.reference == "auto":
+        check_metrics(expected_reference(all_images))
         prepare_reference(all_images, PlainConsole())
-        name = resolve_reference(all_images, "auto") or "none"
-        evaluation = trial_config.evaluation.model_copy(update={"reference": name})
-        trial_config = trial_config.model_copy(update={"evaluation": evaluation})
-    preflight.check_checkpoint_metric(config, all_images)  # best.yaml has that one
-    context = MetricContext.of(dataset, trial_config.evaluation, trial_config.condition)
-    for name in options.metric:
-        check_metric_available(name, context, "metric")
+    trial_config, context = check_metrics(resolve_reference(all_images, "auto"))
     names = options.metric or available_metrics(context)[:1]
     metrics = [SearchMetric(name, is_larger_better(name)) for name in names]
     folder.create()

@@ -374,9 +374,7 @@ class LocalTrial(SearchTrial):
 
     def _save(self) -> None:
         trainer = self.trainer
-        self.checkpoints.save(
-            trainer.state_dict(), epoch=trainer.epochs, step=trainer.gan.steps, metric=None
-        )
+        self.checkpoints.save(trainer.state_dict(), epoch=trainer.epochs, step=trainer.gan.steps)
 
     def _evaluate(self, model: TrainedModel) -> Metrics:
         discriminator = self.trainer.gan.discriminator

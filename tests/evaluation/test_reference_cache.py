@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers.datasets import write_images
 from helpers.random_images import colour_noise as noise
+from helpers.refusal import refused
 from helpers.run_folder import save_run, trained_run
 
 from cl_ray.cli import main
@@ -151,6 +152,20 @@ def test_a_search_trains_it_of_all_images_and_finds_it(
     assert resolve_reference(colours, "auto") == path
     elsewhere = replace(colours, location="s3://bucket/data")
     assert resolve_reference(elsewhere, "auto") is None
+
+
+def test_mistakes_are_told_before_it_is_trained(
+    colours: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "_LEAST_IMAGES", 240)
+    place = [f"--data={colours.location}", f"--storage={tmp_path}/runs"]
+    said = refused(capsys, "train", *place, "--checkpoint.metric=evaluation/fid")
+    assert "'evaluation/fid' is not among what is measured" in said
+    assert "evaluation/frechet" in said  # which it would have
+    refused(capsys, "tune", *place, "--metric=fid")
+    assert not Path(f"{colours.location}.reference").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_evaluate_trains_it_without_being_asked(

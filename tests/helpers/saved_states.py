@@ -22,11 +22,15 @@ def small_gan() -> ContrastiveGAN:
 
 
 def save_steps(
-    checkpoints: CheckpointStore, states: States, metrics: dict[int, float | None]
+    checkpoints: CheckpointStore,
+    states: States,
+    metrics: dict[int, float | None],
+    metric_name: str = "loss",
 ) -> None:
     """Save these steps, each with its metric, one after another."""
     for step, metric in metrics.items():
-        name = checkpoints.save(states[step], epoch=step // 2, step=step, metric=metric)
+        about = {"epoch": step // 2, "step": step}
+        name = checkpoints.save(states[step], **about, metric=metric, metric_name=metric_name)
         assert name == checkpoint_name(step)
 
 

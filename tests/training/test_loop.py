@@ -12,12 +12,12 @@ import torch.distributed as dist
 from helpers.run_folder import SMALL_NETWORK
 from ray.train.torch import TorchTrainer
 
-from cl_ray.checkpoint import CheckpointStore
+from cl_ray.checkpoint import CheckpointManifest, CheckpointStore
 from cl_ray.config import Config
 from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep
 from cl_ray.data.dataset import Dataset
 from cl_ray.storage import RunStorage
-from cl_ray.training.loop import build_torch_trainer
+from cl_ray.training.loop import build_torch_trainer, resolve_checkpoint_metric
 from cl_ray.training.process_group import ProcessGroupBackend, ProcessGroupConfig
 from cl_ray.training.progress import start_progress_actor
 from cl_ray.training.resources import WorkerResources
@@ -33,6 +33,23 @@ def fit(config: Config, folder: RunStorage) -> tuple[ray.train.Result, list[str]
     dataset = Dataset.open(config.data)
     trainer = build_torch_trainer(config, folder, dataset, resources, progress, max_failures=0)
     return trainer.fit(), ray.get(progress.state.remote(0))[1]
+
+
+def test_a_resumed_run_keeps_the_metric_of_its_best_checkpoint() -> None:
+    dataset = Dataset.open("mnist")
+
+    def resolve(best: str | None, every: int, **checkpoint: Any) -> str:
+        fields = {"evaluation": {"every": every}, "checkpoint": checkpoint}
+        found = best and CheckpointManifest(
+            name="step-00000001", epoch=1, step=1, metric=1.0, metric_name=best, files={}
+        )
+        return resolve_checkpoint_metric(Config.model_validate(fields), dataset, found or None)
+
+    assert resolve(None, every=1) == "evaluation/frechet"
+    assert resolve(None, every=0) == "g/reconstruction"
+    assert resolve("evaluation/frechet", every=0) == "evaluation/frechet"
+    assert resolve("g/reconstruction", every=1) == "g/reconstruction"
+    assert resolve("evaluation/frechet", every=0, metric="d/pair") == "d/pair"
 
 
 def test_the_result_points_to_the_newest_checkpoint_also_after_older_ones_are_deleted(

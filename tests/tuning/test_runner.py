@@ -19,9 +19,16 @@ from helpers.terminal_process import TerminalProcess
 from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
+from cl_ray.data.dataset import UNLABELLED
 from cl_ray.errors import UserError
 from cl_ray.training.resources import WorkerResources
-from cl_ray.tuning.runner import StudySearch, TrialResources, allocate_trials, build_scheduler
+from cl_ray.tuning.runner import (
+    StudySearch,
+    TrialResources,
+    allocate_trials,
+    build_scheduler,
+    read_shared_rows,
+)
 from cl_ray.tuning.search import prepare_search
 from cl_ray.tuning.study import TrialResult
 
@@ -163,6 +170,15 @@ def test_what_does_not_fit_is_refused_with_what_does(
 
 
 @pytest.mark.ray
+def test_trials_train_on_the_labels_that_are_used(flags: list[str], tmp_path: Path) -> None:
+    few = ["--set=condition=classifier", "--set=labels.count=20"]
+    search = prepare_search([*flags, *few, f"--storage={tmp_path}"], "search")
+    rows = read_shared_rows(search)
+    assert rows is not None
+    assert rows.label is not None
+    assert (rows.label != UNLABELLED).sum() == 20
+
+
 def test_a_trial_that_cannot_be_set_up_fails_and_the_search_ends(
     flags: list[str], tmp_path: Path, two_cpus: None
 ) -> None:
