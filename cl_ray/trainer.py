@@ -44,7 +44,7 @@ class Trainer:
             loader.sampler.embed = self.gan.embed
         self.prior_fitter = PriorFitter(self.partition, config)
         self.prior: Prior | None = None
-        """Fitted at the end of the last epoch; equal on all ranks."""
+        """Fitted at the end of the last epoch, by rank 0, which saves it and samples from it."""
         self.epochs = 0
         """Epochs finished."""
         self.position = 0
@@ -91,8 +91,9 @@ class Trainer:
         return metrics
 
     def fit_prior(self) -> None:
-        """Fit the prior that samples are drawn from to the EMA generator."""
-        self.prior = self.prior_fitter.fit(self.gan.ema_generator, self.gan.discriminator)
+        """Fit the prior that samples are drawn from to the EMA generator, on rank 0."""
+        if self.partition.rank == 0:
+            self.prior = self.prior_fitter.fit(self.gan.ema_generator, self.gan.discriminator)
 
     def lr_scale(self) -> float:
         """Return the next step's fraction of the learning rates: up to 1, then down to 0, linearly.

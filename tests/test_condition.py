@@ -145,6 +145,8 @@ def test_labels_of_other_classes_are_refused(
         said = refused(capsys, *command)
         assert "animals (cat, dog) are not those that this run was trained with (0, 1, 2" in said
     if cl_ray.load(folder).config.condition == "projection":
+        said = refused(capsys, "evaluate", folder, f"--data={tmp_path}/bare")
+        assert "decodes images by their labels, and the split train of" in said
         said = refused(capsys, *around[:-1], f"--around={tmp_path}/bare")
         assert "40 of the 40 images of the split train of" in said
         assert "bare have no label, and this run generates images of a given class" in said

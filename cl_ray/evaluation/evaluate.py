@@ -344,6 +344,20 @@ def default_images(dataset: Dataset) -> int:
     return min(dataset.info.splits["train"].rows, _MOST_IMAGES, affordable)
 
 
+def check_decodable(dataset: Dataset, split: str, condition: str) -> None:
+    """Check that a split has the labels by which G reconstructs its images.
+
+    Raises:
+        UserError: It has none, and D predicts none.
+    """
+    if condition == "projection" and not dataset.info.labelled_rows(split):
+        raise UserError(
+            f"condition projection decodes images by their labels, and the split {split} of "
+            f"{dataset.location} has none: measure labelled images, or train with condition "
+            "classifier."
+        )
+
+
 class Evaluator:
     """Evaluates models on one dataset. What depends on the data only is computed once.
 
@@ -421,10 +435,12 @@ class Evaluator:
             tell: Called with what is measured next.
 
         Raises:
-            UserError: Features are NaN or Inf, or the model has other classes than the data.
+            UserError: Features are NaN or Inf, the model has other classes than the data, or the
+                split lacks the labels that its condition needs.
         """
         start = time.perf_counter()
         model.check_classes(self.dataset)
+        check_decodable(self.dataset, self.split, model.config.condition)
         tell("images")
         train, held_out = self.images()
         context = MetricContext.of(self.dataset, self.config, model.config.condition, self.split)

@@ -166,7 +166,7 @@ def _train_locked(
         kept = checkpoints.newest()
         last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
         raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
-    _print_summary(summary, folder, console)
+    _print_summary(summary, config, folder, console)
     return TrainResult(folder.uri, summary)
 
 
@@ -218,7 +218,9 @@ def _fit(
     return dict(result.return_value)
 
 
-def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console) -> None:
+def _print_summary(
+    summary: dict[str, Any], config: Config, folder: RunStorage, console: Console
+) -> None:
     """Print how the run went, where its files are and what to do next."""
     uri = shlex.quote(folder.uri)
     metrics = ", ".join(f"{k} {v:.3f}" for k, v in summary["metrics"].items() if "/" in k)
@@ -228,7 +230,9 @@ def _print_summary(summary: dict[str, Any], folder: RunStorage, console: Console
     logs = shlex.quote(without_options(folder.storage))
     name, storage = shlex.quote(folder.name), shlex.quote(folder.storage)
     few_steps = preflight.few_steps_note(summary["steps"], summary["epochs"])
-    evaluation = summary["evaluation_summary"] or "not evaluated (evaluation.every is 0)"
+    every = config.evaluation.every
+    missing = "none since this start" if every else "not evaluated (evaluation.every is 0)"
+    evaluation = summary["evaluation_summary"] or missing
     fields = {
         "trained": f"{pluralize(summary['epochs'], 'epoch')}, "
         f"{pluralize(summary['steps'], 'step')} in {format_duration(summary['seconds'])} "

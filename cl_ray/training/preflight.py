@@ -179,15 +179,18 @@ def resolve_reference_path(config: Config) -> Config:
 
 
 def check_reference(config: Config, dataset: Dataset) -> None:
-    """Check that the reference classifier of the evaluations fits the data.
+    """Check that the reference classifier of the evaluations, and the condition, fit the data.
 
     Raises:
-        UserError: It is missing, or takes images of another shape.
+        UserError: It is missing, or takes images of another shape; or the split that is measured
+            on lacks the labels that the condition needs.
     """
-    if config.evaluation.every and config.evaluation.reference not in ("auto", "none"):
-        from cl_ray.evaluation.evaluate import Evaluator
+    given = config.evaluation.reference not in ("auto", "none")
+    if config.evaluation.every and (given or config.condition == "projection"):
+        from cl_ray.evaluation.evaluate import Evaluator, check_decodable
 
-        Evaluator(dataset, config.evaluation)
+        evaluator = Evaluator(dataset, config.evaluation)
+        check_decodable(dataset, evaluator.split, config.condition)
 
 
 def replace_auto_reference(config: Config, reference: str | None) -> Config:
