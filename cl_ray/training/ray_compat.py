@@ -120,6 +120,16 @@ def local_ray_environment(dashboard: bool) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def torch_framework() -> Any:
+    """Return what a backend's config names as its framework if that is PyTorch (Ray 2.60).
+
+    Only `TorchConfig` names it in public, whose module imports torch.
+    """
+    from ray.train.v2._internal.util import TrainingFramework
+
+    return TrainingFramework.TORCH
+
+
 def on_loopback() -> bool:
     """Whether the node of the connected Ray has a loopback address, so that there is no other."""
     import ray
