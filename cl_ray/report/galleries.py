@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cl_ray.data.dataset import Dataset, RowBatch, sample_rows
-from cl_ray.errors import printable
+from cl_ray.errors import UserError, printable
 from cl_ray.evaluation.classifier import Pixels
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import Chart, histogram_chart
@@ -71,9 +71,16 @@ def noise_interpolation(run: TrainedModel) -> ImageGrid:
 
 
 def image_interpolation(run: TrainedModel, real: RowBatch) -> ImageGrid:
-    """Interpolate between the latent codes of real images, which stand at both ends of a row."""
+    """Interpolate between the latent codes of real images, which stand at both ends of a row.
+
+    Raises:
+        UserError: There is one image only, or one with a label, or the run needs labels and the
+            images have none.
+    """
     real = real.labelled() if run.classes else real
     chosen = real.image[: 2 * _INTERPOLATIONS]
+    if len(chosen) < 2:
+        raise UserError("One image is too few for an interpolation.")
     codes = run.encode(chosen)
     half = len(chosen) // 2
     points = slerp(codes[:half], codes[half : 2 * half], _STEPS - 2)

@@ -207,7 +207,8 @@ def _show_networks(
     rows = _try(missing, "data", lambda: sample_rows(dataset, split, MAX_IMAGES, galleries.SEED))
     if rows is None:
         return shown
-    shown["image_interpolation"] = galleries.image_interpolation(run, rows)
+    interpolate = partial(galleries.image_interpolation, run, rows)
+    shown["image_interpolation"] = _try(missing, "interpolation", interpolate)
     held_out = rows if split != "train" else None
     find = partial(galleries.nearest_training_images, run, dataset, held_out)
     shown["neighbours"] = _try(missing, "data", find)

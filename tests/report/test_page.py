@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
+from helpers.datasets import mnist, write_images
 from helpers.refusal import refused
 from helpers.reported_run import EVALUATION, run_storage, train, write_digits
+from helpers.run_folder import build_trainer, save_run
 
 from cl_ray import cli
 from cl_ray.errors import UserError
@@ -143,6 +145,25 @@ def test_data_without_labels_and_test_images(tmp_path: Path) -> None:
     metadata = next((tmp_path / "demo" / "tensorboard").rglob("metadata.tsv")).read_text()
     assert metadata.splitlines()[0] == "id\tsplit"
     assert {line.split("\t")[1] for line in metadata.splitlines()[1:]} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "labels", "reason"),
+    [
+        ("none", [3], "One image is too few"),
+        ("classifier", [None, 3], "One image is too few"),
+        ("projection", [None, None], "D predicts no classes"),
+    ],
+)
+def test_images_that_cannot_be_interpolated(
+    condition: str, labels: list[int | None], reason: str, tmp_path: Path
+) -> None:
+    test = mnist("test", len(labels))[0], labels
+    data = write_images(tmp_path / "digits", train=mnist("train", 64), test=test)
+    run = save_run(build_trainer(data, condition=condition), tmp_path, 1)
+    text = text_of(write_run_report(run).location)
+    assert reason in section(text, "interpolations")
+    assert "that of a held-out real image" in section(text, "neighbours")
 
 
 def test_parts_of_an_evaluation(without_networks: Path) -> None:
