@@ -74,10 +74,11 @@ def saved_epochs(folder: RunStorage, kind: str) -> list[int]:
     return sorted(int(n) for n in numbers if n.isdigit())
 
 
-def read_saved_images(folder: RunStorage, kind: str, epoch: int) -> Pixels:
+def read_saved_images(folder: RunStorage, kind: str, epoch: int, side: int | None = None) -> Pixels:
     """Cut a saved grid into its images [n, side, side, C]; n is 0 if the file is damaged.
 
-    C is 1 where the images are grey, else 3.
+    C is 1 where the images are grey, else 3. Without `side` the grid has 16 columns, as one of
+    16 images or more has.
     """
     file = f"samples/{kind}-{epoch:04d}.png"
     try:
@@ -85,8 +86,8 @@ def read_saved_images(folder: RunStorage, kind: str, epoch: int) -> Pixels:
     except UserError:
         return np.empty((0, 1, 1, 1), np.uint8)
     sheet = np.asarray(image.convert("RGB"))
-    pitch = (sheet.shape[1] - _SAVED_GAP) // _SAVED_COLUMNS
-    side = pitch - _SAVED_GAP
+    side = side or (sheet.shape[1] - _SAVED_GAP) // _SAVED_COLUMNS - _SAVED_GAP
+    pitch = side + _SAVED_GAP
     if side < 1:
         return np.empty((0, 1, 1, 1), np.uint8)
     tiles = [
@@ -114,12 +115,15 @@ def epoch_strip(folder: RunStorage, max_epochs: int, columns: int) -> list[Image
     return rows
 
 
-def pair_grids(folder: RunStorage, columns: int) -> list[ImageGrid]:
-    """Return the last epoch's pairs: grids of four rows x+, G(x+), x-, G(x-), a pair a column."""
+def pair_grids(folder: RunStorage, columns: int, side: int | None) -> list[ImageGrid]:
+    """Return the last epoch's pairs: grids of four rows x+, G(x+), x-, G(x-), a pair a column.
+
+    Fewer than four pairs are only read with the `side` of an image, in pixels.
+    """
     epochs = saved_epochs(folder, "pairs")
     if not epochs:
         return []
-    images = read_saved_images(folder, "pairs", epochs[-1])
+    images = read_saved_images(folder, "pairs", epochs[-1], side)
     pairs = images[: len(images) // 4 * 4].reshape(-1, 4, *images.shape[1:])
     grids = []
     for start in range(0, len(pairs), columns):

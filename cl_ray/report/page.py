@@ -122,7 +122,7 @@ def write_run_report(
         "details": run_details(summary, epochs),
         "strip": epoch_strip(folder, _MAX_STRIP_EPOCHS, _STRIP_COLUMNS),
         "epochs_saved": len(saved_epochs(folder, "samples")),
-        "pairs": pair_grids(folder, _PAIR_COLUMNS),
+        "pairs": pair_grids(folder, _PAIR_COLUMNS, run.shape[0] if run else None),
         "curves": training_charts(curves, epoch_ends),
         "balance": loss_balance(curves, epoch_ends, config),
         "progress": evaluation_charts(epochs),

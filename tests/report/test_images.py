@@ -83,9 +83,22 @@ def test_pairs_are_in_columns(trained: Path) -> None:
     columns = len(images) // 4
     assert columns * 4 == len(images)  # x+, G(x+), x-, G(x-) of each
     assert columns >= 8
-    found = [tiles(grid, 28).reshape(4, -1, 28, 28, 1) for grid in pair_grids(folder, 8)]
+    found = [tiles(grid, 28).reshape(4, -1, 28, 28, 1) for grid in pair_grids(folder, 8, None)]
     by_column = np.concatenate([grid.swapaxes(0, 1) for grid in found])
     assert np.array_equal(by_column.reshape(-1, 28, 28, 1), images)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5])
+def test_pairs_of_a_small_batch(pairs: int, tmp_path: Path) -> None:
+    """Fewer than 16 images make a grid of fewer columns."""
+    images = torch.rand(4 * pairs, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (tmp_path / "samples").mkdir()
+    sheet = uint8_grid(images).permute(1, 2, 0).numpy()
+    Image.fromarray(sheet).save(tmp_path / "samples" / "pairs-0001.png")
+    (grid,) = pair_grids(run_storage(tmp_path), 8, 28)
+    found = tiles(grid, 28).reshape(4, pairs, 28, 28).swapaxes(0, 1)
+    expected = ((images + 1) * 127.5).round().reshape(pairs, 4, 28, 28).numpy()
+    assert np.abs(found - expected).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -108,8 +121,8 @@ def test_missing_or_damaged_grids_are_left_out(copied: Path) -> None:
     file.write_bytes(file.read_bytes()[:300])
     (copied / "samples" / "pairs-0003.png").write_text("no PNG")
     assert [row.label for row in epoch_strip(folder, 12, 10)] == ["1", "3"]
-    assert pair_grids(folder, 8) == []
+    assert pair_grids(folder, 8, 28) == []
     for file in (copied / "samples").iterdir():
         file.unlink()
     assert epoch_strip(folder, 12, 10) == []
-    assert pair_grids(folder, 8) == []
+    assert pair_grids(folder, 8, 28) == []
