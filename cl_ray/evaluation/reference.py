@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import STACKED, Dataset, sample_rows
+from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, is_stacked_mnist, mode_labels
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
@@ -48,7 +48,6 @@ INCEPTION_WEIGHTS = (
 )
 _PRETRAINED_BATCH = 64
 """Images in one forward pass of a pretrained model, which enlarges them."""
-_PACKAGED_SHAPE = (28, 28, 1)
 _MEASURED = 10_000
 """Images that the accuracy of a reference is measured on, at most."""
 _METADATA_KEY = "reference"
@@ -353,8 +352,8 @@ def packaged_reference(dataset: Dataset) -> str | None:
     """Return the name of the reference that ships for a dataset; None if none does."""
     if is_stacked_mnist(dataset.info):
         return STACKED
-    packaged = dataset.info.name == "mnist" and dataset.info.shape == _PACKAGED_SHAPE
-    return "mnist" if packaged else None
+    info, packaged = dataset.info, Dataset.open(PACKAGED).info
+    return PACKAGED if (info.source, info.shape) == (packaged.source, packaged.shape) else None
 
 
 def reference_path(dataset: Dataset) -> Path | None:

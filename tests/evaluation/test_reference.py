@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,13 @@ def test_a_missing_or_broken_reference_is_named(tmp_path: Path) -> None:
 
 
 def test_auto_is_the_packaged_reference_only_for_its_images(tmp_path: Path) -> None:
-    larger = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8)
-    data = Dataset.open(write_images(tmp_path / "mnist", train=(larger, [0] * 20)))
-    assert resolve_reference(data, "auto") is None
+    data = Dataset.open(write_images(tmp_path / "mnist", train=(random_images(20, 1), [0] * 20)))
+    assert resolve_reference(data, "auto") is None  # whatever its name
     digits = Dataset.open("mnist")
-    assert resolve_reference(digits, "auto") == "mnist"
+    copy = replace(digits, info=digits.info.model_copy(update={"name": "copy"}))
+    larger = replace(digits, info=digits.info.model_copy(update={"shape": (32, 32, 1)}))
+    found = [resolve_reference(each, "auto") for each in (digits, copy, larger)]
+    assert found == ["mnist", "mnist", None]
     assert resolve_reference(digits, "none") is None
     assert isinstance(load_features("stacked-mnist"), StackedReference)
     with pytest.raises(UserError, match=r"'stacked-mnist' takes images of \[28, 28, 3\], mnist"):
