@@ -101,6 +101,12 @@ class Samples:
         assert isinstance(self.reference, ReferenceClassifier | StackedReference)
         return np.bincount(self.predicted, minlength=self.reference.classes)
 
+    @cached_property
+    def real_classes(self) -> Labels:
+        """The classes that the reference predicts for the held-out real images."""
+        assert isinstance(self.reference, ReferenceClassifier | StackedReference)
+        return np.unique(self.reference.labels(self.real_features))
+
 
 class _Identity(nn.Module):
     """Stands where torchmetrics expects a network: its inputs are features already."""
@@ -205,9 +211,9 @@ def label_entropy(histogram: NDArray[np.int64]) -> float:
     return float(-(fractions * np.log(fractions)).sum()) + 0.0  # no -0.0
 
 
-def label_balance(histogram: NDArray[np.int64]) -> float:
-    """Compute the count of the rarest class over that of the commonest, 0 to 1."""
-    return float(histogram.min() / histogram.max())
+def label_balance(histogram: NDArray[np.int64], classes: Labels) -> float:
+    """Compute the count of the rarest of `classes` over that of the commonest class, 0 to 1."""
+    return float(histogram[classes].min() / histogram.max())
 
 
 def class_accuracy(samples: Samples) -> float:

@@ -168,7 +168,7 @@ _OF_SAMPLES: tuple[Metric[Samples, float], ...] = (
     Metric(
         "label_balance",
         "rarest label : commonest",
-        lambda s: fidelity.label_balance(s.histogram),
+        lambda s: fidelity.label_balance(s.histogram, s.real_classes),
         (_predicts_labels,),
     ),
     Metric(

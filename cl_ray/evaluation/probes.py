@@ -96,7 +96,7 @@ class ProbeData:
         Raises:
             UserError: A class has fewer.
         """
-        return [sample_few_labels(self.labels, self.classes, self.seed, i) for i in range(_DRAWS)]
+        return [sample_few_labels(self.labels, self.seed, i) for i in range(_DRAWS)]
 
     def accuracy(self, predicted: Labels) -> float:
         """Return the fraction of test images whose label is `predicted` [M]."""
@@ -212,7 +212,7 @@ def few_labels_accuracy(data: ProbeData) -> ProbeScore:
     Raises:
         UserError: A class has fewer than ten training images, or there is one class only.
     """
-    if data.classes < 2:
+    if len(np.unique(data.labels)) < 2:
         raise UserError("A linear probe needs labels of two classes or more.")
     mean, scale = data.train.mean(0), max(float(np.sqrt(data.train.var(0, ddof=1).mean())), 1e-30)
     train, test = (data.train - mean) / scale, (data.test - mean) / scale
@@ -240,15 +240,15 @@ def few_labels_spread_accuracy(data: ProbeData) -> ProbeScore:
     return _over_draws(accuracies, f"{_EDGES} neighbours, alpha {_ALPHA}")
 
 
-def sample_few_labels(labels: Labels, classes: int, seed: int, draw: int) -> NDArray[np.int64]:
-    """Draw the rows [10 classes] of ten images per class, without repetition.
+def sample_few_labels(labels: Labels, seed: int, draw: int) -> NDArray[np.int64]:
+    """Draw the rows [10 classes] of ten images per class that has any, without repetition.
 
     Raises:
         UserError: A class has fewer.
     """
     random = np.random.default_rng([seed, draw])
     rows = []
-    for label in range(classes):
+    for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         if len(of_class) < _FEW:
             raise UserError(

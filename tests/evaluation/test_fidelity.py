@@ -29,6 +29,7 @@ from cl_ray.evaluation.fidelity import (
     manifold_metrics,
     mode_kl,
 )
+from cl_ray.evaluation.metrics import SAMPLE_METRICS
 from cl_ray.evaluation.reference import ReferenceClassifier
 
 Floats = NDArray[np.float32]
@@ -132,7 +133,19 @@ def test_manifolds_of_many_dimensions_far_from_the_origin() -> None:
 def test_label_metrics(histogram: list[int], entropy: float, balance: float) -> None:
     counts = np.array(histogram)
     assert label_entropy(counts) == pytest.approx(entropy)
-    assert label_balance(counts) == pytest.approx(balance)
+    assert label_balance(counts, np.arange(len(counts))) == pytest.approx(balance)
+
+
+def test_a_class_without_images_leaves_the_labels_balanced() -> None:
+    images, labels = mnist("test", 300)
+    rows, reference = np.arange(300), ReferenceClassifier.load("mnist")
+    reference.classes = 11  # as of EMNIST's letters, whose first class is "N/A"
+    features, test = reference.features(images), RowBatch(rows, images, labels)
+    samples = Samples(images, None, rows, features, test, reference, seed=0)
+    counts = samples.histogram
+    assert counts[10] == 0
+    balance = next(metric for metric in SAMPLE_METRICS if metric.name == "label_balance")
+    assert balance.compute(samples) == pytest.approx(counts[:10].min() / counts.max())
 
 
 def test_damaged_features_are_refused() -> None:

@@ -82,14 +82,21 @@ def test_the_selected_penalty_is_fitted_to_all_images() -> None:
 
 def test_few_labels_are_ten_of_each_class() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 200)
-    drawn = [probes.sample_few_labels(labels, 4, seed, draw) for seed in (0, 1) for draw in (0, 1)]
+    drawn = [probes.sample_few_labels(labels, seed, draw) for seed in (0, 1) for draw in (0, 1)]
     for rows in drawn:
         assert len(set(rows.tolist())) == 40
         assert np.bincount(labels[rows]).tolist() == [10] * 4
     assert len({tuple(rows) for rows in drawn}) == 4
-    assert np.array_equal(drawn[0], probes.sample_few_labels(labels, 4, 0, 0))
-    with pytest.raises(UserError, match="class 4 has 0"):
-        probes.sample_few_labels(labels, 5, 0, 0)
+    assert np.array_equal(drawn[0], probes.sample_few_labels(labels, 0, 0))
+    with pytest.raises(UserError, match="class 4 has 9"):
+        probes.sample_few_labels(np.r_[labels, [4] * 9], 0, 0)
+
+
+def test_a_class_without_images_changes_no_probe() -> None:
+    (x, y), (q, truth) = blobs(200, 8, 4, 0.6), blobs(200, 8, 4, 0.6, seed=1)
+    plain, shifted = ProbeData(x, y, q, truth), ProbeData(x, y + 1, q, truth + 1)
+    for name, probe in ALL_PROBES.items():
+        assert probe(shifted) == probe(plain), name
 
 
 @pytest.mark.parametrize("size", [8, 60])
@@ -100,7 +107,7 @@ def test_few_labels_are_fitted_alone_and_on_one_scale(size: int) -> None:
     scale = np.sqrt(x.var(0, ddof=1).mean())
     theirs = []
     for draw in range(10):
-        rows = probes.sample_few_labels(y, 4, 0, draw)
+        rows = probes.sample_few_labels(y, 0, draw)
         model = LogisticRegression(C=1 / (1e-2 * len(rows)), max_iter=1000)
         model.fit((x[rows] - x.mean(0)) / scale, y[rows])
         theirs.append(model.score((q - x.mean(0)) / scale, truth))
@@ -131,7 +138,7 @@ def naive_spread(x: Any, y: Any, q: Any, classes: int, chosen: NDArray[np.int64]
 
 def test_spreading_is_the_dense_inverse_and_reads_no_other_label() -> None:
     (x, y), (q, _) = blobs(240, 6, 4, 0.8), blobs(150, 6, 4, 0.8, seed=1)
-    draws = [probes.sample_few_labels(y, 4, 0, draw) for draw in range(3)]
+    draws = [probes.sample_few_labels(y, 0, draw) for draw in range(3)]
     found = probes.label_spreading(x, y, q, 4, draws)
     naive = [naive_spread(x, y, q, 4, chosen) for chosen in draws]
     assert naive[0] != naive[1]
@@ -205,7 +212,7 @@ def test_constant_and_few_features(easy: Any) -> None:
     tiny = ProbeData(x[:6], y[:6], q, truth)
     assert 0 < probes.linear_probe_accuracy(tiny).accuracy <= 1
     assert 0 < probes.knn_accuracy(tiny, 20).accuracy <= 1
-    one = ProbeData(x, np.zeros_like(y), q, truth)
+    one = ProbeData(x, np.ones_like(y), q, truth)
     for probe in (probes.linear_probe_accuracy, probes.few_labels_accuracy):
         with pytest.raises(UserError, match="two classes or more"):
             probe(one)
