@@ -597,17 +597,17 @@ def _clear(filesystem: pafs.FileSystem, folder: str) -> None:
 def replace_atomically(new: str, path: str, old: str) -> None:
     """Move the folder `new` to `path`; move what was there, if anything, to `old`.
 
-    `new` is synced before, so that a power cut leaves the old folder or the whole new one.
+    An error or an interrupt leaves the old folder or the new one at `path`. A power cut or a kill
+    between the two moves leaves nothing there, and both folders, whole, at `old` and `new`.
     """
     for part in (*Path(new).rglob("*"), Path(new)):
         sync(part)
-    replaces = os.path.exists(path)
-    if replaces:
-        os.rename(path, old)
     try:
+        if os.path.exists(path):
+            os.rename(path, old)
         os.rename(new, path)
-    except OSError:
-        if replaces:
+    except BaseException:
+        if os.path.exists(old) and not os.path.exists(path):
             os.rename(old, path)
         raise
     sync(Path(path).parent)

@@ -286,6 +286,25 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
     assert os.listdir(tmp_path) == ["set"]
 
 
+@pytest.mark.parametrize(("moved", "rows"), [("set", 3), ("new", 5)])
+def test_an_interrupt_leaves_the_old_data_or_the_new(
+    moved: str, rows: int, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(raw_images(images(3)))
+    rename = os.rename
+
+    def interrupted(old: str, new: str) -> None:
+        rename(old, new)
+        if Path(old).name == moved:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(raw_images(images(5)))
+    assert len(Dataset.open(str(tmp_path / "set")).read("train").id) == rows
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_all_is_on_the_disk_before_it_takes_its_place(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
