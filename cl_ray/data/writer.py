@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar
 
 import numpy as np
@@ -231,13 +231,17 @@ def write_splits(
     local = isinstance(filesystem, pafs.LocalFileSystem)
     parent, name = os.path.split(path)
     report = progress or (lambda stage, done, total: None)
+    written = out
     try:
         if local:
             os.makedirs(parent, exist_ok=True)
+        else:
+            written = f"The temporary folder {gettempdir()} (TMPDIR names another)"
         # Beside a local `out`, so on the same disk; hidden, so that no source reads it as data.
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
             stored = encoding, quality
             parts, broken = _spool(splits, work, metadata.classes, skip_broken, stored, report)
+            written = out
             random = np.random.default_rng(seed)
             parts = _in_order(parts | _hold_out(parts["train"], fractions, random))
             _note_missing_classes(parts, metadata.classes, note)
@@ -281,7 +285,7 @@ def write_splits(
             if local:
                 replace_atomically(folder, path, os.path.join(work, "old"))
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {first_error_line(error)}.") from error
+        raise UserError(f"{written} cannot be written: {first_error_line(error)}.") from error
     return info
 
 

@@ -1,10 +1,12 @@
 """The write side of data at rest, on real Parquet files."""
 
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -374,3 +376,24 @@ def test_far_filesystem_gets_the_record_last(
     assert seen == [True, False]
     assert sorted(os.listdir(folder)) == ["dataset.json", "train-00000-of-00001.parquet"]
     assert len(Dataset.open(out).read("train").id) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        ("encode_pixels", f"The temporary folder {gettempdir()} (TMPDIR names another)"),
+        ("_write_shards", "s3://bucket/key/set"),
+    ],
+)
+def test_the_full_one_of_two_storages_is_named(
+    step: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage_module, "_connect", lambda location: (bucket, "key/set"))
+    monkeypatch.setattr(writer, step, full)
+    message = re.escape(f"{place} cannot be written: No space left on device.")
+    with pytest.raises(UserError, match=f"^{message}$"):
+        write_splits({"train": raw_images(images(3))}, "s3://bucket/key/set", METADATA)
