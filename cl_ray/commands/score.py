@@ -64,7 +64,7 @@ def command(arguments: Sequence[str]) -> None:
     places = [row.pop("row") for row in rows]
     ranges = [groups.rows(place, place + 1)[0] for place in places]
     images = dataset.read(options.split, ranges).image
-    output.write(PICTURE, encode_png(draw_grid(images, COLUMNS)))
+    output.add_picture(PICTURE, encode_png(draw_grid(images, COLUMNS)))
     shown = rows[: options.top]
     table = Table(*shown[0], title=f"The {len(shown)} most novel images", title_justify="left")
     for row in shown:

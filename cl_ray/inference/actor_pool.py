@@ -169,7 +169,8 @@ def prepare_inference(
         run=absolute_location(run), checkpoint=model.checkpoint, task=task, output=output,
         request=request, part_size=part_size, missing=[], note=task.note(model),
     )  # fmt: skip
-    return job if complete else job.refresh()
+    # A complete folder of PNG files has no markers of its parts; Parquet files mark themselves.
+    return job if complete and not output.parquet else job.refresh()
 
 
 def weights_digest(model: "TrainedModel") -> str:

@@ -166,11 +166,20 @@ class OutputFolder:
 
     def finish(self, request: dict[str, Any]) -> None:
         """Mark the request as complete and remove `_parts`."""
-        filesystem, path = open_filesystem(self.location)
         with _as_user_error(f"out {self} cannot be written"):
             self._write_manifest(request, complete=True)
-            if filesystem.get_file_info(f"{path}/{PARTS}").type == pafs.FileType.Directory:
-                filesystem.delete_dir(f"{path}/{PARTS}")
+            self._remove_parts()
+
+    def add_picture(self, name: str, png: bytes) -> None:
+        """Write a picture beside the files of a complete request."""
+        with _as_user_error(f"out {self} cannot be written"):
+            self.write(name, png)
+            self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        filesystem, path = open_filesystem(self.location)
+        if filesystem.get_file_info(f"{path}/{PARTS}").type == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{path}/{PARTS}")
 
     def _marker(self, part: int) -> str:
         """Name the file whose presence shows that a part is finished."""

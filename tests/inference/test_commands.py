@@ -140,8 +140,14 @@ def test_the_most_novel_images_are_listed(
     assert re.findall(r"│ (\d+) ", table) in (["60", "61"], ["61", "60"])
     cli.main(asked)
     printed = capsys.readouterr().out
-    assert "62 scores are in" in printed
+    assert f"62 scores are in {out} already" in printed
     assert printed.endswith(table)
+    (out / "part-000000.parquet").unlink()  # to be made again
+    cli.main(asked)
+    printed = capsys.readouterr().out
+    assert f"62 scores are in {out}, a folder" in printed
+    assert printed.endswith(table)
+    assert not (out / "_parts").exists()
 
     picture = out / "_most_novel.png"
     assert f"62 of them, the most novel first: {picture}" in printed
