@@ -140,6 +140,11 @@ def test_workers_need_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         command(["--workers=2"])
 
 
+def test_workers_are_checked_before_the_cluster_is_joined() -> None:
+    with pytest.raises(UserError, match=r"^In the flags: .*gpus_per_worker 1\.5"):
+        command(["--address=127.0.0.1:1", "--workers=2", "--gpus-per-worker=1.5"])
+
+
 @pytest.mark.ray
 def test_every_node_of_a_cluster(tmp_path: Path) -> None:
     """Two nodes on this machine, of which one has a GPU that does not exist."""

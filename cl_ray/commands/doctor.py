@@ -48,17 +48,15 @@ def command(arguments: Sequence[str]) -> None:
 
     console = PlainConsole()
     if cluster_address(flags.address):
+        from cl_ray.config import build_config
+
+        workers = max(1, flags.workers)
+        each = flags.model_dump(include={"cpus_per_worker", "gpus_per_worker"})
+        config = build_config({"batch_size": 2 * workers, "workers": workers, **each}, "the flags")
         with ray_session(flags.address, False, False, console):
             if flags.workers:
-                from cl_ray.config import Config
                 from cl_ray.training.resources import plan_workers, wait_for_resources
 
-                config = Config(
-                    batch_size=2 * flags.workers,
-                    workers=flags.workers,
-                    cpus_per_worker=flags.cpus_per_worker,
-                    gpus_per_worker=flags.gpus_per_worker,
-                )
                 needed = plan_workers(config, local=False)
                 wait_for_resources(needed, flags.workers, partial(print_line, console))
             with console.status("Checking the cluster …"):
