@@ -36,8 +36,9 @@ from cl_ray.evaluation.evaluate import FidelityEvaluator, evaluate_representatio
 from cl_ray.evaluation.feature_metrics import FeatureData, cluster_accuracy
 from cl_ray.evaluation.metrics import SAMPLE_METRICS
 from cl_ray.evaluation.probes import ProbeData
-from cl_ray.evaluation.reference import load_features, resolve_reference
+from cl_ray.evaluation.reference import load_features
 from cl_ray.evaluation.reference_cache import prepare_reference
+from cl_ray.evaluation.reference_name import resolve_reference
 from cl_ray.losses.contrastive import info_nce
 from cl_ray.model import TrainedModel
 from cl_ray.networks.build import build_discriminator

@@ -65,7 +65,8 @@ def command(arguments: Sequence[str]) -> None:
     from cl_ray.device import keep_freed_memory
     from cl_ray.evaluation.config import EvaluationConfig
     from cl_ray.evaluation.evaluate import Evaluator, default_images
-    from cl_ray.evaluation.reference_cache import needs_training, optional_reference
+    from cl_ray.evaluation.reference_cache import optional_reference
+    from cl_ray.evaluation.reference_name import needs_training
     from cl_ray.model import load
     from cl_ray.storage import RunStorage
 

@@ -4,6 +4,9 @@ from pydantic import Field
 
 from cl_ray.base_config import BaseConfig, marks
 
+MANIFOLD_NEIGHBOURS = 5
+"""k of precision, recall, density and coverage: Naeem et al. recommend 5 (section 4.3)."""
+
 
 class EvaluationConfig(BaseConfig):
     """How often a run is evaluated, and on how many images."""
@@ -27,8 +30,10 @@ class EvaluationConfig(BaseConfig):
     )
     samples: int = Field(
         10_000,
-        gt=5,
+        gt=MANIFOLD_NEIGHBOURS,
         description="Generated images, compared with as many real images of the split validation, "
         "or with all of them.",
     )
-    images: int = Field(10_000, gt=5, description="Training images that probes are fitted to.")
+    images: int = Field(
+        10_000, gt=MANIFOLD_NEIGHBOURS, description="Training images that probes are fitted to."
+    )

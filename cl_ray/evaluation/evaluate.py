@@ -16,9 +16,9 @@ from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, sample_triples
 from cl_ray.errors import UserError, pluralize
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
-from cl_ray.evaluation.config import EvaluationConfig
+from cl_ray.evaluation.config import MANIFOLD_NEIGHBOURS, EvaluationConfig
 from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore, sample_view_pairs
-from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS, Samples
+from cl_ray.evaluation.fidelity import Samples
 from cl_ray.evaluation.metrics import (
     CLASSIFIER_ERROR,
     FEATURE_METRICS,
@@ -36,8 +36,8 @@ from cl_ray.evaluation.reference import (
     ReferenceClassifier,
     StackedReference,
     load_features,
-    resolve_reference,
 )
+from cl_ray.evaluation.reference_name import resolve_reference
 from cl_ray.model import TrainedModel
 
 MODE_SAMPLES = 26_000

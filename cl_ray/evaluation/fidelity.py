@@ -26,15 +26,13 @@ from cl_ray.evaluation.classifier import (
     fitting_stride,
     train_classifier,
 )
+from cl_ray.evaluation.config import MANIFOLD_NEIGHBOURS
 from cl_ray.evaluation.reference import (
     Reference,
     ReferenceClassifier,
     StackedReference,
     check_finite,
 )
-
-MANIFOLD_NEIGHBOURS = 5
-"""k of precision, recall, density and coverage: Naeem et al. recommend 5 (section 4.3)."""
 
 _SUBSETS, _SUBSET_SIZE = 100, 1000
 """The kernel distance is the mean over so many subsets of at most so many rows."""

@@ -23,7 +23,8 @@ from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore
 from cl_ray.evaluation.fidelity import Samples
 from cl_ray.evaluation.probes import ProbeData, ProbeScore
-from cl_ray.evaluation.reference import ReferenceClassifier, gives_labels, resolve_reference
+from cl_ray.evaluation.reference import ReferenceClassifier, gives_labels
+from cl_ray.evaluation.reference_name import resolve_reference
 
 OVER_BASELINE = "_over_baseline"
 """Suffix of a metric divided by its real-data baseline."""

@@ -26,8 +26,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, sample_rows
-from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, is_stacked_mnist, mode_labels
+from cl_ray.data.dataset import STACKED, Dataset, sample_rows
+from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, mode_labels
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import (
@@ -336,35 +336,6 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Reference:
         return ReferenceClassifier.load(name)
     run = load(name, device=device.type)
     return PretrainedReference(f"D of {RunStorage.from_uri(name).name}", run.embed, run.shape)
-
-
-def resolve_reference(dataset: Dataset, name: str) -> str | None:
-    """Return the name of a dataset's reference, `auto` resolved; None for none."""
-    if name != "auto":
-        return None if name == "none" else name
-    if packaged := packaged_reference(dataset):
-        return packaged
-    kept = reference_path(dataset)
-    return str(kept) if kept and kept.is_file() else None
-
-
-def packaged_reference(dataset: Dataset) -> str | None:
-    """Return the name of the reference that ships for a dataset; None if none does."""
-    if is_stacked_mnist(dataset.info):
-        return STACKED
-    info, packaged = dataset.info, Dataset.open(PACKAGED).info
-    return PACKAGED if (info.source, info.shape) == (packaged.source, packaged.shape) else None
-
-
-def reference_path(dataset: Dataset) -> Path | None:
-    """Return where a dataset's own classifier is kept: beside the data; None for data in a cloud.
-
-    Its name is the dataset's fingerprint, so that other images or labels in the same place have
-    another one.
-    """
-    if "://" in dataset.location:
-        return None
-    return Path(f"{dataset.location}.reference", f"{dataset.info.fingerprint}.safetensors")
 
 
 def check_finite(features: Floats, kind: str) -> None:

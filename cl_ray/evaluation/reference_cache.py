@@ -14,15 +14,12 @@ from cl_ray.console import print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import ClassifierConfig, fitting_stride
-from cl_ray.evaluation.fidelity import MANIFOLD_NEIGHBOURS
 from cl_ray.evaluation.reference import (
     ReferenceClassifier,
     labelled_held_out,
-    packaged_reference,
-    reference_path,
-    resolve_reference,
     train_reference,
 )
+from cl_ray.evaluation.reference_name import expected_reference, reference_path
 from cl_ray.storage import create_folder
 
 _IMAGES, _BYTES = 50_000, 10**9
@@ -31,28 +28,8 @@ _SEEN = 200_000
 """Images seen in training, about: a minute of two cores."""
 _MOST_EPOCHS, _STEPS = 60, 16
 """Passes over few images, and steps of a pass, which few images divide into small batches."""
-_LEAST_IMAGES = 1000
-"""A run or a search of fewer training images has none trained: its distances would say little about
-an epoch, and the run is short. `cl-ray evaluate` trains it all the same."""
 _HOLD_OUT = 0.1
 """Of the training images, where there is no other split."""
-
-
-def needs_training(dataset: Dataset) -> bool:
-    """Return whether a dataset has no packaged reference, and enough images and labels."""
-    rows = min(split.rows for split in dataset.info.splits.values())
-    rows = min(rows, dataset.info.labelled_rows("train"))
-    enough = rows > 2 * MANIFOLD_NEIGHBOURS  # an evaluation compares half of the only split
-    return enough and packaged_reference(dataset) is None
-
-
-def expected_reference(dataset: Dataset) -> str | None:
-    """Return the reference that `auto` will be after `prepare_reference`, if nothing fails."""
-    path = reference_path(dataset)
-    enough = dataset.info.labelled_rows("train") >= _LEAST_IMAGES
-    if path and enough and needs_training(dataset):
-        return str(path)
-    return resolve_reference(dataset, "auto")
 
 
 def prepare_reference(dataset: Dataset, console: Console) -> None:

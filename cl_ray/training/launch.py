@@ -1,9 +1,11 @@
 """`train`: the driver of a run, from a config to a run folder."""
 
 import contextlib
+import importlib
 import json
 import shlex
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +20,7 @@ from cl_ray.console import PlainConsole, print_fields, print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.environment import package_version, peak_memory
 from cl_ray.errors import UserError, format_duration, pluralize, storage_errors
+from cl_ray.evaluation.reference_name import expected_reference, packaged_reference
 from cl_ray.metrics_file import read_epochs
 from cl_ray.report.records import read_record
 from cl_ray.signals import handle_signal
@@ -95,8 +98,6 @@ def _finds_reference(config: Config) -> bool:
 def _with_expected_reference(config: Config, dataset: Dataset) -> Config:
     if not _finds_reference(config):
         return config
-    from cl_ray.evaluation.reference_cache import expected_reference
-
     return preflight.replace_auto_reference(config, expected_reference(dataset))
 
 
@@ -125,13 +126,15 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
-    if _finds_reference(config):
+    if _finds_reference(config) and not packaged_reference(dataset):
         from cl_ray.evaluation.reference_cache import prepare_reference
 
         prepare_reference(dataset, console)
         preflight.check_checkpoint_metric(config, dataset)
     for note in preflight.run_notes(config, dataset):
         print_line(console, note)
+    # Torch is imported while Ray starts: both take seconds.
+    threading.Thread(target=importlib.import_module, args=["cl_ray.trainer"], daemon=True).start()
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
         from cl_ray.training.resources import plan_workers, wait_for_resources
 

@@ -27,7 +27,7 @@ from cl_ray.environment import peak_memory
 from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.evaluation.evaluate import Evaluation, summary_line
 from cl_ray.evaluation.metrics import is_larger_better
-from cl_ray.evaluation.reference import resolve_reference
+from cl_ray.evaluation.reference_name import resolve_reference
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage, without_options
 from cl_ray.trainer import Trainer

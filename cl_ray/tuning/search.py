@@ -170,8 +170,8 @@ def _check_search(
         check_metric_available,
         is_larger_better,
     )
-    from cl_ray.evaluation.reference import resolve_reference
-    from cl_ray.evaluation.reference_cache import expected_reference, prepare_reference
+    from cl_ray.evaluation.reference_cache import prepare_reference
+    from cl_ray.evaluation.reference_name import expected_reference, resolve_reference
     from cl_ray.training import preflight
     from cl_ray.tuning.study import SearchMetric
 

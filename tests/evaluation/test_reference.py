@@ -30,8 +30,8 @@ from cl_ray.evaluation.reference import (
     StackedReference,
     load_features,
     main,
-    resolve_reference,
 )
+from cl_ray.evaluation.reference_name import resolve_reference
 from cl_ray.model import TrainedModel
 
 TINY = ["--width", "4", "--features", "16", "--epochs", "2", "--batch-size", "32"]

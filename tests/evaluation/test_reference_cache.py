@@ -18,13 +18,14 @@ from cl_ray.data import writer
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.evaluation import reference_cache as module
-from cl_ray.evaluation.reference import ReferenceClassifier, resolve_reference, train_reference
+from cl_ray.evaluation import reference_name
+from cl_ray.evaluation.reference import ReferenceClassifier, train_reference
 from cl_ray.evaluation.reference_cache import (
     automatic_config,
     cached_reference,
-    needs_training,
     trained_images,
 )
+from cl_ray.evaluation.reference_name import needs_training, resolve_reference
 from cl_ray.tuning.search import prepare_search
 
 
@@ -142,7 +143,7 @@ def test_a_search_trains_it_of_all_images_and_finds_it(
     with pytest.raises(UserError, match="without a reference"):
         prepare_search(flags, "tune")  # 240 images are few
     assert resolve_reference(colours, "auto") is None
-    monkeypatch.setattr(module, "_LEAST_IMAGES", 240)
+    monkeypatch.setattr(reference_name, "_LEAST_IMAGES", 240)
     search = prepare_search([*flags, "--images=100"], "tune")
     path = f"{colours.location}.reference/{colours.info.fingerprint}.safetensors"
     assert search.trial_config.evaluation.reference == path
@@ -158,7 +159,7 @@ def test_mistakes_are_told_before_it_is_trained(
     colours: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "_LEAST_IMAGES", 240)
+    monkeypatch.setattr(reference_name, "_LEAST_IMAGES", 240)
     place = [f"--data={colours.location}", f"--storage={tmp_path}/runs"]
     said = refused(capsys, "train", *place, "--checkpoint.metric=evaluation/fid")
     assert "'evaluation/fid' is not among what is measured" in said
