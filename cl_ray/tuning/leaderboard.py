@@ -147,8 +147,8 @@ def _best_yaml(search: Search, results: list[TrialResult], best: TrialResult) ->
     evaluation = search.trial_config.evaluation
     return (
         f"# Search {search.name}. {describe_best(results, search.metrics)}\n"
-        f"# An epoch was {images:,} training images; metrics are of {evaluation.samples:,} samples "
-        f"and {evaluation.images:,} validation images at most.\n"
+        f"# An epoch was {images:,} training images; metrics are of at most {evaluation.samples:,} "
+        f"samples and as many real images, probes of at most {evaluation.images:,} training ones.\n"
         f"{yaml.safe_dump(fields, sort_keys=False)}"
     )
 

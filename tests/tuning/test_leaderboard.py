@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from cl_ray.config import Config, preset
 from cl_ray.errors import printable
+from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.tuning.leaderboard import (
     SearchProgress,
     best_trial,
@@ -98,13 +100,14 @@ def test_it_says_why_a_trial_is_the_best() -> None:
 
 def test_files_and_the_best_config(tmp_path: Path) -> None:
     search = prepared_search(tmp_path, [FRECHET], Space.load("rates"))
-    write_leaderboard(search, TRIALS)
+    measured = preset("quick").model_copy(update={"evaluation": EvaluationConfig(images=500)})
+    write_leaderboard(replace(search, trial_config=measured), TRIALS)
     header = (tmp_path / "s" / "best.yaml").read_text().splitlines()[:2]
     assert header[0] == f"# Search s. {describe_best(TRIALS, [FRECHET])}"
     images = search.dataset.info.splits["train"].rows
     assert header[1] == (
-        f"# An epoch was {images:,} training images; metrics are of 10,000 samples and 10,000 "
-        "validation images at most."
+        f"# An epoch was {images:,} training images; metrics are of at most 10,000 samples and "
+        "as many real images, probes of at most 500 training ones."
     )
     config = Config.load(tmp_path / "s" / "best.yaml")
     assert config.optimizer.lr_g == pytest.approx(0.0005)
