@@ -36,14 +36,21 @@ from cl_ray.batch import Losses
 from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep, release_graphs
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
-from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.networks.normalize import to_unit
 from cl_ray.step_noise import sample_step_noise
 
 D_WEIGHTS = ["adversarial", "contrastive", "pair", "approximate_r1"]
 G_WEIGHTS = ["adversarial", "reconstruction", "pair_confusion", "uniformity"]
 EXACT_PENALTIES = ["r1", "r2", "gradient_penalty"]
-OF_SCORE_DIFFERENCES = {"wasserstein", "relativistic"}
+
+
+def loss_of_d(objective: str, shift: float) -> float:
+    scores = torch.tensor([[0.0], [2.0], [5.0]]) + shift
+    return OBJECTIVES[objective](Scores(scores, scores[:2]), "discriminator").item()
+
+
+OF_SCORE_DIFFERENCES = {o for o in OBJECTIVES if loss_of_d(o, 7) == pytest.approx(loss_of_d(o, 0))}
 """Objectives that depend on differences of scores only, so the bias of D's score is free: its
 gradient is rounding, which Adam scales up to steps of 1e-12."""
 OF_SCORES = {"score/real", "score/fake", "g/adversarial"}

@@ -27,7 +27,8 @@ from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.gan import ContrastiveGAN
-from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC
+from cl_ray.losses.config import UNBOUNDED
 from cl_ray.trainer import Trainer
 
 pytestmark = [
@@ -113,8 +114,9 @@ def test_two_workers_share_a_gpu() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_bfloat16_is_close_to_float32(objective: str) -> None:
-    penalty = {"wasserstein": "gradient_penalty", "relativistic": "r1"}.get(objective)
-    losses = {"objective": objective, **({penalty: 2.0} if penalty else {})}
+    losses: dict[str, Any] = {"objective": objective}
+    losses |= {"gradient_penalty": 2.0} if objective in UNBOUNDED else {}
+    losses |= {"r1": 2.0} if objective in RELATIVISTIC else {}
     batch = move_batch(global_batch(0, "views"), "cuda")
 
     def first(dtype: torch.dtype) -> tuple[ContrastiveGAN, dict[str, torch.Tensor]]:

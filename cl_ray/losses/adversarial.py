@@ -42,7 +42,10 @@ class Scores:
     @property
     def real(self) -> Tensor:
         """Scores of x+ and x-, [2, b]."""
-        assert self.given_real is not None, "the real images were not scored in this step"
+        assert self.given_real is not None, (
+            "the real images were not scored in this step: an objective whose loss of G needs them "
+            "belongs in RELATIVISTIC"
+        )
         return self.given_real
 
 

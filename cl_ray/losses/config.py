@@ -15,6 +15,8 @@ Objective = Literal[
     "wasserstein",
     "relativistic",
 ]
+UNBOUNDED: set[Objective] = {"wasserstein"}
+"""Objectives under which D needs `losses.gradient_penalty`: D's loss has no minimum without it."""
 
 
 class LossConfig(BaseConfig):
@@ -88,10 +90,10 @@ class LossConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _bounded(self) -> "LossConfig":
-        if self.objective == "wasserstein" and not self.gradient_penalty:
+        if self.objective in UNBOUNDED and not self.gradient_penalty:
             raise ValueError(
-                "objective 'wasserstein' does not bound D by itself: set losses.gradient_penalty, "
-                "10 as in its paper"
+                f"objective {self.objective!r} does not bound D by itself: set "
+                "losses.gradient_penalty, such as 10"
             )
         if self.form == "contrad" and not (self.contrastive or self.fake_supcon or self.pair):
             raise ValueError(

@@ -17,6 +17,7 @@ from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.data.dataset import UNLABELLED
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.losses.config import UNBOUNDED
 
 MODES = ["views", "labels"]
 STEPS, PAIRS, SHAPE = 5, 12, (28, 28, 1)
@@ -77,7 +78,7 @@ CASES = [
         for d_steps in (1, 2)
     ),
     *(
-        Case(objective, penalty="gradient_penalty" if objective == "wasserstein" else "")
+        Case(objective, penalty="gradient_penalty" if objective in UNBOUNDED else "")
         for objective in OBJECTIVES
         if objective not in ("non-saturating", "pair-critic")
     ),

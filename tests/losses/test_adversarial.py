@@ -1,13 +1,15 @@
 """Each adversarial objective against its equation, pair by pair."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import yaml
 from helpers.naive_gan import D_OBJECTIVES, G_OBJECTIVES
 
 from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC, Scores
-from cl_ray.losses.config import LossConfig
+from cl_ray.losses.config import Objective
 
 
 def for_g(objective: str, given: Scores) -> Scores:
@@ -23,9 +25,15 @@ def scores(pairs: int, scale: float) -> Scores:
     return Scores(fake, real)
 
 
-def test_registry_matches_the_config() -> None:
-    assert get_args(LossConfig.model_fields["objective"].annotation) == tuple(OBJECTIVES)
-    assert set(D_OBJECTIVES) == set(G_OBJECTIVES) == set(OBJECTIVES)
+def test_every_list_of_objectives_is_whole() -> None:
+    space = Path(__file__).parents[2] / "cl_ray/tuning/spaces/objectives.yaml"
+    for place, names in {
+        "Objective of cl_ray/losses/config.py": get_args(Objective),
+        "D_OBJECTIVES of tests/helpers/naive_gan.py": D_OBJECTIVES,
+        "G_OBJECTIVES of tests/helpers/naive_gan.py": G_OBJECTIVES,
+        str(space): yaml.safe_load(space.read_text())["losses.objective"]["values"],
+    }.items():
+        assert set(names) == set(OBJECTIVES), f"give {place} the names of OBJECTIVES"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
