@@ -53,7 +53,7 @@ class Samples:
             there are none.
         order: Rows of `images` in random order, for metrics over random subsets.
         real_features: float32 [M, d], reference features of held-out real images.
-        held_out: Held-out real images, on whose labels a classifier is scored.
+        held_out: Held-out real images: their pixels, and the labels that a classifier is scored on.
         reference: Computes features, and labels if it is a classifier.
         seed: Seed of random subsets.
     """

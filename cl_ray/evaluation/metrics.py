@@ -1,13 +1,13 @@
 """The registry of metrics: what each is called, how it is computed, and what it needs.
 
 To add a metric, write a function of `Samples` (generated images), of `ProbeData` (features with
-labels), of `FeatureData` (features with or without labels) or of a mode histogram, and add an entry
-to SAMPLE_METRICS, PROBE_METRICS, FEATURE_METRICS or MODE_METRICS.
+labels), of `FeatureData` (features with or without labels) or of a histogram over the modes of
+stacked digits, and add an entry to SAMPLE_METRICS, PROBE_METRICS, FEATURE_METRICS or MODE_METRICS.
 Evaluations, evaluation.json, curves, tables, `checkpoint.metric` and the search then know it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
@@ -68,6 +68,8 @@ class Metric(Generic[Input, Value]):
         name: Key in evaluation.json, of curves, of `checkpoint.metric` and of the search.
         compute: The metric as a function of what it measures.
         requires: What must hold; the first that does not is named in errors.
+        larger_is_better: Whether it grows as the networks get better.
+        fraction: Whether it is a fraction of 1, which charts write in per cent.
         thorough: Whether it takes so long that only `cl-ray evaluate` computes it.
         relative: Whether NAME_over_baseline is a metric, too: this one over its baseline.
         baseline: Real images that take the samples' place for its real-data baseline: as many
@@ -78,7 +80,9 @@ class Metric(Generic[Input, Value]):
     title: str
     compute: Callable[[Input], Value]
     requires: tuple[Requirement, ...] = ()
+    _: KW_ONLY
     larger_is_better: bool = True
+    fraction: bool = False
     thorough: bool = False
     relative: bool = False
     baseline: Literal["train", "held_out"] = "train"
@@ -153,42 +157,42 @@ def _kernel(samples: Samples) -> float:
 
 _PROBED = (_has_labels, _has_few_classes)
 
-_OF_SAMPLES: tuple[Metric[Samples, float], ...] = (
-    Metric("frechet", "Fréchet distance", _frechet, (), False, relative=True),
-    Metric("kernel", "kernel distance", _kernel, (), False),
-    Metric("precision", "precision", lambda s: s.manifolds["precision"]),
-    Metric("recall", "recall", lambda s: s.manifolds["recall"]),
-    Metric("density", "density", lambda s: s.manifolds["density"]),
-    Metric("coverage", "coverage", lambda s: s.manifolds["coverage"]),
-    Metric(
+_of_samples = partial(Metric[Samples, float], requires=(_has_reference,))
+SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
+    _of_samples("frechet", "Fréchet distance", _frechet, larger_is_better=False, relative=True),
+    _of_samples("kernel", "kernel distance", _kernel, larger_is_better=False),
+    _of_samples("precision", "precision", lambda s: s.manifolds["precision"], fraction=True),
+    _of_samples("recall", "recall", lambda s: s.manifolds["recall"], fraction=True),
+    _of_samples("density", "density", lambda s: s.manifolds["density"]),
+    _of_samples("coverage", "coverage", lambda s: s.manifolds["coverage"], fraction=True),
+    _of_samples(
         "label_entropy",
         "entropy of the labels, nats",
         lambda s: fidelity.label_entropy(s.histogram),
-        (_predicts_labels,),
+        requires=(_predicts_labels, _has_reference),
     ),
-    Metric(
+    _of_samples(
         "label_balance",
         "rarest label : commonest",
-        lambda s: fidelity.label_balance(s.histogram, s.real_classes),
-        (_predicts_labels,),
+lambda s: fidelity.label_balance(s.histogram, s.real_classes),
+        requires=(_predicts_labels, _has_reference),
     ),
-    Metric(
+    _of_samples(
         "class_accuracy",
         "samples of the requested class",
         fidelity.class_accuracy,
-        (_is_conditional, _knows_classes),
+        requires=(_is_conditional, _knows_classes, _has_reference),
+        fraction=True,
         baseline="held_out",
     ),
-    Metric(
+    _of_samples(
         "classification_accuracy",
         "accuracy of a classifier trained on them",
         fidelity.classification_accuracy_score,
-        (_has_labels, _knows_classes),
+        requires=(_has_labels, _knows_classes, _has_reference),
+        fraction=True,
         thorough=True,
     ),
-)
-SAMPLE_METRICS = tuple(
-    replace(metric, requires=(*metric.requires, _has_reference)) for metric in _OF_SAMPLES
 )
 """Of generated images, beside the real-data baseline; without a reference none are generated."""
 
@@ -205,12 +209,13 @@ MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
 """Of the histogram over the modes of stacked digits, int64 [1000], of more samples than the others
 are of; the baseline is of real triples."""
 
+_probe = partial(Metric[ProbeData, ProbeScore], fraction=True)
 PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
-    Metric("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
-    Metric("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), (_has_labels,)),
-    Metric("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), (_has_labels,)),
-    Metric("few_labels", "10 labels per class", probes.few_labels_accuracy, _PROBED, thorough=True),
-    Metric(
+    _probe("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
+    _probe("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), (_has_labels,)),
+    _probe("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), (_has_labels,)),
+    _probe("few_labels", "10 labels per class", probes.few_labels_accuracy, _PROBED, thorough=True),
+    _probe(
         "few_labels_spread",
         "10 labels per class, spread over all images",
         probes.few_labels_spread_accuracy,
@@ -227,8 +232,10 @@ FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
     _of_clusters("kmeans_accuracy", "k-means clustering accuracy", features.kmeans_accuracy),
     _of_clusters("nmi", "normalized mutual information", features.normalized_mutual_information),
     _of_clusters("ari", "adjusted Rand index", features.adjusted_rand_index),
-    _of_features("alignment", "alignment of two views", features.feature_alignment, (), False),
-    _of_features("uniformity", "uniformity", features.feature_uniformity, (), False),
+    _of_features(
+        "alignment", "alignment of two views", features.feature_alignment, larger_is_better=False
+    ),
+    _of_features("uniformity", "uniformity", features.feature_uniformity, larger_is_better=False),
     _of_features("effective_rank", "effective rank (RankMe)", features.effective_rank),
 )
 """Of the features themselves: clusters, and checks that need no labels; D's go by the name
@@ -247,6 +254,7 @@ CLASSIFIER_ERROR: Metric[tuple[Labels, Labels], float] = Metric(
     lambda pair: float(np.mean(pair[0] != pair[1])),
     (_has_classifier, _has_labels),
     larger_is_better=False,
+    fraction=True,
 )
 """Of the classes that D predicts and the labels, of images that have one."""
 

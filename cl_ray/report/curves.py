@@ -40,8 +40,6 @@ EVALUATION_CHARTS = (
 """Title, and for each legend entry the name of its metric, without `evaluation/`."""
 _ONLY_IN_TABLES = {"frechet", "kernel", "density", "label_entropy", "label_balance", "knn_20"}
 """Metrics of the registry without a curve on the page; TensorBoard has it. New ones have one."""
-FRACTIONS = {"precision", "recall", "coverage", "class_accuracy", "knn_1", "linear_probe"}
-"""Metrics that are fractions of 1."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,7 @@ def evaluation_charts(epochs: list[dict[str, Any]]) -> list[Chart]:
     """Build the charts of what metrics.jsonl has of evaluations, where there are two or more."""
     known = {name for _, names in EVALUATION_CHARTS for name in names.values()} | _ONLY_IN_TABLES
     others = [name for metric in METRICS for name in metric.names if name not in known]
+    fractions = {metric.name for metric in METRICS if metric.fraction}
     charts = []
     for title, names in (*EVALUATION_CHARTS, *((metric_title(n), {n: n}) for n in others)):
         keys = {label: f"evaluation/{name}" for label, name in names.items()}
@@ -126,5 +125,5 @@ def evaluation_charts(epochs: list[dict[str, Any]]) -> list[Chart]:
                 label: (f"c{i}", MetricCurve(steps, np.array([line[key] for line in lines], float)))
                 for i, (label, key) in enumerate(keys.items())
             }
-            charts.append(line_chart(title, found, fraction=FRACTIONS.issuperset(names.values())))
+            charts.append(line_chart(title, found, fraction=fractions.issuperset(names.values())))
     return charts

@@ -25,14 +25,21 @@ from cl_ray.evaluation.evaluate import (
     summary_line,
 )
 from cl_ray.evaluation.fidelity import Samples, frechet_distance
-from cl_ray.evaluation.metrics import FEATURE_METRICS, PROBE_METRICS, SAMPLE_METRICS, Metric
+from cl_ray.evaluation.metrics import (
+    FEATURE_METRICS,
+    PROBE_METRICS,
+    SAMPLE_METRICS,
+    Metric,
+    MetricContext,
+)
 from cl_ray.evaluation.probes import ProbeData, nearest_neighbours, principal_components
 from cl_ray.evaluation.reference import ReferenceClassifier
 from cl_ray.model import load
 
 TRAIN, TEST = 300, 120
 CONFIG = EvaluationConfig(reference="mnist", samples=TEST, images=TRAIN)
-UNCONDITIONAL = [metric for metric in SAMPLE_METRICS if metric.name != "class_accuracy"]
+DIGITS = MetricContext(Dataset.open("mnist"), "mnist", condition="none")
+UNCONDITIONAL = [metric for metric in SAMPLE_METRICS if not metric.unavailable(DIGITS)]
 FAST = [metric for metric in UNCONDITIONAL if not metric.thorough]
 
 

@@ -37,9 +37,9 @@ def test_fractions_are_charted_in_per_cent() -> None:
 
 def test_a_new_metric_of_the_registry_has_a_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluation_charts(evaluated("sharpness")) == []
-    new = Metric("sharpness", "sharpness of edges", float)
+    new = Metric("sharpness", "sharpness of edges", float, fraction=True)
     monkeypatch.setattr(curves, "METRICS", (*METRICS, new))
     monkeypatch.setattr(curves, "metric_title", lambda name: new.title)
     (chart,) = evaluation_charts(evaluated("sharpness"))
     assert chart.title == "sharpness of edges"
-    assert last_values(chart) == ["sharpness <b>0.5</b>"]
+    assert last_values(chart) == ["sharpness <b>50.00%</b>"]
