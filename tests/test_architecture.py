@@ -64,7 +64,9 @@ def place(module: str) -> str:
 
 
 def layer(module: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if place(module) in names.split())
+    found = [i for i, names in enumerate(LAYERS) if place(module) in names.split()]
+    assert found, f"{module} is in no layer: name it in LAYERS of this file"
+    return found[0]
 
 
 def imports(tree: ast.Module) -> Iterator[str]:

@@ -33,6 +33,8 @@ INFO_FILE = "dataset.json"
 PACKAGED = "mnist"
 STACKED = "stacked-mnist"
 """A source that is made of the packaged digits, see `stacked_mnist.py`."""
+STACKED_COUNTS = {"train": 60_000, "validation": 10_000, "test": 10_000}
+"""Default number of its images in each split."""
 STACKED_SOURCE = "Stacked MNIST (Metz et al., 2017) of the packaged digits"
 """The beginning of its `source` in dataset.json; the seed follows."""
 DISTANCE_SIDE = 64

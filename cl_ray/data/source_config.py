@@ -6,7 +6,7 @@ from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import STACKED
+from cl_ray.data.dataset import STACKED, STACKED_COUNTS
 from cl_ray.data.decoding import (
     JPEG_QUALITY,
     MAX_PIXELS,
@@ -21,8 +21,6 @@ from cl_ray.data.writer import MIN_HELD_OUT, RAW_SIDE, SKIPPED_FILE, VALIDATION_
 ChannelOrder = Literal["first", "last"]
 NO_LABELS = "none"
 """The value of `--label-column` that leaves the labels out."""
-STACKED_COUNTS = {"train": 60_000, "validation": 10_000, "test": 10_000}
-"""Default number of images of each split."""
 # fmt: off
 FILE_COLUMNS = (
     "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_name",

@@ -41,6 +41,8 @@ from cl_ray.data.writer import (
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem, without_options
 
+_GENERATED = {STACKED: read_stacked_mnist}
+"""Readers of the sources that are made by name; these alone read --count and --test-count."""
 _FSSPEC = ("hf://", "fsspec+")
 """Beginnings of URIs that are read by libraries which raise errors of their own."""
 
@@ -140,12 +142,12 @@ def read_source(config: SourceConfig, convert: Convert, note: Note) -> SourceSpl
         UserError: It is neither a known name nor a readable folder with images.
     """
     source = config.source
-    if source == STACKED:
-        return read_stacked_mnist(config, convert)
+    if source in _GENERATED:
+        return _GENERATED[source](config, convert)
     if config.count or config.test_count:
         raise UserError(
-            f"--count and --test-count say how many images {STACKED} makes; the number of images "
-            f"of {source} is fixed: leave them out."
+            f"--count and --test-count say how many images {' or '.join(_GENERATED)} makes; the "
+            f"number of images of {source} is fixed: leave them out."
         )
     bare = "/" not in source and source not in (".", "..", PACKAGED)
     # Names of classes have capitals; for another folder that is there, torch need not be imported.
@@ -158,12 +160,12 @@ def read_source(config: SourceConfig, convert: Convert, note: Note) -> SourceSpl
     except OSError as error:
         raise UserError(f"{source} cannot be read: {first_error_line(error)}.") from error
     if info.type == pafs.FileType.NotFound and bare:
-        lower = {name.lower(): name for name in (STACKED, *names)}
+        lower = {name.lower(): name for name in (*_GENERATED, *names)}
         close = difflib.get_close_matches(source.lower(), lower, 3, 0.5)
         hint = f" (closest: {', '.join(lower[name] for name in close)})" if close else ""
         raise UserError(
             f"{source} is neither a folder nor a dataset of torchvision's{hint}: give a folder, "
-            f"or one of {', '.join([STACKED, *names])}."
+            f"or one of {', '.join([*_GENERATED, *names])}."
         )
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"{source} does not exist: give a folder or the name of a dataset.")

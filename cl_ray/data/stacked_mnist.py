@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cl_ray.data.conversion import Convert
-from cl_ray.data.dataset import PACKAGED, STACKED, STACKED_SOURCE, Dataset, DatasetInfo, RowBatch
-from cl_ray.data.source_config import STACKED_COUNTS, SourceConfig
+from cl_ray.data.dataset import (
+    PACKAGED,
+    STACKED,
+    STACKED_COUNTS,
+    STACKED_SOURCE,
+    Dataset,
+    DatasetInfo,
+    RowBatch,
+)
+from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.writer import DatasetMetadata, RawImage, SourceSplits
 
 STACKED_MODES = 1000

@@ -112,7 +112,10 @@ class DatasetMetadata:
 
 ReadImage = RawImage | BrokenImageError
 SourceSplits = tuple[dict[str, Iterable[ReadImage]], DatasetMetadata]
-"""The images of each split, read lazily, and their metadata."""
+"""The images of each split, read lazily, and their metadata.
+
+With `--scale-depth` the reader is called twice, and both results are read.
+"""
 
 
 @dataclass(frozen=True)
