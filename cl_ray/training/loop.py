@@ -58,7 +58,8 @@ def build_torch_trainer(
 ) -> TorchTrainer:
     """Build the trainer of a run, which resumes from the newest checkpoint in its folder.
 
-    In a `trial` of a search the workers ask before each epoch whether they may continue, and
+    This reads the training images into Ray's object store, unless the workers stream them. In a
+    `trial` of a search the workers ask before each epoch whether they may continue, and
     evaluate between the epochs.
     """
     forget_reported_checkpoints(folder)
