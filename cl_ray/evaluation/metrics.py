@@ -174,7 +174,7 @@ SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
     _of_samples(
         "label_balance",
         "rarest label : commonest",
-lambda s: fidelity.label_balance(s.histogram, s.real_classes),
+        lambda s: fidelity.label_balance(s.histogram, s.real_classes),
         requires=(_predicts_labels, _has_reference),
     ),
     _of_samples(
