@@ -93,7 +93,9 @@ def test_other_networks_are_refused(
 def test_other_shapes_are_refused(make_digits: Any, tmp_path: Path) -> None:
     source = save_run(build_trainer(make_digits(300)), tmp_path, step=1)
     trainer = build_trainer(make_digits(300), from_run=str(source))
-    config = resolve_from_run(trainer.config, RunStorage.at(str(tmp_path), "new"))
+    config = resolve_from_run(
+        Config.model_validate(trainer.config.model_dump()), RunStorage.at(str(tmp_path), "new")
+    )
     dataset = Dataset.open(config.data)
     large = dataset.info.model_copy(update={"shape": (32, 32, 3)})
     with pytest.raises(UserError, match=r"shape of the images is \[28, 28, 1\] there, \[32, 32, 3"):
