@@ -80,7 +80,10 @@ class _ParquetFolder:
         try:
             with (
                 self.tree.open(file) as stream,
-                pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
+                # With `pre_buffer` the whole file stays in memory until it is closed.
+                pq.ParquetFile(
+                    stream, page_checksum_verification=True, pre_buffer=False
+                ) as parquet,
             ):
                 yield parquet
         except (OSError, ValueError, pa.ArrowException) as error:

@@ -15,6 +15,8 @@ from helpers.random_images import Refused, WriteSource, pixels, png, rows_by_spl
 from cl_ray.data import labels as labels_module
 from cl_ray.data import parquet_source
 from cl_ray.data.dataset import UNLABELLED
+from cl_ray.data.decoding import ImageLimits
+from cl_ray.data.file_tree import FileTree
 
 
 def nested(array: np.ndarray) -> pa.Array:
@@ -349,3 +351,25 @@ def test_labels_of_every_row_are_refused_before_all_are_read(
     column[-1] = 0.5  # would be refused in the second half
     message = refused(parquet(tmp_path / "in", {"image": tensor(GREY), "label": column}))
     assert "holds more than 3 different values in its column label" in message
+
+
+def test_reading_holds_some_rows_in_memory_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_source, "_CHUNK_BYTES", 1_000_000)  # one row
+    file, group = tmp_path / "large.parquet", np.random.default_rng(0).bytes(1_000_000)
+    table = pa.table({"image": [group]})
+    with pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False) as writer:
+        for _ in range(100):
+            writer.write_table(table)
+
+    def anonymous_megabytes() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) // 1000
+
+    tree = FileTree(str(tmp_path), str(tmp_path), {}, lambda name: (tmp_path / name).open("rb"))
+    folder = parquet_source._ParquetFolder(tree, ImageLimits())
+    before = anonymous_megabytes()
+    during = [anonymous_megabytes() for _ in folder.batches(file.name, "image")]
+    assert len(during) == 100
+    assert max(during) - before < 50
