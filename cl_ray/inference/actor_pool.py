@@ -311,19 +311,21 @@ def run_inference(
     """
     rows = peak = 0
     began = math.inf
+    failed: tuple[str, float] | None = None
     # Closed, or the actors of a pool keep their CPUs after an error.
     with contextlib.closing(
         _pool_results(job, pool) if pool else _local_results(job, model)
     ) as blocks:
         for block in blocks:
             began = min(began, time.perf_counter() - block["seconds"].max())
-            for failed in np.flatnonzero(block["error"] != ""):
-                part_size, part_bytes = (int(block[name][failed]) for name in ("rows", "bytes"))
-                per_row = part_bytes / part_size if block["disk_full"][failed] else 0.0
-                raise UserError(_failure_message(job, str(block["error"][failed]), per_row))
+            failed = _first_failure(block)
+            if failed:
+                break
             rows += int(block["rows"].sum())
             peak = max(peak, int(block["peak_memory"].max()))
             yield InferenceProgress(rows, time.perf_counter() - began, peak)
+    if failed:  # told when the other actors have ended, which may have written parts meanwhile
+        raise UserError(_failure_message(job, *failed))
     missing = job.refresh().missing
     if missing:
         raise UserError(
@@ -376,6 +378,14 @@ def _pool_results(job: InferenceJob, pool: ActorPool) -> Generator[PartMetrics]:
             raise  # an exception in the constructor is a bug, not a crash of the process
         reason = f"An actor died after {MAX_RETRIES} restarts: {failure_reason(error)}"
         raise UserError(_failure_message(job, reason, 0.0)) from error
+
+
+def _first_failure(block: PartMetrics) -> tuple[str, float] | None:
+    """Give a block's first error and, where the disk is full, the bytes per row of its part."""
+    for failed in np.flatnonzero(block["error"] != ""):
+        rows, size = int(block["rows"][failed]), int(block["bytes"][failed])
+        return str(block["error"][failed]), size / rows if block["disk_full"][failed] else 0.0
+    return None
 
 
 def _failure_message(job: InferenceJob, error: str, full_disk_bytes_per_row: float) -> str:
