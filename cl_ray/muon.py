@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_ray.adam import EagerOptimizer
+
 ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 """Of the Newton-Schulz iteration; singular values end within 0.68 and 1.21."""
 BLOCK_SIDE = 128
@@ -16,7 +18,7 @@ EPSILON = 1e-8
 """As Adam's: a gradient of rounding errors makes no step."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """Muon (Jordan et al., 2024) with Nesterov momentum and decoupled weight decay.
 
     It differs from `torch.optim.Muon`: kernels of convolutions count as matrices; the iteration

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_ray import distributed
+from cl_ray.adam import Adam
 from cl_ray.batch import Losses
 from cl_ray.muon import Muon
 from cl_ray.train_config import GANConfig
@@ -42,7 +43,7 @@ class NetworkOptimizer:
             is_matrix = param.ndim > 1 and id(param) not in embeddings
             (matrices if is_matrix and options.algorithm == "muon" else others).append(param)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "adam": torch.optim.Adam(
+            "adam": Adam(
                 others,
                 lr,
                 (options.beta1, options.beta2),

@@ -21,7 +21,7 @@ LAYERS = [
     "data.arrays data.image_folder data.parquet_source data.stacked_mnist data.torchvision_source",
     "data.sources",
     "networks losses",
-    "step_noise cuda_graph prior novelty muon optimizer forward",
+    "step_noise cuda_graph prior novelty adam muon optimizer forward",
     "gan",
     "trainer checkpoint",
     "model",
@@ -41,13 +41,13 @@ training, search and inference ask of a cluster is below all three. What makes a
 is above datasets at rest and what trains on them.
 """
 SUB_CONFIG_ONLY = (
-    "data networks losses step_noise cuda_graph prior novelty muon optimizer forward step_log gan "
-    "trainer checkpoint batch"
+    "data networks losses step_noise cuda_graph prior novelty adam muon optimizer forward step_log "
+    "gan trainer checkpoint batch"
 )
 """These take a part of the config, never the whole tree."""
 WITHOUT_RAY = (
     "networks losses gan trainer distributed checkpoint batch rng step_noise step_log prior "
-    "novelty muon optimizer forward model"
+    "novelty adam muon optimizer forward model"
 )
 """These work in a notebook that has no Ray."""
 MODULES = {

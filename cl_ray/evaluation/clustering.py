@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cl_ray.adam import Adam
 from cl_ray.evaluation.classifier import Floats, Labels
 from cl_ray.evaluation.probes import nearest_neighbours
 
@@ -74,7 +75,7 @@ def _fit(x: Tensor, neighbours: Tensor, clusters: int, seed: int) -> tuple[Tenso
     def assign(rows: Tensor) -> Tensor:
         return (rows @ weight + bias).view(len(rows), _HEADS, clusters).softmax(2)
 
-    optimizer = torch.optim.Adam([weight, bias], lr=_LR)
+    optimizer = Adam([weight, bias], lr=_LR)
     for step in range(_STEPS):
         optimizer.param_groups[0]["lr"] = _LR * min(1.0, 2 * (1 - step / _STEPS))
         rows = torch.randint(len(x), (min(_BATCH, len(x)),), generator=random)

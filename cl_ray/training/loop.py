@@ -191,7 +191,7 @@ def _may_continue(progress: ProgressHandle, epochs: int) -> bool:
 
 def _import_slow_modules() -> None:
     """Import what the first step and the log need, while the images are read."""
-    for module in ("torch._dynamo", "torch.utils.tensorboard", "torchvision.utils"):
+    for module in ("torch.utils.tensorboard", "torchvision.utils"):
         importlib.import_module(module)
 
 

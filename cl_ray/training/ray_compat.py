@@ -120,6 +120,23 @@ def local_ray_environment(dashboard: bool) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextmanager
+def fast_worker_start() -> Iterator[None]:
+    """Have the workers of a Ray that starts within the context start by our `setup_worker.py`.
+
+    Ray 2.60 has no option for the script. It joins its name to the folder of its own, which an
+    absolute path replaces.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.SETUP_WORKER_FILENAME
+    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("setup_worker.py"))
+    try:
+        yield
+    finally:
+        ray_constants.SETUP_WORKER_FILENAME = before
+
+
 def torch_framework() -> Any:
     """Return what a backend's config names as its framework if that is PyTorch (Ray 2.60).
 

@@ -188,7 +188,8 @@ def start_local_ray(
         watched.enter_context(session_watcher(temp_folder))
         before = psutil.Process().children()
         try:
-            return ray.init(address="local", _temp_dir=str(temp_folder), **options)
+            with ray_compat.fast_worker_start():
+                return ray.init(address="local", _temp_dir=str(temp_folder), **options)
         except Exception as error:
             if not str(error).startswith(START_TIMEOUT):
                 raise

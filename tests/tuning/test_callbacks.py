@@ -21,8 +21,10 @@ from cl_ray.tuning.callbacks import OrphanedPlacementGroups
 
 pytestmark = pytest.mark.ray
 
-STEPS = 350
+STEPS = 200
 """Steps of an epoch."""
+SLOW_STEPS = "--set=optimizer.d_steps=16"
+"""An epoch takes seconds, in which the second trial starts before the first has ended."""
 Start = Callable[..., TerminalProcess]
 
 
@@ -64,12 +66,10 @@ def test_trials_save_within_the_epoch_and_resume_there(
     start: Start, tmp_path: Path, workers: int, sent: str
 ) -> None:
     trials = 2 if workers == 1 else 1
-    # The second trial starts seconds after the first, which must not have ended by then.
-    d_steps = 16 if trials > 1 else 1
     search = start(
         f"--workers={workers}", "--cpus-per-trial=1", f"--trials={trials}", "--scheduler=none",
-        f"--concurrent={trials}", f"--set=optimizer.d_steps={d_steps}", "--set=log_every=1",
-        "--set=checkpoint.every=0",
+        f"--concurrent={trials}", "--set=log_every=1", "--set=checkpoint.every=0",
+        *([SLOW_STEPS] if trials > 1 else []),
     )  # fmt: skip
     folder = tmp_path / "s"
     search.wait_for(lambda: all(trains(folder, n) for n in range(trials)), "steps of each trial")
@@ -153,8 +153,7 @@ def test_trials_save_within_the_epoch_when_the_terminal_closes(
     start: Start, tmp_path: Path
 ) -> None:
     search = start(
-        "--trials=1", "--set=log_every=1", "--set=checkpoint.every=0",
-        "--set=optimizer.d_steps=16", terminal=True,
+        "--trials=1", "--set=log_every=1", "--set=checkpoint.every=0", SLOW_STEPS, terminal=True
     )  # fmt: skip
     folder = tmp_path / "s"
     search.wait_for(lambda: trains(folder, 0), "its steps")
@@ -166,8 +165,7 @@ def test_trials_save_within_the_epoch_when_the_terminal_closes(
 def test_a_second_ctrl_c_ends_the_search_at_once(start: Start, tmp_path: Path) -> None:
     """The first one waits for the next logged step, which is 50 steps away."""
     search = start(
-        "--trials=1", "--set=log_every=100000", "--set=optimizer.d_steps=16",
-        "--set=checkpoint.every=50",
+        "--trials=1", "--set=log_every=100000", "--set=checkpoint.every=50", SLOW_STEPS
     )  # fmt: skip
     folder = tmp_path / "s"
     search.wait_for(lambda: saved_steps(folder, 0) == 50, "a checkpoint within the epoch")

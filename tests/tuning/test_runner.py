@@ -253,7 +253,7 @@ def test_trials_of_two_workers_end_where_they_are_stopped_or_killed(
     space.write_text(SLOW_RATES)
     command = [
         *COMMAND, *flags[:2], f"--space={space}", f"--storage={tmp_path}", "--name=w",
-        "--workers=2", f"--cpus-per-trial={os.cpu_count()}", "--trials=3", "--epochs=2",
+        "--workers=2", f"--cpus-per-trial={os.cpu_count()}", "--trials=2", "--epochs=2",
         "--metric=reconstruction", "--sampler=random", "--concurrent=1",
     ]  # fmt: skip
     search = TerminalProcess(command, tmp_path / "log")
@@ -263,7 +263,7 @@ def test_trials_of_two_workers_end_where_they_are_stopped_or_killed(
         search.wait_for(lambda: list(first.glob("*/manifest.json")), "a first checkpoint")
         (victim,) = [p for p, title in children(search.process.pid) if "ray::Trial_w" in title]
         os.kill(victim, signal.SIGKILL)
-        assert search.process.wait(timeout=300) == 0, search.output()
+        assert search.process.wait(timeout=500) == 0, search.output()
     finally:
         search.process.kill()
     output = search.output()
