@@ -121,7 +121,9 @@ def _train(setup: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     affinity = CpuAffinity(setup["threads"])
-    threading.Thread(target=_import_slow_modules, daemon=True).start()
+    # The log needs it, and its import takes a second: while the images are read.
+    module = ["torch.utils.tensorboard"]
+    threading.Thread(target=importlib.import_module, args=module, daemon=True).start()
     keep_freed_memory()
     device, dtype = resolve_device(config.device, config.precision, setup["gpus"])
     if folder.read("config.yaml") is None:
@@ -187,12 +189,6 @@ def _may_continue(progress: ProgressHandle, epochs: int) -> bool:
     while (decision := ray.get(progress.may_continue.remote(epochs))) is None:
         time.sleep(CONTINUE_POLL)
     return bool(decision)
-
-
-def _import_slow_modules() -> None:
-    """Import what the first step and the log need, while the images are read."""
-    for module in ("torch.utils.tensorboard", "torchvision.utils"):
-        importlib.import_module(module)
 
 
 class RankZeroHooks:

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from ray.util.metrics import Gauge
 from tensorboard.plugins.hparams import summary_v2 as hp  # its `api` needs TensorFlow
+from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 
 from cl_ray.config import Config, differences, leaves, preset
 from cl_ray.forward import normalize_batch, predict_missing_labels
 from cl_ray.metrics_file import MetricsFile
+from cl_ray.networks.normalize import to_uint8
 from cl_ray.step_log import Metrics, StepLog
 from cl_ray.storage import RunStorage, StorageMirror, sync
 from cl_ray.trainer import Trainer
@@ -23,7 +24,7 @@ from cl_ray.training.ray_compat import ascii_name
 
 GRID_IMAGES = 64
 """Images in a grid of samples, and in one of pairs with their reconstructions."""
-GRID_COLUMNS = 16
+GRID_COLUMNS, GRID_GAP, GRID_GREY = 16, 2, 128
 HPARAMS_FIELDS = (
     "optimizer.lr_g",
     "optimizer.lr_d",
@@ -230,6 +231,16 @@ class PrometheusGauges:
 
 
 def uint8_grid(images: torch.Tensor) -> torch.Tensor:
-    """Images [N, C, H, W] in [-1, 1] as one uint8 image [3, H', W']."""
-    grid = make_grid(images.float().cpu() / 2 + 0.5, nrow=GRID_COLUMNS, pad_value=0.5)
-    return grid.clamp(0, 1).mul(255).round().to(torch.uint8)
+    """Images [N, C, H, W] in [-1, 1] as one uint8 image [3, H', W'], on grey.
+
+    As `torchvision.utils.make_grid`, whose import takes more than a second, lays them out.
+    """
+    pixels = to_uint8(images.float().cpu())
+    count, height, width, _ = pixels.shape
+    columns = min(GRID_COLUMNS, count)
+    rows = -(-count // columns)
+    shape = (rows * columns, height + GRID_GAP, width + GRID_GAP, 3)
+    cells = torch.full(shape, GRID_GREY, dtype=torch.uint8)
+    cells[:count, GRID_GAP:, GRID_GAP:] = pixels
+    sheet = cells.unflatten(0, (rows, columns)).permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)
+    return functional.pad(sheet, (0, GRID_GAP, 0, GRID_GAP), value=GRID_GREY)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.reported_run import EPOCHS, run_storage
 from PIL import Image
+from torchvision.utils import make_grid
 
 import cl_ray
 from cl_ray.report.images import (
@@ -86,6 +87,13 @@ def test_pairs_are_in_columns(trained: Path) -> None:
     found = [tiles(grid, 28).reshape(4, -1, 28, 28, 1) for grid in pair_grids(folder, 8, None)]
     by_column = np.concatenate([grid.swapaxes(0, 1) for grid in found])
     assert np.array_equal(by_column.reshape(-1, 28, 28, 1), images)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 28, 28), (16, 3, 8, 12), (20, 1, 8, 8), (64, 3, 16, 16)])
+def test_saved_grids_are_laid_out_as_torchvision_s(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    expected = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=16, pad_value=0.5).mul(255).round()
+    assert (uint8_grid(images).float() - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3, 5])
