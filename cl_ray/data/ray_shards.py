@@ -1,11 +1,12 @@
 """Training data by Ray Data, which delivers rows and decides nothing.
 
 Images that fit the memory budget are a dataset that `TorchTrainer` cuts among the ranks. It is
-materialized on the driver, by tasks that ask for no CPU, in the order of `Partition`, and its
-blocks end where ranks end. So a rank's shard is a list of whole blocks, which takes no task: the
-default streaming split, cutting blocks in `DataConfig.configure` and lazy reads in the workers all
-wait forever for CPUs that the workers hold (Ray 2.60). Rows carry their position, and a worker
-checks that it has the rows of its partition, whatever order blocks arrive in.
+materialized on the driver, by tasks that ask for no CPU or, where it is small, by the driver
+itself, in the order of `Partition`, and its blocks end where ranks end. So a rank's shard is a list
+of whole blocks, which takes no task: the default streaming split, cutting blocks in
+`DataConfig.configure` and lazy reads in the workers all wait forever for CPUs that the workers hold
+(Ray 2.60). Rows carry their position, and a worker checks that it has the rows of its partition,
+whatever order blocks arrive in.
 
 Images beyond the budget are read anew every epoch by each worker, by tasks that ask for no CPU.
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray.data
 import ray.train
+from ray.data.block import BlockAccessor
 from ray.train import DataConfig
 
 from cl_ray.data.config import PairDataConfig
@@ -42,6 +44,8 @@ READERS_PER_WORKER = 2
 """Reading tasks that run at once, per worker."""
 BLOCK_BYTES = 64e6
 """Pixels of one block of the training data."""
+DRIVER_BYTES = 100e6
+"""Pixels that the driver reads itself at most: tasks and what they need take seconds to start."""
 
 _Columns = dict[str, np.ndarray]
 _ERROR = "user_error"
@@ -112,6 +116,11 @@ def build_train_dataset(
         position = np.arange(ends[number], ends[number + 1])
         return {"position": position, "id": rows.id, "image": rows.image, **label}
 
+    if partition.gigabytes * workers <= DRIVER_BYTES / 1e9:
+        columns = (read(part, number) for number, part in enumerate(parts))
+        rows = ray.data.from_blocks(list(map(BlockAccessor.batch_to_block, columns)))
+        rows.set_name(TRAIN_SPLIT)
+        return {TRAIN_SPLIT: rows}, data_config
     with _quiet():
         rows = _map_parts(parts, read, READERS_PER_WORKER * workers)
         rows.set_name(TRAIN_SPLIT)

@@ -34,7 +34,11 @@ from cl_ray.trainer import Trainer
 from cl_ray.training.async_evaluation import AsyncEvaluator, EvaluationRequest, copy_weights
 from cl_ray.training.process_group import ProcessGroupConfig
 from cl_ray.training.progress import TrialInfo, worker_failure_callback
-from cl_ray.training.ray_compat import build_run_config, forget_reported_checkpoints
+from cl_ray.training.ray_compat import (
+    build_run_config,
+    forget_reported_checkpoints,
+    start_autoscaling_coordinator,
+)
 from cl_ray.training.resources import WorkerResources
 
 ProgressHandle: TypeAlias = "ray.actor.ActorHandle[Any]"
@@ -63,6 +67,7 @@ def build_torch_trainer(
     evaluate between the epochs.
     """
     forget_reported_checkpoints(folder)
+    start_autoscaling_coordinator()  # Ray Train waits for it: it starts while the images are read
     datasets, dataset_config = build_train_dataset(dataset, config, config.worker_range)
     return TorchTrainer(
         train_loop_per_worker,

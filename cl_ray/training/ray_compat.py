@@ -137,6 +137,16 @@ def fast_worker_start() -> Iterator[None]:
         ray_constants.SETUP_WORKER_FILENAME = before
 
 
+def start_autoscaling_coordinator() -> None:
+    """Start the actor by which Ray Train and Ray Data ask for nodes, without waiting for it.
+
+    Ray 2.60 starts it when Ray Train's controller runs, and the controller waits for it.
+    """
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+
+    module.get_or_create_autoscaling_coordinator()
+
+
 def torch_framework() -> Any:
     """Return what a backend's config names as its framework if that is PyTorch (Ray 2.60).
 

@@ -67,9 +67,11 @@ def check_windows(delivered: list[dict[str, np.ndarray]], part: Partition, first
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("driver_bytes", [0, ray_shards.DRIVER_BYTES], ids=["tasks", "driver"])
 def test_shards_are_the_partitions_for_every_number_of_workers(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    driver_bytes: float, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_shards, "DRIVER_BYTES", driver_bytes)
     monkeypatch.setattr(ray_shards, "BLOCK_BYTES", 30_000)  # several blocks a rank
     config, most = partition(dataset).config, 5
     datasets, data_config = build_train_dataset(dataset, config, (1, most))
@@ -104,6 +106,7 @@ def test_tasks_decode_encoded_images(
     dataset: Dataset, small_groups: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tasks deliver pixels, so that workers decode nothing."""
+    monkeypatch.setattr(ray_shards, "DRIVER_BYTES", 0)
     encoded = small_groups(347, "png")
     assert len(encoded.info.splits["train"].shards) > 1
     resident, streamed = partition(encoded), partition(encoded, shards=STREAMED)

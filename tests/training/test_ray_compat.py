@@ -29,6 +29,9 @@ from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
 )
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
 from ray.tune import constants as tune_constants
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import PopulationBasedTraining
@@ -50,6 +53,14 @@ def test_ray_reads_the_variables_that_are_set() -> None:
     files = [tune.parent / "train" / "constants.py", *tune.rglob("*.py")]
     sources = "".join(file.read_text() for file in files)
     assert not [name for name in ray_compat.TUNE_ENVIRONMENT if f'"{name}"' not in sources]
+
+
+def test_ray_train_asks_the_coordinator_that_was_started() -> None:
+    with local_ray(cpus=1):
+        ray_compat.start_autoscaling_coordinator()
+        name = "AutoscalingCoordinator"
+        started = ray.get_actor(name, namespace=name)
+        assert TrainAutoscalingCoordinatorClient("run")._autoscaling_coordinator == started
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
