@@ -169,8 +169,12 @@ def prepare_inference(
         run=absolute_location(run), checkpoint=model.checkpoint, task=task, output=output,
         request=request, part_size=part_size, missing=[], note=task.note(model),
     )  # fmt: skip
-    # A complete folder of PNG files has no markers of its parts; Parquet files mark themselves.
-    return job if complete and not output.parquet else job.refresh()
+    if complete and not output.parquet:  # its parts have no markers; Parquet files mark themselves
+        return job
+    job = job.refresh()
+    if not job.missing and not complete:  # it was killed after its last part
+        output.finish(request)
+    return job
 
 
 def weights_digest(model: "TrainedModel") -> str:

@@ -50,10 +50,17 @@ def test_only_missing_parts_are_computed(trained: Path, tmp_path: Path) -> None:
     expected = cl_ray.load(trained).generate(total, seed=3)
     assert np.abs(images.astype(int) - expected).max() <= 1
 
+    # Pretend that it was killed after its last part.
+    manifest = out / "_manifest.json"
+    complete = manifest.read_text()
+    unfinished = complete.replace('"complete": true', '"complete": false')
+    manifest.write_text(unfinished)
+    assert prepare_inference(str(trained), task, str(out)).missing == []
+    assert manifest.read_text() == complete != unfinished
+
     # Pretend that two parts were not written yet. The second pool has another number of actors and
     # needs all CPUs that the first one had.
-    manifest = out / "_manifest.json"
-    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    manifest.write_text(unfinished)
     parts = [out / f"part-00000{part}.parquet" for part in (2, 4)]
     for part in parts:
         part.unlink()
