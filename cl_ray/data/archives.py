@@ -81,7 +81,8 @@ def open_archives(
                 if file in inside:
                     replaced.append(file)
                 inside[file], sizes[file], openers[file] = path, size, opener
-        tops = {path.split("/")[0].lower() for path in inside.values()}
+        # A file beside the folders, such as README.txt or labels.csv, is in no split.
+        tops = {path.split("/")[0].lower() for path in inside.values() if "/" in path}
         split = split_of[archive]
         if len(splits) > 1 and {SPLIT_NAMES.get(top) for top in tops} != {split}:
             inside = {file: f"{split}/{path}" for file, path in inside.items()}
@@ -106,7 +107,17 @@ def _zip_members(tree: FileTree, archive: str, open_zip: _OpenZip) -> _Members:
             how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
             raise UserError(f"{tree.location}/{archive}/{info.filename} is {how}: unpack it first.")
         if not info.is_dir():  # threads may open members at once
-            yield info.filename, info.file_size, partial(opened, info)
+            yield _zip_name(info), info.file_size, partial(opened, info)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a file; many programs write UTF-8 without saying so (APPNOTE 4.4.4)."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _tar_members(

@@ -123,6 +123,13 @@ def read_arrays(
         names = {frozenset(_words(images.column)) - _IMAGES - {*_SPLITS} for images, _ in parts}
         if len({frozenset(w for w in name if not w.isdigit()) for name in names}) > 1:
             _refuse_several(tree, [images for images, _ in parts], "image")
+    has_labels = any(values.size for parts in splits.values() for _, values in parts)
+    if label_column not in (None, NO_LABELS) and not has_labels:
+        found = listed([array.column for array in arrays if array.is_labels])
+        raise UserError(
+            f"{tree.location} has no array of labels {label_column} ({found or 'it has none'}): "
+            "leave `--label-column` out or name another."
+        )
     unused = [array.file for array in arrays if array.file not in used]
     if unused and label_column != NO_LABELS:
         note(f"Left out, as neither images nor their labels: {listed(unused)}.")
@@ -207,6 +214,11 @@ def _check_images(array: _Array, name: str, limits: ImageLimits) -> None:
             "array with `--image-column`."
         )
     *_, height, width = array.shape
+    if len(array.shape) == 3 and width in (1, 3, 4):
+        raise UserError(
+            f"{name} has the shape {list(array.shape)}, which is that of one image: stack all "
+            "images to one array [N, height, width, channels]."
+        )
     if len(array.shape) == 4:
         height, width = array.shape[2:] if _channels_first(array.shape) else array.shape[1:3]
         if not {1, 3, 4} & {array.shape[1], array.shape[3]}:
@@ -236,7 +248,9 @@ def _read_labels(tree: FileTree, array: _Array, images: _Array) -> NDArray[Any]:
         if (values != np.rint(values)).any():
             raise UserError(f"{name} holds fractions, which are no classes.")
         values = values.astype(np.int64)
-    if array.dtype.kind in "Sb":
+    if array.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8", "backslashreplace")
+    if array.dtype.kind == "b":
         values = values.astype(np.str_)
     return values
 

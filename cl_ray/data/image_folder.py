@@ -24,6 +24,8 @@ from cl_ray.errors import UserError
 
 _CHUNK = 256
 """Images that are read at once, at most."""
+SplitFiles = dict[str, list[tuple[str, str | None]]]
+"""The image files of each split, with the folder of each that may be its class."""
 _GROUP = 16
 """Images that a thread reads at a time: handing over each costs a tenth of decoding it."""
 
@@ -57,7 +59,9 @@ def read_image_folder(
             f"{tree.location} has class folders ({folders[0]}), but {outside} is in none: move "
             "it, or leave the labels out with `--label-column none`."
         )
-    label_of: Mapping[str, LabelValue] = dict(entries) if labels is None else labels
+    label_of: Mapping[str, LabelValue] = labels or {}
+    if labels is None:
+        label_of = dict(entry for split in _class_folders(found, note).values() for entry in split)
     classes, class_indices = find_classes(set(label_of.values()), "the labels", note)
     limits = config.limits
     bytes_read, pixels_decoded = MemoryBudget(limits.bytes), MemoryBudget(limits.pixels)
@@ -94,3 +98,22 @@ def read_image_folder(
         {split: images([file for file, _ in entries]) for split, entries in found.items()},
         DatasetMetadata(name=tree.location, source=tree.location, classes=classes),
     )
+
+
+def _class_folders(found: SplitFiles, note: Note) -> SplitFiles:
+    """Return the files whose folder is a class, by split.
+
+    The only folder of a held-out split is none if the training images have classes and not this
+    one, as Tiny ImageNet's val/images.
+    """
+    trained = {name for _, name in found["train"]}
+    classes = dict(found)
+    for split, entries in found.items():
+        names = {name for _, name in entries}
+        if len(names) == 1 < len(trained) and not names & trained:
+            note(
+                f"Not used for labels: the folder {names.pop()} of the split {split}, which has no "
+                "other and train has no such class."
+            )
+            del classes[split]
+    return classes

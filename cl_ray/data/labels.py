@@ -10,7 +10,8 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Set
+import unicodedata
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from cl_ray.data.dataset import INFO_FILE, MAX_CLASSES
@@ -29,6 +30,8 @@ _SIDECARS = (".cls", ".json")
 _MAX_BYTES, _MAX_SIDECAR = 2**30, 2**20
 """Of a table, and of one image's label."""
 _NUMBER = re.compile(r"(-?\d{1,18})(\.0*)?")
+_FORM = re.compile(r"(^|[^a-z])submission", re.IGNORECASE)
+"""A table of answers to give, as Kaggle's sample_submission.csv: its labels are placeholders."""
 _WITHOUT = "leave the labels out with `--label-column none`"
 
 
@@ -84,21 +87,29 @@ class _UnusableError(Exception):
     """Why a table gives no labels, as the end of a sentence."""
 
 
+class _NoLabelsError(_UnusableError):
+    """A table says that there are no labels."""
+
+
 def find_label_files(tree: FileTree, images: list[str]) -> list[str]:
     """Return the files that may hold labels of the images: tables, and files named like these."""
     found = [file for file in tree.sizes if _is_table(file) or ending(file) in _SIDECARS]
-    keys = set(map(_sample_key, images)) if found else set()
-    return [file for file in found if _is_table(file) or _sample_key(file) in keys]
+    names = {name for image in images for name in _sidecar_names(image)} if found else set()
+    return [file for file in found if _is_table(file) or posixpath.splitext(file)[0] in names]
 
 
 def _is_table(file: str) -> bool:
     return ending(file) in _TABLES or posixpath.basename(file) == INFO_FILE
 
 
-def _sample_key(file: str) -> str:
-    """Return what WebDataset calls the key of a file: its path up to the first dot of its name."""
-    folder, name = posixpath.split(file)
-    return posixpath.join(folder, name.partition(".")[0])
+def _sidecar_names(image: str) -> Iterator[str]:
+    """Yield what a file beside an image may be called, without its own ending, likelier ones first.
+
+    The last is what WebDataset calls the key of a sample: its path up to the first dot of its name.
+    """
+    folder, name = posixpath.split(image)
+    yield from (image, posixpath.splitext(image)[0])
+    yield posixpath.join(folder, name.partition(".")[0])
 
 
 def read_label_files(
@@ -117,7 +128,8 @@ def read_label_files(
         note: Called with a sentence on all tables and sidecars, and on rows without a file.
 
     Returns:
-        The labels of images that have one; None if no file gives any.
+        The labels of images that have one, which is empty where a file says that there are none;
+        None if no file says anything.
 
     Raises:
         UserError: An image has two labels, labels are no classes, or no table has the columns that
@@ -129,15 +141,20 @@ def read_label_files(
         if column
     )
     labels = _read_sidecars(tree, files, images, config.label_column, note)
-    exact, by_name = set(images), _by_bare_name(images) if files else {}
-    has_table, unusable = False, dict[str, str]()
+    exact = {_composed(image): image for image in images} if files else {}
+    by_name = _by_bare_name(images) if files else {}
+    has_table, says_none, unusable = False, False, dict[str, str]()
     for file in filter(_is_table, files):
+        if _FORM.search(posixpath.basename(file)):
+            unusable[file] = "is a form for answers, by its name"
+            continue
         try:
             columns, rows = _read_table(tree, file, config)
             has_table = True
             found = _match(f"{tree.location}/{file}", file, rows, exact, by_name, note)
         except _UnusableError as error:
             unusable[file] = str(error)
+            says_none = says_none or isinstance(error, _NoLabelsError)
             continue
         for image, label in found.items():
             if labels.setdefault(image, label) != label:
@@ -155,7 +172,7 @@ def read_label_files(
     for file, reason in unusable.items():
         note(f"Not used for labels: {file} {reason}.")
     if not labels:
-        return None
+        return {} if says_none else None
     check_class_count(len(set(labels.values())), tree.location, "the labels beside its images")
     without = [file for file in images if file not in labels]
     if without:
@@ -174,12 +191,17 @@ def _read_sidecars(
         if not sidecars:
             continue
         count = pluralize(len(sidecars), f"{kind} file")
-        by_key = {}
+        by_name: dict[str, LabelValue] = {}
         if not labels:
-            by_key = {_sample_key(f): _sidecar_label(tree, f, label_column) for f in sidecars}
-        found = {image: by_key.get(_sample_key(image)) for image in images}
-        labels |= {image: label for image, label in found.items() if label is not None}
-        used = any(label is not None for label in by_key.values())
+            by_name = {
+                posixpath.splitext(file)[0]: _sidecar_label(tree, file, label_column)
+                for file in sidecars
+            }
+        used = any(label is not None for label in by_name.values())
+        for image in images if used else ():
+            name = next((name for name in _sidecar_names(image) if name in by_name), None)
+            if name is not None and (label := by_name[name]) is not None:
+                labels[image] = label
         note(f"{'Labels are from' if used else 'Not used for labels:'} {count} beside the images.")
     return labels
 
@@ -253,7 +275,7 @@ def _encoding(data: bytes) -> str:
 def _stylegan_rows(record: Any) -> list[dict[str, Any]]:
     """Return the rows of StyleGAN's dataset.json: {"labels": [[file, class], ...]} or null."""
     if record["labels"] is None:
-        raise _UnusableError("has no labels")
+        raise _NoLabelsError("says that there are no labels")
     return [{"file": file, "label": label} for file, label in record["labels"]]
 
 
@@ -276,7 +298,7 @@ def _by_bare_name(images: list[str]) -> dict[str, str | None]:
     """Return images by their names, with and without ending; None where several have one."""
     found: dict[str, str | None] = {}
     for file in images:
-        bare = posixpath.basename(file)
+        bare = _composed(posixpath.basename(file))
         for name in {bare, posixpath.splitext(bare)[0]}:
             found[name] = None if name in found else file
     return found
@@ -286,7 +308,7 @@ def _match(
     location: str,
     table: str,
     rows: list[tuple[str, Any]],
-    exact: set[str],
+    exact: dict[str, str],
     by_name: dict[str, str | None],
     note: Note,
 ) -> dict[str, LabelValue]:
@@ -298,10 +320,11 @@ def _match(
     loose: list[tuple[str, Any]] = []
     for name, label in rows:
         path = posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))
-        (found if path in exact else loose).append((path, label))
+        image = exact.get(_composed(path))
+        (loose if image is None else found).append((image or path, label))
     named = {path for path, _ in found}
     for path, label in loose:
-        image = by_name.get(posixpath.basename(path))
+        image = by_name.get(_composed(posixpath.basename(path)))
         if image is None or image in named:
             absent.append(path)
         else:
@@ -323,9 +346,16 @@ def _match(
     return labels
 
 
+def _composed(name: str) -> str:
+    """Return a name as most systems write it: macOS writes an accent as a character of its own."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def _as_label(value: str | int | float | None) -> LabelValue:
-    """Return a number or a name; None where there is none."""
+    """Return a number or a name; None where there is none, as NaN."""
     text = "" if value is None else str(value).strip()
+    if text.lower() == "nan":
+        return None
     if number := _NUMBER.fullmatch(text):
         return int(number[1])
     return text or None

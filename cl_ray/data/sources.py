@@ -63,7 +63,7 @@ def write_dataset(
             local `out` is unchanged.
     """
     check_output_free(config.out, config.overwrite)  # before a download
-    dropped = Counter[str]()
+    dropped, kept = Counter[str](), Counter[str]()
 
     def chosen(split: str, images: Iterable[ReadImage]) -> Iterator[ReadImage]:
         for image in images:
@@ -73,7 +73,13 @@ def write_dataset(
                 if config.unlabelled == "drop" and image.label is None:
                     dropped[split] += 1
                     continue
+                kept[split] += 1
             yield image
+        if dropped[split] and not kept[split]:
+            raise UserError(
+                f"`--unlabelled drop` leaves no image in the split {split}, as none has a label: "
+                "leave the flag out, or move the split away."
+            )
 
     with warnings.catch_warnings(), _library_errors(config.source):
         warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, unusual sizes

@@ -440,7 +440,8 @@ def _hold_out(
                 "split empty: choose another."
             )
     default = round(count * VALIDATION_FRACTION)
-    if None in fractions.values() and default >= MIN_HELD_OUT:
+    has_room = sum(sizes.values()) + default < count
+    if None in fractions.values() and default >= MIN_HELD_OUT and has_room:
         sizes["validation"] = default
     parts, left = {}, np.arange(count)
     for split, size in sizes.items():

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.data.dataset import STACKED, Dataset, sample_rows
+from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, mode_labels
 from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
@@ -306,7 +306,7 @@ _PRETRAINED: dict[str, Callable[[str, torch.device], PretrainedReference]] = {
 
 
 def _is_run(name: str) -> bool:
-    return "://" in name or Path(name).is_dir()
+    return "://" in name or (name not in (PACKAGED, STACKED) and Path(name).is_dir())
 
 
 def gives_labels(name: str) -> bool:

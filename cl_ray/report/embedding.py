@@ -29,6 +29,8 @@ _MAX_NAMES = 40
 """Classes that the legend names, at most."""
 _NAME_SIZE = (0.04, 0.07)
 """Width of a letter of a name and its height on a phone, as fractions of those of the map."""
+_SPRITE_SIDE = 64
+"""Pixels of an image's longest side among the points; TensorBoard holds several copies of all."""
 _PROJECTOR = "tensorboard/projector_config.pbtxt"
 
 
@@ -151,12 +153,13 @@ def write_projector(folder: RunStorage, step: int, plot: EmbeddingPlot) -> None:
     if plot.rows.origin is not None:
         columns["origin"] = [printable(origin) for origin in plot.rows.origin]
     metadata = [list(row) for row in zip(*columns.values(), strict=True)]
-    images = torch.from_numpy(plot.rows.image).permute(0, 3, 1, 2).float() / 255
+    stride = -(-plot.rows.image.shape[1] // _SPRITE_SIDE)
+    images = torch.from_numpy(plot.rows.image[:, ::stride, ::stride]).permute(0, 3, 1, 2).float()
     with tempfile.TemporaryDirectory() as place:
         # A writer in the run's own folder would leave an empty file of events each time.
         writer = SummaryWriter(place)
         writer.add_embedding(
-            torch.from_numpy(plot.components), metadata, images.expand(-1, 3, -1, -1), step,
+            torch.from_numpy(plot.components), metadata, (images / 255).expand(-1, 3, -1, -1), step,
             tag="discriminator", metadata_header=list(columns),
         )  # fmt: skip
         writer.close()

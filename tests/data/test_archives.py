@@ -5,6 +5,7 @@ import io
 import os
 import random
 import resource
+import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -88,6 +89,36 @@ def test_splits_and_tables(tmp_path: Path, write_source: WriteSource) -> None:
         info, rows = write_source(tmp_path / folder)
         assert info.classes == ["x", "y", "z"]
         assert labels_of(rows).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_file_beside_the_folders_of_splits(tmp_path: Path, write_source: WriteSource) -> None:
+    for split in ("train", "test"):
+        inside = {f"{split}/{file}": content for file, content in FILES.items()}
+        pack(tmp_path / "in" / f"{split}.zip", {"README.txt": b"", **inside})
+    info, _ = write_source(tmp_path / "in")
+    assert info.classes == ["ant", "bee"]
+    assert [info.labelled_rows(split) for split in ("train", "test")] == [6, 6]
+
+
+def test_names_of_a_zip_that_does_not_say_that_they_are_unicode(
+    tmp_path: Path, write_source: WriteSource
+) -> None:
+    pack(tmp_path / "x.zip", {f"Äpfel/{k}.png": png(STORED[k]) for k in range(2)} | FILES)
+    content = (tmp_path / "x.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        flagged = [info for info in archive.infolist() if info.flag_bits & 0x800]
+        assert len(flagged) == 2
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        parts = content.split(magic)
+        content = magic.join([parts[0], *(clear_flag(part, offset - 4) for part in parts[1:])])
+    (tmp_path / "x.zip").write_bytes(content)
+    assert write_source(tmp_path / "x.zip")[0].classes == ["ant", "bee", "Äpfel"]
+
+
+def clear_flag(header: bytes, offset: int) -> bytes:
+    """Unset bit 11 of a header's flags, which says that the name is UTF-8."""
+    (flags,) = struct.unpack_from("<H", header, offset)
+    return header[:offset] + struct.pack("<H", flags & ~0x800) + header[offset + 2 :]
 
 
 def test_webdataset(tmp_path: Path, write_source: WriteSource, notes: list[str]) -> None:

@@ -90,6 +90,12 @@ def test_npy_and_no_labels(tmp_path: Path, write_source: WriteSource, notes: lis
     assert np.array_equal(write_source(folder)[1].image[..., 0], GREY[:3])
 
 
+def test_labels_of_bytes(tmp_path: Path, write_source: WriteSource) -> None:
+    names = np.array(["Äpfel", "Birnen"] * 3)
+    np.savez(tmp_path / "in.npz", x=GREY, y=np.char.encode(names, "utf-8"))
+    assert write_source(tmp_path / "in.npz")[0].classes == ["Birnen", "Äpfel"]
+
+
 def test_arrays_refused(tmp_path: Path, write_source: WriteSource, refused: Refused) -> None:
     path = tmp_path / "in.npz"
 
@@ -110,6 +116,12 @@ def test_arrays_refused(tmp_path: Path, write_source: WriteSource, refused: Refu
     assert "holds Python objects" in told(images=COLOR, labels=np.array([{}] * 6, object))
     assert "without 1 or 3 channels" in told(images=pixels(6, 28, 28, 2))
     assert "holds no array of images" in told(y=LABELS)
+    message = told({"label_column": "lable"}, x_train=GREY, y_train=LABELS)
+    assert "has no array of labels lable (y_train): leave `--label-column` out or" in message
+    message = told(x=COLOR[0])
+    assert (
+        "x.npy has the shape [28, 28, 3], which is that of one image: stack all images" in message
+    )
     assert "has no training split but only test" in told(x_test=GREY)
     assert write_source(path, splits="none")[0].splits["train"].rows == 6
     assert "has 28 × 28 pixels, more than --max-pixels" in told({"max_pixels": 700}, x=GREY)

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,55 @@ def test_stylegan(tmp_path: Path, write_source: WriteSource, notes: list[str]) -
     info, rows = write_source(tmp_path / "in")
     assert info.classes is None
     assert labels_of(rows).tolist() == [0, 1, 0]
-    record.write_text(json.dumps({"labels": None}))
-    assert write_source(tmp_path / "in")[0].classes == ["00000"]
-    assert "Not used for labels: dataset.json has no labels." in notes
+    record.write_text(json.dumps({"labels": None}))  # the folders are shards, not classes
+    assert not write_source(tmp_path / "in")[0].labelled
+    assert "Not used for labels: dataset.json says that there are no labels." in notes
+
+
+@pytest.mark.parametrize("form", ["{stem}.json", "{stem}.png.json", "{stem}.cls"])
+def test_files_beside_images_whose_names_have_dots(
+    tmp_path: Path, write_source: WriteSource, form: str
+) -> None:
+    for k, image in enumerate(pixels(3)):
+        save(tmp_path / "in" / f"img.00{k}.png", image)
+        label = "ant" if k % 2 else "bee"
+        text = label if form.endswith("cls") else json.dumps({"label": label})
+        (tmp_path / "in" / form.format(stem=f"img.00{k}")).write_text(text)
+    info, rows = write_source(tmp_path / "in")
+    assert info.classes == ["ant", "bee"]
+    assert labels_of(rows).tolist() == [1, 0, 1]
+
+
+def test_nan_is_no_label(folder: Path, write_source: WriteSource) -> None:
+    for text in ("NaN", '"nan"'):
+        rows = [f'{{"file_name": "{k}.png", "label": {text if k == 1 else k}}}' for k in range(4)]
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+        info, rows_read = write_source(folder)
+        assert info.classes == ["0", "2", "3"]
+        assert labels_of(rows_read).tolist() == [0, UNLABELLED, 1, 2]
+
+
+def test_names_of_macos(tmp_path: Path, write_source: WriteSource) -> None:
+    """It writes an accent as a character of its own; a table may not."""
+    for k, image in enumerate(pixels(2)):
+        save(tmp_path / "in" / unicodedata.normalize("NFD", f"café{k}.png"), image)
+    for names in ("café0.png,a\ncafé1.png,b\n", "café0,a\ncafé1,b\n"):
+        (tmp_path / "in" / "labels.csv").write_text(f"file,label\n{names}")
+        assert write_source(tmp_path / "in")[0].classes == ["a", "b"]
+
+
+def test_a_form_for_answers_gives_no_labels(
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
+) -> None:
+    for split in ("train", "test"):
+        for k, image in enumerate(pixels(3)):
+            save(tmp_path / "in" / split / f"{split}{k}.png", image)
+    (tmp_path / "in" / "train.csv").write_text("id,label\ntrain0,a\ntrain1,b\ntrain2,a\n")
+    lines = "".join(f"test{k},a\n" for k in range(3))
+    (tmp_path / "in" / "sample_submission.csv").write_text(f"id,label\n{lines}")
+    info, _ = write_source(tmp_path / "in")
+    assert [info.labelled_rows(split) for split in ("train", "test")] == [3, 0]
+    assert "Not used for labels: sample_submission.csv is a form for answers, by its name." in notes
 
 
 def test_a_table_in_every_split(tmp_path: Path, write_source: WriteSource) -> None:

@@ -141,6 +141,14 @@ def test_images_without_a_label_are_kept(
     assert "Left out, having no label: 4 train." in notes
 
 
+def test_dropping_a_whole_split_is_refused(tmp_path: Path, refused: Refused) -> None:
+    for split, label in (("train", 1), ("test", -1)):
+        labels = pa.array([label, 0 if split == "train" else -1])
+        parquet(tmp_path / "in", {"image": tensor(GREY[:2]), "label": labels}, f"{split}.parquet")
+    message = refused(tmp_path / "in", unlabelled="drop")
+    assert "`--unlabelled drop` leaves no image in the split test, as none has a label" in message
+
+
 def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Refused) -> None:
     blank = nested(np.zeros((10_001, 784), np.uint8))
     message = refused(parquet(tmp_path / "in", {"image": blank, "label": range(10_001)}))

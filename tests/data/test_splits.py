@@ -48,6 +48,22 @@ def test_usual_names_of_splits(
     assert info.classes == ["cat", "dog"]
 
 
+def test_a_folder_that_only_a_held_out_split_has_is_no_class(
+    tmp_path: Path, write_source: WriteSource, notes: list[str]
+) -> None:
+    """Tiny ImageNet has the folder val/images, and the classes in a table that is not read here."""
+    for k, name in enumerate(["train/n1/images", "train/n2/images", "val/images"]):
+        save(tmp_path / "in" / name / f"{k}.png", pixels(1)[0])
+    info, _ = write_source(tmp_path / "in")
+    assert info.classes == ["n1", "n2"]
+    assert [info.labelled_rows(split) for split in info.splits] == [2, 0]
+    assert any(
+        "Not used for labels: the folder images of the split validation" in note for note in notes
+    )
+    save(tmp_path / "in" / "val" / "n3" / "3.png", pixels(1)[0])
+    assert write_source(tmp_path / "in")[0].classes == ["images", "n1", "n2", "n3"]
+
+
 def test_folders_that_may_be_splits_or_classes(
     tmp_path: Path, write_source: WriteSource, refused: Refused
 ) -> None:

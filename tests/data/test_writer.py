@@ -217,6 +217,11 @@ def test_few_images_have_no_validation_split_by_default(write: Write) -> None:
     assert list(info.splits) == ["train"]
 
 
+def test_a_large_test_split_leaves_images_for_training(write: Write) -> None:
+    info = write(raw_images(images(100)), validation_fraction=None, test_fraction=0.9).info
+    assert {split: part.rows for split, part in info.splits.items()} == {"train": 10, "test": 90}
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_empty_held_out_split_is_refused(tmp_path: Path, write: Write, fraction: float) -> None:
     with pytest.raises(UserError, match=" of 4 images leaves a split empty"):

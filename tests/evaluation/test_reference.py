@@ -28,6 +28,7 @@ from cl_ray.evaluation.reference import (
     INCEPTION_WEIGHTS,
     ReferenceClassifier,
     StackedReference,
+    gives_labels,
     load_features,
     main,
 )
@@ -107,6 +108,16 @@ def test_auto_is_the_packaged_reference_only_for_its_images(tmp_path: Path) -> N
     assert isinstance(load_features("stacked-mnist"), StackedReference)
     with pytest.raises(UserError, match=r"'stacked-mnist' takes images of \[28, 28, 3\], mnist"):
         Evaluator(digits, EvaluationConfig(reference="stacked-mnist"))
+
+
+def test_a_folder_does_not_hide_a_reference_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("mnist", ReferenceClassifier), ("stacked-mnist", StackedReference)):
+        (tmp_path / name).mkdir()
+        assert isinstance(load_features(name), kind)
+        assert gives_labels(name)
 
 
 def random_images(count: int, channels: int = 3) -> Any:

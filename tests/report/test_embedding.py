@@ -117,3 +117,16 @@ def test_embeddings_of_other_steps_are_kept(page: Path, copied: Path, digits: st
     for entry in index.embeddings:
         assert (logs / entry.tensor_path).is_file()
     assert len(list(logs.glob("*tfevents*"))) == 1
+
+
+def test_points_of_large_images_are_small(page: Path, copied: Path, digits: str) -> None:
+    """TensorBoard holds several copies of all in float64."""
+    logs, dataset = copied / "tensorboard", Dataset.open(digits)
+    plot = plot_embedding(cl_ray.load(copied), dataset, dataset.read("test"), "test")
+    assert plot is not None
+    image = plot.rows.image.repeat(7, 1).repeat(7, 2)
+    write_projector(run_storage(copied), 99, replace(plot, rows=replace(plot.rows, image=image)))
+    text = (logs / "projector_config.pbtxt").read_text()
+    entry = text_format.Parse(text, ProjectorConfig()).embeddings[0]
+    assert list(entry.sprite.single_image_dim) == [49, 49]
+    assert Image.open(logs / entry.sprite.image_path).size == (490, 490)
