@@ -142,6 +142,13 @@ def _has_labels(context: MetricContext) -> str | None:
     return None
 
 
+def _has_two_classes(context: MetricContext) -> str | None:
+    for split in ("train", context.split):
+        if context.dataset.only_label(split) is not None:
+            return f"this data of one class in the split {split}"
+    return None
+
+
 def _has_few_classes(context: MetricContext) -> str | None:
     many = len(context.dataset.class_names()) > probes.MAX_PROBED_CLASSES
     return f"this data of more than {probes.MAX_PROBED_CLASSES} classes" if many else None
@@ -155,7 +162,8 @@ def _kernel(samples: Samples) -> float:
     return fidelity.kernel_distance(samples.real_features, samples.features, samples.seed)
 
 
-_PROBED = (_has_labels, _has_few_classes)
+_LABELLED = (_has_labels, _has_two_classes)
+_PROBED = (*_LABELLED, _has_few_classes)
 
 _of_samples = partial(Metric[Samples, float], requires=(_has_reference,))
 SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
@@ -212,8 +220,8 @@ are of; the baseline is of real triples."""
 _probe = partial(Metric[ProbeData, ProbeScore], fraction=True)
 PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
     _probe("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
-    _probe("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), (_has_labels,)),
-    _probe("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), (_has_labels,)),
+    _probe("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), _LABELLED),
+    _probe("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), _LABELLED),
     _probe("few_labels", "10 labels per class", probes.few_labels_accuracy, _PROBED, thorough=True),
     _probe(
         "few_labels_spread",

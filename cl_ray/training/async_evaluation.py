@@ -17,6 +17,7 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluation, Evaluator
 from cl_ray.model import TrainedModel
 from cl_ray.prior import Prior
+from cl_ray.training.ray_compat import most_free_cpus
 from cl_ray.training.resources import EVALUATION_CPUS
 
 ACTOR_START_TIMEOUT = 60.0
@@ -114,7 +115,7 @@ class AsyncEvaluator:
         self._local: NetworkEvaluator | None = None
         self._actor: ray.actor.ActorHandle[Any] | None = None
         least, most = config.worker_range  # an elastic run's workers may need the CPU themselves
-        cpus = min(EVALUATION_CPUS, int(ray.available_resources().get("CPU", 0)))
+        cpus = min(EVALUATION_CPUS, int(most_free_cpus()))
         if beside and config.evaluation.every and least == most and cpus:
             actor_class = ray.remote(num_cpus=cpus)(NetworkEvaluator)
             self._actor = actor_class.remote(config, dataset, name, threads=cpus)

@@ -137,6 +137,17 @@ def fast_worker_start() -> Iterator[None]:
         ray_constants.SETUP_WORKER_FILENAME = before
 
 
+def most_free_cpus() -> float:
+    """CPUs that are free on the node that has the most, which one process may ask for.
+
+    `ray.available_resources` (Ray 2.60) adds up those of all nodes.
+    """
+    from ray._private.state import available_resources_per_node
+
+    nodes = available_resources_per_node().values()
+    return float(max((node.get("CPU", 0.0) for node in nodes), default=0.0))
+
+
 def start_autoscaling_coordinator() -> None:
     """Start the actor by which Ray Train and Ray Data ask for nodes, without waiting for it.
 

@@ -186,7 +186,9 @@ class StudyCallback(_UnpickledCallback):
         if re.match(r"The actor (died unexpectedly|\w+ is unavailable)", text):
             return lost_process_reason(text)
         file = f"{trial_number(trial):04d}/{ERROR_FILE}"
-        lines = (self.search.trials_folder.read(file) or b"").decode().strip().splitlines()
+        written = (self.search.trials_folder.read(file) or b"").decode()
+        # What was raised before the trial had its folder is only in the text of Ray Tune.
+        lines = (written.strip() or text.strip()).splitlines()
         if not lines:
             return "its process died"
         return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from cl_ray.errors import pluralize
 from cl_ray.report.charts import COLOURS, Chart
 from cl_ray.tuning import importance
-from cl_ray.tuning.leaderboard import short_name
+from cl_ray.tuning.leaderboard import short_names
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
@@ -111,8 +111,9 @@ def value_charts(
                 wide=True,
             )
         )
+    short = short_names(space.parameters)
     for pair in (importance.RATES, DEPTHS):
-        names = [short_name(field) for field in pair]
+        names = [short.get(field, field) for field in pair]
         if len(results) >= importance.MIN_COMPARABLE and all(name in parameters for name in names):
             figure = _draw(visualization.plot_contour, study, params=names, target_name=metric.name)
             if pair == DEPTHS:
@@ -138,7 +139,7 @@ def _results_study(
         if result is None or not result.is_valid or not names <= result.metrics.keys():
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue
-        fields = [field for field in space.parameters if field in result.values]
+        fields = [f for f, value in result.values.items() if space.contains({f: value})]
         is_complete = result.status == "finished" or not is_finished or len(metrics) > 1
         values = [result.metrics[metric.name] for metric in metrics] if is_complete else None
         study.add_trial(importance.frozen_trial(result, fields, space, values))

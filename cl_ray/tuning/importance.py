@@ -7,7 +7,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cl_ray.errors import pluralize
-from cl_ray.tuning.leaderboard import short_name
+from cl_ray.tuning.leaderboard import short_name, short_names
 from cl_ray.tuning.space import Space
 from cl_ray.tuning.study import SearchMetric, TrialResult
 
@@ -58,11 +58,12 @@ def frozen_trial(
     result: TrialResult, fields: list[str], space: Space, values: list[float] | None
 ) -> FrozenTrial:
     """Build a trial with parameters by short names; without values it is a pruned one."""
+    names = short_names(space.parameters)
     return create_trial(
         state=TrialState.PRUNED if values is None else TrialState.COMPLETE,
         values=values,
-        params={short_name(field): result.values[field] for field in fields},
-        distributions={short_name(f): space.parameters[f].distribution() for f in fields},
+        params={names[field]: result.values[field] for field in fields},
+        distributions={names[f]: space.parameters[f].distribution() for f in fields},
         intermediate_values=result.history,
     )
 
@@ -86,7 +87,7 @@ def parameter_importances(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, evaluator=importance_evaluator())
-    fields = {short_name(field): field for field in space.parameters}
+    fields = {name: field for field, name in short_names(space.parameters).items()}
     return {fields[name]: float(importance) for name, importance in found.items()}
 
 

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -212,6 +214,13 @@ def _add_field(table: Table, name: str, width: int, compact: bool) -> None:
 def format_values(values: Values) -> str:
     """Return searched values in one line."""
     return "  ".join(f"{short_name(field)} {_format(value)}" for field, value in values.items())
+
+
+def short_names(fields: Iterable[str]) -> dict[str, str]:
+    """Return the short name of each field; those that would share one keep their dotted names."""
+    names = {field: short_name(field) for field in fields}
+    counts = Counter(names.values())
+    return {field: name if counts[name] == 1 else field for field, name in names.items()}
 
 
 def short_name(field: str) -> str:

@@ -19,7 +19,9 @@ from cl_ray.tuning.study import TrialResult
 def write_report(search: Search, results: list[TrialResult]) -> str:
     """Write report.html into the search's folder; return a sentence on the importances."""
     metric = search.metrics[0]
-    comparable, epoch = comparable_trials(results)
+    # An enqueued trial may have values that the space has not, of which Optuna takes none.
+    inside = [result for result in results if search.space.contains(result.values)]
+    comparable, epoch = comparable_trials(inside)
     importances = parameter_importances(comparable, epoch, metric, search.space)
     sentence = importance_summary(comparable, epoch, metric, importances)
     importance = [importance_chart(comparable, epoch, metric, search.space)] if importances else []

@@ -251,7 +251,9 @@ def run_trials(
         tune_config=tune.TuneConfig(
             **searcher,
             scheduler=build_scheduler(search, [r for r in results if r.has_ended]),
-            max_concurrent_trials=resources.concurrent,
+            # Tune counts the paused trials of a population as running ones. How many train at once
+            # follows from what each asks for.
+            max_concurrent_trials=None if pbt else resources.concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"{name}-{trial_number(trial):04d}",
             trial_dirname_creator=lambda trial: f"{trial_number(trial):04d}",

@@ -13,7 +13,7 @@ from cl_ray.cli import add_data_defaults, default_preset, flag_value, name_flag,
 from cl_ray.config import Config, build_config, differences, merge, preset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.storage import RunStorage
+from cl_ray.storage import RunStorage, absolute_location
 from cl_ray.tuning.options import SearchOptions
 from cl_ray.tuning.space import Space, Values, apply_values, unflatten
 from cl_ray.uri import public_uri
@@ -91,14 +91,14 @@ def prepare_search(arguments: Sequence[str], prog: str) -> Search:
     """
     name, storage = name_flag(arguments, "resume"), flag_value(arguments, "storage")
     if name is None or storage == "":  # the latter is refused with the other flags
-        return _new_search(parse_flags(SearchOptions, arguments, prog=prog))
+        return _new_search(_with_absolute_data(parse_flags(SearchOptions, arguments, prog=prog)))
     folder = RunStorage.at(storage or SearchOptions().storage, name)
     record = _load_record(folder)
-    before = SearchOptions.model_validate(record["options"])
+    before = _with_absolute_data(SearchOptions.model_validate(record["options"]))
     # Flags that are left out: as before, but for those that are compared as a whole.
     default = before.model_copy(update={"metric": (), "set": (), "space": "", "config": None})
     options = parse_flags(SearchOptions, arguments, prog=prog, default=default)
-    return _resumed_search(options, before, record, folder)
+    return _resumed_search(_with_absolute_data(options), before, record, folder)
 
 
 def _new_search(options: SearchOptions) -> Search:
@@ -230,12 +230,17 @@ def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
         "checkpoint": {"keep": 2},  # a damaged one is not the only one
         "evaluation": {"every": 1},
         "data": data,
+        "workers": options.workers,
     }
     given = config.evaluation.model_dump(include={"reference", "every"})
     if config.evaluation == EvaluationConfig(**given):
-        changes["evaluation"] |= _ECONOMICAL_EVALUATION
-    trial_config = build_config(merge(config.model_dump(), changes), "the trials' config")
-    return trial_config.model_copy(update={"workers": options.workers})
+        set_by_flag = _parse_assignments(options.set)
+        changes["evaluation"] |= {
+            name: value
+            for name, value in _ECONOMICAL_EVALUATION.items()
+            if f"evaluation.{name}" not in set_by_flag
+        }
+    return build_config(merge(config.model_dump(), changes), "the trials' config")
 
 
 def _config_from_flags(options: SearchOptions) -> Config:
@@ -256,7 +261,21 @@ def _config_from_flags(options: SearchOptions) -> Config:
             config, options.config, images, info.photographic, batch_size=None
         )
     fields = merge(config.model_dump(), {**unflatten(given), "name": None})
-    return build_config(fields, "the flags")
+    config = build_config(fields, "the flags")
+    return config.model_copy(update={"data": _absolute_data(config.data)})
+
+
+def _absolute_data(location: str) -> str:
+    """Return where data lie in a form that means the same in any working directory."""
+    from cl_ray.data.dataset import PACKAGED
+
+    return location if location == PACKAGED else absolute_location(location)
+
+
+def _with_absolute_data(options: SearchOptions) -> SearchOptions:
+    if not options.data:
+        return options
+    return options.model_copy(update={"data": _absolute_data(options.data)})
 
 
 def _parse_assignments(pairs: Sequence[str]) -> Values:

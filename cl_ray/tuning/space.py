@@ -203,6 +203,10 @@ class Space(BaseConfig):
         for value in parameter.bounds():
             apply_values(base, self._values_with(field, value, known), f"{where}, {field}")
 
+    def contains(self, values: Values) -> bool:
+        """Return whether each value is of a field of the space, and in its range."""
+        return all(f in self.parameters and self.parameters[f].contains(values[f]) for f in values)
+
     def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
         """Draw a value for each active field from an Optuna trial."""
         own = dict(leaves(base.model_dump()))
@@ -244,10 +248,11 @@ class Space(BaseConfig):
 
         A field's values are of one type in all configs, as TensorBoard's HPARAMS compares them.
         """
-        own = dict(leaves(config.model_dump()))
+        own, defaults = (dict(leaves(c.model_dump())) for c in (config, Config()))
         found: dict[str, bool | float | str] = {}
         for field, parameter in self.parameters.items():
-            kinds = {float if type(v) is int else type(v) for v in parameter.bounds()}
+            inactive = [defaults[field]] if parameter.when else []  # which may be None
+            kinds = {float if type(v) is int else type(v) for v in [*parameter.bounds(), *inactive]}
             same = len(kinds) == 1 and not kinds & {type(None)}
             found[field] = own[field] if same else str(own[field])
         return found
@@ -258,12 +263,14 @@ class Space(BaseConfig):
         Source: Jaderberg et al. (2017), section 4.1, "perturb".
         """
         perturbed, fixed = dict(values), tuple(marked_fields(Config, "architecture"))
-        for field, value in values.items():
-            parameter = self.parameters.get(field)
-            if parameter and parameter.kind in ("log", "float"):
+        for field, parameter in self.parameters.items():  # those of `at_most` come first
+            if field in values and parameter.kind in ("log", "float"):
                 low, high = parameter.bounds()
+                if parameter.at_most in perturbed:
+                    high = min(high, perturbed[parameter.at_most])
                 if not field.startswith(fixed):
-                    perturbed[field] = min(max(value * rng.choice([0.8, 1.25]), low), high)
+                    factor = rng.choice([0.8, 1.25])
+                    perturbed[field] = min(max(values[field] * factor, low), high)
         return perturbed
 
     def _values_with(self, field: str, value: Any, own: Values) -> Values:

@@ -178,7 +178,12 @@ class SearchTrial(tune.Trainable, ABC):
         """
         prefix = "evaluation/"
         evaluation = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
-        for metric in self.context.metrics:
+        for metric in self.context.metrics if evaluation else ():
+            if metric.name not in evaluation:
+                self.ended = "collapsed"
+                self.reason = f"{metric.name} could not be measured after epoch {epochs}."
+                evaluation = {}
+                break
             if not math.isfinite(value := evaluation.get(metric.name, metric.worst)):
                 self.ended = "collapsed"
                 self.reason = f"{metric.name} is {value} after epoch {epochs}."

@@ -15,6 +15,7 @@ import cl_ray
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.source_config import SourceConfig
 from cl_ray.data.sources import write_dataset
+from cl_ray.errors import UserError
 from cl_ray.evaluation import evaluate
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
@@ -25,6 +26,7 @@ from cl_ray.evaluation.metrics import (
     Metric,
     MetricContext,
     available_metrics,
+    check_metric_available,
     is_larger_better,
     metric_title,
 )
@@ -81,6 +83,15 @@ def test_the_first_metric_is_what_a_search_optimises_by_default(data: Any) -> No
     for name, first in (*firsts, ("bare", "reconstruction")):
         context = MetricContext.of(Dataset.open(data[name]), EvaluationConfig(), "none")
         assert available_metrics(context)[0] == first
+
+
+def test_one_class_is_not_probed(tmp_path: Path) -> None:
+    images, _ = mnist("train", 60)
+    folder = write_images(tmp_path / "one", train=(images, [0] * 60), test=(images, [0] * 60))
+    context = MetricContext.of(Dataset.open(folder), EvaluationConfig(), "none")
+    assert not {"linear_probe", "knn_1", "cluster_accuracy"} & {*available_metrics(context)}
+    with pytest.raises(UserError, match="this data of one class in the split train"):
+        check_metric_available("linear_probe", context, "metric")
 
 
 def test_directions_and_titles() -> None:

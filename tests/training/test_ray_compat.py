@@ -21,7 +21,7 @@ import psutil
 import pytest
 import ray
 import ray.data
-from helpers.local_ray import local_ray
+from helpers.local_ray import cluster_head, local_ray
 from ray._private import node, services
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal import constants as train_constants
@@ -61,6 +61,18 @@ def test_ray_train_asks_the_coordinator_that_was_started() -> None:
         name = "AutoscalingCoordinator"
         started = ray.get_actor(name, namespace=name)
         assert TrainAutoscalingCoordinatorClient("run")._autoscaling_coordinator == started
+
+
+def test_free_cpus_are_those_of_one_node() -> None:
+    code = (
+        "import sys, ray; from cl_ray.training.ray_compat import most_free_cpus;"
+        "ray.init(sys.argv[1], logging_level='ERROR');"
+        "print(ray.available_resources()['CPU'], most_free_cpus())"
+    )
+    with cluster_head(2) as address:
+        command = [sys.executable, "-c", code, address]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "3.0 2.0\n"
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

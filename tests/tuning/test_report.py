@@ -9,7 +9,12 @@ from optuna.visualization import plot_parallel_coordinate
 
 from cl_ray.report.charts import THEME
 from cl_ray.tuning.charts import history_charts, importance_chart, value_charts
-from cl_ray.tuning.importance import MIN_COMPARABLE, comparable_study, comparable_trials
+from cl_ray.tuning.importance import (
+    MIN_COMPARABLE,
+    comparable_study,
+    comparable_trials,
+    parameter_importances,
+)
 from cl_ray.tuning.leaderboard import describe_best, search_front
 from cl_ray.tuning.report import write_report
 from cl_ray.tuning.search import Search
@@ -66,6 +71,34 @@ def test_the_history_is_of_finished_trials_and_stopped_ones_have_a_curve() -> No
     stopped = [result for result in results if result.status == "stopped"]
     assert list(history_charts(stopped, [FRECHET], SPACE)[0].figure.data[0].x) == [3, 7]
     assert history_charts(results[:1], [FRECHET], SPACE) == []
+
+
+def test_values_outside_of_the_space_are_left_out(tmp_path: Path) -> None:
+    """As those of a trial that was enqueued: Optuna takes no such value."""
+    results = trials(12)
+    results[0].values["optimizer.lr_g"] = 0.05
+    search = prepared_search(tmp_path, [FRECHET], SPACE)
+    search.folder.create()
+    assert write_report(search, results).startswith("Of 11 trials after 1 epoch, ")
+    (history, _) = history_charts(results, [FRECHET], SPACE)
+    assert 0 in history.figure.data[0].x
+
+
+def test_fields_of_one_last_name_are_told_apart() -> None:
+    space = Space.from_yaml(
+        """
+        views.rotate: {kind: float, low: 0, high: 1}
+        augment.rotate: {kind: float, low: 0, high: 1}
+        """
+    )
+    results = []
+    for number in range(12):
+        values = {"views.rotate": number / 12, "augment.rotate": number * 7 % 12 / 12}
+        history = {1: values["views.rotate"]}
+        results.append(TrialResult(number, "finished", values, {}, 1, 1.0, history=history))
+    found = parameter_importances(results, 1, FRECHET, space)
+    assert found.keys() == {"views.rotate", "augment.rotate"}
+    assert found["views.rotate"] > 0.8
 
 
 def test_the_pareto_front_is_of_both_metrics() -> None:

@@ -74,6 +74,7 @@ def refusal(*arguments: str) -> str:
         (["--name=a", "--resume=b"], "There is no search"),
         (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
         (["--trials=0"], "trials 0 is refused"),
+        (["--workers=3"], "In the trials' config: batch_size 32 cannot be divided among 3 workers"),
         (["--set=device=mps"], "device 'mps' is not"),
         (["--data=/nowhere"], "/nowhere"),
         (["--storage=/proc/runs"], "cannot be written"),
@@ -161,6 +162,22 @@ def test_trials_are_evaluated_after_every_epoch_and_economically(
     assert search.trial_config.evaluation.samples == 60  # the config's own
     default = prepare([], tmp_path, "--set=evaluation.every=0").trial_config.evaluation
     assert (default.samples, default.every) == (2000, 1)
+    given = prepare([], tmp_path, "--set=evaluation.samples=10000").trial_config.evaluation
+    assert (given.samples, given.images) == (10_000, 2000)
+
+
+def test_relative_data_are_found_from_anywhere(
+    digits: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(digits).parent)
+    more = [*flags[1:], "--name=rel"]
+    search = prepare([f"--data={Path(digits).name}", *more], tmp_path)
+    assert search.config.data == search.options.data == digits
+    search.save()
+    monkeypatch.chdir(tmp_path)
+    for given in ([], [f"--data={digits}"]):
+        resumed = prepare_search([*given, f"--storage={tmp_path}", "--resume=rel"], "search")
+        assert resumed.config.data == digits
 
 
 def test_several_metrics_turn_early_stopping_off(flags: list[str], tmp_path: Path) -> None:

@@ -134,6 +134,17 @@ def test_hparams_have_every_field_in_one_type() -> None:
         "discriminator.spectral_norm": False,
         "losses.gradient_penalty": 10.0,
     }
+    warm = Space.from_yaml(
+        """
+        generator.family: {kind: choice, values: [convolutional, residual]}
+        optimizer.lr_warmup_fraction:
+          {kind: float, low: 0.01, high: 0.2, when: {generator.family: residual}}
+        """
+    )
+    for family, fraction in (("convolutional", None), ("residual", 0.1)):
+        values = {"generator.family": family, "optimizer.lr_warmup_fraction": fraction}
+        found = warm.hparams(apply_values(BASE, values))
+        assert found["optimizer.lr_warmup_fraction"] == str(fraction)
     mixed = Space.from_yaml("losses.pair: {kind: choice, values: [0.5, none]}")
     assert mixed.hparams(BASE) == {"losses.pair": str(BASE.losses.pair)}
 
@@ -147,6 +158,19 @@ def test_perturbed_numbers_stay_in_range_and_the_architecture_stays() -> None:
         assert at_bound or ratio in (pytest.approx(0.8), pytest.approx(1.25))
     for field in ("generator.depth", "discriminator.width", "batch_size", "optimizer.d_steps"):
         assert perturbed[field] == values[field]
+
+
+def test_a_perturbed_number_is_at_most_what_bounds_it() -> None:
+    space = Space.from_yaml(
+        """
+        optimizer.lr_d: {kind: log, low: 1.0e-5, high: 1.0e-2, at_most: optimizer.lr_g}
+        optimizer.lr_g: {kind: log, low: 1.0e-5, high: 1.0e-2}
+        """
+    )
+    values, rng = {"optimizer.lr_d": 1e-3, "optimizer.lr_g": 1e-3}, random.Random(0)
+    for _ in range(20):
+        values = space.perturb(values, rng)
+        assert values["optimizer.lr_d"] <= values["optimizer.lr_g"]
 
 
 RATE, DEPTH = "optimizer.lr_g", "generator.depth"

@@ -273,6 +273,16 @@ def test_a_metric_that_is_nan_or_inf_ends_it_with_the_worst_score(
     assert start(tmp_path, digits, VALUES).trainer.epochs == 2
 
 
+def test_a_metric_that_was_not_measured_ends_it_with_the_worst_score(
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = start(tmp_path, digits, VALUES)
+    monkeypatch.setattr(trial, "_evaluate", lambda model: {"knn_1": 0.9})
+    result = trial.step()
+    assert (result["status"], result["done"], result["frechet"]) == ("collapsed", True, 1e6)
+    assert result["reason"] == "frechet could not be measured after epoch 1."
+
+
 def test_a_nan_or_inf_loss_ends_it_with_the_worst_score(digits: str, tmp_path: Path) -> None:
     trial = start(tmp_path, digits, {"losses.adversarial": 1e39})
     result = trial.step()
