@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs
 
-from cl_ray.errors import UserError, first_error_line
+from cl_ray.errors import StorageError, UserError, first_error_line
 from cl_ray.uri import uri_problem
 
 LEASE_FILE = ".lease"
@@ -257,11 +257,18 @@ class RunStorage:
 
         Raises:
             LeaseLostError: Somebody has.
+            StorageError: The folder is not there.
         """
         if self.lease is None:
             return
         folder, ours = self.lease
-        holder = folder.read(LEASE_FILE) or b"nobody\n"
+        holder = folder.read(LEASE_FILE)
+        if holder is None:
+            raise StorageError(
+                f"{folder} is not there on {socket.gethostname()}: it was deleted, or that machine "
+                "does not see it, and several need storage that all of them share: --storage "
+                "s3://..., gs://... or a path that every machine mounts."
+            )
         if holder != ours:
             raise LeaseLostError(
                 f"{folder} was taken over by {holder.decode().partition(chr(10))[0]}, and this "

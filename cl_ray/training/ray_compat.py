@@ -56,7 +56,6 @@ TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the study is the record, Tune's own is not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "30",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -245,6 +244,23 @@ def configure_tune_environment() -> None:
     """Set the variables that Ray Tune reads; those that the user has set stay."""
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def pending_trials(count: int) -> Iterator[None]:
+    """Have Ray Tune ask for the resources of so many trials at once, unless the user set a number.
+
+    An autoscaler then starts their machines together. Ray 2.60 reads it when a search starts.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def hide_secrets_in_command() -> None:

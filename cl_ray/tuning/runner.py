@@ -28,6 +28,7 @@ from cl_ray.storage import RunStorage
 from cl_ray.training.ray_compat import (
     HEAD_RESOURCE,
     ascii_name,
+    pending_trials,
     replace_pbt_explore,
     withhold_credentials,
 )
@@ -271,7 +272,8 @@ def run_trials(
     )
     _delete_tune_files(search.folder)
     try:
-        with interrupt.catch_sigint():
+        # A population's trials wait for each other: machines for all of it would stand idle.
+        with interrupt.catch_sigint(), pending_trials(1 if pbt else resources.concurrent):
             tuner.fit()
     finally:
         _delete_tune_files(search.folder)

@@ -33,8 +33,9 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
     TrainAutoscalingCoordinatorClient,
 )
 from ray.tune import constants as tune_constants
-from ray.tune.execution import class_cache
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search import Searcher, SearchGenerator
 from ray.util.annotations import RayDeprecationWarning
 
 from cl_ray.storage import RunStorage
@@ -61,6 +62,17 @@ def test_ray_train_asks_the_coordinator_that_was_started() -> None:
         name = "AutoscalingCoordinator"
         started = ray.get_actor(name, namespace=name)
         assert TrainAutoscalingCoordinatorClient("run")._autoscaling_coordinator == started
+
+
+def test_ray_tune_asks_for_so_many_trials_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNE_MAX_PENDING_TRIALS_PG", raising=False)
+    search = SearchGenerator(Searcher())
+    with ray_compat.pending_trials(4):
+        assert tune_controller._get_max_pending_trials(search) == 4
+    assert tune_controller._get_max_pending_trials(search) == 1
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "2")
+    with ray_compat.pending_trials(4):
+        assert tune_controller._get_max_pending_trials(search) == 2
 
 
 def test_free_cpus_are_those_of_one_node() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,21 @@ from helpers.commands import read_metrics
 from helpers.limits import file_size_limit
 from helpers.local_ray import local_ray
 from helpers.processes import children, wait_for
-from helpers.small_search import COMMAND, leaderboard, run_search
+from helpers.small_search import (
+    COMMAND,
+    FRECHET,
+    SPACE,
+    leaderboard,
+    prepared_search,
+    run_search,
+)
 from helpers.terminal_process import TerminalProcess
 from ray.util.placement_group import placement_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.training.ray_compat import orphaned_placement_groups
-from cl_ray.tuning.callbacks import OrphanedPlacementGroups
+from cl_ray.tuning.callbacks import OrphanedPlacementGroups, StudyCallback
+from cl_ray.tuning.space import Space
 
 pytestmark = pytest.mark.ray
 
@@ -178,6 +187,20 @@ def test_a_second_ctrl_c_ends_the_search_at_once(start: Start, tmp_path: Path) -
     assert "resume with: python tuning/search.py --resume s" in output
     assert "Traceback" not in output
     assert saved_steps(folder, 0) == 50
+
+
+def test_an_error_before_a_trial_has_its_folder_is_told(tmp_path: Path) -> None:
+    """As of values that a config refuses together; Ray Tune alone has its text."""
+    callback = object.__new__(StudyCallback)
+    callback.search = prepared_search(tmp_path, [FRECHET], Space.from_yaml(SPACE))
+    (tmp_path / "error.txt").write_text(
+        "Failure # 1 (occurred at 2026-11-30_10-00-00)\nray::Trial_s.__init__()\n"
+        '  File "trial.py", line 1, in assign\ncl_ray.errors.UserError: hinge is refused.\n'
+    )
+    trial: Any = SimpleNamespace(
+        error_file=str(tmp_path / "error.txt"), config={"point": {"number": 0}}
+    )
+    assert callback._failure_reason(trial) == "hinge is refused."
 
 
 def test_only_what_dead_actors_reserved_is_released() -> None:

@@ -1,6 +1,7 @@
 """One trial in this process: the class that Ray Tune calls, on real digits."""
 
 import math
+import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
-from cl_ray.storage import LeaseLostError, RunStorage
+from cl_ray.storage import LEASE_FILE, LeaseLostError, RunStorage
 from cl_ray.trainer import Trainer
 from cl_ray.training.resources import WorkerResources
 from cl_ray.tuning.space import Space
@@ -47,18 +48,17 @@ def shared(data: str) -> tuple[Config, Dataset, Evaluator]:
     return base, dataset, Evaluator(dataset, base.evaluation, seed=base.seed)
 
 
-def set_up(folder: Path, data: str, values: dict[str, Any], **context: Any) -> LocalTrial:
+def set_up(folder: Path, data: str, values: dict[str, Any], /, **context: Any) -> LocalTrial:
     """Set a trial up, which its first step starts."""
     base, dataset, evaluator = shared(data)
     trial = object.__new__(LocalTrial)
     common = TrialContext(
         search="s",
-        folder=RunStorage(str(folder), "trials"),
         base=base,
         dataset=dataset,
         metrics=[FRECHET],
         resources=WorkerResources(1.0, 0.0, 1, None),
-        **{"space": Space.from_yaml(SPACE), **context},
+        **{"space": Space.from_yaml(SPACE), "folder": RunStorage(str(folder), "trials"), **context},
     )
     trial.setup(point(0, values), context=common, rows=dataset.read("train"), evaluator=evaluator)
     return trial
@@ -215,6 +215,16 @@ def test_a_full_disk_is_reported_and_with_room_it_goes_on(
     resumed = start(tmp_path, digits, VALUES)
     assert resumed.trainer.gan.steps == 10
     assert_ends_like(resumed, whole, epochs=1)
+
+
+def test_a_machine_that_does_not_see_the_search_ends_it(digits: str, tmp_path: Path) -> None:
+    """An autoscaler may add it after the search has begun; that is no failure of the trial."""
+    search = RunStorage(str(tmp_path), "s").take_lease()
+    trial = set_up(tmp_path, digits, VALUES, folder=search.subfolder("trials"))
+    search.delete(LEASE_FILE)
+    fault = trial.step()["storage_fault"]
+    assert fault.startswith(f"{tmp_path}/s is not there on {socket.gethostname()}: it was deleted")
+    assert not (tmp_path / "s" / "trials").exists()
 
 
 RECORDS = ["_hparams_/experiment", "_hparams_/session_start_info"]
