@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from cl_ray.data.dataset import RowBatch
 from cl_ray.data.partition import Partition
+from cl_ray.errors import UserError
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.storage import RunStorage
 from cl_ray.training.ray_compat import (
@@ -94,8 +95,15 @@ def allocate_trials(search: Search, local: bool) -> TrialResources:
 
     Raises:
         InsufficientResourcesError: So many can never run at once, or not even one.
+        UserError: A number is given for a population, whose size Tune takes for it.
     """
     workers, concurrent, may_grow = search.options.workers, search.options.concurrent, False
+    given = search.options.cpus_per_trial or search.options.gpus_per_trial
+    if search.options.scheduler == "pbt" and concurrent and (given or not local):
+        raise UserError(
+            f"concurrent {concurrent} does not bound a population, of which as many train at once "
+            "as fit: leave it out, and give --cpus-per-trial and --gpus-per-trial."
+        )
     if concurrent is None:
         gpus = _plan_trials(search, 1, local).gpus
         cpus = _per_worker(search.options.cpus_per_trial, workers) or 1.0

@@ -169,6 +169,14 @@ def test_what_does_not_fit_is_refused_with_what_does(
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(("more", "local"), [("", False), (" --cpus-per-trial=1", True)])
+def test_a_population_is_not_bounded(allocate: Allocate, more: str, local: bool) -> None:
+    flags_given = f"--scheduler=pbt --trials=4 --concurrent=2{more}".split()
+    with pytest.raises(UserError, match="concurrent 2 does not bound a population"):
+        allocate((4, 0), *flags_given, local=local)
+    assert allocate((4, 0), *flags_given[:2], local=local).concurrent > 1
+
+
 @pytest.mark.ray
 def test_trials_train_on_the_labels_that_are_used(flags: list[str], tmp_path: Path) -> None:
     few = ["--set=condition=classifier", "--set=labels.count=20"]
