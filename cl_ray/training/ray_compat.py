@@ -124,16 +124,20 @@ def fast_worker_start() -> Iterator[None]:
     """Have the workers of a Ray that starts within the context start by our `setup_worker.py`.
 
     Ray 2.60 has no option for the script. It joins its name to the folder of its own, which an
-    absolute path replaces.
+    absolute path replaces. A version without that name starts its workers as ever.
     """
     from ray._private import ray_constants
 
-    before = ray_constants.SETUP_WORKER_FILENAME
-    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("setup_worker.py"))
+    name = "SETUP_WORKER_FILENAME"
+    before = getattr(ray_constants, name, None)
+    if before is None:
+        yield
+        return
+    setattr(ray_constants, name, str(Path(__file__).with_name("setup_worker.py")))
     try:
         yield
     finally:
-        ray_constants.SETUP_WORKER_FILENAME = before
+        setattr(ray_constants, name, before)
 
 
 def most_free_cpus() -> float:
@@ -150,11 +154,13 @@ def most_free_cpus() -> float:
 def start_autoscaling_coordinator() -> None:
     """Start the actor by which Ray Train and Ray Data ask for nodes, without waiting for it.
 
-    Ray 2.60 starts it when Ray Train's controller runs, and the controller waits for it.
+    Ray 2.60 starts it when Ray Train's controller runs, and the controller waits for it. A version
+    that has no such function starts it as ever.
     """
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+    with suppress(ImportError, AttributeError):
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
 
-    module.get_or_create_autoscaling_coordinator()
+        module.get_or_create_autoscaling_coordinator()
 
 
 def torch_framework() -> Any:
