@@ -32,7 +32,7 @@ setup-dev: $(VENV)/.ready-dev
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[tuning,export]'
+	$(INSTALL) --editable '.[tuning,export,s3]'
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

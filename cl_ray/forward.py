@@ -16,6 +16,7 @@ from cl_ray.batch import (
     RealParts,
 )
 from cl_ray.data.views import ViewParams, apply_views
+from cl_ray.errors import UserError
 from cl_ray.losses.adversarial import Scores
 from cl_ray.losses.config import LossConfig
 from cl_ray.losses.contrastive import view_embeddings
@@ -48,6 +49,11 @@ def predict_missing_labels(discriminator: Discriminator, batch: PairBatch) -> Pa
     """
     if batch.labels is None or batch.labelled is None:
         return batch
+    if discriminator.is_projection:
+        raise UserError(
+            "condition projection needs a label of every image, as its D predicts none: use "
+            "condition classifier, or data whose images all have one."
+        )
     predicted = predict_classes(discriminator, torch.cat(batch.real)).view(2, -1).T
     return batch._replace(labels=torch.where(batch.labelled, batch.labels, predicted))
 

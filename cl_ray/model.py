@@ -30,6 +30,8 @@ from cl_ray.trainer import Trainer
 
 Images = Tensor | NDArray[np.uint8]
 
+_PRIOR_ELEMENTS = 2**24
+"""Numbers that the matrices of samples of the prior take at once."""
 NO_PRIOR = (
     "This checkpoint has no fitted prior: latent vectors are drawn from the training prior instead."
 )
@@ -121,7 +123,12 @@ class TrainedModel:
         return replace(self, device=device, generator=networks[0], discriminator=networks[1])
 
     def noise(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Draw rows start to start + n of the unit noise of a seed: float32 [n, latent]."""
+        """Draw rows start to start + n of the unit noise of a seed: float32 [n, latent].
+
+        Raises:
+            UserError: The seed or the start is negative.
+        """
+        _check_seed(seed, start)
         shape = BLOCK, self.config.generator.latent
         return indexed_samples(
             lambda block: torch.randn(shape, generator=seeded_generator(seed, block)), n, start
@@ -145,15 +152,23 @@ class TrainedModel:
             lambda block: torch.rand(BLOCK, generator=seeded_generator(seed, block, 2)), n, start
         )
         classes = None if labels is None else torch.from_numpy(labels)
-        return self.prior.transform_noise(noise, uniform, classes)
+        # Each row is multiplied by a matrix of its own, [latent, latent].
+        size = max(1, _PRIOR_ELEMENTS // noise.shape[1] ** 2)
+        blocks = classes.split(size) if classes is not None else [None] * -(-n // size)
+        parts = [
+            self.prior.transform_noise(*columns)
+            for columns in zip(noise.split(size), uniform.split(size), blocks, strict=True)
+        ]
+        return torch.cat(parts)
 
     def sample_labels(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None
     ) -> NDArray[np.int64] | None:
         """Draw rows start to start + n of the labels of a seed.
 
-        Each class is as frequent as among the training images, to within one image of each BLOCK
-        (systematic sampling: Madow, 1949). With `label`, a name or an index, all are of that class.
+        Each class is as frequent as among the training images that keep their label, to within one
+        image of each BLOCK (systematic sampling: Madow, 1949); `labels.count` keeps as many of
+        each. With `label`, a name or an index, all are of that class.
 
         Returns:
             Class indices [n]; None if the run was trained without classes.
@@ -161,6 +176,7 @@ class TrainedModel:
         Raises:
             UserError: The class does not exist or had no training image.
         """
+        _check_seed(seed, start)
         if label is not None:
             return np.full(n, self.class_index(label))
         if not self.classes:
@@ -216,8 +232,8 @@ class TrainedModel:
                 `sample_labels`.
 
         Raises:
-            UserError: n is below 1, G supports no truncation, or the class does not exist or had
-                no training image.
+            UserError: n is below 1, the seed or the start is negative, G supports no truncation,
+                or the class does not exist or had no training image.
         """
         if n < 1:
             raise UserError(f"n {n} must be 1 or more images.")
@@ -242,26 +258,35 @@ class TrainedModel:
 
     @torch.no_grad()
     def decode(
-        self, latents: Tensor, truncation: float = 1.0, labels: NDArray[np.int64] | None = None
+        self,
+        latents: Tensor | NDArray[np.float32],
+        truncation: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
         """Decode latent vectors, float32 [n, latent], to images, uint8 [n, H, W, C].
 
         A run with classes needs `labels`, class indices [n]. For the truncation see `generate`.
 
         Raises:
-            UserError: Labels are missing, or given to a run without classes.
+            UserError: The latent vectors or the truncation do not fit, or labels are missing, or
+                given to a run without classes.
         """
+        self.check_truncation(truncation)
+        latents, width = torch.as_tensor(latents), self.config.generator.latent
+        if latents.ndim != 2 or latents.shape[1] != width or not len(latents):
+            raise UserError(f"latents are {list(latents.shape)}; this run takes [n, {width}].")
         blocks = self._label_blocks(labels, len(latents), needed=bool(self.classes))
         parts = [
-            to_uint8(self.generator.decode(z.to(self.device), truncation=truncation, labels=y))
-            for z, y in zip(latents.split(BLOCK), blocks, strict=True)
+            to_uint8(self.generator.decode(z, truncation=truncation, labels=y))
+            for z, y in zip(latents.to(self.device, self._dtype).split(BLOCK), blocks, strict=True)
         ]
         return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
         """Encode images [n, H, W] or [n, H, W, C] to latent vectors [n, latent], mean square 1."""
-        return torch.cat([self.generator.encode(x).cpu() for x in self._image_blocks(images)])
+        parts = [self.generator.encode(x).float().cpu() for x in self._image_blocks(images)]
+        return torch.cat(parts)
 
     def reconstruct(
         self, images: Images, labels: NDArray[np.int64] | None = None
@@ -300,7 +325,8 @@ class TrainedModel:
 
         See `Discriminator.representation`.
         """
-        parts = [self.discriminator.representation(x).cpu() for x in self._image_blocks(images)]
+        d = self.discriminator
+        parts = [d.representation(x).float().cpu() for x in self._image_blocks(images)]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
@@ -314,7 +340,7 @@ class TrainedModel:
         """
         blocks, d = self._image_blocks(images), self.discriminator
         labels_by_block = self._label_blocks(labels, len(images), needed=d.is_projection)
-        parts = [d(x, y).score.cpu() for x, y in zip(blocks, labels_by_block, strict=True)]
+        parts = [d(x, y).score.float().cpu() for x, y in zip(blocks, labels_by_block, strict=True)]
         return torch.cat(parts).numpy()
 
     def novelty(self, images: Images, known: Dataset | None = None) -> Novelty:
@@ -385,7 +411,7 @@ class TrainedModel:
                 f"This run has classes: give {count} labels, one an image, "
                 f"not {'none' if labels is None else len(labels)}."
             )
-        indices = torch.as_tensor(labels, dtype=torch.int64)
+        indices = torch.as_tensor(np.ascontiguousarray(labels), dtype=torch.int64)
         if indices.min() < 0 or indices.max() >= len(self.classes):
             raise UserError(
                 f"labels are {indices.min()} to {indices.max()}; this run's classes are 0 to "
@@ -396,6 +422,8 @@ class TrainedModel:
 
     def _image_blocks(self, images: Images) -> list[Tensor]:
         """Check images and split them into blocks, scaled to [-1, 1]."""
+        if isinstance(images, np.ndarray):  # torch takes no view that is mirrored
+            images = np.ascontiguousarray(images)
         images = torch.as_tensor(images)
         if images.ndim == 3:
             images = images[..., None]
@@ -406,7 +434,12 @@ class TrainedModel:
             )
         if not len(images):
             raise UserError("images is empty: give one or more.")
-        return [to_unit(x.to(self.device)) for x in images.split(BLOCK)]
+        return [to_unit(x.to(self.device), self._dtype) for x in images.split(BLOCK)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type of the weights: float64 where a live trainer has it."""
+        return next(self.generator.parameters()).dtype
 
 
 def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> TrainedModel:
@@ -454,6 +487,11 @@ def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> Tra
         counts=tuple(metadata["counts"]),
         prior=Prior(**safetensors.torch.load(files[PRIOR_FILE])) if PRIOR_FILE in files else None,
     )
+
+
+def _check_seed(seed: int, start: int) -> None:
+    if seed < 0 or start < 0:
+        raise UserError(f"seed {seed} and start {start} must be 0 or more.")
 
 
 def _systematic_sample(counts: Tensor, random: torch.Generator) -> Tensor:

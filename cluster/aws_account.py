@@ -390,9 +390,8 @@ def fill_in_yaml(cluster: Cluster, file: Path, group: str, new_images: bool) -> 
         The file that was written.
     """
     text = file.read_text()
-    if NO_GROUP not in text and not is_of(cluster.region, text):
-        file = file.with_name(f"{file.stem}-{cluster.region}{file.suffix}")
-        text = file.read_text() if file.exists() else text
+    file = file_of_region(cluster.region, file)
+    text = file.read_text() if file.exists() else text
     new_images = new_images or not is_of(cluster.region, text)
     kinds = iter(IMAGES)  # the head's image comes first
     lines = text.splitlines()
@@ -414,6 +413,14 @@ def fill_in_yaml(cluster: Cluster, file: Path, group: str, new_images: bool) -> 
     return file
 
 
+def file_of_region(region: str, file: Path) -> Path:
+    """Return the file, or its copy for the region if it is filled in for another one."""
+    text = file.read_text()
+    if NO_GROUP in text or is_of(region, text):
+        return file
+    return file.with_name(f"{file.stem}-{region}{file.suffix}")
+
+
 def is_of(region: str, text: str) -> bool:
     """Return whether a YAML's provider is in the region."""
     return bool(yaml.safe_load(text)["provider"]["region"] == region)
@@ -427,6 +434,7 @@ def delete(
         cluster.require_own(f"--bucket {bucket}", bucket_tags(cluster, bucket))
     machines = find_machines(cluster, regions)
     if machines:
+        file = file_of_region(cluster.region, file)
         sys.exit(f"{', '.join(machines)} still run: `ray down -y {file}` first.")
     deleted: list[str] = []
     left: list[str] = []

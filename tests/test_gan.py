@@ -446,6 +446,15 @@ def test_classes_must_fit_the_condition() -> None:
         ContrastiveGAN(small_config(), SHAPE, classes=CLASSES)
 
 
+def test_projection_refuses_images_without_a_label() -> None:
+    gan = ContrastiveGAN(small_config(condition="projection"), SHAPE, classes=("a", "b"))
+    batch = global_batch(0, "views")
+    labels = torch.zeros(len(batch.positive), 2, dtype=torch.int64)
+    batch = batch._replace(labels=labels, labelled=labels.bool())
+    with pytest.raises(UserError, match="condition projection needs a label of every image"):
+        gan.train_step(batch)
+
+
 NOTEBOOK = """
 import math, sys
 from cl_ray import checkpoint

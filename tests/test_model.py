@@ -10,6 +10,7 @@ from helpers.datasets import mnist, write_images
 from helpers.run_folder import build_trainer, save_run, trained_run
 
 import cl_ray
+from cl_ray import model as model_module
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
@@ -132,6 +133,49 @@ def test_what_cannot_be_loaded_or_used_is_named(
     )
     with pytest.raises(UserError, match="are NaN or Inf: take an earlier"):
         cl_ray.load(tmp_path)
+
+
+def test_arguments_of_decode_and_generate_are_checked(trained: tuple[Path, Trainer]) -> None:
+    model = cl_ray.load(trained[0])
+    codes = model.latents(3)
+    expected = model.decode(codes)
+    for same in (codes.numpy(), codes.double()):
+        assert np.array_equal(model.decode(same), expected)
+    with pytest.raises(UserError, match=r"truncation 0\.1 is for a style-based generator"):
+        model.decode(codes, truncation=0.1)
+    for wrong in (codes[:, :-1], codes[:0], codes[0]):
+        with pytest.raises(UserError, match=r"latents are \[.*\]; this run takes \[n, \d+\]"):
+            model.decode(wrong)
+    for refused in ({"seed": -1}, {"start": -1}):
+        with pytest.raises(UserError, match="must be 0 or more"):
+            model.generate(4, **refused)
+
+
+def test_mirrored_views_of_images_are_taken(trained: tuple[Path, Trainer], digits: str) -> None:
+    model, images = cl_ray.load(trained[0]), Dataset.open(digits).read("train").image[:5]
+    mirrored = images[:, :, ::-1]
+    assert np.array_equal(model.embed(mirrored), model.embed(mirrored.copy()))
+
+
+def test_a_live_model_of_float64_works(digits: str) -> None:
+    small = build_trainer(digits)
+    trainer = Trainer(small.config, small.loader, torch.device("cpu"), torch.float64)
+    trainer.train_epoch()
+    model, images = TrainedModel.from_trainer(trainer), Dataset.open(digits).read("train").image[:5]
+    assert model.generate(3).dtype == np.uint8
+    assert {model.embed(images).dtype, model.score(images).dtype} == {np.dtype(np.float32)}
+    assert model.encode(images).dtype == torch.float32
+
+
+def test_samples_of_the_prior_are_the_same_in_any_parts(
+    trained: tuple[Path, Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their matrices, one each, are not held for all samples at once."""
+    model = cl_ray.load(trained[0])
+    assert model.prior is not None
+    whole = model.latents(100)
+    monkeypatch.setattr(model_module, "_PRIOR_ELEMENTS", 7 * whole.shape[1] ** 2)
+    assert torch.equal(model.latents(100), whole)
 
 
 @pytest.fixture(scope="module")

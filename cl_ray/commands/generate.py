@@ -82,7 +82,7 @@ class GenerateCommand(InferenceCommand):
     label: Annotated[str | None, tyro.conf.arg(name="class")] = Field(
         None,
         description="For a run trained with --condition: sample only this class, by name or "
-        "number. None samples all classes, as often as the training images have them.",
+        "number. None samples all classes, as often as the labelled training images have them.",
     )
     around: str | None = Field(
         None,

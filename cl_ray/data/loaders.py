@@ -184,6 +184,8 @@ def _oversample_labelled(
         return rows
     labelled = (labels != UNLABELLED).nonzero().squeeze(1)
     count = int(fraction * len(rows))
+    if (rest := fraction * len(rows) - count) and torch.rand((), generator=generator) < rest:
+        count += 1  # the small batches of many workers have the fraction on average
     if not count or not 0 < len(labelled) < fraction * len(labels):
         return rows
     drawn = [

@@ -244,8 +244,11 @@ def check_local_resources(config: Config) -> None:
     if least * cpus > available:
         fits = int(available / cpus)
         raise InsufficientResourcesError(
-            Shortage(least, cpus, 0.0, "CPU", available, None, fits, place="this machine")
-        )
+            Shortage(
+                least, cpus, 0.0, "CPU", available, None, fits, place="this machine",
+                batch_size=config.batch_size,
+            )
+        )  # fmt: skip
 
 
 def check_local_capacity(cpus: float | None, gpus: float | None, unit: str) -> None:

@@ -49,6 +49,7 @@ class Shortage:
         may_add: The amount that an autoscaler may add to `available`; None without an autoscaler.
         fits: The most workers that fit, with all that an autoscaler may add.
         place: Where the resources are looked for.
+        batch_size: The batch that workers divide; 0 if nothing is divided.
     """
 
     workers: int
@@ -60,6 +61,12 @@ class Shortage:
     fits: int
     nodes: int = 1
     place: str = "the cluster"
+    batch_size: int = 0
+
+    @property
+    def usable_workers(self) -> int:
+        """The most workers that fit and divide the batch, 0 if not even one fits."""
+        return next((n for n in range(self.fits, 0, -1) if not self.batch_size % n), 0)
 
 
 class InsufficientResourcesError(UserError):
@@ -81,7 +88,7 @@ class InsufficientResourcesError(UserError):
         self.shortage = s = shortage
         if request is None:
             request = f"workers {s.workers} with"
-            smaller_request = f"--workers {s.fits}" if s.fits else None
+            smaller_request = f"--workers {s.usable_workers}" if s.fits else None
         if s.kind:
             per_worker = s.cpus if s.kind == "CPU" else s.gpus
             autoscaler = "" if s.may_add is None else f" and its autoscaler may add {s.may_add:g}"
@@ -250,8 +257,11 @@ def plan_workers(config: Config, local: bool) -> WorkerResources:
         if needed > maximum:
             may_add, fits = maximum - available if autoscaler else None, int(maximum // per_worker)
             raise InsufficientResourcesError(
-                Shortage(least, cpus, gpus, kind, available, may_add, fits, len(nodes))
-            )
+                Shortage(
+                    least, cpus, gpus, kind, available, may_add, fits, len(nodes),
+                    batch_size=config.batch_size,
+                )
+            )  # fmt: skip
         if kind and needed > available:
             lacks.append(f"{needed - available:g} {kind}")
     each = describe_resources(cpus, gpus)

@@ -136,7 +136,7 @@ def _plan_trials(search: Search, concurrent: int, local: bool) -> WorkerResource
         elif fits and not (options.cpus_per_trial or options.gpus_per_trial):
             # With either, fewer workers would divide as much among them.
             one = "--concurrent 1 with " if concurrent > 1 else ""
-            smaller = f"{one}--workers {fits}"
+            smaller = f"{one}--workers {error.shortage.usable_workers}"
         of = f" {options.workers} workers of" if options.workers > 1 else ""
         raise InsufficientResourcesError(
             error.shortage, f"concurrent {concurrent} with{of}", smaller, unit="trial"

@@ -465,6 +465,18 @@ def test_delete_refuses_while_machines_run(account: Account) -> None:
     assert account.roles() == {}
 
 
+def test_delete_names_the_file_of_its_region(account: Account) -> None:
+    account.create()
+    account.create("--region=eu-west-1", bucket=f"{account.bucket}-eu")
+    _, worker = account.names("eu-west-1")
+    machine = account.start_machine("eu-west-1", worker, **{"ray-cluster-name": account.cluster})
+    flags = "--region=eu-west-1", "--regions=eu-west-1"
+    printed = account.delete(*flags, everywhere=True, code="error")
+    file = account.yaml.with_name(f"{account.yaml.stem}-eu-west-1.yaml")
+    assert file.exists()
+    assert printed == f"{machine} in eu-west-1 still run: `ray down -y {file}` first."
+
+
 def test_a_role_that_another_region_uses_stays(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,20 @@ def test_batches_have_enough_labelled_images_where_few_are(
         assert len(seen) == 320
 
 
+def test_small_batches_of_many_workers_have_as_many_labelled_images_on_average(
+    small_groups: Callable[[int], Dataset],
+) -> None:
+    dataset, fields = small_groups(320), {"condition": "classifier", "labels": {"count": 20}}
+    found = []
+    for rank in range(8):
+        loader = InMemoryLoader.read(partition_of(dataset, 16, 8, rank, **fields))
+        for batch in loader.batches(epoch=0):
+            assert batch.labelled is not None
+            found.append(float(batch.labelled[:, 0].float().mean()))
+    # An eighth of two is one in every fourth batch; 20 of 320 are labelled anyway.
+    assert 0.125 < sum(found) / len(found) < 0.25
+
+
 def test_which_labels_are_known_is_left_out_if_all_are(
     small_groups: Callable[[int], Dataset],
 ) -> None:

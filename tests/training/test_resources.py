@@ -100,6 +100,10 @@ def test_more_than_the_cluster_has() -> None:
         "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 4, or a smaller "
         "--cpus-per-worker."
     )
+    assert plan_error(workers=6, batch_size=6) == (  # 4 do not divide it
+        "workers 6 with 1 CPU each need 6 CPU; the cluster has 4: take --workers 3, or a smaller "
+        "--cpus-per-worker."
+    )
     assert plan_error(workers=2, cpus_per_worker=3) == (
         "workers 2 with 3 CPU each need 6 CPU; the cluster has 4: take --workers 1, or a smaller "
         "--cpus-per-worker."
