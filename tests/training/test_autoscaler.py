@@ -161,7 +161,7 @@ def test_no_autoscaler_then_one_with_unknown_limits_then_one_with_known_ones(
         allocate_actors(None, 7, None, local=False, num_parts=99)
     assert plan_error(workers=15) == (
         "workers 15 with 1 CPU each need 15 CPU; the cluster has 0 and its autoscaler may add 13: "
-        "take --workers 8, or a smaller --cpus-per-worker."  # which divide the batch of 64
+        "take --workers 12, or a smaller --cpus-per-worker."  # which divide the batch
     )
     assert plan_error(workers=10, gpus_per_worker=1) == (
         "workers 10 with 1 GPU each need 10 GPU; the cluster has 0 and its autoscaler may add 8: "
