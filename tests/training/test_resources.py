@@ -124,7 +124,8 @@ def test_an_error_carries_what_is_missing_and_speaks_of_the_caller_s_unit() -> N
     with pytest.raises(InsufficientResourcesError) as caught:
         plan(local=False, workers=3, gpus_per_worker=1)
     shortage = caught.value.shortage
-    assert shortage == Shortage(3, 1, 1, "GPU", available=2, may_add=None, fits=2)
+    found = Shortage(3, 1, 1, "GPU", available=2, may_add=None, fits=2, batch_size=120)
+    assert shortage == found
     error = InsufficientResourcesError(shortage, "concurrent 3 with", "--concurrent 2", "trial")
     assert str(error) == (
         "concurrent 3 with 1 GPU each need 3 GPU; the cluster has 2: take --concurrent 2, or a "

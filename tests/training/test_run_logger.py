@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import ray
 from helpers.commands import read_metrics, run_flags
 from helpers.local_ray import local_ray
+from helpers.processes import wait_for
 from helpers.run_folder import trained_run
 from helpers.small_run import SMALL_RUN
 from rich.console import Console
@@ -61,10 +63,20 @@ def prometheus(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         while not (found := LISTENING.search((folder / "log").read_text())):
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.1)
+        wait_for(lambda: is_ready(f"http://{found[1]}/-/ready"), "Prometheus", pause=0.1)
         yield f"http://{found[1]}"
     finally:
         process.kill()
         process.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Whether a page answers; Prometheus listens before it does."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return False
 
 
 def answer(url: str) -> Any:
