@@ -250,6 +250,11 @@ def distance_stride(side: int) -> int:
     return -(-side // DISTANCE_SIDE)
 
 
+def absolute_dataset_location(location: str) -> str:
+    """Return where a dataset is, or `mnist`, so that it means the same in any working directory."""
+    return location if location == PACKAGED else absolute_location(location)
+
+
 def open_dataset_location(location: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem that holds a dataset and the path on it.
 
@@ -331,7 +336,7 @@ class Dataset:
                     f"{location}/{shard.file} has {sizes[shard.file]:,} bytes and not the "
                     f"{shard.bytes:,} recorded: {_REPAIR}."
                 )
-        return cls(location if location == PACKAGED else absolute_location(location), info)
+        return cls(absolute_dataset_location(location), info)
 
     def check_same(self, fingerprint: str | None) -> None:
         """Check that these are the images that a run or a search was started on.

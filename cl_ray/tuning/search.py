@@ -13,7 +13,7 @@ from cl_ray.cli import add_data_defaults, default_preset, flag_value, name_flag,
 from cl_ray.config import Config, build_config, differences, merge, preset
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.storage import RunStorage, absolute_location
+from cl_ray.storage import RunStorage
 from cl_ray.tuning.options import SearchOptions
 from cl_ray.tuning.space import Space, Values, apply_values, unflatten
 from cl_ray.uri import public_uri
@@ -245,7 +245,7 @@ def _trial_config(config: Config, options: SearchOptions, data: str) -> Config:
 
 def _config_from_flags(options: SearchOptions) -> Config:
     """Return the data's defaults with the fields of the file, then those of the flags."""
-    from cl_ray.data.dataset import read_info
+    from cl_ray.data.dataset import absolute_dataset_location, read_info
 
     given = _parse_assignments(options.set)
     if options.data:
@@ -262,20 +262,15 @@ def _config_from_flags(options: SearchOptions) -> Config:
         )
     fields = merge(config.model_dump(), {**unflatten(given), "name": None})
     config = build_config(fields, "the flags")
-    return config.model_copy(update={"data": _absolute_data(config.data)})
-
-
-def _absolute_data(location: str) -> str:
-    """Return where data lie in a form that means the same in any working directory."""
-    from cl_ray.data.dataset import PACKAGED
-
-    return location if location == PACKAGED else absolute_location(location)
+    return config.model_copy(update={"data": absolute_dataset_location(config.data)})
 
 
 def _with_absolute_data(options: SearchOptions) -> SearchOptions:
+    from cl_ray.data.dataset import absolute_dataset_location
+
     if not options.data:
         return options
-    return options.model_copy(update={"data": _absolute_data(options.data)})
+    return options.model_copy(update={"data": absolute_dataset_location(options.data)})
 
 
 def _parse_assignments(pairs: Sequence[str]) -> Values:

@@ -179,15 +179,13 @@ class SearchTrial(tune.Trainable, ABC):
         prefix = "evaluation/"
         evaluation = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
         for metric in self.context.metrics if evaluation else ():
-            if metric.name not in evaluation:
+            value = evaluation.get(metric.name)
+            if value is None or not math.isfinite(value):
+                found = "could not be measured" if value is None else f"is {value}"
                 self.ended = "collapsed"
-                self.reason = f"{metric.name} could not be measured after epoch {epochs}."
+                self.reason = f"{metric.name} {found} after epoch {epochs}."
                 evaluation = {}
                 break
-            if not math.isfinite(value := evaluation.get(metric.name, metric.worst)):
-                self.ended = "collapsed"
-                self.reason = f"{metric.name} is {value} after epoch {epochs}."
-                evaluation = {}
         losses = {k: v for k, v in line.items() if k.startswith(("d/", "g/"))}
         first = f"{prefix}{self.context.metrics[0].name}"
         lines = self.lines()
