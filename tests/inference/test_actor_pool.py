@@ -166,7 +166,7 @@ def test_full_disk_keeps_whole_parts_and_tells_what_is_needed(
     trained: Path, tmp_path: Path
 ) -> None:
     disk, task = tmp_path / "disk", GenerateTask(COUNT, seed=3)
-    with small_disk(disk, "4m"):
+    with small_disk(disk, "11m"):  # three parts of 3.24 MB fit, so the first two at once do
         out = disk / "out.parquet"
         job = prepare_inference(str(trained), task, str(out))
         with pytest.raises(UserError, match="No space left on device") as error:
@@ -174,7 +174,7 @@ def test_full_disk_keeps_whole_parts_and_tells_what_is_needed(
         _, alive = psutil.wait_procs(actor_processes(), timeout=60)
         assert not alive  # they were stopped, in the middle of a part or not
         written = sorted(out.glob("*.parquet"))
-        assert 1 <= len(written) < 5
+        assert 2 <= len(written) <= 3
         assert [len(pq.read_table(part)) for part in written] == [4096] * len(written)
         job = prepare_inference(str(trained), task, str(out))
         assert list((out / "_parts").iterdir()) == []
