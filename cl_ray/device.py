@@ -30,6 +30,8 @@ def resolve_device(
     selected = select_device(device, gpus is None or gpus > 0)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(selected.type) else "float32"
+    if selected.type == "cuda":  # by default, convolutions of float32 round to TF32's 10 bits
+        torch.backends.cudnn.allow_tf32 = False
     return selected, _DTYPES[precision]
 
 

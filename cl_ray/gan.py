@@ -77,7 +77,7 @@ class ContrastiveGAN:
         self.g_optimizer = NetworkOptimizer(generator, "g", config, self.use_cuda_graph)
         self.d_optimizer = NetworkOptimizer(discriminator, "d", config, self.use_cuda_graph)
         self.objective = OBJECTIVES[config.losses.objective]
-        self.steps = 0
+        self.steps = self.ema_steps = 0
         self._graphed_update = GraphedStep(self.update_networks, enabled=self.use_cuda_graph)
 
     def train_step(self, batch: PairBatch) -> Losses:
@@ -95,9 +95,9 @@ class ContrastiveGAN:
         )
         metrics = self._graphed_update(batch, step_noise)
         # The decay ramps up, so that the first steps are forgotten.
-        decay = min(self.config.optimizer.ema_decay, (1 + self.steps) / (10 + self.steps))
+        decay = min(self.config.optimizer.ema_decay, (1 + self.ema_steps) / (10 + self.ema_steps))
         update_ema(self.ema_generator, self.generator, decay)
-        self.steps += 1
+        self.steps, self.ema_steps = self.steps + 1, self.ema_steps + 1
         return metrics
 
     def update_networks(self, batch: PairBatch, step_noise: list[StepNoise]) -> Losses:
@@ -189,11 +189,11 @@ class ContrastiveGAN:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on besides the config and the data."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {**parts, "steps": self.steps}
+        return {**parts, "steps": self.steps, "ema_steps": self.ema_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from `state_dict` exactly, also on another kind of device."""
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        self.steps = state["steps"]
+        self.steps, self.ema_steps = state["steps"], state.get("ema_steps", state["steps"])
         self._graphed_update.reset()  # graphs read the memory of the old optimizer state

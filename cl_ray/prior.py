@@ -8,7 +8,9 @@ the Fréchet distance (benchmarks/README.md). Few codes have a kernel density es
 unless G is conditional: it has one mixture for each class.
 """
 
+import math
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,8 +26,8 @@ from cl_ray.train_config import GANConfig
 
 PRIOR_IMAGES = 5000
 """Training images that the prior is fitted to."""
-ENCODING_BATCH = 500
-"""Images encoded at once."""
+_ENCODED_PIXELS = 500 * 28 * 28
+"""Pixels encoded at once: the activations of larger images take more memory than the training."""
 CODES_PER_DIMENSION = 10
 """Minimum of codes per Gaussian and dimension; with fewer codes there are fewer Gaussians."""
 MIN_GAUSSIANS = 5
@@ -75,8 +77,9 @@ class Prior(NamedTuple):
         edges = weights.cumsum(-1)
         edges = edges / edges[..., -1:]  # rounding would leave a gap below 1
         index = (uniform[:, None] >= edges).sum(1)  # ONNX has no searchsorted
-        scale = self.scale_tril[index % len(self.scale_tril)]
-        return self.means[index] + (scale @ noise[:, :, None]).squeeze(2)
+        if len(self.scale_tril) == 1:  # one product, without a copy of the factor per sample
+            return self.means[index] + noise @ self.scale_tril[0].T
+        return self.means[index] + (self.scale_tril[index] @ noise[:, :, None]).squeeze(2)
 
 
 class PriorFitter:
@@ -104,22 +107,28 @@ class PriorFitter:
         if self.images is None:
             rows = sample_rows(self.partition.dataset, TRAIN_SPLIT, PRIOR_IMAGES, seed)
             rows = self.partition.select_labels(rows)
-            self.images = torch.from_numpy(rows.image).to(weight.device)
+            self.images = torch.from_numpy(rows.image)
             if self.classes and rows.label is not None:
                 self.labels = torch.from_numpy(rows.label).to(weight.device)
         with torch.no_grad():
-            parts = self.images.split(ENCODING_BATCH)
-            codes = torch.cat([generator.encode(to_unit(part, weight.dtype)) for part in parts])
+            codes = torch.cat([generator.encode(images) for images in self._batches(weight)])
         if not codes.isfinite().all():
             return None
         if self.labels is None:
             return fit_prior(codes, g.prior, seed)
         labels = self.labels
         if self.partition.unlabelled_rows:
-            units = (to_unit(part, weight.dtype) for part in parts)
-            predicted = torch.cat([predict_classes(discriminator, images) for images in units])
+            images = self._batches(weight)
+            predicted = torch.cat([predict_classes(discriminator, part) for part in images])
             labels = labels.where(labels != UNLABELLED, predicted)
         return fit_class_priors(codes, labels, self.classes, g.prior, seed)
+
+    def _batches(self, weight: Tensor) -> Iterator[Tensor]:
+        """Yield the images in [-1, 1], on the device and in the type of `weight`."""
+        assert self.images is not None
+        size = max(1, _ENCODED_PIXELS // math.prod(self.images.shape[1:3]))
+        for part in self.images.split(size):
+            yield to_unit(part.to(weight.device), weight.dtype)
 
 
 def fit_prior(codes: Tensor, components: int, seed: int) -> Prior:

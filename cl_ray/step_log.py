@@ -82,7 +82,7 @@ class EpochTimer:
 
 
 def reduce_losses(steps: list[Losses], last_step: int, advice: str) -> tuple[list[str], Tensor]:
-    """Sum each rank's part of the losses; the only place where the loop waits for the device.
+    """Sum each rank's part of the losses; the loop waits for the device here.
 
     Args:
         steps: This rank's part of each loss, for the last steps.

@@ -11,7 +11,7 @@ from cl_ray.data.partition import HARD_NEGATIVES_NEED_MEMORY
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.prior import Prior, PriorFitter
-from cl_ray.step_log import EpochTimer, Metrics, StepLog, reduce_losses
+from cl_ray.step_log import EpochTimer, Metrics, NonFiniteLossError, StepLog, reduce_losses
 from cl_ray.train_config import TrainerConfig
 
 
@@ -44,7 +44,9 @@ class Trainer:
             loader.sampler.embed = self.gan.embed
         self.prior_fitter = PriorFitter(self.partition, config)
         self.prior: Prior | None = None
-        """Fitted at the end of the last epoch, by rank 0, which saves it and samples from it."""
+        """Fitted after each epoch, by rank 0, which saves it and samples from it."""
+        self.prior_step = 0
+        """The step that it was fitted at."""
         self.epochs = 0
         """Epochs finished."""
         self.position = 0
@@ -66,7 +68,8 @@ class Trainer:
             seconds) and `images_per_second`.
 
         Raises:
-            NonFiniteLossError: A loss is NaN or Inf; names the step and the loss.
+            NonFiniteLossError: A loss is NaN or Inf, or weights that are about to be saved; names
+                the step and the loss.
         """
         timer, every = EpochTimer(), self.config.checkpoint.every
         steps: list[Losses] = []
@@ -80,6 +83,8 @@ class Trainer:
                 self.preview_batch = batch
             if is_last or is_checkpoint_due or self.position % self.config.log_every == 0:
                 log = self._log(steps, timer)
+                if is_last or is_checkpoint_due:
+                    self._check_weights()
                 if on_log:
                     on_log(log)
                 steps = []
@@ -92,6 +97,7 @@ class Trainer:
 
     def fit_prior(self) -> None:
         """Fit the prior that samples are drawn from to the EMA generator, on rank 0."""
+        self.prior_step = self.gan.steps
         if self.partition.rank == 0:
             self.prior = self.prior_fitter.fit(self.gan.ema_generator, self.gan.discriminator)
 
@@ -106,12 +112,7 @@ class Trainer:
 
     def _log(self, steps: list[Losses], timer: EpochTimer) -> StepLog:
         """Average the losses of the last steps, and add them to the epoch's sums."""
-        options = self.config.optimizer
-        advice = (
-            f"(epoch {self.epochs + 1}): lower the learning rates, lr_g {options.lr_g:g} and lr_d "
-            f"{options.lr_d:g}, or the weight of that loss."
-        )
-        names, table = reduce_losses(steps, self.gan.steps, advice)
+        names, table = reduce_losses(steps, self.gan.steps, self._advice("the weight of that loss"))
         for name, total in zip(names, table.sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + total
         done = range(self.position - len(steps), self.position)
@@ -120,16 +121,34 @@ class Trainer:
         step, times = self.gan.steps, timer.lap(images)
         return StepLog(self.epochs, self.position, step, means, images, *times)
 
+    def _check_weights(self) -> None:
+        """Check what a checkpoint would hold; all ranks have the same weights."""
+        networks = self.gan.generator, self.gan.discriminator, self.gan.ema_generator
+        weights = [weight for network in networks for weight in network.parameters()]
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            advice = self._advice("the weights of the losses")
+            raise NonFiniteLossError(f"Weights became NaN or Inf by step {self.gan.steps} {advice}")
+
+    def _advice(self, loss_weights: str) -> str:
+        """Complete the message of a `NonFiniteLossError`."""
+        options = self.config.optimizer
+        return (
+            f"(epoch {self.epochs + 1}): lower the learning rates, lr_g {options.lr_g:g} and lr_d "
+            f"{options.lr_d:g}, or {loss_weights}."
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on besides the data, and the config.
 
-        Within the first epoch, the prior is fitted for it.
+        The prior is fitted for it if G has taken a tenth of its steps since the last fit.
         """
-        if not self.epochs:
+        since = self.gan.steps - self.prior_step
+        if since and since >= self.gan.steps // 10:
             self.fit_prior()
         return {
             "gan": self.gan.state_dict(),
             "prior": None if self.prior is None else self.prior._asdict(),
+            "prior_step": self.prior_step,
             "epochs": self.epochs,
             "position": self.position,
             "sums": dict(self.sums),
@@ -151,6 +170,7 @@ class Trainer:
         self.gan.load_state_dict(state["gan"])
         prior = state.get("prior")  # a checkpoint without one has no entry
         self.prior = None if prior is None else Prior(**prior)
+        self.prior_step = state.get("prior_step", 0)
         same_workers = state["workers"] == self.partition.workers
         self.epochs = state["epochs"]
         self.position = state["position"] if same_workers else 0

@@ -29,6 +29,7 @@ from helpers.naive_gan import NaiveGAN
 from helpers.ranks import run_on_ranks
 from helpers.states import pack, states_equal, unpack
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_ray import distributed
@@ -37,6 +38,8 @@ from cl_ray.cuda_graph import WARMUP_CALLS, GraphedStep, release_graphs
 from cl_ray.errors import UserError
 from cl_ray.gan import ContrastiveGAN
 from cl_ray.losses.adversarial import OBJECTIVES, Scores
+from cl_ray.losses.contrastive import view_losses
+from cl_ray.losses.uniformity import uniformity
 from cl_ray.networks.normalize import to_unit
 from cl_ray.step_noise import sample_step_noise
 
@@ -340,6 +343,16 @@ def test_bfloat16_keeps_float32_weights_and_is_close_to_float32(fields: dict[str
     parts = [part["state"] for state in states for part in state.values()]
     moments = [m for part in parts for weight in part.values() for m in weight.values()]
     assert {moment.dtype for moment in moments} == {torch.float32}
+
+
+def test_similarities_are_float32_under_bfloat16() -> None:
+    vectors = normalize(torch.randn(6, 9, 5, generator=torch.Generator().manual_seed(0)), dim=2)
+    gathered = {"contrastive": vectors, "fake_supcon": vectors}
+    present = torch.ones(9, dtype=torch.bool)
+    expected = view_losses(gathered, present, 0.05) | {"u": uniformity(vectors, present)}
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = view_losses(gathered, present, 0.05) | {"u": uniformity(vectors, present)}
+    assert states_equal(losses, expected)
 
 
 def test_penalties_are_float32_under_bfloat16() -> None:

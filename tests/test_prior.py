@@ -73,6 +73,8 @@ def test_few_codes_give_a_kernel_density_estimate() -> None:
     covariance = torch.cov(codes.T, correction=0)
     bandwidth = BANDWIDTH * 90 ** (-1 / 6)
     expected = bandwidth**2 * covariance
+    row = prior.transform_noise(noise := torch.tensor([[1.0, 2.0]]), torch.zeros(1))
+    torch.testing.assert_close(row[0], codes[0] + prior.scale_tril[0] @ noise[0])
     torch.testing.assert_close(covariances(prior)[0], expected, rtol=0, atol=1e-3)
     samples = sample(prior, 40_000)
     torch.testing.assert_close(samples.mean(0), codes.mean(0), rtol=0, atol=0.1)
@@ -120,19 +122,24 @@ def test_an_epoch_ends_with_a_fit_to_the_codes(trained: Trainer) -> None:
     torch.testing.assert_close(again.means, prior.means, rtol=1e-3, atol=1e-3)
 
 
-def test_states_of_the_first_epoch_have_a_prior(digits: str) -> None:
+def test_a_state_within_an_epoch_has_the_prior_of_its_step(digits: str) -> None:
     trainer = build_trainer(digits, checkpoint={"every": 4})
     means: list[torch.Tensor] = []
 
     def on_log(log: StepLog) -> None:
-        if log.step in (4, 8):
+        if log.step in (4, 8, 12, 16):
             before = torch.random.get_rng_state()
             means.append(trainer.state_dict()["prior"]["means"])
             assert torch.equal(before, torch.random.get_rng_state())
 
-    trainer.train_epoch(on_log)
-    assert len(means) == 2
-    assert not torch.equal(means[0], means[1])  # each fitted to the codes of its step
+    for _ in range(2):
+        trainer.train_epoch(on_log)
+    assert len(means) == 4
+    assert len({float(mean.sum()) for mean in means}) == 4  # each fitted to the codes of its step
+    trainer.gan.steps *= 20  # of so many steps, few were taken since the last fit
+    assert trainer.state_dict()["prior_step"] == trainer.gan.steps
+    trainer.gan.steps += 10
+    assert trainer.state_dict()["prior_step"] == trainer.gan.steps - 10
 
 
 def test_missing_prior_is_reported(

@@ -14,7 +14,7 @@ from helpers.run_folder import SMALL_NETWORK, build_trainer, save_run
 from helpers.states import pack, states_equal, unpack
 
 from cl_ray import distributed
-from cl_ray.batch import Losses
+from cl_ray.batch import Losses, PairBatch
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
@@ -293,6 +293,22 @@ def test_nan_or_inf_loss_is_named_with_its_step(log_every: int, data: str) -> No
     for part in (f"lr_g {adam.lr_g:g}", f"lr_d {adam.lr_d:g}", "weight"):
         assert part in message
     assert message.endswith(".")
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of the step that broke them were finite."""
+    trainer, step = build("in memory", data), ContrastiveGAN.train_step
+
+    def train_step(gan: ContrastiveGAN, batch: PairBatch) -> Losses:
+        losses = step(gan, batch)
+        if gan.steps == STEPS:
+            set_nan(trainer)
+        return losses
+
+    monkeypatch.setattr(ContrastiveGAN, "train_step", train_step)
+    assert error_of(trainer).startswith(f"Weights became NaN or Inf by step {STEPS} (epoch 1): ")
 
 
 def test_step_of_nan_counts_from_the_start_of_the_run(data: str, one: dict[str, RankRuns]) -> None:

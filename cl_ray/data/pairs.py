@@ -23,8 +23,8 @@ Embed = Callable[[Tensor], Tensor]
 
 _EMBED_CHUNK = 512
 """Candidates that are embedded at once."""
-_CACHED_VALUES = 2**18
-"""Differences of pixels that a CPU computes at once."""
+_CACHED_VALUES, _GPU_VALUES = 2**18, 2**26
+"""Differences of pixels that a CPU, in its cache, and a GPU compute at once."""
 _DISTANCE_CHUNK = 4096
 """Images that an exhaustive search compares at once."""
 _RESAMPLE_ROUNDS = 4
@@ -195,9 +195,8 @@ class PairSampler:
 
     def _squared_distance(self, positives: Tensor, candidates: Tensor) -> Tensor:
         """Return exact squared distances of rows [b] to rows [b, k] or [1, k], in 1/255 units."""
-        size = len(positives) or 1
-        if self.pixels.device.type == "cpu":  # pieces that stay in its cache
-            size = max(1, _CACHED_VALUES // (candidates.shape[1] * self.pixels.shape[1]))
+        values = _CACHED_VALUES if self.pixels.device.type == "cpu" else _GPU_VALUES
+        size = max(1, values // (candidates.shape[1] * self.pixels.shape[1]))
         squares = (
             (self.pixels[others].float() - self.pixels[rows].float()[:, None]).square_()
             for rows, others in zip(positives.split(size), candidates.split(size), strict=True)

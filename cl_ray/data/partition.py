@@ -149,15 +149,19 @@ class Partition:
         kept = np.isin(rows.id, self.labelled_ids)
         return replace(rows, label=np.where(kept, rows.label, UNLABELLED))
 
-    def windows(self, epoch: int) -> list[list[RowRange]]:
-        """Return this rank's rows of a streamed epoch, in windows of about `shards.window` rows.
+    @property
+    def window_rows(self) -> int:
+        """Rows of a window, about: `shards.window`, or fewer within WINDOW_BYTES of pixels."""
+        return min(self.config.shards.window, WINDOW_BYTES // math.prod(self.dataset.info.shape))
 
-        It has at most WINDOW_BYTES of pixels. Rows are shuffled and paired within their window.
+    def windows(self, epoch: int) -> list[list[RowRange]]:
+        """Return this rank's rows of a streamed epoch, in windows of about `window_rows`.
+
+        Rows are shuffled and paired within their window.
         """
         first, end = self.bounds
         total, repeats = end - first, self.config.epoch_repeats
-        window = min(self.config.shards.window, WINDOW_BYTES // math.prod(self.dataset.info.shape))
-        count = max(1, round(total / window))
+        count = max(1, round(total / self.window_rows))
         ends = [first + total * i // count for i in range(count + 1)]
         passes = (self.shuffled_groups(epoch * repeats + k) for k in range(repeats))
         return [groups.rows(a, b) for groups in passes for a, b in pairwise(ends)]

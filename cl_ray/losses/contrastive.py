@@ -30,12 +30,14 @@ def view_embeddings(d: DiscriminatorPass, config: LossConfig) -> dict[str, Tenso
 def view_losses(vectors: Mapping[str, Tensor], present: Tensor, temperature: float) -> Losses:
     """Compute D's losses on two views of x+ from the `view_embeddings` of the global batch."""
     losses: Losses = {}
-    if "contrastive" in vectors:
-        view1, view2, *negatives = vectors["contrastive"]
-        losses["contrastive"] = info_nce(view1, view2, negatives, present, temperature)
-    if "fake_supcon" in vectors:
-        view1, view2, *fakes = vectors["fake_supcon"]
-        losses["fake_supcon"] = fake_supcon(fakes, view1, view2, present, temperature)
+    # bfloat16 would round similarities, which a low temperature multiplies.
+    with torch.autocast(present.device.type, enabled=False):
+        if "contrastive" in vectors:
+            view1, view2, *negatives = vectors["contrastive"]
+            losses["contrastive"] = info_nce(view1, view2, negatives, present, temperature)
+        if "fake_supcon" in vectors:
+            view1, view2, *fakes = vectors["fake_supcon"]
+            losses["fake_supcon"] = fake_supcon(fakes, view1, view2, present, temperature)
     return losses
 
 
@@ -61,7 +63,7 @@ def info_nce(
     """
     vectors, images = torch.stack([view1, view2, *negatives]), len(view1)
     queries, positions = select_queries(vectors, parts=2)
-    similarity = widen(queries @ vectors.flatten(0, 1).T / temperature)
+    similarity = queries @ vectors.flatten(0, 1).T / temperature
     positive = (positions + images) % (2 * images)  # of the other view
     allowed = allowed_keys(present, len(vectors), positions)
     # A padded row keeps its own positive: its loss is finite, and its weight is 0.
@@ -92,7 +94,7 @@ def fake_supcon(
     """
     vectors, count = torch.stack([*fakes, view1, view2]), len(fakes)
     queries, positions = select_queries(vectors, parts=count)
-    similarity = widen(queries @ vectors.flatten(0, 1).T / temperature)
+    similarity = queries @ vectors.flatten(0, 1).T / temperature
     allowed = allowed_keys(present, len(vectors), positions)
     index = torch.arange(similarity.shape[1], device=present.device)
     is_fake = index < count * len(view1)
@@ -125,8 +127,3 @@ def allowed_keys(present: Tensor, parts: int, positions: Tensor) -> Tensor:
     """
     everyone = present.flatten().repeat(parts)
     return everyone.expand(len(positions), -1).scatter(1, positions[:, None], False)
-
-
-def widen(similarity: Tensor) -> Tensor:
-    """Widen the bfloat16 product of an autocast region to float32."""
-    return similarity.float() if similarity.dtype == torch.bfloat16 else similarity

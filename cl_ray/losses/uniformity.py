@@ -1,9 +1,10 @@
 """Uniformity of the encoder's latent vectors on the sphere that noise is drawn from."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cl_ray.losses.contrastive import allowed_keys, select_queries, widen
+from cl_ray.losses.contrastive import allowed_keys, select_queries
 
 SHARPNESS = 2.0
 """Wang and Isola's t; the value of all their experiments."""
@@ -26,8 +27,9 @@ def uniformity(latents: Tensor, present: Tensor) -> Tensor:
     parts = len(latents)
     directions = normalize(latents, dim=2)
     queries, positions = select_queries(directions, parts)
-    cosine = queries @ directions.flatten(0, 1).T
-    potential = widen(SHARPNESS * (2 * cosine - 2))  # |u - v|^2 = 2 - 2 u v
+    with torch.autocast(latents.device.type, enabled=False):  # as in `view_losses`
+        cosine = queries @ directions.flatten(0, 1).T
+    potential = SHARPNESS * (2 * cosine - 2)  # |u - v|^2 = 2 - 2 u v
     allowed = allowed_keys(present, parts, positions)
     number = allowed.sum(1)
     potential = potential.masked_fill(~allowed, float("-inf"))

@@ -18,7 +18,8 @@ class PixelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize."""
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        return x * scale.to(x.dtype)  # a GPU's autocast computes rsqrt in float32
 
 
 class ImageConv(nn.Conv2d):

@@ -97,7 +97,7 @@ class StyleLayer(nn.Module):
         x = self.convolution(x, w)
         noise = self.noise if noise is None else noise
         x = x + self.strength * noise.to(x.dtype).view(-1, 1, self.side, self.side)
-        x = x + self.bias[None, :, None, None]
+        x = x + self.bias.to(x.dtype)[None, :, None, None]
         return functional.leaky_relu(x, 0.2) * math.sqrt(2)
 
 

@@ -95,9 +95,11 @@ def initial_state(config: Config, dataset: Dataset, console: Console) -> dict[st
     gan = ContrastiveGAN(config, shape, dtype=dtype, classes=classes)
     for part, weights in networks.items():
         getattr(gan, part).load_state_dict(weights, strict=not renewed)
+    gan.ema_steps = 0 if renewed else state["gan"].get("ema_steps", state["gan"]["steps"])
     return {
         "gan": gan.state_dict(),
         "prior": None,
+        "prior_step": 0,
         "epochs": 0,
         "position": 0,
         "sums": {},
@@ -118,6 +120,6 @@ def _split(location: str) -> tuple[RunStorage, str | None]:
     """Return the run folder at a path or URI, and the checkpoint if it is that of one."""
     folder = RunStorage.from_uri(location)
     parent = folder.storage.partition("?")[0].rstrip("/")
-    if not parent.endswith(f"/{CHECKPOINTS}"):
+    if not parent.endswith(f"/{CHECKPOINTS}") or folder.read("config.yaml") is not None:
         return folder, None
     return RunStorage.from_uri(RunStorage.from_uri(folder.storage).storage), folder.name

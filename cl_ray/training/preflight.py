@@ -61,6 +61,13 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"pairs.candidates {config.pairs.candidates} needs more than the {rows // most} images "
             f"that each of {most} workers has of {config.data}: lower it or take more images."
         )
+    shard = Partition(dataset, config, least)
+    if not shard.resident and shard.window_rows <= config.pairs.candidates:
+        raise UserError(
+            f"pairs.candidates {config.pairs.candidates} needs more than the {shard.window_rows} "
+            "images of a window, within which images that stream are paired: lower it, or raise "
+            "shards.window (a window has at most 64 MB of pixels)."
+        )
     labelled = dataset.info.labelled_rows("train")
     if config.pairs.mode == "labels" and not labelled:
         raise UserError(
@@ -71,7 +78,7 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
             f"pairs.mode `labels` needs two classes, and all images of {config.data} are of class "
             f"{only}: use `views`."
         )
-    if config.pairs.negatives == "hard" and not Partition(dataset, config, least).resident:
+    if config.pairs.negatives == "hard" and not shard.resident:
         raise UserError(HARD_NEGATIVES_NEED_MEMORY)
     if config.condition != "none":
         if not labelled:
@@ -171,7 +178,7 @@ def resolve_reference_path(config: Config) -> Config:
         return config
     prefix = next((p for p in ("transformers:", "inception:") if name.startswith(p)), "")
     path = Path(name.removeprefix(prefix)).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name that is too long, too
         return config
     reference = prefix + absolute_location(str(path))
     evaluation = config.evaluation.model_copy(update={"reference": reference})

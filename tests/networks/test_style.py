@@ -42,6 +42,13 @@ def enable_noise(decoder: StyleDecoder) -> None:
             layer.strength.fill_(0.5)
 
 
+def test_layers_keep_bfloat16_under_autocast() -> None:
+    layer = StyleLayer((5, 6), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(torch.randn(2, 5, 8, 8), torch.randn(2, STYLE_DIM), None)
+    assert output.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("size", [1, 3])
 def test_modulation_equals_separate_weights_for_each_sample(size: int, demodulate: bool) -> None:

@@ -54,6 +54,8 @@ def test_it_begins_with_the_networks_alone(make_digits: Any, tmp_path: Path) -> 
     by_hand = build_trainer(data, **fields)  # whose optimizers have taken no step
     for name in NETWORKS:
         getattr(by_hand.gan, name).load_state_dict(getattr(other.gan, name).state_dict())
+    by_hand.gan.ema_steps = other.gan.ema_steps  # the EMA generator is not begun anew
+    assert by_hand.gan.ema_steps > 0
     for each in (trainer, by_hand):
         each.train_epoch()
     assert states_equal(trainer.gan.state_dict(), by_hand.gan.state_dict())
@@ -137,6 +139,14 @@ def test_layers_of_other_classes_begin_with_random_weights(
             random = changed and name.startswith("class_")
             assert torch.equal(state[part][name], weights if random else before[name])
     assert ("layers of classes begin with random weights" in capsys.readouterr().out) == changed
+
+
+def test_a_run_in_a_folder_of_that_name(make_digits: Any, tmp_path: Path) -> None:
+    source = save_run(build_trainer(make_digits(300)), tmp_path / "checkpoints", step=1)
+    new = RunStorage.at(str(tmp_path), "new")
+    for given in (source, source / "checkpoints" / "step-00000001"):
+        config = resolve_from_run(Config(from_run=str(given)), new)
+        assert config.from_run == f"{source}/checkpoints/step-00000001"
 
 
 def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def refusal(config: Config, storage: Path) -> str:
         ("--data=nowhere", "nowhere"),
         ("--storage=/proc/runs", "storage '/proc/runs' cannot be written"),
         ("--pairs.candidates=400", "pairs.candidates 400 needs more than the 400 images"),
+        (
+            "--pairs.candidates=20 --shards.memory=1e-6 --shards.window=16",
+            "pairs.candidates 20 needs more than the 16 images of a window",
+        ),
         ("--config=nowhere.yaml", "Cannot read the config nowhere.yaml"),
         (f"--cpus-per-worker={CPUS + 1}", f"cpus_per_worker {CPUS + 1} is {TOO_MANY}"),
         (
@@ -233,7 +237,7 @@ def test_a_relative_reference_becomes_absolute(
         "./mnist": f"{tmp_path}/mnist",
         "transformers:run": f"transformers:{tmp_path}/run",
         "inception:../" + tmp_path.name + "/w.pt": f"inception:{tmp_path}/w.pt",
-        **{name: name for name in ("auto", "none", "mnist", "torchvision:run", "absent")},
+        **{name: name for name in ("auto", "none", "mnist", "torchvision:run", "a" * 300)},
         **{name: name for name in ("transformers:a/b", "s3://bucket/run", f"{tmp_path}/run")},
     }.items():
         config = Config(evaluation=EvaluationConfig(reference=given))
@@ -358,6 +362,8 @@ def test_other_images_are_refused(
     try:
         data.symlink_to(before)  # the same images elsewhere
         assert "Cannot join" in attempt(config, tmp_path)[1]
+        moved = config.model_copy(update={"data": str(before)})
+        assert "Cannot join" in attempt(moved, tmp_path)[1]
         data.unlink()
         images = [RawImage(i, 0, "digit") for i in Dataset.open(str(before)).read("train").image]
         images[0].image[0, 0, 0] ^= 1
