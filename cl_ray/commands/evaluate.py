@@ -82,8 +82,8 @@ def command(arguments: Sequence[str]) -> None:
     device = f"{model.device.type}, {torch.get_num_threads()} threads"
     chosen = "last"
     if asked.checkpoint == "best":
-        held_out = "validation" in dataset.info.splits
-        chosen = f"chosen on {'the split validation' if held_out else 'training images'}"
+        where = "the split validation" if "validation" in dataset.info.splits else "training images"
+        chosen = f"chosen on {'the data of the run' if asked.data else where}"
     print_line(console, f"{asked.run}, {model.checkpoint} ({chosen}), on {device}")
     folder = RunStorage.from_uri(asked.run)
     with console.status("") as status, tempfile.TemporaryDirectory() as spare:

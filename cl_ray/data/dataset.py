@@ -556,13 +556,20 @@ def read_info(location: str | None) -> DatasetInfo | None:
         return None
 
 
-def sample_rows(dataset: Dataset, split: str, count: int, seed: int) -> RowBatch:
+def sample_rows(
+    dataset: Dataset, split: str, count: int, seed: int, labelled: bool = False
+) -> RowBatch:
     """Draw rows of a split at random without repetition; all of them if it has no more.
 
-    They come from a few hundred random row groups of a large split, to read less of it.
+    They come from a few hundred random row groups of a large split, to read less of it. Of data
+    that are partly labelled, `labelled` draws among all rows that have a label.
     """
     random = np.random.default_rng([seed, 1])
     groups = dataset.row_groups(split)
+    if labelled and dataset.info.labelled_rows(split) and dataset.info.splits[split].unlabelled:
+        known = np.flatnonzero(dataset.read_labels(split)[1] != UNLABELLED)
+        chosen = random.permutation(known)[:count].tolist()
+        return dataset.read(split, [groups.rows(row, row + 1)[0] for row in chosen], origins=True)
     needed = -(-count // dataset.info.row_group) + len(dataset.info.splits[split].shards)
     drawn = groups.take(random.permutation(len(groups))[: max(_SAMPLED_GROUPS, needed)])
     rows = random.permutation(drawn.total)[:count].tolist()

@@ -37,7 +37,7 @@ from cl_ray.evaluation.reference import (
     StackedReference,
     load_features,
 )
-from cl_ray.evaluation.reference_name import resolve_reference
+from cl_ray.evaluation.reference_name import lacks_images, resolve_reference
 from cl_ray.model import TrainedModel
 
 MODE_SAMPLES = 26_000
@@ -70,12 +70,14 @@ class Fidelity:
         metrics: By their names in SAMPLE_METRICS.
         histogram: How often the reference predicts each class for the samples; None if it gives
             no labels.
+        classes: Names of these classes, if it has any.
     """
 
     features: str
     count: int
     metrics: dict[str, MetricValue]
     histogram: list[int] | None
+    classes: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,10 @@ class FidelityEvaluator:
             values[metric.name] = MetricValue(value, self._baselines[metric.name])
         gives_labels = isinstance(self.reference, ReferenceClassifier | StackedReference)
         histogram = samples.histogram.tolist() if gives_labels else None
-        return Fidelity(self.reference.name, self.count, values, histogram)
+        classes = None
+        if isinstance(self.reference, ReferenceClassifier):
+            classes = self.reference.metadata.classes
+        return Fidelity(self.reference.name, self.count, values, histogram, classes)
 
     def _order(self, count: int) -> NDArray[np.int64]:
         return np.random.default_rng(self.seed).permutation(count)[: self.count]
@@ -389,10 +394,13 @@ class Evaluator:
         name = resolve_reference(dataset, config.reference)
         self.reference = load_features(name, device) if name else None
         if self.reference is None:
+            few = lacks_images(dataset)
+            but = f", and here are {few}" if few and dataset.info.labelled else ""
             self.notes.append(
-                "Fidelity needs a reference's features: `cl-ray evaluate` trains one of images "
-                "with labels; give it, or a pretrained one such as torchvision:resnet50, as "
-                "--evaluation.reference of `cl-ray train` or --reference of `cl-ray evaluate`."
+                "Fidelity needs a reference's features: `cl-ray evaluate` trains one of more than "
+                f"{2 * MANIFOLD_NEIGHBOURS} images with labels{but}; give it, or a pretrained one "
+                "such as torchvision:resnet50, as --evaluation.reference of `cl-ray train` or "
+                "--reference of `cl-ray evaluate`."
             )
         elif self.reference.shape not in (None, dataset.info.shape):
             raise UserError(
@@ -499,18 +507,24 @@ class Evaluator:
         if self._fidelity is None:
             tell("real images")
             train, held_out = self.images()
+            if len(train.image) < self.config.samples and self.split != "train":  # by --images
+                train = sample_rows(self.dataset, "train", self.config.samples, self.seed)
             count = min(self.config.samples, len(train.image), len(held_out.image))
             if count <= MANIFOLD_NEIGHBOURS:
-                raise UserError(
-                    f"{self.dataset.location} has too few images to be evaluated on: it takes "
-                    f"more than {MANIFOLD_NEIGHBOURS} images of each of the splits train and "
-                    f"{self.split}."
+                smaller = min(("train", train), (self.split, held_out), key=lambda s: len(s[1].id))
+                self.notes.append(
+                    f"No fidelity was measured: it takes more than {MANIFOLD_NEIGHBOURS} images, "
+                    f"and there are {count} of the split {smaller[0]}."
                 )
+                self.reference = None
+                return None
             self._fidelity = FidelityEvaluator(self.reference, train, held_out, count, self.seed)
         tell("samples")
         images, labels = self._generate(model, self._fidelity.count)
         tell("distances")
         metrics = _selected(SAMPLE_METRICS, context, thorough)
+        if self.images()[1].labelled().label is None:  # none of those drawn, though of others
+            metrics = [m for m in metrics if m.name not in _OF_LABELLED]
         return self._fidelity.measure(images, labels, metrics, tell)
 
     def _generate(self, model: TrainedModel, count: int) -> tuple[Pixels, Labels | None]:
@@ -590,6 +604,10 @@ class Evaluator:
             if reason:
                 titles.setdefault(reason, []).append(metric.title)
         return [f"Not measured of {reason}: {', '.join(t)}." for reason, t in titles.items()]
+
+
+_OF_LABELLED = ("class_accuracy", "classification_accuracy")
+"""Metrics of samples that compare with the labels of held-out images."""
 
 
 def _selected(

@@ -323,21 +323,22 @@ def label_spreading(
     scale = sparse.diags_array(np.asarray(graph.sum(1)).ravel() ** -0.5)
     graph = (scale @ graph @ scale).tocsr()
 
-    known = np.zeros((len(rows), len(draws), classes), np.float32)
-    for draw, chosen in enumerate(draws):
-        known[np.searchsorted(labelled, chosen), draw, labels[chosen]] = 1
-
     def product(flat: Floats) -> Floats:
         columns = flat.reshape(len(rows), -1)
         return (columns - _ALPHA * (graph @ columns)).ravel()
 
-    system = LinearOperator((known.size, known.size), matvec=product, dtype=np.float32)
-    solution, _ = cg(system, known.ravel(), rtol=1e-6, maxiter=300)  # all columns at once
-    beliefs = np.maximum(solution.reshape(known.shape), 0)  # negative only by rounding
-    beliefs /= beliefs.sum(2, keepdims=True) + np.finfo(np.float32).tiny
     neighbours = index.kneighbors(queries, return_distance=False)  # [M, edges]
-    votes = sum(beliefs[column] for column in neighbours.T)
-    return np.asarray(votes).argmax(2).T
+    predicted = []
+    for chosen in draws:
+        known = np.zeros((len(rows), classes), np.float32)
+        known[np.searchsorted(labelled, chosen), labels[chosen]] = 1
+        system = LinearOperator((known.size, known.size), matvec=product, dtype=np.float32)
+        solution, _ = cg(system, known.ravel(), rtol=1e-6, maxiter=300)  # all columns at once
+        beliefs = np.maximum(solution.reshape(known.shape), 0)  # negative only by rounding
+        beliefs /= beliefs.sum(1, keepdims=True) + np.finfo(np.float32).tiny
+        votes = sum(beliefs[column] for column in neighbours.T)
+        predicted.append(np.asarray(votes).argmax(1))
+    return np.stack(predicted)
 
 
 def _over_draws(accuracies: list[float], setting: str) -> ProbeScore:

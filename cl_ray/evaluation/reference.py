@@ -391,15 +391,15 @@ def train_reference(
         config: Architecture and training.
         hold_out: Fraction of the training images that the accuracy is measured on; 0 measures it
             on the split test, or else validation.
-        images: Draw so many training images at random; None takes all.
+        images: Draw so many labelled training images at random; None takes all.
         on_epoch: See `train_classifier`.
 
     Raises:
         UserError: The data has no labels or one class, or no images to measure the accuracy on.
     """
     info = dataset.info
-    rows = sample_rows(dataset, "train", images, config.seed) if images else dataset.read("train")
-    train = rows.labelled()
+    rows = sample_rows(dataset, "train", images, config.seed, labelled=True) if images else None
+    train = (rows or dataset.read("train")).labelled()
     if train.label is None:
         raise UserError(f"{dataset.location} has no labels to train a reference on.")
     if (train.label == train.label[0]).all():

@@ -45,9 +45,9 @@ def prepare_reference(dataset: Dataset, console: Console) -> None:
 
 
 def trained_images(dataset: Dataset) -> int:
-    """Return how many training images the reference of a dataset is trained on."""
+    """Return how many labelled training images the reference of a dataset is trained on."""
     affordable = _BYTES // math.prod(dataset.info.shape)
-    return min(dataset.info.splits["train"].rows, _IMAGES, affordable)
+    return min(max(dataset.info.labelled_rows("train"), 1), _IMAGES, affordable)
 
 
 def automatic_config(dataset: Dataset) -> ClassifierConfig:
@@ -136,10 +136,9 @@ def _train(
     images = trained_images(dataset)
     reference = train_reference(dataset, config, hold_out, images, on_epoch)
     seconds = time.perf_counter() - start
-    which = "the labelled ones of " if dataset.info.splits["train"].unlabelled else ""
     say(
-        f"A reference classifier of the {reference.classes:,} classes was trained on {which}"
-        f"{images:,} images in {seconds:.0f} s: {_accuracy(reference)}."
+        f"A reference classifier of the {reference.classes:,} classes was trained on {images:,} "
+        f"labelled images in {seconds:.0f} s: {_accuracy(reference)}."
     )
     return reference
 

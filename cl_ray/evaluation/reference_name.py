@@ -42,10 +42,15 @@ def reference_path(dataset: Dataset) -> Path | None:
 
 def needs_training(dataset: Dataset) -> bool:
     """Return whether a dataset has no packaged reference, and enough images and labels."""
-    rows = min(split.rows for split in dataset.info.splits.values())
-    rows = min(rows, dataset.info.labelled_rows("train"))
-    enough = rows > 2 * MANIFOLD_NEIGHBOURS  # an evaluation compares half of the only split
-    return enough and packaged_reference(dataset) is None
+    return packaged_reference(dataset) is None and not lacks_images(dataset)
+
+
+def lacks_images(dataset: Dataset) -> str:
+    """Say which part of a dataset is too small for a reference; empty if none is."""
+    parts = {f"the split {name}": split.rows for name, split in dataset.info.splits.items()}
+    parts["the split train with a label"] = dataset.info.labelled_rows("train")
+    few = 2 * MANIFOLD_NEIGHBOURS  # an evaluation compares half of the only split
+    return next((f"{rows} images of {part}" for part, rows in parts.items() if rows <= few), "")
 
 
 def expected_reference(dataset: Dataset) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
-from cl_ray.errors import printable
+from cl_ray.errors import UserError, printable
 from cl_ray.evaluation.classifier import Floats
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import COLOURS, CYCLE, Chart
@@ -27,6 +27,8 @@ that the projector is given."""
 _PERPLEXITY = 30.0
 _MAX_NAMES = 40
 """Classes that the legend names, at most."""
+_SYMBOLS = 4
+"""Forms of the points, one for as many classes as there are colours."""
 _NAME_SIZE = (0.04, 0.07)
 """Width of a letter of a name and its height on a phone, as fractions of those of the map."""
 _SPRITE_SIDE = 64
@@ -79,11 +81,17 @@ class EmbeddingPlot:
 
 def plot_embedding(
     run: TrainedModel, dataset: Dataset, rows: RowBatch, split: str
-) -> EmbeddingPlot | None:
-    """Map D's embeddings of images; None if they are fewer than 10."""
+) -> EmbeddingPlot:
+    """Map D's embeddings of images.
+
+    Raises:
+        UserError: The images are fewer than 10, or all embeddings are the same.
+    """
     if len(rows.id) < MIN_IMAGES:
-        return None
+        raise UserError(f"{len(rows.id)} images are too few for a map.")
     features = run.embed(rows.image)
+    if not np.ptp(features, axis=0).any():  # t-SNE would divide by 0
+        raise UserError(f"All {len(features)} embeddings are the same: there is nothing to map.")
     points, components, variance = embedding_map(features)
     names = None
     if rows.label is not None:  # a tab or a line feed would break the projector's table
@@ -100,15 +108,15 @@ def _map_chart(points: NDArray[np.float64], names: list[str] | None, rows: RowBa
     for group in groups:
         chosen = np.arange(len(points)) if labels is None else np.flatnonzero(labels == group)
         x, y = points[chosen].T
-        colour = COLOURS["quiet"]
+        colour, symbol = COLOURS["quiet"], 0
         if group is not None and group != UNLABELLED:
-            colour = CYCLE[group % len(CYCLE)]
+            colour, symbol = CYCLE[group % len(CYCLE)], group // len(CYCLE) % _SYMBOLS
         name = "" if names is None else html.escape(names[chosen[0]], quote=False)
         origins = [] if rows.origin is None else map(printable, rows.origin[chosen])
         hover = [f"{name} {html.escape(origin, quote=False)}".strip() for origin in origins]
         figure.add_scatter(
             x=x, y=y, mode="markers", name=name, hovertext=hover or name, hoverinfo="text",
-            marker={"color": colour, "size": 5, "opacity": 0.75},
+            marker={"color": colour, "size": 5, "opacity": 0.75, "symbol": symbol},
         )  # fmt: skip
         centres.append((np.median(x), np.median(y)))
         texts.append(name)

@@ -212,9 +212,8 @@ def _show_networks(
     held_out = rows if split != "train" else None
     find = partial(galleries.nearest_training_images, run, dataset, held_out)
     shown["neighbours"] = _try(missing, "data", find)
-    shown["embedding"] = plot_embedding(run, dataset, rows, split)
-    if shown["embedding"] is None:
-        missing["embedding"] = f"{len(rows.id)} images are too few for a map."
+    plot = partial(plot_embedding, run, dataset, rows, split)
+    shown["embedding"] = _try(missing, "embedding", plot)
     return shown
 
 

@@ -35,10 +35,16 @@ _REFRESH_INTERVAL = 0.5
 def rank_trials(results: list[TrialResult], metrics: list[SearchMetric]) -> list[TrialResult]:
     """Return the best first: by the metric, or the Pareto front, then others by the mean rank.
 
-    The front and the ranks of several metrics are those of the finished trials, if there are any.
+    Finished trials are before others, whose metrics are of fewer epochs. The front and the ranks of
+    several metrics are those of the finished trials, if there are any.
     """
     valid = [result for result in results if result.is_valid]
-    ranked = sorted(valid, key=lambda r: (metric_cost(r, metrics[0]), r.number))
+
+    def order_by_metric(result: TrialResult) -> tuple[bool, bool, float, int]:
+        cost = metric_cost(result, metrics[0])
+        return cost == math.inf, result.status != "finished", cost, result.number
+
+    ranked = sorted(valid, key=order_by_metric)
     if len(metrics) > 1:
         front = {result.number for result in search_front(results, metrics)}
         ranks = {result.number: 0 for result in _candidates(results)}

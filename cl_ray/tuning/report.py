@@ -64,7 +64,7 @@ def trial_images(search: Search, results: list[TrialResult]) -> dict[str, str]:
     best = leaderboard.best_trial(results, search.metrics)
     order = [result for result in leaderboard.rank_trials(results, search.metrics) if result.epoch]
     shown = [("best", best)] if best else []
-    if len(order) > 1:
+    if len(order) > 1 and order[-1] is not best:
         shown.append(("worst", order[-1]))
     images = {}
     for name, result in shown:

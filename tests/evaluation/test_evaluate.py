@@ -114,6 +114,29 @@ def test_without_a_held_out_split_no_image_is_on_both_sides(make_digits: Any) ->
     )
 
 
+def test_fewer_images_for_probes_leave_the_samples_as_many(folder: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    values, probes = [], []
+    for images in (20, TRAIN):
+        config = CONFIG.model_copy(update={"images": images})
+        found = Evaluator(dataset, config).evaluate(load(folder))
+        assert found.fidelity
+        assert found.fidelity.count == TEST
+        values.append({name: metric.value for name, metric in found.fidelity.metrics.items()})
+        probes.append(found.representation["discriminator"]["knn_1"].accuracy)
+    assert values[0] == values[1]
+    assert probes[0] != probes[1]
+
+
+def test_a_split_of_few_images_leaves_the_rest(folder: Path, tmp_path: Path) -> None:
+    few = write_images(tmp_path / "few", train=mnist("train", 60), validation=mnist("test", 5))
+    found = Evaluator(Dataset.open(few), CONFIG).evaluate(load(folder))
+    assert found.fidelity is None
+    assert found.representation["discriminator"]
+    text = "it takes more than 5 images, and there are 5 of the split validation."
+    assert text in " ".join(found.notes)
+
+
 def test_a_missing_split_test_is_replaced_by_validation(tmp_path: Path) -> None:
     data = write_images(tmp_path / "d", train=mnist("train", 60), validation=mnist("test", 30))
     evaluator = Evaluator(Dataset.open(data), EvaluationConfig(reference="mnist"), "test")
@@ -186,6 +209,8 @@ def test_a_split_without_labels_is_not_probed(folder: Path, tmp_path: Path) -> N
     dataset = Dataset.open(write_images(tmp_path / "some", **splits))
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
     found = Evaluator(dataset, config).evaluate(load(folder), thorough=True)
+    assert found.fidelity
+    assert "classification_accuracy" not in found.fidelity.metrics
     assert not found.representation.get("discriminator")
     assert set(found.features["discriminator"]) == {"alignment", "uniformity", "effective_rank"}
     assert "Not measured of this data without labels in the split validation: " in " ".join(

@@ -15,7 +15,7 @@ from helpers.run_folder import save_run, trained_run
 
 from cl_ray.cli import main
 from cl_ray.data import writer
-from cl_ray.data.dataset import Dataset
+from cl_ray.data.dataset import UNLABELLED, Dataset, sample_rows
 from cl_ray.errors import UserError
 from cl_ray.evaluation import reference_cache as module
 from cl_ray.evaluation import reference_name
@@ -126,6 +126,13 @@ def test_which_data_need_one_and_of_how_many_images(
     assert needs_training(colours)
     assert not any(map(needs_training, (bare, few, Dataset.open("mnist"))))
     assert trained_images(colours) == 240
+    images, labels = noise(90)
+    some = [label if k % 9 == 0 else None for k, label in enumerate(labels)]
+    partly = Dataset.open(write_images(tmp_path / "partly", train=(images, some), test=noise(20)))
+    assert trained_images(partly) == 10
+    rows = sample_rows(partly, "train", 7, seed=0, labelled=True)
+    assert rows.label is not None
+    assert (len(rows.id), (rows.label == UNLABELLED).sum()) == (7, 0)
     monkeypatch.setattr(module, "_BYTES", 32 * 32 * 3 * 100)
     assert trained_images(colours) == 100
     large = Dataset.open(write_images(tmp_path / "large", train=noise(40, side=64)))
@@ -149,7 +156,7 @@ def test_a_search_trains_it_of_all_images_and_finds_it(
     assert search.trial_config.evaluation.reference == path
     assert search.config.evaluation.reference == "auto"
     assert search.dataset.info.fingerprint != colours.info.fingerprint
-    assert "was trained on 240 images" in capsys.readouterr().out
+    assert "was trained on 240 labelled images" in capsys.readouterr().out
     assert resolve_reference(colours, "auto") == path
     elsewhere = replace(colours, location="s3://bucket/data")
     assert resolve_reference(elsewhere, "auto") is None
@@ -175,7 +182,7 @@ def test_evaluate_trains_it_without_being_asked(
     folder = save_run(trained_run(colours.location), tmp_path / "runs", step=7)
     main(["evaluate", str(folder)])
     printed = capsys.readouterr().out
-    assert "A reference classifier of the 3 classes was trained on 240 images" in printed
+    assert "A reference classifier of the 3 classes was trained on 240 labelled images" in printed
     assert f"It is kept as {colours.location}.reference/" in printed
     fidelity = json.loads((folder / "evaluation.json").read_text())["fidelity"]
     assert fidelity["features"] == "noise-classifier"

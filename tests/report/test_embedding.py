@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from google.protobuf import text_format
 from helpers.reported_run import TEST, run_storage
 from PIL import Image
@@ -11,6 +12,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import cl_ray
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowBatch
+from cl_ray.errors import UserError
 from cl_ray.report import embedding
 from cl_ray.report.embedding import embedding_map, plot_embedding, write_projector
 
@@ -30,11 +32,20 @@ def test_a_map_keeps_clusters_together() -> None:
     assert embedding_map(features[:10])[0].shape == (10, 2)  # the fewest that there may be
 
 
+def test_equal_embeddings_make_no_map(trained: Path, digits: str) -> None:
+    dataset = Dataset.open(digits)
+    rows = dataset.read("test")
+    same = rows.take(np.zeros(40, np.int64))
+    with pytest.raises(UserError, match="All 40 embeddings are the same"):
+        plot_embedding(cl_ray.load(trained), dataset, same, "test")
+    with pytest.raises(UserError, match="9 images are too few"):
+        plot_embedding(cl_ray.load(trained), dataset, rows.take(slice(0, 9)), "test")
+
+
 def test_every_image_is_a_point_and_names_do_not_overlap(trained: Path, digits: str) -> None:
     dataset = Dataset.open(digits)
     test = dataset.read("test")
     plot = plot_embedding(cl_ray.load(trained), dataset, test, "test")
-    assert plot is not None
     traces = plot.chart.figure.data
     assert [trace.name for trace in traces] == [str(digit) for digit in range(10)]
     drawn = {point for trace in traces for point in zip(trace.x, trace.y, strict=True)}
@@ -61,7 +72,6 @@ def test_names_of_classes_are_text_and_images_without_a_label_are_named_so(
     assert test.label is not None
     some = replace(test, label=np.where(test.label < 5, test.label, UNLABELLED))
     plot = plot_embedding(cl_ray.load(trained), named, some, "test")
-    assert plot is not None
     assert plot.names is not None
     assert "<b>\\ta%{x}\\n\\u202e" in plot.names  # a cell of the projector's table
     traces = plot.chart.figure.data
@@ -107,7 +117,6 @@ def test_embeddings_of_other_steps_are_kept(page: Path, copied: Path, digits: st
     logs, dataset = copied / "tensorboard", Dataset.open(digits)
     run = cl_ray.load(copied, "step-00000020")
     plot = plot_embedding(run, dataset, dataset.read("test"), "test")
-    assert plot is not None
     for _ in range(2):
         write_projector(run_storage(copied), run.step, plot)
     text = (logs / "projector_config.pbtxt").read_text()
@@ -123,7 +132,6 @@ def test_points_of_large_images_are_small(page: Path, copied: Path, digits: str)
     """TensorBoard holds several copies of all in float64."""
     logs, dataset = copied / "tensorboard", Dataset.open(digits)
     plot = plot_embedding(cl_ray.load(copied), dataset, dataset.read("test"), "test")
-    assert plot is not None
     image = plot.rows.image.repeat(7, 1).repeat(7, 2)
     write_projector(run_storage(copied), 99, replace(plot, rows=replace(plot.rows, image=image)))
     text = (logs / "projector_config.pbtxt").read_text()

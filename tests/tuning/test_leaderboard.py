@@ -46,7 +46,7 @@ TRIALS = [
 
 
 def test_the_best_come_first_and_invalid_ones_last() -> None:
-    assert [r.number for r in rank_trials(TRIALS, [FRECHET])] == [1, 4, 2, 0, 3, 5]
+    assert [r.number for r in rank_trials(TRIALS, [FRECHET])] == [4, 2, 0, 1, 3, 5]
     assert [r.number for r in rank_trials(TRIALS, [PROBE])] == [2, 0, 4, 1, 3, 5]
     best = best_trial(TRIALS, [FRECHET])
     assert best is not None
@@ -113,11 +113,11 @@ def test_files_and_the_best_config(tmp_path: Path) -> None:
     assert config.optimizer.lr_g == pytest.approx(0.0005)
     assert config == preset("quick").model_copy(update={"optimizer": config.optimizer})
     rows = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
-    assert [row["trial"] for row in rows] == [1, 4, 2, 0, 3, 5]
+    assert [row["trial"] for row in rows] == [4, 2, 0, 1, 3, 5]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "s" / "leaderboard.csv").read_text())))
-    assert [line["trial"] for line in lines] == ["1", "4", "2", "0", "3", "5"]
-    assert lines[1]["frechet"] == "2.0"
-    assert lines[1]["optimizer.lr_g"] == "0.0005"
+    assert [line["trial"] for line in lines] == ["4", "2", "0", "1", "3", "5"]
+    assert lines[0]["frechet"] == "2.0"
+    assert lines[0]["optimizer.lr_g"] == "0.0005"
     assert lines[4]["reason"] == "diverged"
 
 
