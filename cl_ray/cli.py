@@ -16,7 +16,7 @@ import tyro
 from pydantic import ValidationError
 
 from cl_ray.base_config import BaseConfig
-from cl_ray.config import PHOTO_DEPTHS, Config, check_name, explain_validation_error
+from cl_ray.config import PHOTO_DEPTHS, Config, check_name, explain_validation_error, preset
 from cl_ray.data.config import PHOTO_VIEWS
 from cl_ray.errors import UserError, pluralize, storage_errors
 from cl_ray.signals import interrupt_kept, termination_as_interrupt
@@ -157,15 +157,16 @@ def name_flag(arguments: Sequence[str], flag: str = "name") -> str | None:
     return name
 
 
-def default_preset(side: int | None) -> str:
+def default_preset(side: int | None, file: str | None = None) -> str:
     """Return the preset if none is given, for images of that side in pixels, if known.
 
-    Images of 48 pixels or more have that of their size, which is printed; others `mnist` on a
-    machine with a GPU, else `quick`.
+    Images of 48 pixels or more have that of their size, which is printed unless the YAML `file`
+    names another; others `mnist` on a machine with a GPU, else `quick`.
     """
     if side is not None and side >= _PHOTO_SIDE:
         name = f"photos-{next(known for known in PHOTO_DEPTHS if side <= known)}"
-        print(f"The preset is {name}, as the images have {side} × {side} pixels.")
+        if file is None or Config.load(file, preset(name)).preset == name:
+            print(f"The preset is {name}, as the images have {side} × {side} pixels.")
         return name
     return "mnist" if Path("/dev/nvidia0").exists() else "quick"
 

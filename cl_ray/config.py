@@ -44,7 +44,10 @@ class RunIdentityConfig(BaseConfig):
         "mnist",
         min_length=1,
         description="`mnist` (packaged), or a folder or URI that `cl-ray data` wrote.",
-        json_schema_extra=marks(not_searchable="trials on other data are not comparable"),
+        # On resume it may lie elsewhere: its fingerprint must be the same.
+        json_schema_extra=marks(
+            "changeable_on_resume", not_searchable="trials on other data are not comparable"
+        ),
     )
     storage: str = Field(
         "runs",
@@ -78,8 +81,8 @@ class Config(TrainerConfig, RunIdentityConfig):
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
-        description="GPUs of each worker; a fraction is allowed. None: all GPUs of a local "
-        "machine, divided among the workers; 0 on a cluster.",
+        description="GPUs of each worker: 1, or a fraction that workers share. None: on a local "
+        "machine one each, or a fraction where there are fewer than workers; 0 on a cluster.",
         json_schema_extra=marks(
             "changeable_on_resume", not_searchable="--gpus-per-trial is the same for all trials"
         ),
@@ -130,17 +133,27 @@ class Config(TrainerConfig, RunIdentityConfig):
         least, most = self.worker_range
         if not 1 <= least <= most:
             raise ValueError(f"workers {self.workers} must be 1 or more, the minimum first")
-        unit = math.lcm(*range(least, most + 1))  # divisible by every number of workers
+        unit, reasonable = 1, 64 * self.batch_size
+        for workers in range(least, most + 1):  # divisible by every number of workers
+            unit = math.lcm(unit, workers)
+            if unit > reasonable:
+                break
         for workers in range(least, most + 1):
             if self.batch_size % workers:
                 nearest = max(unit, round(self.batch_size / unit) * unit)
+                advice = f"use {nearest} or another multiple of {unit}"
+                if unit > reasonable:
+                    advice = "lower the maximum of workers"
                 raise ValueError(
                     f"batch_size {self.batch_size} cannot be divided among {workers} workers: "
-                    f"use {nearest} or another multiple of {unit}"
+                    f"{advice}"
                 )
         gpus = self.gpus_per_worker or 0
-        if gpus > 1 and gpus % 1:
-            raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number or less than 1")
+        if gpus > 1:
+            raise ValueError(
+                f"gpus_per_worker {gpus:g} is more than 1, and a worker computes on one GPU: take "
+                "more workers"
+            )
         if gpus and self.device not in ("auto", "cuda"):
             raise ValueError(
                 f"gpus_per_worker {gpus:g} does not fit device {self.device!r}: leave one out"
@@ -210,7 +223,8 @@ class Config(TrainerConfig, RunIdentityConfig):
             UserError: The file cannot be read, or as `from_yaml`.
         """
         try:
-            text = _read_uri(str(path)) if "://" in str(path) else Path(path).read_text("utf-8")
+            is_uri = "://" in str(path)
+            text = _read_uri(str(path)) if is_uri else Path(path).expanduser().read_text("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"The config {path} is not UTF-8 text (byte {error.object[error.start]:#04x} at "
@@ -372,6 +386,8 @@ def _parse_fields(text: str, where: str) -> dict[str, Any]:
         fields = yaml.load(text, _UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not YAML: {yaml_error_reason(error)}.") from error
+    except ValueError as error:  # a date that does not exist, such as 2024-02-30
+        raise UserError(f"{where} is not YAML: {error}.") from error
     if not isinstance(fields, dict):
         raise UserError(f"{where} must be a mapping of fields to values.")
     return fields

@@ -178,7 +178,7 @@ def _check_free(out: str, overwrite: bool) -> Path:
     """Return the folder to write; raise if it holds anything but an export to overwrite."""
     if "://" in out:
         raise UserError(f"{out} is a URI: export to a folder, and copy that there.")
-    path = Path(out).expanduser().absolute()
+    path = Path(out).expanduser().resolve()
     if not path.exists():
         return path
     if not path.is_dir():

@@ -122,9 +122,15 @@ def _discarding_unread_output() -> Iterator[None]:
             output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             kept = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering")}
             setattr(sys, name, io.TextIOWrapper(output, **kept))
+    failed: OSError | None = None
     try:
         yield
     finally:
         for name, stream in before.items():
-            getattr(sys, name).flush()
+            try:
+                getattr(sys, name).flush()
+            except OSError as error:  # as of a full disk
+                failed = error
             setattr(sys, name, stream)
+    if failed:
+        sys.exit(f"cl-ray: the output cannot be written: {failed.strerror}.")

@@ -75,7 +75,8 @@ def write_file(path: Path, blob: bytes) -> None:
     Raises:
         OSError: It cannot be written; the error names the file.
     """
-    temporary = path.with_name(f".{path.name}.new")  # after a kill, the next write takes it over
+    # Of this process: another one may write the same file, as `cl-ray evaluate` and a run do.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         create_folder(path.parent)
         with temporary.open("wb") as stream:
@@ -171,6 +172,8 @@ class RunStorage:
         if "://" in place:
             place, mark, options = place.partition("?")
         storage, _, name = place.rstrip("/").rpartition("/")
+        if storage.endswith(":/"):
+            raise UserError(f"{place} is a whole bucket: give the run's folder in it.")
         name = unquote(name) if "://" in place else name
         return cls.at(f"{storage or '/'}{mark}{options}", name)
 
@@ -184,10 +187,11 @@ class RunStorage:
         folder = cls.from_uri(uri)
         try:
             found = folder.read("config.yaml") is not None
+            exists = found or folder.exists()
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {first_error_line(error)}.") from error
         if not found:
-            missing = "has no config.yaml" if folder.exists() else "does not exist, or is empty"
+            missing = "has no config.yaml" if exists else "does not exist, or is empty"
             raise UserError(f"{folder} is not a run folder: it {missing}.")
         return folder
 
@@ -214,10 +218,7 @@ class RunStorage:
         Raises:
             UserError: The filesystem is unknown or cannot be reached.
         """
-        try:
-            return open_filesystem(self.uri)
-        except UserError as error:
-            raise UserError(f"In --storage: {error}") from error
+        return open_filesystem(self.uri)
 
     def create(self) -> None:
         """Create the folder and check that it is writable.
@@ -248,6 +249,9 @@ class RunStorage:
         Workers of an earlier driver, which was killed or runs on another machine, no longer can:
         every write checks that the lease is still the writer's, and so are those of folders above.
         """
+        if not self.remote:
+            for left in Path(self.uri).rglob(".*.new"):  # by a process that was killed
+                left.unlink(missing_ok=True)
         holder = f"process {os.getpid()} on {socket.gethostname()}\n{uuid4().hex}\n".encode()
         self.write(LEASE_FILE, holder)
         return replace(self, lease=(self, holder))

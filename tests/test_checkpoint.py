@@ -337,9 +337,10 @@ def test_all_is_on_the_disk_before_an_older_one_is_deleted(
     monkeypatch.setattr(local, "_delete", record_delete)
     save_steps(local, states, {2: None})
     name = checkpoint_name(2)
-    written = [call for file in FILES for call in (f"{name}/.{file}.new", name)]
+    new = f"{os.getpid()}.new"
+    written = [call for file in FILES for call in (f"{name}/.{file}.{new}", name)]
     assert calls == [
-        local.folder, *written, f"{name}/.manifest.json.new", name,
+        local.folder, *written, f"{name}/.manifest.json.{new}", name,
         f"delete {checkpoint_name(1)}", checkpoint_name(1),  # its manifest, then the other files
     ]  # fmt: skip
 

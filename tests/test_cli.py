@@ -108,7 +108,7 @@ def test_help_lists_every_field_with_description_and_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")  # wider, tyro's boxes stand side by side
-    monkeypatch.setattr(train_command, "default_preset", lambda _: "quick")
+    monkeypatch.setattr(train_command, "default_preset", lambda *_: "quick")
     module = import_module(f"cl_ray.commands.{command}")
     kind = KINDS.get(command) or getattr(module, f"{command.capitalize()}Command")
     shown = run(capsys, command, "--help")
@@ -153,7 +153,7 @@ FLAG_MISTAKES = [
         ("data --source=. --out=mnist", "mnist names the packaged dataset"),
         (
             "train --name=a --storage=ftp://machine/runs",
-            "In --storage: ftp://machine/runs/a cannot be opened: ",
+            "ftp://machine/runs/a cannot be opened: ",
         ),
         (
             "train --preset=slow",
@@ -219,6 +219,12 @@ def test_existing_run_gives_the_config(tmp_path: Path) -> None:
     assert (base.seed, base.storage) == (9, str(tmp_path))
     with pytest.raises(UserError, match="The run demo has the preset quick, not mnist"):
         base_config([*flags, "--preset=mnist"])
+    file = tmp_path / "mine.yaml"  # which names the run, or another one
+    file.write_text(f"name: demo\nstorage: {tmp_path}\nepochs: 5\n")
+    base = base_config([f"--config={file}"])
+    assert (base.seed, base.epochs) == (9, 5)
+    file.write_text("storage: nowhere\n")
+    assert base_config([f"--config={file}", "--name=demo"]).seed == 0
 
 
 def test_run_without_a_final_summary_is_not_finished(tmp_path: Path, make_digits: Any) -> None:
@@ -227,15 +233,16 @@ def test_run_without_a_final_summary_is_not_finished(tmp_path: Path, make_digits
     folder = save_run(trainer, tmp_path, step=4)
     config, summary = Config.load(folder / "config.yaml"), folder / "summary.json"
     unreachable = cl_ray.LaunchOptions(address="nonsense")
-    for unfinished in (None, {"status": "diverged"}, {"status": "finished", "epochs": 0}):
+    for unfinished in (None, {"status": "diverged"}, {"status": "finished", "steps": 3}):
         if unfinished:
             summary.write_text(json.dumps(unfinished))
         with pytest.raises(UserError, match="Cannot join"):
             cl_ray.train(config, unreachable)
-    summary.write_text(json.dumps({"status": "finished", "epochs": 1}))
+    finished = {"status": "finished", "epochs": 1, "steps": 4}
+    summary.write_text(json.dumps(finished))
     result = cl_ray.train(config, unreachable)
     assert result.folder == str(tmp_path / "demo")
-    assert result.summary == {"status": "finished", "epochs": 1}
+    assert result.summary == finished
     with pytest.raises(UserError, match="Cannot join"):
         cl_ray.train(config.model_copy(update={"epochs": 2}), unreachable)
 
@@ -395,6 +402,10 @@ def test_the_default_preset_follows_the_size_of_the_images(
         file = tmp_path / "data.yaml"
         file.write_text(f"data: {data}\n")
         assert base_config([f"--config={file}"]).preset == expected
+        capsys.readouterr()
+        file.write_text(f"data: {data}\npreset: mnist\n")
+        assert base_config([f"--config={file}"]).preset == "mnist"
+        assert "The preset is" not in capsys.readouterr().out
 
 
 def test_few_images_have_epochs_for_enough_steps_unless_set(

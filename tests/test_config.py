@@ -141,7 +141,7 @@ def test_marked_fields() -> None:
     """All others decide what a run computes, and may be searched."""
     assert set(marked_fields(Config, "changeable_on_resume")) == {
         "name", "storage", "epochs", "workers", "cpus_per_worker", "gpus_per_worker", "threads",
-        "log_every", "checkpoint.every", "checkpoint.keep", "evaluation.every",
+        "log_every", "checkpoint.every", "checkpoint.keep", "evaluation.every", "data",
     }  # fmt: skip
     fixed = marked_fields(Config, "not_searchable")
     assert set(fixed) == {
@@ -187,7 +187,7 @@ def test_marked_fields() -> None:
             ["spectral_norm", "'residual'", "'convolutional'"],
         ),
         ({"gpus_per_worker": 0.5, "device": "cpu"}, ["gpus_per_worker 0.5 does not fit", "'cpu'"]),
-        ({"gpus_per_worker": 1.5}, ["gpus_per_worker 1.5", "whole number or less than 1"]),
+        ({"gpus_per_worker": 2}, ["gpus_per_worker 2 is more than 1", "more workers"]),
         ({"preset": "slow"}, ["preset", "'slow'", "quick", "mnist"]),
         ({"name": "a/b"}, ["name", "'a/b'", "folder name"]),
         ({"name": ".."}, ["name '..'", "no dot as the first"]),
@@ -198,6 +198,8 @@ def test_marked_fields() -> None:
         ({"storage": ""}, ["storage is empty"]),
         ({"workers": 0}, ["workers", "0", "1 or more"]),
         ({"workers": (4, 2)}, ["workers", "(4, 2)", "minimum first"]),
+        ({"workers": (1, 30)}, ["among 3 workers", "lower the maximum of workers"]),
+        ({"workers": (1, 10**7)}, ["among 3 workers", "lower the maximum of workers"]),
         ({"batch_size": 100, "workers": 3}, ["batch_size 100", "3 workers", "99"]),
         ({"batch_size": 2, "workers": 64}, ["batch_size 2", "64 workers", "use 64"]),
         ({"batch_size": 105, "workers": [2, 7]}, ["batch_size 105", "2 workers"]),

@@ -136,12 +136,13 @@ def test_command_on_this_machine(
 
 def test_workers_need_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match="address"):
-        command(["--workers=2"])
+    for flag in ("--workers=2", "--cpus-per-worker=2", "--gpus-per-worker=1"):
+        with pytest.raises(UserError, match="address"):
+            command([flag])
 
 
 def test_workers_are_checked_before_the_cluster_is_joined() -> None:
-    with pytest.raises(UserError, match=r"^In the flags: .*gpus_per_worker 1\.5"):
+    with pytest.raises(UserError, match=r"^In the flags: .*gpus_per_worker 1\.5 is more than 1"):
         command(["--address=127.0.0.1:1", "--workers=2", "--gpus-per-worker=1.5"])
 
 

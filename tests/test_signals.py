@@ -61,6 +61,15 @@ def test_output_that_nobody_reads_stops_nothing(number: str, tmp_path: Path) -> 
     assert saved.read_text() == "saved"
 
 
+def test_output_on_a_full_disk_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cl_ray", "--help"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == b"cl-ray: the output cannot be written: No space left on device.\n"
+
+
 def test_an_ignored_sighup_stays_ignored(tmp_path: Path) -> None:
     """As `nohup` has it."""
     saved = tmp_path / "saved"

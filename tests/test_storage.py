@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from helpers.saved_states import States, save_steps, steps_of
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.metrics_file import MetricsFile, read_epochs
-from cl_ray.storage import LeaseLostError, RunStorage, StorageMirror
+from cl_ray.storage import LEASE_FILE, LeaseLostError, RunStorage, StorageMirror
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -115,7 +117,8 @@ def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_write_returns
     RunStorage.at(f"{tmp_path}/runs", "demo").write("config.yaml", b"a")
     assert calls == [
         ("sync", str(tmp_path)), ("sync", str(tmp_path / "runs")),  # the new folders' names
-        ("sync", f"{run}/.config.yaml.new"), ("replace", f"{run}/config.yaml"), ("sync", str(run)),
+        ("sync", f"{run}/.config.yaml.{os.getpid()}.new"),
+        ("replace", f"{run}/config.yaml"), ("sync", str(run)),
     ]  # fmt: skip
     assert (run / "config.yaml").stat().st_mode & 0o777 == 0o644
 
@@ -149,6 +152,32 @@ def test_storage_that_fails_is_one_sentence_with_a_remedy(code: int) -> None:
         raise OSError(errno.ENETUNREACH, "unreachable")  # it may pass, and workers are restarted
 
 
+def test_what_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, message in (
+        (tmp_path / "file", "file cannot be read: "),
+        ("s3://bucket", "s3://bucket is a whole bucket: give the run's folder in it."),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            RunStorage.existing(place)
+
+
+def test_processes_that_write_one_file_leave_one_of_their_contents(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cl_ray.storage import RunStorage\n"
+        "for n in range(200): RunStorage.at(sys.argv[1], 'demo').write('f', sys.argv[2].encode())"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), text * 999]) for text in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert (tmp_path / "demo" / "f").read_text() in ("a" * 999, "b" * 999)
+    assert os.listdir(tmp_path / "demo") == ["f"]
+    (tmp_path / "demo" / ".f.1.new").write_text("of a process that was killed")
+    RunStorage.at(str(tmp_path), "demo").take_lease()
+    assert sorted(os.listdir(tmp_path / "demo")) == [LEASE_FILE, "f"]
+
+
 def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "file").write_text("")
     message = error_of(RunStorage.at(f"{tmp_path}/file", "demo"))
@@ -159,7 +188,7 @@ def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     assert "cannot be written" in message
     assert "'nowhere' not found" in message
     message = error_of(RunStorage.at("ftp://machine/runs", "demo"))
-    assert message.startswith("In --storage: ftp://machine/runs/demo cannot be opened: ")
+    assert message.startswith("ftp://machine/runs/demo cannot be opened: ")
     assert os.listdir(tmp_path) == ["file"]
 
 

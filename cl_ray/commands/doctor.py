@@ -61,8 +61,8 @@ def command(arguments: Sequence[str]) -> None:
                 wait_for_resources(needed, flags.workers, partial(print_line, console))
             with console.status("Checking the cluster …"):
                 findings = list(check_cluster(flags.storage, flags.constraints))
-    elif flags.workers:
-        raise UserError("--workers is for a cluster: give its --address too.")
+    elif (flags.workers, flags.cpus_per_worker, flags.gpus_per_worker) != (0, 1, 0):
+        raise UserError("--workers and what each has is for a cluster: give its --address too.")
     else:
         with console.status("Checking this machine …"):
             findings = list(check_machine(flags.storage, flags.constraints))

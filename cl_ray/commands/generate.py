@@ -58,7 +58,8 @@ class InferenceCommand(BaseConfig):
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="GPUs of each actor, a fraction allowed. None is 1 if this machine has one, "
+        le=1,
+        description="GPUs of each actor, 1 or a fraction. None is 1 if this machine has one, "
         "and 0 on a cluster.",
     )
     address: str | None = Field(

@@ -38,11 +38,13 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
             has another preset.
     """
     asked, file = flag_value(arguments, "preset"), flag_value(arguments, "config")
+    named = Config.load(file, Config()) if file else Config()
     storage = flag_value(arguments, "storage")
-    run = load_run_config(Config().storage if storage is None else storage, name_flag(arguments))
-    data = flag_value(arguments, "data") or (Config.load(file, Config()).data if file else None)
-    info = None if run else _read_info(data)
-    config = run or preset(asked or default_preset(info.shape[0] if info else None))
+    run = load_run_config(
+        named.storage if storage is None else storage, name_flag(arguments) or named.name
+    )
+    info = None if run else _read_info(flag_value(arguments, "data") or named.data)
+    config = run or preset(asked or default_preset(info.shape[0] if info else None, file))
     if run and asked not in (None, run.preset):
         preset(str(asked))
         raise UserError(
@@ -65,8 +67,8 @@ def base_config(arguments: Sequence[str]) -> TrainCommand:
     return TrainCommand.model_validate(config.model_dump())
 
 
-def _read_info(data: str | None) -> "DatasetInfo | None":
-    if data in (None, Config().data):
+def _read_info(data: str) -> "DatasetInfo | None":
+    if data == Config().data:
         return None
     from cl_ray.data.dataset import read_info  # imports pyarrow
 

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import shutil
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -606,10 +607,16 @@ def replace_atomically(new: str, path: str, old: str) -> None:
     """Move the folder `new` to `path`; move what was there, if anything, to `old`.
 
     An error or an interrupt leaves the old folder or the new one at `path`. A power cut or a kill
-    between the two moves leaves nothing there, and both folders, whole, at `old` and `new`.
+    between the two moves leaves nothing there, and both folders, whole, at `old` and `new`. A mount
+    point, such as a container's volume, cannot be moved: its files are replaced one by one.
     """
     for part in (*Path(new).rglob("*"), Path(new)):
         sync(part)
+    if os.path.ismount(path):
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        shutil.copytree(new, path, dirs_exist_ok=True)
+        return
     try:
         if os.path.exists(path):
             os.rename(path, old)

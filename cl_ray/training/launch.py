@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import secrets
 import shlex
 import signal
 import threading
@@ -86,8 +87,8 @@ def train(
 
 
 def default_run_name(config: Config) -> str:
-    """The preset and the time, a name that no earlier run has."""
-    return f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    """The preset, the time, and random digits: a name that no other run has."""
+    return f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _finds_reference(config: Config) -> bool:
@@ -119,7 +120,8 @@ def _train_locked(
     newest = checkpoints.newest()
     if newest:
         summary = read_record(folder, "summary.json") or {}  # the run writes it again
-        if newest.epoch >= config.epochs and summary.get("epochs", 0) >= newest.epoch:
+        is_finished = summary.get("steps") == newest.step and newest.epoch >= config.epochs
+        if is_finished and not launch.from_checkpoint:
             console.print(
                 f"The run {folder} is finished ({pluralize(summary['epochs'], 'epoch')}); give "
                 "more --epochs to resume it."
@@ -136,9 +138,13 @@ def _train_locked(
     # Torch is imported while Ray starts: both take seconds.
     threading.Thread(target=importlib.import_module, args=["cl_ray.trainer"], daemon=True).start()
     with ray_session(launch.address, launch.dashboard, launch.verbose, console) as local:
-        from cl_ray.training.resources import plan_workers, wait_for_resources
+        from cl_ray.training.resources import live_nodes, plan_workers, wait_for_resources
 
         resources = plan_workers(config, local)
+        gpus, most = sum(node.get("GPU", 0) for node in live_nodes()), config.worker_range[1]
+        if local and resources.gpus and gpus > most:
+            note = f"The run uses {most} of {gpus:g} GPUs: --workers {gpus:g} uses all."
+            print_line(console, note)
         preflight.check_shared_storage(folder)
         folder = folder.take_lease()
         folder.write("config.yaml", config.to_yaml().encode())
@@ -168,6 +174,8 @@ def _train_locked(
     if outcome["status"] != "finished":
         kept = checkpoints.newest()
         last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
+        if kept and outcome["status"] == "diverged":
+            last += f"; other settings take another --name; --from-run {folder} goes on from it"
         raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
     _print_summary(summary, config, folder, console)
     return TrainResult(folder.uri, summary)

@@ -28,6 +28,7 @@ from cl_ray.errors import StorageError, UserError, storage_errors
 from cl_ray.evaluation.evaluate import Evaluation, summary_line
 from cl_ray.evaluation.metrics import is_larger_better
 from cl_ray.evaluation.reference_name import resolve_reference
+from cl_ray.prior import Prior
 from cl_ray.step_log import Metrics, NonFiniteLossError, StepLog
 from cl_ray.storage import RunStorage, without_options
 from cl_ray.trainer import Trainer
@@ -213,7 +214,12 @@ class RankZeroHooks:
         self.trainer, self.config, self.folder = trainer, config, folder
         self.checkpoints, self.progress = checkpoints, progress
         self.logger = RunLogger(folder, trainer, config, trial, progress.add_message.remote)
-        self.metrics: Metrics = {}
+        # A run that was killed after its last checkpoint takes no further step.
+        last = self.logger.metrics.lines[-1] if self.logger.metrics.lines else {}
+        kind, other = "evaluation/", ("evaluation/seconds", "epoch", "step")
+        logged = {k: v for k, v in last.items() if k not in other}
+        self.metrics: Metrics = {k: v for k, v in logged.items() if not k.startswith(kind)}
+        self._logged = {k.removeprefix(kind): v for k, v in logged.items() if k.startswith(kind)}
         self.evaluation: Evaluation | None = None
         dataset = trainer.partition.dataset
         self.checkpoint_metric = resolve_checkpoint_metric(config, dataset, checkpoints.best())
@@ -223,10 +229,8 @@ class RankZeroHooks:
         )
         self._updated_at = 0.0
         self._update_progress({}, 0.0, force=True)
-        newest = checkpoints.newest()
-        between = trainer.epochs and not trainer.position
-        if newest and between and self.logger.lacks_evaluation(trainer.epochs):
-            self._start_evaluation(newest.name)  # the run stopped before it was finished
+        if last and not self._logged:
+            self._evaluate_again(last["epoch"], last["step"])
 
     def on_log(self, log: StepLog) -> None:
         """Log the last steps, and save a checkpoint if one is due or the search is to stop."""
@@ -279,7 +283,7 @@ class RankZeroHooks:
             "epochs": self.trainer.epochs,
             "steps": gan.steps,
             "metrics": self.metrics,
-            "evaluation": self.evaluation.metrics() if self.evaluation else None,
+            "evaluation": self.evaluation.metrics() if self.evaluation else self._logged or None,
             "evaluation_summary": summary_line(self.evaluation) if self.evaluation else None,
             "best": best.name if best else None,
             "device": describe_device(gan.device, torch.bfloat16 if gan.autocast else gan.dtype),
@@ -310,6 +314,23 @@ class RankZeroHooks:
                 EvaluationRequest(epoch, gan.steps, checkpoint, *weights, self.trainer.prior)
             )
             self._collect_evaluations()
+
+    def _evaluate_again(self, epoch: int, step: int) -> None:
+        """Evaluate the last epoch's checkpoint: the run stopped before that was finished."""
+        if epoch != self.trainer.epochs or not self.evaluator.due(epoch):
+            return
+        for manifest in self.checkpoints.list():
+            if manifest.step == step:
+                self.checkpoints.pinned.add(manifest.name)
+                state = self.checkpoints.load(manifest.name)
+                gan, prior = state["gan"], state.get("prior")
+                self.evaluator.start(
+                    EvaluationRequest(
+                        epoch, step, manifest.name,
+                        gan["ema_generator"], gan["discriminator"],
+                        None if prior is None else Prior(**prior),
+                    )
+                )  # fmt: skip
 
     def _collect_evaluations(self, wait: bool = False) -> None:
         """Log finished evaluations, and set their checkpoints' metric if they select the best."""

@@ -109,9 +109,11 @@ class SearchOptions(BaseConfig):
         if len(set(self.metric)) < len(self.metric):
             raise ValueError(f"metric {' '.join(self.metric)} names one of them twice")
         gpus = self.gpus_per_trial or 0
-        if gpus > self.workers and gpus % self.workers:
-            each = f" for each of {self.workers} workers" if self.workers > 1 else ""
-            raise ValueError(f"gpus_per_trial {gpus:g} must be a whole number or less than 1{each}")
+        if gpus > self.workers:
+            raise ValueError(
+                f"gpus_per_trial {gpus:g} is more than one for each worker, which computes on one "
+                f"GPU: take {self.workers} or less, or more --workers"
+            )
         if self.scheduler == "pbt" and self.workers > 1:
             raise ValueError(
                 f"scheduler 'pbt' is not available with workers {self.workers}: a trial copies "

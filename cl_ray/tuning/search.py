@@ -1,5 +1,6 @@
 """A search before Ray starts: made of flags or read back, and checked."""
 
+import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -102,7 +103,7 @@ def prepare_search(arguments: Sequence[str], prog: str) -> Search:
 
 
 def _new_search(options: SearchOptions) -> Search:
-    name = options.name or f"search-{datetime.now():%Y%m%d-%H%M%S}"
+    name = options.name or f"search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = RunStorage.at(options.storage, name)
     if _read_record(folder) is not None:
         raise UserError(
@@ -252,7 +253,9 @@ def _config_from_flags(options: SearchOptions) -> Config:
         given["data"] = options.data
     of_file = Config.load(options.config, Config()) if options.config else Config()
     info = read_info(str(given.get("data", of_file.data)))
-    config = preset(options.preset or default_preset(info.shape[0] if info else None))
+    config = preset(
+        options.preset or default_preset(info.shape[0] if info else None, options.config)
+    )
     if options.config:
         config = Config.load(options.config, config)
     if info and "train" in info.splits:

@@ -293,6 +293,19 @@ def test_old_data_comes_back_if_the_new_cannot_take_its_place(
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_a_mount_point_stays_and_has_the_new_data(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's volume cannot be renamed."""
+    write(raw_images(images(3)))
+    folder, is_mount = tmp_path / "set", os.path.ismount
+    before = folder.stat().st_ino
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(folder) or is_mount(path))
+    assert len(write(raw_images(images(5))).read("train").id) == 5
+    assert folder.stat().st_ino == before
+    assert os.listdir(tmp_path) == ["set"]
+
+
 @pytest.mark.parametrize(("moved", "rows"), [("set", 3), ("new", 5)])
 def test_an_interrupt_leaves_the_old_data_or_the_new(
     moved: str, rows: int, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch

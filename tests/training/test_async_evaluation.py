@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.commands import read_metrics, train
+from helpers.run_folder import build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cl_ray.checkpoint import CheckpointStore
+from cl_ray.config import Config
+from cl_ray.step_log import StepLog
+from cl_ray.storage import RunStorage
 
 pytestmark = pytest.mark.ray
 FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist"]
@@ -92,17 +99,63 @@ def test_evaluation_changes_nothing_of_what_is_trained(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_stopped_in_its_last_evaluation_does_it_when_resumed(
+class Killed(Exception):
+    """Ends the training within an epoch."""
+
+
+def test_a_run_killed_within_the_next_epoch_is_evaluated_when_resumed(
     between: tuple[Path, str], digits: str
 ) -> None:
     folder, _ = between
-    found = evaluated(folder)
-    kept = read_metrics(folder)
-    kept[-1] = {k: v for k, v in kept[-1].items() if not k.startswith("evaluation/")}
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-    (folder / "summary.json").unlink()
-    (folder / "evaluation.json").unlink()
+    found, lines = evaluated(folder), read_metrics(folder)[:2]
+    lines[1] = {k: v for k, v in lines[1].items() if not k.startswith("evaluation/")}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    for file in ("summary.json", "evaluation.json"):
+        (folder / file).unlink()
+    shutil.rmtree(folder / "checkpoints" / "step-00000066")
+    config = Config.load(folder / "config.yaml")
+    fields = config.model_dump() | {"checkpoint": {"every": 50}}
+    trainer = build_trainer(**fields)
+    checkpoints = CheckpointStore(*RunStorage.from_uri(folder).open())
+    trainer.load_state_dict(checkpoints.load("step-00000044"))
+
+    def save(log: StepLog) -> None:
+        if log.step == 50:
+            checkpoints.save(trainer.state_dict(), epoch=2, step=50)
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer.train_epoch(save)
     train(folder, digits, *FLAGS)
-    assert evaluated(folder) == {e: pytest.approx(f, rel=1e-4) for e, f in found.items()}
+    again = evaluated(folder)
+    assert again.keys() == found.keys()
+    for epoch in (1, 2):
+        assert again[epoch] == pytest.approx(found[epoch], rel=1e-4)
     assert json.loads((folder / "evaluation.json").read_text())["step"] == 66
-    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_run_killed_before_its_summary_has_its_last_metrics(
+    between: tuple[Path, str], digits: str
+) -> None:
+    folder, _ = between
+    (folder / "summary.json").unlink()
+    train(folder, digits, *FLAGS)
+    summary, last = json.loads((folder / "summary.json").read_text()), read_metrics(folder)[-1]
+    assert summary["status"] == "finished"
+    assert summary["metrics"]["g/reconstruction"] == last["g/reconstruction"]
+    assert summary["evaluation"]["frechet"] == last["evaluation/frechet"]
+
+
+def test_going_back_to_an_earlier_checkpoint_leaves_nothing_of_later_epochs(
+    between: tuple[Path, str], digits: str
+) -> None:
+    folder, _ = between
+    train(folder, digits, *FLAGS[1:], "--epochs=2", "--from-checkpoint=step-00000044")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["epochs"], summary["steps"]) == (2, 44)
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2]
+    ours, theirs = (
+        safetensors.torch.load_file(place / "generator.safetensors")
+        for place in (folder, folder / "checkpoints" / "step-00000044")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

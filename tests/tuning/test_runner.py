@@ -102,7 +102,7 @@ def allocate(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ((16, 1), "--workers=2", False, (4, 2, 1, 0, 1)),
         ((2, 4), "", True, (2, 1, 1, 1, 1)),
         ((2, 4), "--cpus-per-trial=0.5", True, (4, 1, 0.5, 1, 1)),
-        ((2, 4), "--gpus-per-trial=2", False, (2, 1, 1, 2, 1)),
+        ((2, 4), "--gpus-per-trial=1", False, (2, 1, 1, 1, 1)),
         ((4, 0), "--workers=2 --cpus-per-trial=2", True, (2, 2, 1, 0, 1)),
         ((4, 0), "--workers=4 --cpus-per-trial=1.4", True, (2, 4, 0.35, 0, 1)),
     ],

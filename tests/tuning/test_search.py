@@ -72,7 +72,7 @@ def refusal(*arguments: str) -> str:
         (["--storage=", "--resume=a"], "storage is empty"),
         (["--data="], "data is empty"),
         (["--name=a", "--resume=b"], "There is no search"),
-        (["--gpus-per-trial=3", "--workers=2"], "or less than 1 for each of 2 workers"),
+        (["--gpus-per-trial=3", "--workers=2"], "gpus_per_trial 3 is more than one for each"),
         (["--trials=0"], "trials 0 is refused"),
         (["--workers=3"], "In the trials' config: batch_size 32 cannot be divided among 3 workers"),
         (["--set=device=mps"], "device 'mps' is not"),
