@@ -94,6 +94,8 @@ def check_versions(machine: MachineInfo, tested: dict[str, str]) -> Finding:
     # Nodes with different versions of Ray cannot form a cluster; another torch may work.
     fatal = "ray" in wrong or any(plain[package] == _MISSING for package in wrong)
     advice = f"pip install {'-c constraints.txt ' if tested else ''}{' '.join(wrong)}"
+    if (Path.home() / "cl_ray" / "venv").is_dir():  # a machine that `ray up` has set up
+        advice = "end the jobs, then `ray up` again, which installs cluster/requirements.txt"
     return Finding("versions", machine.name, "failure" if fatal else "warning", found, advice)
 
 

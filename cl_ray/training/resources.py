@@ -180,7 +180,8 @@ def max_capacity(
     It is infinite if the autoscaler's limits are unknown.
     """
     now = sum(map(measure, nodes))
-    if autoscaler is None:
+    workers = sum(HEAD_RESOURCE not in node for node in nodes)
+    if autoscaler is None or (autoscaler != UNKNOWN_AUTOSCALER and workers >= autoscaler.max_nodes):
         return now
     values = [(measure(n) if n else math.inf, most) for n, most in autoscaler.node_types]
     added, left = 0.0, autoscaler.max_nodes

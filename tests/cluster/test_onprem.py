@@ -28,7 +28,7 @@ def test_three_machines_from_up_to_down(
     changes = {
         "192.0.2.1": ADDRESSES[0],
         "192.0.2.2, 192.0.2.3": f"{ADDRESSES[1]}, {ADDRESSES[2]}",
-        "~/.ssh/id_ed25519": str(key),
+        "~/.ssh/cl-ray": str(key),
     }
     file = client.shipped_yaml("onprem.yaml", scratch / "onprem.yaml", **changes)
     copy_digits(cloud.machines.shared / "digits")

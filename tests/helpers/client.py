@@ -58,7 +58,7 @@ def readme_command(
 def shipped_yaml(name: str, target: Path, **replace: str) -> Path:
     """Copy a shipped YAML; in place of what it installs, this virtual environment is linked."""
     text = (ROOT / "cluster" / name).read_text()
-    text, found = INSTALL.subn(f"  - ln -sfn {sys.prefix} ~/venv\n", text)
+    text, found = INSTALL.subn(f"  - ln -sfn {sys.prefix} ~/cl_ray/venv\n", text)
     assert found == 1
     for old, new in replace.items():
         assert old in text

@@ -106,6 +106,8 @@ def test_the_capacity_that_an_autoscaler_may_reach() -> None:
     assert capacity(Autoscaler((({"CPU": 2}, 2), ({}, 1), ({"CPU": 9}, 0)), 2)) == float("inf")
     assert capacity(Autoscaler((({"CPU": 2}, 2), ({}, 0)), 9)) == 4
     assert capacity(UNKNOWN_AUTOSCALER) == float("inf")
+    own_machines, up = Autoscaler((({}, 2),), 2), [{"CPU": 4.0}, {"CPU": 4.0}]  # all are up
+    assert max_capacity(lambda node: node["CPU"], up, own_machines) == 8
 
 
 @pytest.fixture(scope="module")
