@@ -128,9 +128,8 @@ def test_notes_name_what_is_not_measured(
     bare = Dataset.open(write_images(tmp_path / "bare", train=(images, [None] * 120)))
     found = Evaluator(bare, EvaluationConfig()).evaluate(load(folder), thorough=True)
     assert found.fidelity is None
-    assert found.representation == {}
     unlabelled = {"alignment", "uniformity", "effective_rank"}
-    assert {owner: set(scores) for owner, scores in found.features.items()} == dict.fromkeys(
+    assert {owner: set(scores) for owner, scores in found.representation.items()} == dict.fromkeys(
         ("discriminator", "encoder", "pixels"), unlabelled
     )
     assert found.metrics().keys() >= {"alignment", "pixels_effective_rank"}
@@ -171,8 +170,8 @@ def test_probes_use_the_images_that_have_labels(folder: Path, tmp_path: Path) ->
     probes = found.representation["discriminator"]
     measured = [metric for metric in PROBE_METRICS if metric.name in probes]
     expected, _ = evaluate_representation(ProbeData(*parts), measured)
-    assert {name: score.accuracy for name, score in probes.items()} == {
-        name: score.accuracy for name, score in expected.items()
+    assert {name: score.value for name, score in probes.items()} == {
+        name: score.value for name, score in expected.items()
     }
     assert (
         "100 of the 300 images of the split train and 100 of the 300 images of the split "
@@ -186,8 +185,8 @@ def test_a_split_without_labels_is_not_probed(folder: Path, tmp_path: Path) -> N
     dataset = Dataset.open(write_images(tmp_path / "some", **splits))
     config = EvaluationConfig(reference="mnist", samples=100, images=100)
     found = Evaluator(dataset, config).evaluate(load(folder), thorough=True)
-    assert not found.representation.get("discriminator")
-    assert set(found.features["discriminator"]) == {"alignment", "uniformity", "effective_rank"}
+    unlabelled = {"alignment", "uniformity", "effective_rank"}
+    assert set(found.representation["discriminator"]) == unlabelled
     assert "Not measured of this data without labels in the split validation: " in " ".join(
         found.notes
     )
@@ -289,12 +288,11 @@ def test_the_command_writes_the_table_and_the_file(
     for probe in PROBE_METRICS:
         row = next(line for line in shown.splitlines() if f" {probe.title} " in line)
         for scores in saved["representation"].values():
-            assert f"{scores[probe.name]['accuracy']:.2%}" in row
+            assert f"{scores[probe.name]['value']:.2%}" in row
             assert scores[probe.name]["seconds"] >= 0
-    assert saved["features"].keys() == {"discriminator", "encoder", "pixels"}
     for entry in FEATURE_METRICS:
         row = next(line for line in shown.splitlines() if f" {entry.title} " in line)
-        for scores in saved["features"].values():
+        for scores in saved["representation"].values():
             assert f"{scores[entry.name]['value']:.4f}" in row
         assert f"measuring: representation: pixels, {entry.title}" in shown
     assert saved["fidelity"]["features"] == "mnist-classifier"
@@ -303,7 +301,7 @@ def test_the_command_writes_the_table_and_the_file(
     assert "trained on pairs by views" in shown
     assert "real-data baseline" in shown
     assert sum(saved["fidelity"]["histogram"]) == TEST
-    assert np.isclose(saved["representation"]["pixels"]["knn_1"]["accuracy"], 0.8, atol=0.15)
+    assert np.isclose(saved["representation"]["pixels"]["knn_1"]["value"], 0.8, atol=0.15)
 
 
 def test_mistakes_are_one_sentence(
