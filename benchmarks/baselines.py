@@ -159,7 +159,7 @@ def measure_features(network: Discriminator, train: RowBatch, held_out: RowBatch
     clusters = FeatureData(x, q, (q[:2], q[:2]), train.label, held_out.label)
     scores, notes = evaluate_representation(probes)
     for name, score in scores.items():
-        print(f"{name:22} {score.accuracy:.4f}")
+        print(f"{name:22} {score.value:.4f}")
     print(f"cluster_accuracy       {cluster_accuracy(clusters).value:.4f}", *notes, sep="\n")
 
 

@@ -114,7 +114,7 @@ def command(arguments: Sequence[str]) -> None:
 
 def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
     """Print every metric beside its real-data baseline, then the notes."""
-    from cl_ray.evaluation.metrics import metric_title
+    from cl_ray.evaluation.metrics import is_fraction, metric_title
 
     def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(*columns, title=title, title_justify="left")
@@ -152,20 +152,13 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
     if evaluation.representation:
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
-            f"Representation, trained on pairs by {evaluation.pairs}{labels}; probes fitted to "
-            f"{evaluation.probe_images:,} training images, scored on the split {split}"
+            f"Representation, trained on pairs by {evaluation.pairs}{labels}; measured "
+            f"with {evaluation.probe_images:,} training images on the split {split}"
         )
         tables = [
-            {name: _with_spread(score.accuracy, score.spread, ".2%") for name, score in of.items()}
-            for of in evaluation.representation.values()
+            {n: _with_spread(s.value, s.spread, ".2%" if is_fraction(n) else ".4f") for n, s in of}
+            for of in map(dict.items, evaluation.representation.values())
         ]
-        print_table(title, ("accuracy", *owners), side_by_side(tables))
-    if evaluation.features:
-        tables = [
-            {name: _with_spread(score.value, score.spread, ".4f") for name, score in of.items()}
-            for of in evaluation.features.values()
-        ]
-        title = f"Features without a probe, on the split {split}"
         print_table(title, ("", *owners), side_by_side(tables))
     if classified := evaluation.classification:
         error = f"error {classified.error:.2%} of {classified.count:,} images of the split {split}"

@@ -8,8 +8,8 @@
     cl-ray tune --metric frechet --metric linear_probe        # a Pareto front
     cl-ray train --config runs/s1/best.yaml
 
-On Ctrl-C the trials save where they are and the search ends; a second Ctrl-C ends it at once. After
-that, or after a driver or machine was killed, `--resume NAME` resumes each trial where it was.
+Ctrl-C ends the search. After that, or after a driver or machine was killed, `--resume NAME` resumes
+each running trial from its last checkpoint.
 """
 
 import sys

@@ -21,7 +21,7 @@ class EvaluationConfig(BaseConfig):
         "auto",
         description="Reference for the features of generated images: `mnist` (packaged), "
         "`stacked-mnist` (the same on each channel, which also counts modes), the path of one that "
-        "`python -m cl_ray.evaluation.reference` wrote, the folder of another run (its D), "
+        "`train_reference` of Python wrote, the folder of another run (its D), "
         "`transformers:MODEL` (a folder, or a model in the cache of Hugging Face's hub, such as "
         "`facebook/dinov2-small`), `torchvision:NAME` (such as `resnet50`, in torch.hub's cache), "
         "`inception:PATH`, or none; nothing is downloaded. auto: `mnist` for the packaged digits, "

@@ -17,7 +17,7 @@ from cl_ray.data.stacked_mnist import STACKED_MODES, load_digits, mode_labels, s
 from cl_ray.errors import UserError, pluralize
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
 from cl_ray.evaluation.config import MANIFOLD_NEIGHBOURS, EvaluationConfig
-from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore, sample_view_pairs
+from cl_ray.evaluation.feature_metrics import FeatureData, sample_view_pairs
 from cl_ray.evaluation.fidelity import Samples
 from cl_ray.evaluation.metrics import (
     CLASSIFIER_ERROR,
@@ -30,7 +30,7 @@ from cl_ray.evaluation.metrics import (
     Metric,
     MetricContext,
 )
-from cl_ray.evaluation.probes import ProbeData, ProbeScore
+from cl_ray.evaluation.probes import FeatureScore, ProbeData
 from cl_ray.evaluation.reference import (
     Reference,
     ReferenceClassifier,
@@ -136,8 +136,8 @@ class Evaluation:
         probe_images: Training images that probes were fitted to: fewer give lower scores.
         fidelity: Of the samples; None without a reference.
         modes: Of the samples of stacked digits; else None.
-        representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`.
-        features: Of the same features, by their names in FEATURE_METRICS.
+        representation: Of the features of `discriminator`, `encoder` and, to compare, `pixels`, by
+            their names in PROBE_METRICS and FEATURE_METRICS.
         classification: Of the split's images, by D; None without a classifier or labels.
         reconstruction: Of the split's images.
         notes: A sentence for each thing that was not measured, or measured differently.
@@ -152,8 +152,7 @@ class Evaluation:
     probe_images: int
     fidelity: Fidelity | None
     modes: ModeCoverage | None
-    representation: dict[str, dict[str, ProbeScore]]
-    features: dict[str, dict[str, FeatureScore]]
+    representation: dict[str, dict[str, FeatureScore]]
     classification: Classification | None
     reconstruction: Reconstruction
     notes: list[str]
@@ -171,11 +170,9 @@ class Evaluation:
             found = self.fidelity.metrics.get(metric.name) if self.fidelity else None
             if metric.relative and found and found.real_baseline > 0:
                 values[metric.name + OVER_BASELINE] = found.value / found.real_baseline
-        for owner in self.representation | self.features:
+        for owner, scores in self.representation.items():
             prefix = "" if owner == "discriminator" else f"{owner}_"
-            probes, others = self.representation.get(owner, {}), self.features.get(owner, {})
-            values |= {prefix + name: score.accuracy for name, score in probes.items()}
-            values |= {prefix + name: score.value for name, score in others.items()}
+            values |= {prefix + name: score.value for name, score in scores.items()}
         return values
 
 
@@ -193,13 +190,13 @@ def summary_line(evaluation: Evaluation) -> str:
         found, divergence = (modes.metrics[name].value for name in ("modes", "mode_kl"))
         of = f"{modes.of} modes in {modes.count:,} samples"
         parts.append(f"{found:.0f} of {of}, KL {divergence:.3f}")
-    if "discriminator" in evaluation.representation:
-        scores = evaluation.representation["discriminator"]
-        shown = [
-            f"{title} {scores[name].accuracy:.2%}"
-            for name, title in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items()
-            if name in scores
-        ]
+    scores = evaluation.representation.get("discriminator", {})
+    shown = [
+        f"{title} {scores[name].value:.2%}"
+        for name, title in {"knn_1": "1-NN", "linear_probe": "linear probe"}.items()
+        if name in scores
+    ]
+    if shown:
         parts.append(f"{' and '.join(shown)} of {evaluation.probe_images:,} training images")
     if evaluation.classification:
         used = evaluation.classification.training_labels
@@ -310,12 +307,12 @@ class ModeEvaluator:
 
 
 def evaluate_representation(
-    data: ProbeData,
-    metrics: Sequence[Metric[ProbeData, ProbeScore]] = PROBE_METRICS,
+    data: ProbeData | FeatureData,
+    metrics: Sequence[Metric[Any, FeatureScore]] = PROBE_METRICS,
     tell: ReportProgress = lambda _: None,
-) -> tuple[dict[str, ProbeScore], list[str]]:
-    """Compute probe scores by name, and a sentence for each reason why the labels allow none."""
-    scores: dict[str, ProbeScore] = {}
+) -> tuple[dict[str, FeatureScore], list[str]]:
+    """Compute scores by name, and a sentence for each reason why the labels allow none."""
+    scores: dict[str, FeatureScore] = {}
     notes: dict[str, None] = {}
     for metric in metrics:
         tell(metric.title)
@@ -455,9 +452,7 @@ class Evaluator:
         with _limited_threads():
             fidelity = self._measure_fidelity(model, context, thorough, tell)
             modes = self._measure_modes(model, thorough, tell)
-            representation, features, missing = self._measure_features(
-                model, context, thorough, tell
-            )
+            representation, missing = self._measure_features(model, context, thorough, tell)
         classification = self._measure_classifier(model, context)
         tell("reconstruction")
         held_out = held_out.labelled() if model.classes else held_out
@@ -478,7 +473,6 @@ class Evaluator:
             fidelity=fidelity,
             modes=modes,
             representation=representation,
-            features=features,
             classification=classification,
             reconstruction=reconstruction,
             notes=[*self.notes, *self._skipped(context, thorough), *missing],
@@ -547,8 +541,8 @@ class Evaluator:
 
     def _measure_features(
         self, model: TrainedModel, context: MetricContext, thorough: bool, tell: ReportProgress
-    ) -> tuple[dict[str, dict[str, ProbeScore]], dict[str, dict[str, FeatureScore]], list[str]]:
-        """Return the scores of probes and the other metrics of each features, and notes."""
+    ) -> tuple[dict[str, dict[str, FeatureScore]], list[str]]:
+        """Return the scores of each features, and notes."""
         train, held_out = self.images()
         probes = _selected(PROBE_METRICS, context, thorough)
         others = _selected(FEATURE_METRICS, context, thorough)
@@ -557,8 +551,7 @@ class Evaluator:
             extractors["encoder"] = lambda images: model.encode(images).numpy()
             extractors["pixels"] = pixel_features
         views = sample_view_pairs(held_out.image, self.seed) if others else None
-        scores: dict[str, dict[str, ProbeScore]] = {}
-        features: dict[str, dict[str, FeatureScore]] = {}
+        scores: dict[str, dict[str, FeatureScore]] = {}
         notes: list[str] = []
         for owner, extract in extractors.items() if probes or others else ():
 
@@ -567,19 +560,17 @@ class Evaluator:
 
             tell(f"representation: {owner}")
             x, q = extract(train.image), extract(held_out.image)
+            scores[owner] = {}
             if train.labelled().label is not None and held_out.labelled().label is not None:
                 data = ProbeData(*_labelled(x, train), *_labelled(q, held_out), self.seed)
                 scores[owner], notes = evaluate_representation(data, probes, tell_title)
             if views is not None:
                 pair = extract(views[0]), extract(views[1])
                 measured = FeatureData(x, q, pair, train.label, held_out.label, self.seed)
-                features[owner] = {}
-                for metric in others:
-                    tell_title(metric.title)
-                    features[owner][metric.name] = metric.compute(measured)
+                scores[owner] |= evaluate_representation(measured, others, tell_title)[0]
         if thorough and self.dataset.info.shape[0] > PIXEL_SIDE:
             notes = [*notes, f"Pixels, as features, are averaged to {PIXEL_SIDE} x {PIXEL_SIDE}."]
-        return scores, features, notes  # which depend on the data only
+        return scores, notes  # which depend on the data only
 
     def _measure_classifier(
         self, model: TrainedModel, context: MetricContext

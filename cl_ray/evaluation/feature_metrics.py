@@ -4,7 +4,6 @@ scikit-learn and scipy are imported where they are used: they take a second.
 """
 
 import warnings
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +14,7 @@ from cl_ray.data.dataset import UNLABELLED
 from cl_ray.data.views import apply_views, sample_views
 from cl_ray.evaluation.classifier import FORWARD_BATCH, Floats, Labels, Pixels
 from cl_ray.evaluation.clustering import fit_cluster_heads
-from cl_ray.evaluation.probes import principal_components
+from cl_ray.evaluation.probes import FeatureScore, principal_components
 from cl_ray.evaluation.reference import check_finite
 from cl_ray.networks.normalize import to_uint8, to_unit
 
@@ -25,19 +24,6 @@ _ROWS = 4096
 """Test images of the checks without labels, at most: uniformity compares all pairs of them."""
 _VIEWS = ViewConfig(rotate=10, shift=0.08, scale=0.1, shear=10, warp=0.05, erase=0)
 """Views for the alignment: the same for all runs, whatever views they were trained on."""
-
-
-@dataclass(frozen=True)
-class FeatureScore:
-    """A metric of features.
-
-    Args:
-        value: The metric; the mean over the seeds of clusters.
-        spread: Standard deviation over the seeds; None if it has none.
-    """
-
-    value: float
-    spread: float | None = None
 
 
 class FeatureData:

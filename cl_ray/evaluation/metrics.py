@@ -20,9 +20,9 @@ from cl_ray.evaluation import feature_metrics as features
 from cl_ray.evaluation import fidelity, probes
 from cl_ray.evaluation.classifier import Labels, Pixels
 from cl_ray.evaluation.config import EvaluationConfig
-from cl_ray.evaluation.feature_metrics import FeatureData, FeatureScore
+from cl_ray.evaluation.feature_metrics import FeatureData
 from cl_ray.evaluation.fidelity import Samples
-from cl_ray.evaluation.probes import ProbeData, ProbeScore
+from cl_ray.evaluation.probes import FeatureScore, ProbeData
 from cl_ray.evaluation.reference import ReferenceClassifier, gives_labels
 from cl_ray.evaluation.reference_name import resolve_reference
 
@@ -30,7 +30,7 @@ OVER_BASELINE = "_over_baseline"
 """Suffix of a metric divided by its real-data baseline."""
 
 Input = TypeVar("Input")
-Value = TypeVar("Value", float, ProbeScore, FeatureScore)
+Value = TypeVar("Value", float, FeatureScore)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
 """Of the histogram over the modes of stacked digits, int64 [1000], of more samples than the others
 are of; the baseline is of real triples."""
 
-_probe = partial(Metric[ProbeData, ProbeScore], fraction=True)
-PROBE_METRICS: tuple[Metric[ProbeData, ProbeScore], ...] = (
+_probe = partial(Metric[ProbeData, FeatureScore], fraction=True)
+PROBE_METRICS: tuple[Metric[ProbeData, FeatureScore], ...] = (
     _probe("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
     _probe("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), _LABELLED),
     _probe("knn_20", "20-NN", partial(probes.knn_accuracy, k=20), _LABELLED),
@@ -292,6 +292,11 @@ def mean_squared_error(images: NDArray[Any], targets: Pixels, parts: int = 20) -
 def metric_title(name: str) -> str:
     """Return the name of a metric in tables; of an unknown one, its name in words."""
     return _BY_NAME[name].title if name in _BY_NAME else name.replace("_", " ")
+
+
+def is_fraction(name: str) -> bool:
+    """Return whether a metric is known to be a fraction of 1, which is written in per cent."""
+    return name in _BY_NAME and _BY_NAME[name].fraction
 
 
 def is_larger_better(name: str) -> bool:

@@ -40,16 +40,18 @@ are no better."""
 
 
 @dataclass(frozen=True)
-class ProbeScore:
-    """Accuracy of one probe.
+class FeatureScore:
+    """A metric of features.
 
     Args:
-        accuracy: Fraction of correct test images, 0 to 1; the mean over draws of labels.
-        spread: Standard deviation over the draws; None if there is one fit only.
-        setting: Hyperparameters, in words.
+        value: The metric, of a probe the fraction of correct test images; the mean over draws of
+            labels or over seeds of clusters.
+        spread: Standard deviation over the draws or seeds; None if there is one only.
+        setting: Hyperparameters of a probe, in words.
+        seconds: The time it took.
     """
 
-    accuracy: float
+    value: float
     spread: float | None = None
     setting: str = ""
     seconds: float = 0.0
@@ -103,7 +105,7 @@ class ProbeData:
         return float((predicted == self.test_labels).mean())
 
 
-def knn_accuracy(data: ProbeData, k: int) -> ProbeScore:
+def knn_accuracy(data: ProbeData, k: int) -> FeatureScore:
     """Classify by the majority of the k nearest training images, k up to 20.
 
     By cosine similarity of `principal_components`.
@@ -113,7 +115,7 @@ def knn_accuracy(data: ProbeData, k: int) -> ProbeScore:
     from scipy.stats import mode
 
     predicted = mode(data.neighbour_labels[:, :k], axis=1).mode
-    return ProbeScore(data.accuracy(predicted), setting=f"{_DIMENSIONS} principal components")
+    return FeatureScore(data.accuracy(predicted), setting=f"{_DIMENSIONS} principal components")
 
 
 def nearest_neighbours(bank: Floats, queries: Floats, k: int) -> NDArray[np.int64]:
@@ -127,7 +129,7 @@ def nearest_neighbours(bank: Floats, queries: Floats, k: int) -> NDArray[np.int6
     return np.asarray(index.kneighbors(queries, return_distance=False))
 
 
-def linear_probe_accuracy(data: ProbeData) -> ProbeScore:
+def linear_probe_accuracy(data: ProbeData) -> FeatureScore:
     """Fit multinomial logistic regression to standardised features of all training images.
 
     Raises:
@@ -138,7 +140,7 @@ def linear_probe_accuracy(data: ProbeData) -> ProbeScore:
     predicted, penalty = linear_probe(
         (data.train - mean) / std, data.labels, (data.test - mean) / std, data.seed
     )
-    return ProbeScore(data.accuracy(predicted), setting=f"penalty {penalty:g}")
+    return FeatureScore(data.accuracy(predicted), setting=f"penalty {penalty:g}")
 
 
 def linear_probe(
@@ -203,7 +205,7 @@ def logistic_regression(features: Floats, labels: Labels, penalty: float, start:
         return model.set_params(C=1 / (penalty * len(features))).fit(features, labels)
 
 
-def few_labels_accuracy(data: ProbeData) -> ProbeScore:
+def few_labels_accuracy(data: ProbeData) -> FeatureScore:
     """Fit logistic regression to ten labels per class and nothing else.
 
     All features share one scale: so few labels cannot tell the dimensions that matter from those
@@ -226,7 +228,7 @@ def few_labels_accuracy(data: ProbeData) -> ProbeScore:
     return _over_draws(accuracies, f"penalty {_FEW_PENALTY:g}")
 
 
-def few_labels_spread_accuracy(data: ProbeData) -> ProbeScore:
+def few_labels_spread_accuracy(data: ProbeData) -> FeatureScore:
     """Spread ten labels per class over the other training images, see `label_spreading`.
 
     Comparable with semi-supervised results, which use the unlabelled images too.
@@ -341,5 +343,5 @@ def label_spreading(
     return np.stack(predicted)
 
 
-def _over_draws(accuracies: list[float], setting: str) -> ProbeScore:
-    return ProbeScore(float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)), setting)
+def _over_draws(accuracies: list[float], setting: str) -> FeatureScore:
+    return FeatureScore(float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)), setting)

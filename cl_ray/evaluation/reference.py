@@ -1,18 +1,14 @@
 """Reference features: the penultimate layer of a classifier of the data.
 
-The classifier of MNIST ships with the package, and `cl-ray evaluate` trains one of other data with
-labels (see `reference_cache.py`). The command that trained the packaged one trains any other:
-
-    python -m cl_ray.evaluation.reference --data mnist --out mnist.safetensors
+The classifier of MNIST ships with the package, made by `scripts/package_reference.py`; commands
+train one of other data with labels (see `reference_cache.py`).
 
 A distance over these features is not comparable with a published FID, which is over Inception's
 (Heusel et al., 2017).
 """
 
 import pickle
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +24,6 @@ from torch import Tensor, nn
 from cl_ray.base_config import BaseConfig
 from cl_ray.data.dataset import PACKAGED, STACKED, Dataset, sample_rows
 from cl_ray.data.stacked_mnist import STACKED_MODES, STACKED_SHAPE, mode_labels
-from cl_ray.device import keep_freed_memory
 from cl_ray.errors import UserError, first_error_line
 from cl_ray.evaluation.classifier import (
     Classifier,
@@ -87,7 +82,7 @@ class ReferenceClassifier:
 
     @classmethod
     def load(cls, name: str) -> "ReferenceClassifier":
-        """Load `mnist` (packaged), or the file at a path that the command above wrote.
+        """Load `mnist` (packaged), or the file at a path that `save` wrote.
 
         Raises:
             UserError: It does not exist, or the file is not a reference.
@@ -96,9 +91,8 @@ class ReferenceClassifier:
         path = packaged if name == "mnist" else name
         if not Path(path).is_file():
             raise UserError(
-                f"There is no reference {name}: give mnist, {STACKED}, or the path of one that "
-                "`python -m cl_ray.evaluation.reference --data DATA --out PATH` wrote, a run, or a "
-                "pretrained model such as torchvision:resnet50."
+                f"There is no reference {name}: give mnist, {STACKED}, the path of a reference's "
+                "file, a run, or a pretrained model such as torchvision:resnet50."
             )
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -111,8 +105,8 @@ class ReferenceClassifier:
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {first_error_line(error)}"
             raise UserError(
-                f"{path} is not a reference ({reason}): write it again with "
-                f"`python -m cl_ray.evaluation.reference --data DATA --out {name}`."
+                f"{path} is not a reference ({reason}): write it again with `train_reference` of "
+                "Python."
             ) from error
 
     def save(self, path: str) -> None:
@@ -353,22 +347,6 @@ def check_finite(features: Floats, kind: str) -> None:
         )
 
 
-class ReferenceCommand(ClassifierConfig):
-    """Train a reference classifier on a dataset's labels, and write it with its accuracy."""
-
-    data: str = Field("mnist", description="`mnist` or a folder or URI that `cl-ray data` wrote.")
-    out: str = Field(description="The safetensors file to write.")
-    hold_out: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Fraction of the training images to hold out and measure the accuracy on, to "
-        "choose settings by. 0 trains on all and measures on the test images, or on the split "
-        "validation where there are none.",
-    )
-    threads: int = Field(1, ge=1, description="CPU threads; another number rounds differently.")
-
-
 def labelled_held_out(dataset: Dataset) -> Literal["test", "validation"] | None:
     """Return the split whose labels a reference is measured on; None if there is none."""
     for split in ("test", "validation"):
@@ -419,7 +397,7 @@ def train_reference(
     else:
         raise UserError(
             f"{dataset.location} has no split test with labels to measure the accuracy on: hold "
-            "out some training images, such as --hold-out 0.1."
+            "out some training images, such as hold_out=0.1."
         )
     images_fitted, labels = train.image[fitted], train.label[fitted]
     network = train_classifier(images_fitted, labels, len(classes), config, on_epoch)
@@ -434,38 +412,3 @@ def train_reference(
         config=config,
     )
     return ReferenceClassifier(network, metadata)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's error ends it with one sentence and status 1."""
-    from cl_ray.cli import parse_flags
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        command = parse_flags(
-            ReferenceCommand, arguments, prog="python -m cl_ray.evaluation.reference"
-        )
-        folder = Path(command.out).absolute().parent
-        if not folder.is_dir():
-            raise UserError(f"There is no folder {folder} to write {command.out} to.")
-        torch.set_num_threads(command.threads)
-        keep_freed_memory()
-        config = ClassifierConfig(**{n: getattr(command, n) for n in ClassifierConfig.model_fields})
-        start = time.perf_counter()
-
-        def on_epoch(epoch: int, loss: float) -> None:
-            seconds = time.perf_counter() - start
-            print(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
-
-        dataset = Dataset.open(command.data)
-        reference = train_reference(dataset, config, command.hold_out, on_epoch=on_epoch)
-        reference.save(command.out)
-        found = reference.metadata
-        print(f"{command.out}: {found.accuracy:.2%} of {found.images} {found.measured_on} images")
-    except UserError as error:
-        print(f"reference: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

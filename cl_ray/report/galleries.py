@@ -26,8 +26,6 @@ _COMPARED = 400
 """Samples, and held-out images, whose nearest training image is searched."""
 _BANK_BYTES = 100_000_000
 """Training images that are searched, at most: all 60,000 digits, or 8,000 of 64 x 64 in colour."""
-_BLOCK = 2000
-"""Training images that are compared at once."""
 
 
 def sample_grids(run: TrainedModel) -> list[ImageGrid]:
@@ -189,19 +187,10 @@ def nearest_pixels(
     Returns:
         Rows of the bank and distances, both [n, k], nearest first.
     """
-    q = _flatten(queries)
-    best = torch.empty(len(q), 0, dtype=q.dtype)
-    rows = torch.empty(len(q), 0, dtype=torch.long)
-    for start in range(0, len(bank), _BLOCK):
-        # Squares and sums of integers are exact in float64: a copy has distance 0.
-        part = _flatten(bank[start : start + _BLOCK])
-        squares = q.square().sum(1)[:, None] + part.square().sum(1) - 2 * q @ part.T
-        best = torch.cat([best, squares], 1)
-        rows = torch.cat([rows, torch.arange(start, start + len(part)).expand(len(q), -1)], 1)
-        best, order = best.topk(min(k, best.shape[1]), largest=False)
-        rows = rows.gather(1, order)
-    return rows.numpy(), best.sqrt().div(255).numpy()
+    from sklearn.neighbors import NearestNeighbors
 
-
-def _flatten(images: Pixels) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).flatten(1).double()
+    # Sums of squares of integers are exact in the float64 that it computes float32 with.
+    flat = [images.reshape(len(images), -1).astype(np.float32) for images in (bank, queries)]
+    search = NearestNeighbors(n_neighbors=min(k, len(bank)), algorithm="brute").fit(flat[0])
+    distances, rows = search.kneighbors(flat[1])
+    return rows, distances / 255

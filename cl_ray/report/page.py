@@ -130,9 +130,7 @@ def write_run_report(
         "fidelity_rows": fidelity_rows(parts["fidelity"]),
         "modes": parts["modes"],
         "mode_rows": fidelity_rows(parts["modes"]),
-        "representation": representation_table(
-            parts["representation"], evaluation.get("features") or {}
-        ),
+        "representation": representation_table(parts["representation"]),
         "projector": is_written,
         "missing": missing,
         **shown,

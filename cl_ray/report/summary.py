@@ -11,7 +11,7 @@ from typing import Any
 
 from cl_ray.config import Config
 from cl_ray.errors import format_duration, pluralize
-from cl_ray.evaluation.metrics import metric_title
+from cl_ray.evaluation.metrics import is_fraction, metric_title
 from cl_ray.model import TrainedModel
 from cl_ray.report.charts import format_number, format_percent
 
@@ -68,9 +68,10 @@ def headline_stats(
     split = evaluation.get("split", "test")
     for name in ("knn_1", "linear_probe"):
         score = scores.get(name) or {}
-        if score.get("accuracy") is not None:
+        accuracy = score.get("value", score.get("accuracy"))  # its key in files of before
+        if accuracy is not None:
             what = f"accuracy on the split {split}, of D’s representation"
-            stats.append(Stat(metric_title(name), format_percent(score["accuracy"]), what))
+            stats.append(Stat(metric_title(name), format_percent(accuracy), what))
     classified = evaluation.get("classification") or {}
     if classified.get("error") is not None:
         used = classified.get("training_labels")
@@ -208,35 +209,30 @@ _OWNERS = {"discriminator": "D’s representation", "encoder": "G’s encoder", 
 
 
 def representation_table(
-    representation: dict[str, Any], features: dict[str, Any]
+    representation: dict[str, Any],
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Return column names, and for each metric its name and its cells: value ± spread.
 
-    The arguments are the parts of an evaluation of these names.
+    The argument is the part of an evaluation of this name.
     """
-    merged = {
-        owner: {**(representation.get(owner) or {}), **(features.get(owner) or {})}
-        for owner in representation | features
-    }
-    owners = {owner: scores for owner, scores in merged.items() if scores}
+    owners = {owner: scores for owner, scores in representation.items() if scores}
     names = dict.fromkeys(name for scores in owners.values() for name in scores)
     rows = [
-        (_capitalize(metric_title(name)), [_cell(s.get(name)) for s in owners.values()])
+        (_capitalize(metric_title(name)), [_cell(name, s.get(name)) for s in owners.values()])
         for name in names
     ]
     return [_OWNERS.get(owner, owner.capitalize()) for owner in owners], rows
 
 
-def _cell(score: dict[str, Any] | None) -> str:
-    if score and score.get("value") is not None:
-        spread = score.get("spread")
-        around = f" ± {format_number(spread)}" if spread is not None else ""
-        return format_number(score["value"]) + around
-    if not score or score.get("accuracy") is None:
+def _cell(name: str, score: dict[str, Any] | None) -> str:
+    score = score or {}
+    value, spread = score.get("value", score.get("accuracy")), score.get("spread")
+    if value is None:
         return "–"
-    spread = score.get("spread")
-    text = format_percent(score["accuracy"])
-    return text + (f" ± {spread * 100:.2f}" if spread is not None else "")
+    text, around = format_number(value), format_number(spread or 0)
+    if is_fraction(name):
+        text, around = format_percent(value), f"{100 * (spread or 0):.2f}"
+    return text if spread is None else f"{text} ± {around}"
 
 
 def _on_scale(value: float, end: float | None) -> float | None:

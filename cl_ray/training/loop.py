@@ -233,20 +233,16 @@ class RankZeroHooks:
             self._evaluate_again(last["epoch"], last["step"])
 
     def on_log(self, log: StepLog) -> None:
-        """Log the last steps, and save a checkpoint if one is due or the search is to stop."""
+        """Log the last steps, and save a checkpoint if one is due."""
         self.logger.log_steps(log)
         self._collect_evaluations()
         self._update_progress(log.metrics, log.images / log.seconds)
         if log.position == self.trainer.partition.steps:
             return
         every = self.config.checkpoint.every
-        stop = bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
-        if stop or (every and log.step % every == 0):
+        if every and log.step % every == 0:
             self.logger.flush()  # before the checkpoint, as in `on_epoch_end`
             self._save(None)
-        if stop:  # the search ends the processes of all ranks
-            ray.get(self.progress.confirm_saved.remote())
-            threading.Event().wait()
 
     def on_epoch_end(self, metrics: Metrics) -> Checkpoint:
         """Log a finished epoch, save a checkpoint and start an evaluation if one is due.
@@ -360,7 +356,7 @@ class RankZeroHooks:
             return
         self._updated_at = time.monotonic()
         trainer = self.trainer
-        self._answer = self.progress.update.remote(
+        self.progress.update.remote(
             {
                 "epoch": trainer.epochs,
                 "position": trainer.position,

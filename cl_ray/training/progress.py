@@ -57,15 +57,13 @@ class ProgressActor:
         self._abort_reason: str | None = None
         self._storage_failed = False
         self._reached_epoch, self._epoch_limit, self._stopped = -1, 0, False
-        self._save_requested = self._saved = False
 
     def __repr__(self) -> str:
         return f"{self.owner}: progress"
 
-    def update(self, progress: dict[str, Any]) -> bool:
-        """Replace the progress; return whether the run must save now and wait for its end."""
+    def update(self, progress: dict[str, Any]) -> None:
+        """Replace the progress."""
         self._progress = progress
-        return self._save_requested
 
     def add_message(self, text: str) -> None:
         """Add a line for the user."""
@@ -107,15 +105,6 @@ class ProgressActor:
     def stop(self) -> None:
         """Let the run train no further epoch."""
         self._stopped = True
-
-    def request_save(self) -> bool:
-        """Ask the run to save within the epoch and wait for its end; return whether it has."""
-        self._save_requested = True
-        return self._saved
-
-    def confirm_saved(self) -> None:
-        """Record that the run has saved."""
-        self._saved = True
 
     def may_continue(self, epochs: int) -> bool | None:
         """Whether a run of so many epochs trains another; None while that is undecided.

@@ -11,8 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-import ray
-import ray.actor
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.util.placement_group import remove_placement_group
@@ -37,8 +35,6 @@ from cl_ray.tuning.study import (
 )
 from cl_ray.tuning.trial import ERROR_FILE
 
-_SAVE_TIMEOUT = 10.0
-"""Seconds that trials may take to save; a slower one resumes from its last checkpoint."""
 _ORPHAN_INTERVAL = 1.0
 """Seconds between two looks for lost placement groups."""
 
@@ -225,23 +221,18 @@ def _updated(
 
 
 class Interrupted(KeyboardInterrupt):
-    """The search was stopped by Ctrl-C, and its trials have saved."""
+    """The search was stopped by Ctrl-C."""
 
 
 class InterruptCallback(_UnpickledCallback):
-    """Has running trials save where they are on Ctrl-C, and ends the search within seconds.
+    """Ends the search on Ctrl-C; Ray Tune's own handler would wait for the trials' epochs."""
 
-    Ray Tune's own handler waits until every trial has finished its epoch. Here the trials are
-    signalled instead: each saves at its next logged step and waits for its end. The driver waits
-    for that, not for long, and shuts Ray down.
-    """
-
-    def __init__(self, stop_signal: "ray.actor.ActorHandle[Any]", say: Callable[[str], None]):
-        self.stop_signal, self.say = stop_signal, say
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
         self._requested = threading.Event()
 
     def catch_sigint(self) -> AbstractContextManager[None]:
-        """Note the first Ctrl-C; a second one ends the search at once."""
+        """Note the first Ctrl-C; a second one is handled as before."""
         before = signal.getsignal(signal.SIGINT)
 
         def request_stop(*_: Any) -> None:
@@ -251,24 +242,14 @@ class InterruptCallback(_UnpickledCallback):
         return handle_signal(signal.SIGINT, request_stop)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Stop the trials if Ctrl-C was pressed; Ray Tune asks ten times a second.
+        """End the search if Ctrl-C was pressed; Ray Tune asks ten times a second.
 
         Raises:
-            Interrupted: Ctrl-C was pressed, and the trials have saved.
+            Interrupted: Ctrl-C was pressed. Ray Tune does not catch it, as it is no `Exception`.
         """
-        if not self._requested.is_set():
-            return
-        self.say("Stopping: the running trials save where they are (Ctrl-C again: stop at once).")
-        ray.get(self.stop_signal.set.remote())
-        deadline = time.monotonic() + _SAVE_TIMEOUT
-        while (left := ray.get(self.stop_signal.unsaved.remote())) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if left:
-            self.say(
-                f"Not saved within {_SAVE_TIMEOUT:g} s, back to the last checkpoint: trial "
-                f"{', '.join(map(str, left))}."
-            )
-        raise Interrupted
+        if self._requested.is_set():
+            self.say("Stopping: the running trials go back to their last checkpoint.")
+            raise Interrupted
 
 
 class OrphanedPlacementGroups(_UnpickledCallback):

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import optuna
 import pyarrow.fs
-import ray.actor
 from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -234,7 +233,7 @@ def run_trials(
     """Run trials until so many have ended as the search has: unfinished, enqueued, new ones.
 
     Raises:
-        Interrupted: Ctrl-C was pressed; what the trials did is saved.
+        Interrupted: Ctrl-C was pressed.
     """
     results = trial_results(study, search.options.trials)
     count = missing_trials(results, search.options.trials)
@@ -255,7 +254,7 @@ def run_trials(
     name = ascii_name(search.name)
     withhold_credentials()
     tuner = tune.Tuner(
-        _build_trainable(search, resources, interrupt.stop_signal),
+        _build_trainable(search, resources),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             **searcher,
@@ -287,9 +286,7 @@ def run_trials(
         _delete_tune_files(search.folder)
 
 
-def _build_trainable(
-    search: Search, resources: TrialResources, stop_signal: "ray.actor.ActorHandle[Any]"
-) -> type:
+def _build_trainable(search: Search, resources: TrialResources) -> type:
     """Return the trials' class, with its resources and what trials share in the object store.
 
     The process of a trial of several workers computes nothing itself: it runs on the head, which
@@ -307,7 +304,6 @@ def _build_trainable(
         metrics=search.metrics,
         resources=resources.each,
         exploits=search.options.scheduler == "pbt",
-        stop_signal=stop_signal,
     )
     if resources.workers > 1:
         trainable = tune.with_parameters(DistributedTrial, context=context)

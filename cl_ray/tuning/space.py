@@ -9,7 +9,7 @@ import difflib
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -25,6 +25,7 @@ Values = dict[str, Any]
 """A value for each searched field, by its dotted name."""
 
 _SPACES = Path(__file__).parent / "spaces"
+_FORMAT = f"{_SPACES / 'template.yaml'} explains the format."
 _INITIAL_CHANGES: list[Values] = [{}, {"optimizer.lr_g": 3e-3, "optimizer.lr_d": 3e-3}]
 """Settings known to work, as changes to the config. A search tries them first."""
 
@@ -126,17 +127,14 @@ class Space(BaseConfig):
             raise UserError(f"{where} is not YAML: {yaml_error_reason(error)}.") from error
         if not isinstance(fields, dict) or not fields:
             raise UserError(
-                f"{where} must be a mapping of one or more fields to their ranges. "
-                f"{_correct_line('optimizer.lr_g')}"
+                f"{where} must be a mapping of one or more fields to their ranges. {_FORMAT}"
             )
         parameters = {}
         for field, given in fields.items():
             try:
                 parameters[str(field)] = Parameter.model_validate(given)
             except ValidationError as error:
-                raise UserError(
-                    f"In {where}, {field}: {_explain(error)}. {_correct_line(str(field))}"
-                ) from error
+                raise UserError(f"In {where}, {field}: {_explain(error)}. {_FORMAT}") from error
         return cls(parameters=_sort_by_dependency(parameters, where))
 
     @classmethod
@@ -175,7 +173,7 @@ class Space(BaseConfig):
             try:
                 self._check_field(field, base, where)
             except UserError as error:
-                raise UserError(f"{error} {_correct_line(field, base)}") from error
+                raise UserError(f"{error} {_FORMAT}") from error
 
     def _check_field(self, field: str, base: Config, where: str) -> None:
         known, parameter = dict(leaves(base.model_dump())), self.parameters[field]
@@ -356,55 +354,6 @@ def _parse_numbers(given: Any) -> Any:
 
 def _nearest(field: str, known: Iterable[str]) -> str:
     return (difflib.get_close_matches(field, known, 1, 0.0) or [""])[0]
-
-
-def _correct_line(field: str, base: Config | None = None) -> str:
-    """Return a sentence with a line that searches the field, or the nearest one that there is."""
-    base = base or Config()
-    fixed = tuple(marked_fields(Config, "not_searchable"))
-    own = {f: v for f, v in leaves(base.model_dump()) if not f.startswith(fixed)}
-    field = field if field in own else _nearest(field, own)
-    given = example_range(field, own[field], base)
-    line = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=1000).strip()
-    return f"A correct line is `{field}: {line}`; {_SPACES / 'template.yaml'} explains the format."
-
-
-def example_range(field: str, value: Any, base: Config) -> dict[str, Any]:
-    """Return a range that the config accepts: a shipped space's, or one around the value."""
-
-    def accepted(value: Any) -> bool:
-        try:
-            apply_values(base, {field: value})
-        except UserError:
-            return False
-        return True
-
-    spaces = (Space.load(name).parameters for name in ("template", "balance", "objectives"))
-    shipped = next((space[field] for space in spaces if field in space), None)
-    if shipped:
-        given = shipped.model_dump(exclude_defaults=True, exclude={"at_most", "when"})
-        if shipped.kind == "int":
-            given["low"], given["high"] = shipped.bounds()
-    else:
-        section, _, name = field.rpartition(".")
-        kind = type(getattr(base, section)) if section else Config
-        annotation = kind.model_fields[name].annotation
-        if isinstance(value, bool):
-            given = {"kind": "choice", "values": [False, True]}
-        elif get_origin(annotation) is Literal:
-            given = {"kind": "choice", "values": [*get_args(annotation)]}
-        elif isinstance(value, int):
-            given = {"kind": "int", "low": value // 2, "high": 2 * value or 1}
-        elif value:
-            given = {"kind": "log", "low": value / 2, "high": value * 2}
-        else:
-            given = {"kind": "float", "low": 0.0, "high": 0.5}
-    if "values" in given:
-        return {**given, "values": [choice for choice in given["values"] if accepted(choice)]}
-    ends = {end: given[end] if accepted(given[end]) else value for end in ("low", "high")}
-    if ends["low"] < ends["high"]:
-        return given | ends
-    return {"kind": "choice", "values": [value]}
 
 
 def _explain(error: ValidationError) -> str:

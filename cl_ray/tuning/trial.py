@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.actor
 import torch
 from ray import tune
 
@@ -39,7 +38,6 @@ from cl_ray.training.ray_compat import session_log_dir
 from cl_ray.training.resources import WorkerResources
 from cl_ray.training.run_logger import RunLogger
 from cl_ray.tuning.space import Space, apply_values
-from cl_ray.tuning.stop_signal import StopListener
 from cl_ray.tuning.study import SearchMetric
 
 ERROR_FILE = "error.txt"
@@ -70,7 +68,6 @@ class TrialContext:
         resources: What each worker of a trial asks for.
         exploits: Whether the scheduler is population-based training: then a trial that diverged
             waits for another's weights.
-        stop_signal: The search's `StopSignal`, if it has one.
     """
 
     search: str
@@ -81,7 +78,6 @@ class TrialContext:
     metrics: list[SearchMetric]
     resources: WorkerResources
     exploits: bool = False
-    stop_signal: "ray.actor.ActorHandle[Any] | None" = None
 
 
 class SearchTrial(tune.Trainable, ABC):
@@ -275,7 +271,7 @@ class LocalTrial(SearchTrial):
         self.rows, self.evaluator = rows, evaluator
         self.logger: RunLogger | None = None
         self.epoch_seconds = 1.0
-        self.context, self.listener = context, StopListener(context.stop_signal)
+        self.context = context
         self.assign(config)
 
     def start(self) -> str:
@@ -336,7 +332,7 @@ class LocalTrial(SearchTrial):
             # It has ended, and Tune has not heard of it.
             return self._result(logger.metrics.lines[-1], trainer.epochs)
         if trainer.position or not trainer.epochs or evaluated:
-            with self.listener.unsaved_steps(self.number), self.cpu_affinity:
+            with self.cpu_affinity:
                 try:
                     metrics = trainer.train_epoch(self._on_log)
                 except NonFiniteLossError as error:
@@ -362,18 +358,15 @@ class LocalTrial(SearchTrial):
         return self.logger.metrics.lines
 
     def _on_log(self, record: StepLog) -> None:
-        """Log steps; save where a checkpoint is due within the epoch or the search stops."""
+        """Log steps; save where a checkpoint is due within the epoch."""
         assert self.logger is not None
         self.logger.log_steps(record)
         if record.position == self.trainer.loader.partition.steps:
             return
         every = self.trainer.config.checkpoint.every
-        stopping = self.listener.is_set()
-        if stopping or (every and record.step % every == 0):
+        if every and record.step % every == 0:
             self.logger.flush()
             self._save()
-        if stopping:
-            self.listener.report_saved_and_wait(self.number)
 
     def _save(self) -> None:
         trainer = self.trainer
@@ -438,7 +431,7 @@ class DistributedTrial(SearchTrial):
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
         """Take the first trial."""
-        self.context, self.listener = context, StopListener(context.stop_signal)
+        self.context = context
         self.assign(config)
 
     def start(self) -> str:
@@ -457,16 +450,9 @@ class DistributedTrial(SearchTrial):
         """Let the workers train one epoch, and read what they logged."""
         assert self.trainer is not None
         target = min(self.epochs + 1, self.run_config.epochs)
-        while self.trainer.is_alive() and ray.get(self.progress.reached_epoch.remote()) < 0:
-            time.sleep(_POLL_INTERVAL)  # the workers start: there are no steps to save
-        with self.listener.unsaved_steps(self.number):
-            ray.get(self.progress.set_epoch_limit.remote(target))
-            while (
-                self.trainer.is_alive() and ray.get(self.progress.reached_epoch.remote()) < target
-            ):
-                if self.listener.is_set() and ray.get(self.progress.request_save.remote()):
-                    self.listener.report_saved_and_wait(self.number)
-                time.sleep(_POLL_INTERVAL)
+        ray.get(self.progress.set_epoch_limit.remote(target))
+        while self.trainer.is_alive() and ray.get(self.progress.reached_epoch.remote()) < target:
+            time.sleep(_POLL_INTERVAL)
         if not self.trainer.is_alive():
             self._check_outcome()
         line: dict[str, Any] = {}

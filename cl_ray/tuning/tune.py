@@ -79,7 +79,6 @@ def _run_on_ray(
         # Imported once Ray starts: importing Tune takes seconds, and reads the environment.
         from cl_ray.tuning.callbacks import InterruptCallback, Interrupted, StudyCallback
         from cl_ray.tuning.runner import allocate_trials, run_trials
-        from cl_ray.tuning.stop_signal import start_stop_signal
 
         if not options.verbose:
             for name in ("ray.tune", "ray.train"):
@@ -92,7 +91,7 @@ def _run_on_ray(
             console, search.metrics, options.epochs, options.trials
         ) as progress:
             recorder = StudyCallback(search, study, storage, progress.show)
-            interrupt = InterruptCallback(start_stop_signal(search.name), console.print)
+            interrupt = InterruptCallback(console.print)
             with contextlib.suppress(Interrupted), storage.errors():
                 run_trials(search, study, resources, recorder, interrupt)
 

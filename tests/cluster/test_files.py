@@ -79,7 +79,13 @@ def test_machines_install_what_is_listed_with_its_hash(target: str) -> None:
         assert "--require-hashes" in command
         assert set(files) <= set(config["file_mounts"])
         # Nothing is installed that is not in one of the files.
-        options = {"--require-hashes", "--requirement", "--requirements", "--python", "~/cl_ray/venv"}
+        options = {
+            "--require-hashes",
+            "--requirement",
+            "--requirements",
+            "--python",
+            "~/cl_ray/venv",
+        }
         assert set(words) <= {*options, *files}
 
 

@@ -123,7 +123,7 @@ def test_fewer_images_for_probes_leave_the_samples_as_many(folder: Path, digits:
         assert found.fidelity
         assert found.fidelity.count == TEST
         values.append({name: metric.value for name, metric in found.fidelity.metrics.items()})
-        probes.append(found.representation["discriminator"]["knn_1"].accuracy)
+        probes.append(found.representation["discriminator"]["knn_1"].value)
     assert values[0] == values[1]
     assert probes[0] != probes[1]
 
@@ -151,9 +151,8 @@ def test_notes_name_what_is_not_measured(
     bare = Dataset.open(write_images(tmp_path / "bare", train=(images, [None] * 120)))
     found = Evaluator(bare, EvaluationConfig()).evaluate(load(folder), thorough=True)
     assert found.fidelity is None
-    assert found.representation == {}
     unlabelled = {"alignment", "uniformity", "effective_rank"}
-    assert {owner: set(scores) for owner, scores in found.features.items()} == dict.fromkeys(
+    assert {owner: set(scores) for owner, scores in found.representation.items()} == dict.fromkeys(
         ("discriminator", "encoder", "pixels"), unlabelled
     )
     assert found.metrics().keys() >= {"alignment", "pixels_effective_rank"}
@@ -194,8 +193,8 @@ def test_probes_use_the_images_that_have_labels(folder: Path, tmp_path: Path) ->
     probes = found.representation["discriminator"]
     measured = [metric for metric in PROBE_METRICS if metric.name in probes]
     expected, _ = evaluate_representation(ProbeData(*parts), measured)
-    assert {name: score.accuracy for name, score in probes.items()} == {
-        name: score.accuracy for name, score in expected.items()
+    assert {name: score.value for name, score in probes.items()} == {
+        name: score.value for name, score in expected.items()
     }
     assert (
         "100 of the 300 images of the split train and 100 of the 300 images of the split "
@@ -211,8 +210,8 @@ def test_a_split_without_labels_is_not_probed(folder: Path, tmp_path: Path) -> N
     found = Evaluator(dataset, config).evaluate(load(folder), thorough=True)
     assert found.fidelity
     assert "classification_accuracy" not in found.fidelity.metrics
-    assert not found.representation.get("discriminator")
-    assert set(found.features["discriminator"]) == {"alignment", "uniformity", "effective_rank"}
+    unlabelled = {"alignment", "uniformity", "effective_rank"}
+    assert set(found.representation["discriminator"]) == unlabelled
     assert "Not measured of this data without labels in the split validation: " in " ".join(
         found.notes
     )
@@ -314,12 +313,11 @@ def test_the_command_writes_the_table_and_the_file(
     for probe in PROBE_METRICS:
         row = next(line for line in shown.splitlines() if f" {probe.title} " in line)
         for scores in saved["representation"].values():
-            assert f"{scores[probe.name]['accuracy']:.2%}" in row
+            assert f"{scores[probe.name]['value']:.2%}" in row
             assert scores[probe.name]["seconds"] >= 0
-    assert saved["features"].keys() == {"discriminator", "encoder", "pixels"}
     for entry in FEATURE_METRICS:
         row = next(line for line in shown.splitlines() if f" {entry.title} " in line)
-        for scores in saved["features"].values():
+        for scores in saved["representation"].values():
             assert f"{scores[entry.name]['value']:.4f}" in row
         assert f"measuring: representation: pixels, {entry.title}" in shown
     assert saved["fidelity"]["features"] == "mnist-classifier"
@@ -328,7 +326,7 @@ def test_the_command_writes_the_table_and_the_file(
     assert "trained on pairs by views" in shown
     assert "real-data baseline" in shown
     assert sum(saved["fidelity"]["histogram"]) == TEST
-    assert np.isclose(saved["representation"]["pixels"]["knn_1"]["accuracy"], 0.8, atol=0.15)
+    assert np.isclose(saved["representation"]["pixels"]["knn_1"]["value"], 0.8, atol=0.15)
 
 
 def test_mistakes_are_one_sentence(

@@ -36,7 +36,7 @@ def test_knn_is_that_of_scikit_learn() -> None:
     for k in (1, 20):
         theirs = KNeighborsClassifier(k).fit(data.components[0], y)
         expected = theirs.score(data.components[1], truth)
-        assert probes.knn_accuracy(data, k).accuracy == pytest.approx(expected)
+        assert probes.knn_accuracy(data, k).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3])
@@ -111,7 +111,7 @@ def test_few_labels_are_fitted_alone_and_on_one_scale(size: int) -> None:
         model = LogisticRegression(C=1 / (1e-2 * len(rows)), max_iter=1000)
         model.fit((x[rows] - x.mean(0)) / scale, y[rows])
         theirs.append(model.score((q - x.mean(0)) / scale, truth))
-    assert found.accuracy == pytest.approx(np.mean(theirs), abs=2e-3)
+    assert found.value == pytest.approx(np.mean(theirs), abs=2e-3)
     assert found.spread == pytest.approx(np.std(theirs, ddof=1), rel=0.1)
 
 
@@ -191,9 +191,9 @@ def test_test_labels_are_only_compared_with_and_the_seed_decides(easy: Any) -> N
     given, turned = ProbeData(x, y, q, truth), ProbeData(x, y, q, (truth + 1) % 4)
     for name, probe in ALL_PROBES.items():
         first, second = probe(given), probe(turned)
-        assert 0.65 < first.accuracy < 1, name
+        assert 0.65 < first.value < 1, name
         assert first.setting == second.setting
-        assert first.accuracy + second.accuracy <= 1
+        assert first.value + second.value <= 1
         assert probe(ProbeData(*easy)) == first
     assert probes.few_labels_accuracy(
         ProbeData(x, y, q, truth, seed=2)
@@ -205,13 +205,13 @@ def test_constant_and_few_features(easy: Any) -> None:
     constant = [np.concatenate([part, np.full_like(part, 7)], 1) for part in (x, q)]
     data = ProbeData(constant[0], y, constant[1], truth)
     for name, probe in ALL_PROBES.items():
-        plain = probe(ProbeData(*easy)).accuracy
-        assert probe(data).accuracy == pytest.approx(plain, abs=0.01), name
+        plain = probe(ProbeData(*easy)).value
+        assert probe(data).value == pytest.approx(plain, abs=0.01), name
     same = ProbeData(np.ones_like(x), y, np.ones_like(q), truth)
-    assert probes.linear_probe_accuracy(same).accuracy <= 0.6
+    assert probes.linear_probe_accuracy(same).value <= 0.6
     tiny = ProbeData(x[:6], y[:6], q, truth)
-    assert 0 < probes.linear_probe_accuracy(tiny).accuracy <= 1
-    assert 0 < probes.knn_accuracy(tiny, 20).accuracy <= 1
+    assert 0 < probes.linear_probe_accuracy(tiny).value <= 1
+    assert 0 < probes.knn_accuracy(tiny, 20).value <= 1
     one = ProbeData(x, np.ones_like(y), q, truth)
     for probe in (probes.linear_probe_accuracy, probes.few_labels_accuracy):
         with pytest.raises(UserError, match="two classes or more"):

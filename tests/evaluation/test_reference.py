@@ -1,6 +1,5 @@
-"""The packaged reference is as good as recorded; the command trains others; errors."""
+"""The packaged reference is as good as recorded; others are trained; errors."""
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +20,7 @@ from torchvision import models
 
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
+from cl_ray.evaluation.classifier import ClassifierConfig
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
 from cl_ray.evaluation.metrics import MetricContext, available_metrics
@@ -30,12 +30,12 @@ from cl_ray.evaluation.reference import (
     StackedReference,
     gives_labels,
     load_features,
-    main,
+    train_reference,
 )
 from cl_ray.evaluation.reference_name import resolve_reference
 from cl_ray.model import TrainedModel
 
-TINY = ["--width", "4", "--features", "16", "--epochs", "2", "--batch-size", "32"]
+TINY = ClassifierConfig(width=4, features=16, epochs=2, batch_size=32)
 PACKAGED = files("cl_ray.evaluation") / "mnist.safetensors"
 
 
@@ -82,7 +82,7 @@ def test_a_saved_reference_is_the_same(mnist: ReferenceClassifier, tmp_path: Pat
 
 
 def test_a_missing_or_broken_reference_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no reference cifar: give mnist, stacked-mnist, or"):
+    with pytest.raises(UserError, match="no reference cifar: give mnist, stacked-mnist, the"):
         load_features("cifar")
     broken = tmp_path / "broken.safetensors"
     save_file({"weight": torch.ones(3)}, broken)
@@ -230,50 +230,38 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_images(folder, classes=names, train=train, test=test)
 
 
-def test_the_command_trains_a_reference_of_other_data(
-    colours: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reference_is_trained_of_other_data(colours: str, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.safetensors" for name in ("first", "second")]
+    dataset, epochs = Dataset.open(colours), list[int]()
     for path in paths:
-        main(["--data", colours, "--out", str(path), *TINY, "--views.warp", "0"])
+        train_reference(dataset, TINY, on_epoch=lambda n, _: epochs.append(n)).save(str(path))
+    assert epochs == [1, 2, 1, 2]
     reference = ReferenceClassifier.load(str(paths[0]))
     metadata = reference.metadata
     assert reference.name == "noise-classifier"
     assert metadata.classes == ["red", "green", "blue"]
     assert metadata.shape == (32, 32, 3)
     assert (metadata.images, metadata.measured_on) == (60, "test")
-    assert (metadata.config.views.warp, metadata.config.width) == (0, 4)
-    test = Dataset.open(colours).read("test")
+    assert metadata.config == TINY
+    test = dataset.read("test")
     accuracy = (reference.labels(reference.features(test.image)) == test.label).mean()
     assert metadata.accuracy == accuracy > 0.9
-    printed = capsys.readouterr().out
-    assert "epoch 2 of 2" in printed
-    assert f"{accuracy:.2%} of 60 test images" in printed
     assert paths[0].read_bytes() == paths[1].read_bytes()  # nothing but the seed decides
-    main(["--data", colours, "--out", str(paths[1]), "--hold-out", "0.1", *TINY])
-    metadata = ReferenceClassifier.load(str(paths[1])).metadata
+    metadata = train_reference(dataset, TINY, hold_out=0.1).metadata
     assert (metadata.images, metadata.measured_on) == (24, "held out")
-    assert "of 24 held out images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("labels", "out", "words"),
-    [
-        ([0, 1] * 10, "grey.safetensors", "has no split test.*--hold-out 0.1"),
-        ([None] * 20, "grey.safetensors", "has no labels"),
-        ([0, 1] * 10, "nowhere/grey.safetensors", "no folder .*/nowhere to write"),
-    ],
+    ("labels", "words"),
+    [([0, 1] * 10, "has no split test.*hold_out=0.1"), ([None] * 20, "has no labels")],
 )
-def test_what_the_command_cannot_do_is_one_sentence(
-    labels: list[Any], out: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_data_that_no_reference_can_be_trained_of(
+    labels: list[Any], words: str, tmp_path: Path
 ) -> None:
     images = np.zeros((20, 28, 28, 1), np.uint8)
     data = write_images(tmp_path / "grey", train=(images, labels))
-    with pytest.raises(SystemExit, match="1"):
-        main(["--data", data, "--out", str(tmp_path / out), *TINY])
-    message = capsys.readouterr().err
-    assert re.fullmatch(f"reference: [^\n]*{words}[^\n]*\n", message)
-    assert not (tmp_path / out).exists()
+    with pytest.raises(UserError, match=words):
+        train_reference(Dataset.open(data), TINY)
 
 
 def test_metrics_need_no_ray_and_load_libraries_late() -> None:

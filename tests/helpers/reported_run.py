@@ -45,16 +45,12 @@ EVALUATION: dict[str, Any] = {
     },
     "representation": {
         "discriminator": {
-            "knn_1": {"accuracy": 0.9767, "spread": None, "setting": "Euclidean", "seconds": 3.0},
-            "few_labels": {"accuracy": 0.88, "spread": 0.0123, "setting": "", "seconds": 3.0},
-        },
-        "encoder": {"knn_1": {"accuracy": 0.91, "spread": None, "setting": "", "seconds": 3.0}},
-    },
-    "features": {
-        "discriminator": {
+            "knn_1": {"value": 0.9767, "spread": None, "setting": "Euclidean", "seconds": 3.0},
+            "few_labels": {"value": 0.88, "spread": 0.0123, "setting": "", "seconds": 3.0},
             "cluster_accuracy": {"value": 0.912, "spread": 0.0345},
             "uniformity": {"value": -2.345, "spread": None},
-        }
+        },
+        "encoder": {"knn_1": {"value": 0.91, "spread": None, "setting": "", "seconds": 3.0}},
     },
     "reconstruction": {"error": 0.0213, "mean_image": 0.0673},
     "notes": ["A note of <the> evaluation."],

@@ -44,8 +44,7 @@ def test_interpolation_between_equal_and_between_opposite_ends() -> None:
     assert torch.allclose((points[:, 0] * points[:, 2]).sum(1), torch.zeros(3), atol=1e-5)
 
 
-def test_the_nearest_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cl_ray.report.galleries._BLOCK", 7)
+def test_the_nearest_are_those_of_all_pairs() -> None:
     random = np.random.default_rng(0)
     bank = random.integers(0, 256, (40, 8, 8, 3), np.uint8)
     queries = np.concatenate([random.integers(0, 256, (5, 8, 8, 3), np.uint8), bank[[31, 3]]])

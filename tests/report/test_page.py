@@ -169,8 +169,9 @@ def test_images_that_cannot_be_interpolated(
 def test_parts_of_an_evaluation(without_networks: Path) -> None:
     for left, complaint in (
         ({"fidelity": None}, "Not measured, as there is no reference"),
-        ({"representation": None, "features": None}, "which takes labels"),
-        ({"representation": {"discriminator": {}}, "features": {}}, "which takes labels"),
+        ({"representation": None}, "which takes labels"),
+        ({"representation": {"discriminator": {}}}, "which takes labels"),
+        ({"representation": {"encoder": {"knn_1": {"accuracy": 0.7531}}}}, "1-NN 75.31%"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, ""),
         ({"fidelity": {"features": "inception-v3", "metrics": {}, "histogram": None}}, "Not meas"),
     ):

@@ -1,6 +1,8 @@
 """Callbacks: Ctrl-C within an epoch, and resources that a killed process had reserved."""
 
 import contextlib
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,12 @@ from ray.util.placement_group import placement_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.training.ray_compat import orphaned_placement_groups
-from cl_ray.tuning.callbacks import OrphanedPlacementGroups, StudyCallback
+from cl_ray.tuning.callbacks import (
+    InterruptCallback,
+    Interrupted,
+    OrphanedPlacementGroups,
+    StudyCallback,
+)
 from cl_ray.tuning.space import Space
 
 pytestmark = pytest.mark.ray
@@ -61,45 +68,39 @@ def saved_steps(folder: Path, trial: int) -> int:
     return max((int(file.parent.name.removeprefix("step-")) for file in found), default=0)
 
 
-def trains(folder: Path, trial: int) -> bool:
-    """Whether a trial has logged steps."""
-    curves = folder / "trials" / f"{trial:04d}" / "tensorboard"
-    if not curves.is_dir():
-        return False
-    events = EventAccumulator(str(curves)).Reload()
-    return "speed/images_per_second" in events.Tags()["scalars"]
-
-
 @pytest.mark.parametrize(("workers", "sent"), [(1, "Ctrl-C"), (2, "SIGTERM")])
-def test_trials_save_within_the_epoch_and_resume_there(
+def test_trials_resume_from_their_last_checkpoint_within_the_epoch(
     start: Start, tmp_path: Path, workers: int, sent: str
 ) -> None:
     trials = 2 if workers == 1 else 1
     search = start(
         f"--workers={workers}", "--cpus-per-trial=1", f"--trials={trials}", "--scheduler=none",
-        f"--concurrent={trials}", "--set=log_every=1", "--set=checkpoint.every=0",
-        *([SLOW_STEPS] if trials > 1 else []),
+        f"--concurrent={trials}", "--set=log_every=1", "--set=checkpoint.every=10", SLOW_STEPS,
     )  # fmt: skip
     folder = tmp_path / "s"
-    search.wait_for(lambda: all(trains(folder, n) for n in range(trials)), "steps of each trial")
+    search.wait_for(lambda: all(saved_steps(folder, n) for n in range(trials)), "checkpoints")
     if sent == "Ctrl-C":
         search.press_ctrl_c()
     else:
         search.process.terminate()  # as `ray job stop` does
     output = search.wait_interrupted()
-    _, stopping, after = output.partition("Stopping: the running trials save where they are")
+    _, stopping, after = output.partition("Stopping: the running trials go back to their last")
     assert stopping
-    assert "Not saved within" not in after
     assert "Traceback" not in output
     assert f"resume with: python tuning/search.py --resume s --storage {tmp_path}" in after
+    saved = [saved_steps(folder, trial) for trial in range(trials)]
     for trial in range(trials):  # without waiting for the epoch's end
         assert f"trial {trial} epoch" not in output
-        assert 0 < saved_steps(folder, trial) < STEPS
+        assert 0 < saved[trial] < STEPS
+    resumed_at = time.time()
     done = run_search(f"--storage={tmp_path}", "--resume=s")
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in range(trials):
         lines = read_metrics(folder / "trials" / f"{trial:04d}")
         assert [line["step"] for line in lines] == [STEPS]
+        curves = EventAccumulator(str(folder / "trials" / f"{trial:04d}" / "tensorboard")).Reload()
+        logged = curves.Scalars("speed/images_per_second")
+        assert [e.step for e in logged if e.wall_time < resumed_at][-1] == saved[trial]
         assert leaderboard(folder)[trial]["status"] != "running"
 
 
@@ -160,33 +161,30 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     assert values_of(folder) == UNDISTURBED
 
 
-def test_trials_save_within_the_epoch_when_the_terminal_closes(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_search_ends_when_its_terminal_closes(start: Start, tmp_path: Path) -> None:
     search = start(
-        "--trials=1", "--set=log_every=1", "--set=checkpoint.every=0", SLOW_STEPS, terminal=True
+        "--trials=1", "--set=log_every=1", "--set=checkpoint.every=10", SLOW_STEPS, terminal=True
     )  # fmt: skip
     folder = tmp_path / "s"
-    search.wait_for(lambda: trains(folder, 0), "its steps")
+    search.wait_for(lambda: saved_steps(folder, 0), "a checkpoint")
     search.close_terminal()
     search.wait_interrupted()
     assert 0 < saved_steps(folder, 0) < STEPS
 
 
-def test_a_second_ctrl_c_ends_the_search_at_once(start: Start, tmp_path: Path) -> None:
-    """The first one waits for the next logged step, which is 50 steps away."""
-    search = start(
-        "--trials=1", "--set=log_every=100000", "--set=checkpoint.every=50", SLOW_STEPS
-    )  # fmt: skip
-    folder = tmp_path / "s"
-    search.wait_for(lambda: saved_steps(folder, 0) == 50, "a checkpoint within the epoch")
-    search.press_ctrl_c()
-    search.wait_for(lambda: "Stopping: " in search.output(), "the answer to the first")
-    search.press_ctrl_c()
-    output = search.wait_interrupted()
-    assert "resume with: python tuning/search.py --resume s" in output
-    assert "Traceback" not in output
-    assert saved_steps(folder, 0) == 50
+def test_only_the_first_ctrl_c_waits_for_ray_tune() -> None:
+    said: list[str] = []
+    callback = InterruptCallback(said.append)
+    with callback.catch_sigint():
+        callback.on_step_begin(0, [])
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert not said
+        with pytest.raises(Interrupted):
+            callback.on_step_begin(1, [])
+    assert len(said) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_before_a_trial_has_its_folder_is_told(tmp_path: Path) -> None:

@@ -6,12 +6,10 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 
-from cl_ray.base_config import marked_fields
 from cl_ray.config import Config, leaves, preset
 from cl_ray.errors import UserError
-from cl_ray.tuning.space import Space, apply_values, example_range
+from cl_ray.tuning.space import Space, apply_values
 
 BASE = preset("quick")
 BALANCE = Space.load("balance")
@@ -227,49 +225,13 @@ def test_invalid_spaces_are_refused_by_name(text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-RATE_LINE = "A correct line is `optimizer.lr_g: {kind: log, low: 0.001, high: 0.03}`"
-
-
 @pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        (f"{RATE}: {{kind: log, low: 0, high: 0.1}}", RATE_LINE),
-        (f"{RATE}: {{kind: log, low: 0.1, high: 3}}", RATE_LINE),
-        ("lr_g: {kind: log, low: 0.1, high: 0.2}", RATE_LINE),
-        ("optimizer: {lr_g: {kind: log, low: 0.1, high: 0.2}}", RATE_LINE),
-        ("[1]", RATE_LINE),
-        (f"{DEPTH}: {{kind: int, low: 2, high: 13}}", f"`{DEPTH}: {{kind: int, low: 2, high: 5}}`"),
-        ("losses.pair: 3", "`losses.pair: {kind: log, low: 0.05, high: 0.2}`"),
-        ("losses.r2: 3", "`losses.r2: {kind: float, low: 0.0, high: 0.5}`"),
-        ("losses.form: 3", "`losses.form: {kind: choice, values: [info-nce, contrad]}`"),
-        (
-            "losses.objective: 3",
-            "`losses.objective: {kind: choice, values: [non-saturating, hinge, wasserstein]}`",
-        ),
-    ],
+    "text",
+    ["[1]", "losses.pair: 3", "lr_g: {kind: log, low: 0.1, high: 0.2}", f"{RATE}: {{kind: log}}"],
 )
-def test_a_refusal_has_a_correct_line_and_says_where_the_format_is(text: str, line: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_a_refusal_names_the_template(text: str) -> None:
+    with pytest.raises(UserError, match=r"explains the format\.$") as caught:
         Space.from_yaml(text).check(BASE)
-    assert line in str(caught.value)
-    assert Path(str(caught.value).split()[-4]).name == "template.yaml"
-    assert "kind: choice" in Path(str(caught.value).split()[-4]).read_text()
-
-
-EXTREMES = {
-    "losses.objective": "wasserstein",
-    "losses.gradient_penalty": 10.0,
-    "optimizer.beta1": 0.0,
-    "generator.depth": 12,
-}
-
-
-@pytest.mark.parametrize("changes", [{}, EXTREMES], ids=["quick", "extremes"])
-def test_the_example_of_every_field_is_accepted(changes: dict[str, Any]) -> None:
-    base = apply_values(BASE, changes)
-    fixed = tuple(marked_fields(Config, "not_searchable"))
-    fields = {f: v for f, v in leaves(base.model_dump()) if not f.startswith(fixed)}
-    assert {"seed", "losses.r1", "discriminator.spectral_norm", "precision"} <= set(fields)
-    for field, value in fields.items():
-        line = yaml.safe_dump({field: example_range(field, value, base)})
-        Space.from_yaml(line).check(base)
+    template = Path(str(caught.value).split()[-4])
+    assert template.name == "template.yaml"
+    assert "kind: choice" in template.read_text()
