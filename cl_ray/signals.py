@@ -75,8 +75,8 @@ def interrupt_kept() -> Iterator[None]:
 def hangup_blocked() -> Iterator[None]:
     """Block SIGHUP in the processes that are started meanwhile.
 
-    A terminal that closes sends it to all of them, and who saves needs them. This process receives
-    at the end what came meanwhile.
+    A terminal that closes sends it to all of them, and a command that ends in order needs them.
+    This process receives at the end what came meanwhile.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
