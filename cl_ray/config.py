@@ -25,6 +25,10 @@ MAX_NAME_BYTES = 230
 name with something before and after it."""
 
 
+WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior")
+"""Fields of the networks' configs that their weights do not depend on."""
+
+
 class RunIdentityConfig(BaseConfig):
     """What a run is called, where it is stored and which data it trains on."""
 

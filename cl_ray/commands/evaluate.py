@@ -149,7 +149,7 @@ def print_evaluation(evaluation: "Evaluation", console: Console) -> None:
         baseline = "the same metric of as many real images in the place of the samples"
         print_line(console, f"real images: the real-data baseline, {baseline}.")
     owners = "D", "G's encoder", "pixels"
-    if evaluation.representation:
+    if any(evaluation.representation.values()):
         labels = f" with labels ({evaluation.supervision})" if evaluation.supervision else ""
         title = (
             f"Representation, trained on pairs by {evaluation.pairs}{labels}; measured "

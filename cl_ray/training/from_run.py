@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cl_ray.base_config import marked_fields
 from cl_ray.checkpoint import CHECKPOINTS, CheckpointStore
-from cl_ray.config import Config, differences
+from cl_ray.config import WITHOUT_WEIGHTS, Config, differences
 from cl_ray.console import print_line
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.partition import Partition
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NETWORKS = ("generator", "discriminator", "ema_generator")
-_WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior")
-"""Fields of the networks' configs that their weights do not depend on."""
 _CLASS_LAYERS = ("class_embedding.", "class_head.")
 """Names of the weights that only a conditional network has: a vector or a row for each class."""
 
@@ -71,7 +69,7 @@ def initial_state(config: Config, dataset: Dataset, console: Console) -> dict[st
     pairs = {
         field: pair
         for field, pair in differences(trained, config).items()
-        if field.startswith(fixed) and field not in _WITHOUT_WEIGHTS
+        if field.startswith(fixed) and field not in WITHOUT_WEIGHTS
     }
     shape, classes = dataset.info.shape, partition.classes
     if state["shape"] != list(shape):

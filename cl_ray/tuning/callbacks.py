@@ -35,6 +35,8 @@ from cl_ray.tuning.study import (
 )
 from cl_ray.tuning.trial import ERROR_FILE
 
+_PUSH_INTERVAL = 30.0
+"""Seconds between two uploads of the journal by epochs; starts and ends of trials are uploaded."""
 _ORPHAN_INTERVAL = 1.0
 """Seconds between two looks for lost placement groups."""
 
@@ -107,7 +109,7 @@ class StudyCallback(_UnpickledCallback):
             for epoch, value in after.history.items():
                 if epoch not in before.history:  # also one that a killed driver missed
                     recorded.report(value, epoch)
-        self.storage.push()
+        self.storage.push(_PUSH_INTERVAL)
         for note in result["notes"]:
             self._show(f"trial {number}: {note}")
         scores = "  ".join(f"{m.name} {after.metrics[m.name]:.4g}" for m in metrics if valid)

@@ -153,8 +153,14 @@ def _best_yaml(search: Search, results: list[TrialResult], best: TrialResult) ->
     fields = config.model_dump(mode="json", exclude={"name", "storage"})
     images = search.dataset.info.splits[TRAIN_SPLIT].rows
     evaluation = search.trial_config.evaluation
+    exchanged = (
+        f"# These are its last values; weights that it copied were trained with others: they are "
+        f"in trials/{best.number:04d}.\n"
+        if search.options.scheduler == "pbt"
+        else ""
+    )
     return (
-        f"# Search {search.name}. {describe_best(results, search.metrics)}\n"
+        f"# Search {search.name}. {describe_best(results, search.metrics)}\n{exchanged}"
         f"# An epoch was {images:,} training images; metrics are of at most {evaluation.samples:,} "
         f"samples and as many real images, probes of at most {evaluation.images:,} training ones.\n"
         f"{yaml.safe_dump(fields, sort_keys=False)}"

@@ -125,6 +125,11 @@ class SearchOptions(BaseConfig):
                 "scheduler 'pbt' compares trials by one metric, and several are given: give one "
                 "--metric"
             )
+        if self.scheduler in ("asha", "median") and len(self.metric) > 1:
+            raise ValueError(
+                f"scheduler {self.scheduler!r} stops trials by one metric, and several are given: "
+                "give one --metric, or --scheduler none"
+            )
         if self.scheduler == "pbt" and self.trials < 2:
             raise ValueError(
                 f"scheduler 'pbt' copies weights between trials, and trials {self.trials} is one "

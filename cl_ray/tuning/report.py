@@ -22,8 +22,12 @@ def write_report(search: Search, results: list[TrialResult]) -> str:
     # An enqueued trial may have values that the space has not, of which Optuna takes none.
     inside = [result for result in results if search.space.contains(result.values)]
     comparable, epoch = comparable_trials(inside)
-    importances = parameter_importances(comparable, epoch, metric, search.space)
-    sentence = importance_summary(comparable, epoch, metric, importances)
+    if search.options.scheduler == "pbt":
+        importances = {}
+        sentence = "Importances are not estimated: trials of a population exchange their weights."
+    else:
+        importances = parameter_importances(comparable, epoch, metric, search.space)
+        sentence = importance_summary(comparable, epoch, metric, importances)
     importance = [importance_chart(comparable, epoch, metric, search.space)] if importances else []
     context: dict[str, Any] = {
         "name": search.name,

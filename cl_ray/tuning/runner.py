@@ -53,6 +53,7 @@ from cl_ray.tuning.study import (
     TrialResult,
     ask_point,
     missing_trials,
+    startup_trials,
     trial_results,
     unfinished_trials,
 )
@@ -87,15 +88,17 @@ class TrialResources:
         return f"{self.concurrent} {trials}, {workers}{each} each{hint}"
 
 
-def allocate_trials(search: Search, local: bool) -> TrialResources:
+def allocate_trials(search: Search, local: bool, trials: int | None = None) -> TrialResources:
     """Return how many trials run at once, from what the cluster has and its autoscaler may add.
 
-    A local cluster's CPUs and GPUs are divided among all trials.
+    A local cluster's CPUs and GPUs are divided among all trials; `trials` is how many are left to
+    run, None for all.
 
     Raises:
         InsufficientResourcesError: So many can never run at once, or not even one.
         UserError: A number is given for a population, whose size Tune takes for it.
     """
+    trials = search.options.trials if trials is None else trials
     workers, concurrent, may_grow = search.options.workers, search.options.concurrent, False
     given = search.options.cpus_per_trial or search.options.gpus_per_trial
     if search.options.scheduler == "pbt" and concurrent and (given or not local):
@@ -110,8 +113,12 @@ def allocate_trials(search: Search, local: bool) -> TrialResources:
         fits = max_capacity(on_node, live_nodes(), None if local else find_autoscaler())
         unknown = math.isinf(fits)
         fits = sum(map(on_node, live_nodes())) if unknown else fits
-        concurrent = max(1, min(int(fits) // workers, search.options.trials))
-        may_grow = unknown and concurrent < search.options.trials
+        useful = trials
+        if search.options.sampler in ("tpe", "nsga2") and search.options.scheduler != "pbt":
+            # Of trials that all start at once, the sampler would learn nothing.
+            useful = min(trials, max(startup_trials(search.options.trials), -(-trials // 2)))
+        concurrent = max(1, min(int(fits) // workers, useful))
+        may_grow = unknown and concurrent < useful
     return TrialResources(concurrent, workers, _plan_trials(search, concurrent, local), may_grow)
 
 
@@ -196,7 +203,7 @@ def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialSchedule
         asha = AsyncHyperBandScheduler(
             **by, max_t=epochs, grace_period=1, reduction_factor=_REDUCTION_FACTOR
         )
-        for result in earlier:
+        for result in (result for result in earlier if result.has_ended):
             trial = SimpleNamespace(trial_id=f"earlier-{result.number}")
             asha.on_trial_add(None, trial)
             for epoch, value in sorted(result.history.items()):
@@ -206,10 +213,11 @@ def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialSchedule
         return MedianStoppingRule(**by, grace_period=1)
     if kind == "none":
         return FIFOScheduler()
-    rng = random.Random(search.options.seed)
+    seed = search.options.seed + sum(result.epoch for result in earlier)  # another when resumed
+    rng = random.Random(seed)
 
     def explore(config: dict[str, Any], donor: dict[str, Any]) -> dict[str, Any]:
-        values = search.space.perturb(donor["point"]["values"], rng)
+        values = search.space.perturb(donor["point"]["values"], search.trial_config, rng)
         return {"point": {"number": config["point"]["number"], "values": values}}
 
     scheduler = PopulationBasedTraining(
@@ -258,7 +266,7 @@ def run_trials(
         param_space=param_space,
         tune_config=tune.TuneConfig(
             **searcher,
-            scheduler=build_scheduler(search, [r for r in results if r.has_ended]),
+            scheduler=build_scheduler(search, results),
             # Tune counts the paused trials of a population as running ones. How many train at once
             # follows from what each asks for.
             max_concurrent_trials=None if pbt else resources.concurrent,

@@ -1,5 +1,7 @@
 """A search before Ray starts: made of flags or read back, and checked."""
 
+import os
+import re
 import secrets
 import shlex
 from collections.abc import Sequence
@@ -92,14 +94,14 @@ def prepare_search(arguments: Sequence[str], prog: str) -> Search:
     """
     name, storage = name_flag(arguments, "resume"), flag_value(arguments, "storage")
     if name is None or storage == "":  # the latter is refused with the other flags
-        return _new_search(_with_absolute_data(parse_flags(SearchOptions, arguments, prog=prog)))
+        return _new_search(_with_absolute_paths(parse_flags(SearchOptions, arguments, prog=prog)))
     folder = RunStorage.at(storage or SearchOptions().storage, name)
     record = _load_record(folder)
-    before = _with_absolute_data(SearchOptions.model_validate(record["options"]))
+    before = _with_absolute_paths(SearchOptions.model_validate(record["options"]))
     # Flags that are left out: as before, but for those that are compared as a whole.
     default = before.model_copy(update={"metric": (), "set": (), "space": "", "config": None})
     options = parse_flags(SearchOptions, arguments, prog=prog, default=default)
-    return _resumed_search(_with_absolute_data(options), before, record, folder)
+    return _resumed_search(_with_absolute_paths(options), before, record, folder)
 
 
 def _new_search(options: SearchOptions) -> Search:
@@ -268,12 +270,15 @@ def _config_from_flags(options: SearchOptions) -> Config:
     return config.model_copy(update={"data": absolute_dataset_location(config.data)})
 
 
-def _with_absolute_data(options: SearchOptions) -> SearchOptions:
+def _with_absolute_paths(options: SearchOptions) -> SearchOptions:
+    """Return the options with what names local files as it is found from any folder."""
     from cl_ray.data.dataset import absolute_dataset_location
 
-    if not options.data:
-        return options
-    return options.model_copy(update={"data": absolute_dataset_location(options.data)})
+    changes = {"data": absolute_dataset_location(options.data)} if options.data else {}
+    relative = re.fullmatch(r"(sqlite:///)([^/:?][^?]*)(.*)", options.study or "")
+    if relative:
+        changes["study"] = f"{relative[1]}{os.path.abspath(relative[2])}{relative[3]}"
+    return options.model_copy(update=changes)
 
 
 def _parse_assignments(pairs: Sequence[str]) -> Values:

@@ -6,6 +6,7 @@ A space is a YAML file that names one field of the config in each entry. The fil
 
 import contextlib
 import difflib
+import math
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,14 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cl_ray.base_config import BaseConfig, marked_fields
-from cl_ray.config import Config, build_config, explain_validation_error, leaves, merge
+from cl_ray.config import (
+    WITHOUT_WEIGHTS,
+    Config,
+    build_config,
+    explain_validation_error,
+    leaves,
+    merge,
+)
 from cl_ray.errors import UserError, yaml_error_reason
 
 if TYPE_CHECKING:
@@ -36,7 +44,7 @@ class Parameter(BaseConfig):
     kind: Literal["log", "float", "int", "choice"]
     low: float | None = None
     high: float | None = None
-    step: int = Field(1, ge=1)
+    step: int | None = Field(None, ge=1)
     values: list[str | bool | int | float | None] | None = None
     at_most: str | None = None
     when: dict[str, Any] = Field({})
@@ -60,6 +68,8 @@ class Parameter(BaseConfig):
             raise ValueError(f"{self.kind} takes low and high, and no values")
         if self.low >= self.high:
             raise ValueError(f"the range from low {self.low:g} to high {self.high:g} is empty")
+        if self.step and self.kind != "int":
+            raise ValueError(f"step is for int: {self.kind} has none")
         if self.kind == "log" and self.low <= 0:
             raise ValueError(f"low {self.low:g} must be more than 0 for log")
         if self.kind == "int" and (self.low % 1 or self.high % 1):
@@ -90,7 +100,7 @@ class Parameter(BaseConfig):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = self.bounds()
-        return low <= value <= high and (self.kind != "int" or not (value - low) % self.step)
+        return low <= value <= high and (self.kind != "int" or not (value - low) % (self.step or 1))
 
     def allows(self, value: Any, others: Values) -> bool:
         """Return whether the value can be drawn where other fields have these values."""
@@ -104,8 +114,8 @@ class Parameter(BaseConfig):
             return distributions.CategoricalDistribution(self.bounds())
         low, high = self.bounds()
         if self.kind == "int":
-            high -= (high - low) % self.step
-            return distributions.IntDistribution(low, high, step=self.step)
+            high -= (high - low) % (self.step or 1)
+            return distributions.IntDistribution(low, high, step=self.step or 1)
         return distributions.FloatDistribution(low, high, log=self.kind == "log")
 
 
@@ -170,12 +180,14 @@ class Space(BaseConfig):
             for fixed, reason in marked_fields(Config, "not_searchable").items():
                 if field == fixed or field.startswith(f"{fixed}."):
                     raise UserError(f"In {where}: {field} cannot be searched: {reason}.")
-            try:
-                self._check_field(field, base, where)
-            except UserError as error:
-                raise UserError(f"{error} {_FORMAT}") from error
+        try:
+            for check in (self._check_names, self._check_at_most, self._check_values):
+                for field in self.parameters:
+                    check(field, base, where)
+        except UserError as error:
+            raise UserError(f"{error} {_FORMAT}") from error
 
-    def _check_field(self, field: str, base: Config, where: str) -> None:
+    def _check_names(self, field: str, base: Config, where: str) -> None:
         known, parameter = dict(leaves(base.model_dump())), self.parameters[field]
         if field not in known:
             raise UserError(
@@ -196,14 +208,30 @@ class Space(BaseConfig):
                         f"In {where}, {field}: {other} is never {value!r}, as its `when` "
                         "requires: search that too, or leave it out."
                     )
-        if parameter.at_most:
-            self._check_at_most(field, parameter, known, where)
-        for value in parameter.bounds():
+
+    def _check_values(self, field: str, base: Config, where: str) -> None:
+        known, parameter = dict(leaves(base.model_dump())), self.parameters[field]
+        values = parameter.bounds()
+        if parameter.kind in ("log", "float"):  # the ends alone may be whole numbers
+            values.append(values[0] + (values[1] - values[0]) * 0.377)
+        for value in values:
             apply_values(base, self._values_with(field, value, known), f"{where}, {field}")
 
     def contains(self, values: Values) -> bool:
         """Return whether each value is of a field of the space, and in its range."""
         return all(f in self.parameters and self.parameters[f].contains(values[f]) for f in values)
+
+    @property
+    def size(self) -> float:
+        """How many different points it has at most; infinite with a real number."""
+        counts = []
+        for parameter in self.parameters.values():
+            ends, step = parameter.bounds(), parameter.step or 1
+            if parameter.kind in ("log", "float"):
+                return math.inf
+            is_choice = parameter.kind == "choice"
+            counts.append(len(ends) if is_choice else (ends[1] - ends[0]) // step + 1)
+        return math.prod(counts)
 
     def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
         """Draw a value for each active field from an Optuna trial."""
@@ -220,8 +248,8 @@ class Space(BaseConfig):
             if parameter.at_most:
                 high = min(high, current[parameter.at_most])
             if parameter.kind == "int":
-                high -= (high - low) % parameter.step
-                drawn[field] = trial.suggest_int(field, low, high, step=parameter.step)
+                high -= (high - low) % (parameter.step or 1)
+                drawn[field] = trial.suggest_int(field, low, high, step=parameter.step or 1)
             else:
                 drawn[field] = trial.suggest_float(field, low, high, log=parameter.kind == "log")
         return drawn
@@ -255,18 +283,19 @@ class Space(BaseConfig):
             found[field] = own[field] if same else str(own[field])
         return found
 
-    def perturb(self, values: Values, rng: random.Random) -> Values:
+    def perturb(self, values: Values, base: Config, rng: random.Random) -> Values:
         """Multiply each real number by 0.8 or 1.25, within its range; keep the architecture.
 
         Source: Jaderberg et al. (2017), section 4.1, "perturb".
         """
         perturbed, fixed = dict(values), tuple(marked_fields(Config, "architecture"))
+        own = dict(leaves(base.model_dump()))
         for field, parameter in self.parameters.items():  # those of `at_most` come first
             if field in values and parameter.kind in ("log", "float"):
                 low, high = parameter.bounds()
-                if parameter.at_most in perturbed:
-                    high = min(high, perturbed[parameter.at_most])
-                if not field.startswith(fixed):
+                if parameter.at_most:
+                    high = min(high, {**own, **perturbed}[parameter.at_most])
+                if not field.startswith(fixed) or field in WITHOUT_WEIGHTS:
                     factor = rng.choice([0.8, 1.25])
                     perturbed[field] = min(max(values[field] * factor, low), high)
         return perturbed
@@ -288,11 +317,14 @@ class Space(BaseConfig):
                 values[name] = own[name] if allowed else parameter.bounds()[0]
         return values
 
-    def _check_at_most(
-        self, field: str, parameter: Parameter, known: dict[str, Any], where: str
-    ) -> None:
-        bound = self.parameters.get(str(parameter.at_most))
-        values = bound.bounds() if bound else [known[str(parameter.at_most)]]
+    def _check_at_most(self, field: str, base: Config, where: str) -> None:
+        known, parameter = dict(leaves(base.model_dump())), self.parameters[field]
+        if not parameter.at_most:
+            return
+        bound = self.parameters.get(parameter.at_most)
+        values = bound.bounds() if bound else []
+        if not bound or bound.when:  # it is the config's own where it is not searched
+            values.append(known[parameter.at_most])
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         low = parameter.bounds()[0]
         if len(numbers) < len(values) or min(numbers) < low:

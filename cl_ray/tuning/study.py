@@ -9,6 +9,7 @@ that runs the study's unfinished trials first.
 import contextlib
 import math
 import tempfile
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -105,6 +106,7 @@ class StudyStorage:
         self.folder, self.url = folder, url
         remember_secrets(url or "")
         self.path = Path(folder.uri) / _JOURNAL
+        self._pushed_at = -math.inf
         if folder.remote:
             self._local = tempfile.TemporaryDirectory(prefix=f"{folder.name}-")
             self.path = Path(self._local.name) / _JOURNAL
@@ -154,10 +156,12 @@ class StudyStorage:
                     "command again."
                 ) from error
 
-    def push(self) -> None:
-        """Upload the journal to an object store."""
-        if self.folder.remote and not self.url and self.path.exists():
+    def push(self, interval: float = 0.0) -> None:
+        """Upload the journal to an object store, unless that was done within the interval (s)."""
+        due = time.monotonic() - self._pushed_at >= interval
+        if due and self.folder.remote and not self.url and self.path.exists():
             self.folder.write(_JOURNAL, self.path.read_bytes())
+            self._pushed_at = time.monotonic()
 
     def __str__(self) -> str:
         return public_uri(self.url) if self.url else f"{self.folder}/{_JOURNAL}"
@@ -206,21 +210,38 @@ def build_sampler(
 
     Optuna 4 and 5 have different defaults of TPE, so they are set here: multivariate for one
     metric, and constant liar, which keeps trials that run at the same time apart. `trials` is how
-    many the whole search has; the first third of them, four to ten, is random.
+    many the whole search has; the first third of them, four to ten, is random. Trials that diverged
+    or collapsed are infeasible: both samplers rank them below all others, also below trials that
+    were stopped early.
     """
     if kind == "random":
         return SeededRandomSampler(seed)
     if kind == "nsga2":
         population = max(4, min(50, trials // 4))
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.NSGAIISampler(
+                seed=seed, population_size=population, constraints_func=_constraints
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
-            n_startup_trials=max(4, min(10, trials // 3)),
+            n_startup_trials=startup_trials(trials),
             multivariate=num_metrics == 1,
             constant_liar=True,
+            constraints_func=_constraints,
         )
+
+
+def startup_trials(trials: int) -> int:
+    """Return how many trials of a search TPE draws at random before it models any."""
+    return max(4, min(10, trials // 3))
+
+
+def _constraints(trial: FrozenTrial) -> tuple[float]:
+    status = trial.user_attrs.get("outcome", {}).get("status")
+    return (1.0 if status in ("diverged", "collapsed") else 0.0,)
 
 
 def has_study(storage: BaseStorage, name: str) -> bool:
@@ -281,7 +302,15 @@ def ask_point(
         if "values" in recorded.user_attrs:
             return {"number": number, "values": trial_result(recorded).values}
     trial = study.ask() if number is None else optuna_trial(study, number)
-    values = suggest(trial)
+    try:
+        values = suggest(trial)
+    except ValueError as error:  # enqueued by hand, with values that the space does not have
+        reason = f"enqueued outside of the space: {first_error_line(error)}"
+        trial.set_user_attr(
+            "outcome", TrialResult(trial.number, "failed", {}, reason=reason).to_dict()
+        )
+        study.tell(trial, state=TrialState.FAIL)
+        return ask_point(study, suggest, None)
     trial.set_user_attr("values", values)
     return {"number": trial.number, "values": values}
 

@@ -304,7 +304,9 @@ class LocalTrial(SearchTrial):
         before the study knows of them.
         """
         saved = Config.from_yaml(state["config"])
-        networks = {"generator": saved.generator, "discriminator": saved.discriminator}
+        noise = {"latent_noise_std": self.run_config.generator.latent_noise_std}
+        generator = saved.generator.model_copy(update=noise)
+        networks = {"generator": generator, "discriminator": saved.discriminator}
         adopted = self.run_config.model_copy(update=networks)
         if adopted != self.run_config:
             self.run_config = adopted

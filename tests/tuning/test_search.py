@@ -58,6 +58,7 @@ def refusal(*arguments: str) -> str:
         (["--metric=frechet", "--metric=frechet"], "names one of them twice"),
         (["--scheduler=pbt", "--workers=2"], "copies another trial's weights within its own"),
         (["--scheduler=pbt", "--metric=frechet", "--metric=knn_1"], "give one --metric"),
+        (["--scheduler=asha", "--metric=frechet", "--metric=knn_1"], "stops trials by one metric"),
         (["--scheduler=pbt", "--trials=1"], "trials 1 is one alone: take --trials 2 or more"),
         (["--set=losses.temperature"], "is not a field and its value"),
         (["--set=losses.temperature=[1"], "set 'losses.temperature=[1' gives a value that is not"),

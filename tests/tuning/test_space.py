@@ -149,8 +149,9 @@ def test_hparams_have_every_field_in_one_type() -> None:
 
 def test_perturbed_numbers_stay_in_range_and_the_architecture_stays() -> None:
     (values,) = draw(BALANCE, 1)
-    perturbed = BALANCE.perturb(values, random.Random(0))
-    for field in ("optimizer.lr_g", "optimizer.lr_d", "losses.contrastive"):
+    perturbed = BALANCE.perturb(values, BASE, random.Random(0))
+    searched = ("optimizer.lr_g", "optimizer.lr_d", "losses.contrastive")
+    for field in (*searched, "generator.latent_noise_std"):
         ratio = perturbed[field] / values[field]
         at_bound = perturbed[field] in BALANCE.parameters[field].bounds()
         assert at_bound or ratio in (pytest.approx(0.8), pytest.approx(1.25))
@@ -167,8 +168,14 @@ def test_a_perturbed_number_is_at_most_what_bounds_it() -> None:
     )
     values, rng = {"optimizer.lr_d": 1e-3, "optimizer.lr_g": 1e-3}, random.Random(0)
     for _ in range(20):
-        values = space.perturb(values, rng)
+        values = space.perturb(values, BASE, rng)
         assert values["optimizer.lr_d"] <= values["optimizer.lr_g"]
+    alone = {"optimizer.lr_d": BASE.optimizer.lr_g}  # bounded by a field that is not searched
+    space = Space.from_yaml(
+        "optimizer.lr_d: {kind: log, low: 1e-5, high: 1, at_most: optimizer.lr_g}"
+    )
+    for _ in range(9):
+        assert space.perturb(alone, BASE, rng)["optimizer.lr_d"] <= BASE.optimizer.lr_g
 
 
 RATE, DEPTH = "optimizer.lr_g", "generator.depth"
@@ -215,6 +222,19 @@ losses.contrastive: {kind: float, low: 1, high: 2, at_most: losses.pair}
             "losses.r1: losses.objective is never 'hinged', as its `when` requires",
         ),
         (CIRCLE, "depend on each other in a circle"),
+        ("batch_size: {kind: log, low: 32, high: 128}", "with a fractional part"),
+        (f"{RATE}: {{kind: log, low: 0.1, high: 0.2, step: 2}}", "step is for int: log has none"),
+        (
+            f"{DEPTH}: {{kind: int, low: 4, high: 5, at_most: discriminator.depth}}\n"
+            "discriminator.depth: {kind: int, low: 4, high: 5, when: {losses.objective: hinge}}\n"
+            "losses.objective: {kind: choice, values: [hinge, wasserstein]}",
+            "the range is empty where discriminator.depth is 3",
+        ),
+        (
+            "losses.pair: {kind: float, low: 0, high: 1, at_most: device}\n"
+            "device: {kind: choice, values: [cpu, auto]}",
+            "the range is empty where device is cpu",
+        ),
         (f"{RATE}: [0.1, 0.2]", "lr_g: [0.1, 0.2] is no range"),
         (f"{RATE}: {{low: 0.1, high: 0.2}}", "lr_g: it has no kind"),
     ],
