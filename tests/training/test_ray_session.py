@@ -52,7 +52,7 @@ def test_a_process_sees_the_gpus_that_it_was_given_and_is_as_nice_as_its_starter
     """One GPU by Ray's count, which a driver's runtime would show to everybody; one granted CPU."""
     environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=500,
         env={**environment, "CUDA_VISIBLE_DEVICES": "3", "RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'},
     )  # fmt: skip
     assert done.stdout == "1.0\n['', '3', '3']\nTrue\n", done.stderr
@@ -85,7 +85,7 @@ def refusal(address: str) -> str:
         ray_session(address, False, False, Console(quiet=True)),
     ):
         pass
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # Ray itself tries for minutes
     return str(refused.value)
 
 
