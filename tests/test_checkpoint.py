@@ -9,16 +9,13 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
-from helpers.five_steps import global_batch
 from helpers.saved_states import (
     FILES,
-    METADATA,
     States,
     assert_complete,
     checkpoint_name,
     newest_step,
     save_steps,
-    small_gan,
     steps_of,
 )
 from helpers.states import pack, states_equal, unpack
@@ -90,19 +87,11 @@ def test_newest_and_best_are_kept(store: CheckpointStore, states: States) -> Non
     assert named() == f"{checkpoint_name(5)}\n"
 
 
-def test_training_resumes_bit_for_bit(local: CheckpointStore) -> None:
-    whole, again = small_gan(), small_gan()
-    whole.train_step(global_batch(0, "views"))
-    around: dict[str, Any] = {"epochs": 0, "position": 1, "sums": {}, "workers": 1, **METADATA}
-    state = {"gan": whole.state_dict(), **around}
+def test_saving_changes_nothing_of_the_run(local: CheckpointStore, states: States) -> None:
+    state = states[1]
     before = pack(state)
     local.save(state, epoch=0, step=1)
-    assert states_equal(state, unpack(before))  # what is saved stays the run's
-    again.load_state_dict(local.load(checkpoint_name(1))["gan"])
-    for number in (1, 2):
-        for one in (whole, again):
-            one.train_step(global_batch(number, "views"))
-    assert states_equal(again.state_dict(), whole.state_dict())
+    assert states_equal(state, unpack(before))
 
 
 @pytest.mark.parametrize(
