@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
+from helpers.refusal import error_of
 from helpers.saved_states import (
     FILES,
     States,
@@ -22,7 +21,6 @@ from helpers.states import pack, states_equal, unpack
 
 from cl_ray.base_config import FORMAT_VERSION
 from cl_ray.checkpoint import CheckpointStore
-from cl_ray.errors import UserError
 
 
 @pytest.fixture(params=["local", "subtree", "s3"])
@@ -115,14 +113,6 @@ def test_best_has_the_smallest_metric(
     named = Path(local.folder) / "best.txt"
     assert named.exists() == (best is not None)
     assert best is None or named.read_text() == f"{checkpoint_name(best)}\n"
-
-
-def error_of(function: Callable[[str], Any], name: str) -> str:
-    with pytest.raises(UserError) as caught:
-        function(name)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def truncate(file: Path, size: int | None) -> None:
@@ -285,7 +275,7 @@ def test_if_all_are_damaged_none_is_put_aside(local: CheckpointStore, states: St
     save_steps(local, states, {1: None, 2: None})
     for step in (1, 2):
         flip(Path(local.folder) / checkpoint_name(step) / "state.pt", 0.5)
-    message = error_of(lambda name: local.set_aside_damaged(), "")
+    message = error_of(local.set_aside_damaged)
     assert message.startswith(f"All checkpoints of {local.folder} are damaged: ")
     assert message.endswith("Put back a copy of one, or start a new run with another --name.")
     assert local.names() == (checkpoint_name(1), checkpoint_name(2))
@@ -306,30 +296,34 @@ def test_an_object_store_puts_aside_too(store: CheckpointStore, states: States) 
 
 
 def test_all_is_on_the_disk_before_an_older_one_is_deleted(
-    local: CheckpointStore, states: States, monkeypatch: pytest.MonkeyPatch
+    local: CheckpointStore,
+    states: States,
+    monkeypatch: pytest.MonkeyPatch,
+    disk_calls: list[tuple[str, str]],
 ) -> None:
     local.keep = 1
     save_steps(local, states, {1: None})
-    calls: list[str] = []
-    fsync, delete = os.fsync, local._delete
-
-    def record_sync(descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        calls.append(path.removeprefix(f"{local.folder}/"))
-        fsync(descriptor)
+    disk_calls.clear()
+    delete = local._delete
 
     def record_delete(name: str) -> None:
-        calls.append(f"delete {name}")
+        disk_calls.append(("delete", name))
         delete(name)
 
-    monkeypatch.setattr(os, "fsync", record_sync)
     monkeypatch.setattr(local, "_delete", record_delete)
     save_steps(local, states, {2: None})
     name = checkpoint_name(2)
     written = [call for file in FILES for call in (f"{name}/.{file}.new", name)]
+    calls = [
+        (call, path.removeprefix(f"{local.folder}/"))
+        for call, path in disk_calls
+        if call != "rename"
+    ]
+    synced = [local.folder, *written, f"{name}/.manifest.json.new", name]
     assert calls == [
-        local.folder, *written, f"{name}/.manifest.json.new", name,
-        f"delete {checkpoint_name(1)}", checkpoint_name(1),  # its manifest, then the other files
+        *(("sync", path) for path in synced),
+        # Its manifest, then the other files.
+        ("delete", checkpoint_name(1)), ("sync", checkpoint_name(1)),
     ]  # fmt: skip
 
 
