@@ -1,6 +1,7 @@
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,26 @@ def states() -> States:
         around = {"epochs": step // 2, "position": step % 2, "sums": sums, "workers": 1, **METADATA}
         states[step] = unpack(pack({"gan": made.state_dict(), **around}))
     return states
+
+
+@pytest.fixture
+def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The calls that make files durable, in order: `sync` of a path, `rename` to a path."""
+    calls: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record(move: Callable[[Any, Any], None], old: Any, new: Any) -> None:
+        calls.append(("rename", str(new)))
+        move(old, new)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "rename", partial(record, rename))
+    monkeypatch.setattr(os, "replace", partial(record, replace))
+    return calls
 
 
 @pytest.fixture

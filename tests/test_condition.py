@@ -18,10 +18,7 @@ from PIL import Image
 
 import cl_ray
 from cl_ray.cli import main
-from cl_ray.config import build_config
 from cl_ray.data.dataset import Dataset
-from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
-from cl_ray.data.partition import Partition
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.evaluation.evaluate import Evaluator
@@ -44,29 +41,6 @@ def folder(request: Any, digits: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> TrainedModel:
     return cl_ray.load(folder)
-
-
-@pytest.mark.parametrize("kind", [InMemoryLoader, StreamingLoader])
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_batch_has_the_labels_of_its_images(digits: str, kind: Any, workers: int) -> None:
-    config = build_config({"data": digits, "condition": "projection", "batch_size": 21})
-    config = config.model_copy(update={"shards": config.shards.model_copy(update={"window": 70})})
-    dataset = Dataset.open(digits)
-    rows = dataset.read("train")
-    label_of = {i.tobytes(): int(k) for i, k in zip(rows.image, labels_of(rows), strict=True)}
-    seen = 0
-    for rank in range(workers):
-        for batch in kind.read(Partition(dataset, config, workers, rank)).batches(epoch=1, start=2):
-            assert batch.labels is not None
-            assert batch.labels.shape == (21 // workers, 2)
-            here = batch.present[rank].numpy()
-            for number, images in enumerate((batch.positive, batch.negative)):
-                expected = [label_of[image.tobytes()] for image in images.numpy()[here]]
-                assert batch.labels[:, number].numpy()[here].tolist() == expected
-            seen += int(here.sum())
-    assert seen == 300 - 2 * 21
-    without = Partition(dataset, build_config({"data": digits, "batch_size": 21}))
-    assert next(kind.read(without).batches(0)).labels is None
 
 
 def test_labels_without_names_are_counted_from_the_files(tmp_path: Path) -> None:

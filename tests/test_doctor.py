@@ -14,6 +14,7 @@ from cl_ray import doctor
 from cl_ray.commands.doctor import command
 from cl_ray.doctor import MachineInfo, check_clock, check_gpus, check_versions, read_constraints
 from cl_ray.errors import UserError
+from cl_ray.training.machine import MIN_MEMORY
 
 ROOT = Path(__file__).parent.parent
 TESTED = {"ray": "2.60.0", "torch": "2.14.1"}
@@ -43,6 +44,7 @@ def test_versions(
     assert finding.state == state
     assert finding.found.endswith(found) or found in finding.found
     assert finding.advice.endswith(advice)
+    assert bool(finding.advice) == bool(advice)
 
 
 def test_constraints_of_the_repository() -> None:
@@ -67,6 +69,7 @@ def test_gpus(devices: int, usable: Any, ray_gpus: float | None, state: str, adv
     found = check_gpus(dataclasses.replace(GOOD, devices=devices, usable=usable), ray_gpus)
     assert found.state == state
     assert advice in found.advice
+    assert bool(found.advice) == bool(advice)
 
 
 def test_clock() -> None:
@@ -115,6 +118,8 @@ def test_command_on_this_machine(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(ROOT)
+    # Another test's Ray may hold what this machine has.
+    monkeypatch.setattr("cl_ray.training.machine.available_memory", lambda: MIN_MEMORY)
     command([])
     printed = capsys.readouterr().out
     assert "failed" not in printed

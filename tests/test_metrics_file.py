@@ -3,11 +3,11 @@
 import json
 import multiprocessing
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import wait_for
 
 from cl_ray.errors import UserError
 from cl_ray.metrics_file import PART_EPOCHS, MetricsFile, read_epochs
@@ -108,25 +108,28 @@ def test_lines_of_unfinished_epochs_are_dropped(folder: RunStorage) -> None:
     assert read_epochs(folder) == []
 
 
-def add_lines(folder: RunStorage, ready: Any) -> None:
+def add_lines(folder: RunStorage) -> None:
     file = MetricsFile(folder, 10**6)
-    ready.set()
     for epoch in range(len(file.lines) + 1, 10**6):
         file.add(epoch, epoch, {"note": "x" * 5000})
         file.add(epoch, epoch, {"evaluation/frechet": 1.0})
 
 
+def kill_writer(folder: RunStorage, pause: float) -> None:
+    """Kill a process that adds lines, so many seconds after the file has grown."""
+    path = Path(folder.uri, "metrics.jsonl")
+    before = path.stat().st_size
+    process = multiprocessing.get_context("fork").Process(target=add_lines, args=(folder,))
+    process.start()
+    wait_for(lambda: path.stat().st_size > before, "a line", pause=0.001)
+    process.join(pause)
+    process.kill()
+    process.join()
+
+
 def test_killed_while_it_writes(folder: RunStorage) -> None:
-    context = multiprocessing.get_context("fork")
     for pause in (0.01, 0.02, 0.03, 0.05, 0.08):
-        ready = context.Event()
-        process = context.Process(target=add_lines, args=(folder, ready))
-        process.start()
-        ready.wait()
-        process.join(pause)
-        assert process.pid
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        kill_writer(folder, pause)
         epochs = [line["epoch"] for line in MetricsFile(folder, 10**6).lines]
         assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) > 3

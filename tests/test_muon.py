@@ -8,6 +8,11 @@ from torch import nn
 from cl_ray.muon import BLOCK_SIDE, Muon, orthogonalize
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def test_orthogonalize_equals_the_iteration_on_each_whole_matrix() -> None:
     shapes = [(20, 70), (16, 16), (70, 20), (1, 9), (20, 20)]
     matrices = [1e-3 * torch.randn(shape, dtype=torch.float64) for shape in shapes]

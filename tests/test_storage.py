@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs
 import pytest
 from helpers.limits import file_size_limit
+from helpers.refusal import error_of
 from helpers.saved_states import States, save_steps, steps_of
 
 from cl_ray.checkpoint import CheckpointStore
@@ -25,15 +26,6 @@ from cl_ray.storage import LEASE_FILE, LeaseLostError, RunStorage, StorageMirror
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: Any) -> str:
     return str(tmp_path / "runs") if request.param == "local" else bucket.uri(tmp_path.name)
-
-
-def error_of(folder: RunStorage) -> str:
-    with pytest.raises(UserError) as caught:
-        folder.create()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,27 +90,14 @@ def test_write_and_read(storage: str) -> None:
 
 
 def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_write_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk_calls: list[tuple[str, str]]
 ) -> None:
-    calls = []
-    fsync, replace = os.fsync, os.replace
-
-    def record_sync(descriptor: int) -> None:
-        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def record_replace(old: Path, new: Path) -> None:
-        calls.append(("replace", str(new)))
-        replace(old, new)
-
-    monkeypatch.setattr(os, "fsync", record_sync)
-    monkeypatch.setattr(os, "replace", record_replace)
     run = tmp_path / "runs" / "demo"
     RunStorage.at(f"{tmp_path}/runs", "demo").write("config.yaml", b"a")
-    assert calls == [
+    assert disk_calls == [
         ("sync", str(tmp_path)), ("sync", str(tmp_path / "runs")),  # the new folders' names
         ("sync", f"{run}/.config.yaml.{os.getpid()}.new"),
-        ("replace", f"{run}/config.yaml"), ("sync", str(run)),
+        ("rename", f"{run}/config.yaml"), ("sync", str(run)),
     ]  # fmt: skip
     assert (run / "config.yaml").stat().st_mode & 0o777 == 0o644
 
@@ -180,14 +159,14 @@ def test_processes_that_write_one_file_leave_one_of_their_contents(tmp_path: Pat
 
 def test_unwritable_storage(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "file").write_text("")
-    message = error_of(RunStorage.at(f"{tmp_path}/file", "demo"))
+    message = error_of(RunStorage.at(f"{tmp_path}/file", "demo").create)
     assert f"storage '{tmp_path}/file' cannot be written: " in message
     assert "--storage" in message
     nowhere = bucket.uri("runs").replace("//bucket", "//nowhere")
-    message = error_of(RunStorage.at(nowhere, "demo"))
+    message = error_of(RunStorage.at(nowhere, "demo").create)
     assert "cannot be written" in message
     assert "'nowhere' not found" in message
-    message = error_of(RunStorage.at("ftp://machine/runs", "demo"))
+    message = error_of(RunStorage.at("ftp://machine/runs", "demo").create)
     assert message.startswith("ftp://machine/runs/demo cannot be opened: ")
     assert os.listdir(tmp_path) == ["file"]
 

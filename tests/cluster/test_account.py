@@ -191,12 +191,16 @@ def test_create_again_changes_the_range_alone(account: Account) -> None:
     older = before.replace("ImageId: ami-", "ImageId: ami-0old")
     account.yaml.write_text(older)
     (old,) = account.groups()
+    assert "'CidrIp': '203.0.113.7/32'" in str(old["IpPermissions"])
     account.create("--ssh-from=2001:db8:1::/48")
     (group,) = account.groups()
     assert group["GroupId"] == old["GroupId"]
     ssh, inside = sorted(group["IpPermissions"], key=lambda rule: rule["IpProtocol"], reverse=True)
     assert [r["CidrIpv6"] for r in ssh["Ipv6Ranges"]] == ["2001:db8:1::/48"]
     assert ssh["IpRanges"] == []
+    assert (ssh["IpProtocol"], ssh["FromPort"], ssh["ToPort"]) == ("tcp", 22, 22)
+    assert (inside["IpProtocol"], inside["IpRanges"]) == ("-1", [])
+    assert f"[{group['GroupId']}]" in older
     assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group["GroupId"]]
     assert account.yaml.read_text() == older
     assert set(account.roles()) == set(roles)
@@ -453,28 +457,24 @@ def test_arns_are_those_of_the_partition(
     assert f"deleted in {region}: profile {head}" in account.delete(f"--region={region}")
 
 
-def test_delete_refuses_while_machines_run(account: Account) -> None:
-    account.create()
-    head, worker = account.names()
-    machine = account.start_machine(REGION, worker, **{"ray-cluster-name": account.cluster})
-    printed = account.delete(code="error")
-    assert printed == f"{machine} in {REGION} still run: `ray down -y {account.yaml}` first."
-    assert set(account.roles()) == {head, worker}
-    account.ec2().terminate_instances(InstanceIds=[machine])
-    account.delete()
-    assert account.roles() == {}
-
-
-def test_delete_names_the_file_of_its_region(account: Account) -> None:
-    account.create()
-    account.create("--region=eu-west-1", bucket=f"{account.bucket}-eu")
-    _, worker = account.names("eu-west-1")
-    machine = account.start_machine("eu-west-1", worker, **{"ray-cluster-name": account.cluster})
-    flags = "--region=eu-west-1", "--regions=eu-west-1"
-    printed = account.delete(*flags, everywhere=True, code="error")
-    file = account.yaml.with_name(f"{account.yaml.stem}-eu-west-1.yaml")
+@pytest.mark.parametrize(
+    ("region", "name"), [(REGION, "aws.yaml"), ("eu-west-1", "aws-eu-west-1.yaml")]
+)
+def test_delete_refuses_while_machines_run(account: Account, region: str, name: str) -> None:
+    """It names the file of its region."""
+    for created in {REGION, region}:
+        account.create(f"--region={created}", bucket=f"{account.bucket}-{created}")
+    file, before = account.yaml.with_name(name), account.roles()
     assert file.exists()
-    assert printed == f"{machine} in eu-west-1 still run: `ray down -y {file}` first."
+    _, worker = account.names(region)
+    machine = account.start_machine(region, worker, **{"ray-cluster-name": account.cluster})
+    flags = f"--region={region}", f"--regions={region}"
+    printed = account.delete(*flags, everywhere=True, code="error")
+    assert printed == f"{machine} in {region} still run: `ray down -y {file}` first."
+    assert account.roles() == before
+    account.ec2(region).terminate_instances(InstanceIds=[machine])
+    account.delete(*flags, everywhere=True)
+    assert not set(account.roles()) & set(account.names(region))
 
 
 def test_a_role_that_another_region_uses_stays(

@@ -135,7 +135,8 @@ def test_job_resumes_and_shuts_down() -> None:
 
 def test_image_has_the_same_ray() -> None:
     dockerfile = (FOLDER / "Dockerfile").read_text()
-    assert "FROM rayproject/ray:2.60.0-py311-gpu@${BASE_DIGEST}" in dockerfile
+    (tested,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert f"FROM rayproject/ray:{tested}-py311-gpu@${{BASE_DIGEST}}" in dockerfile
     assert "ARG BASE_DIGEST\n" in dockerfile  # without a default: a build needs one
     copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
     assert len(copied) == 3

@@ -104,6 +104,7 @@ def test_each_row_is_a_positive_once_an_epoch_and_its_negative_is_far(
             for start in (steps // 2, steps - 1, steps):
                 assert batches_equal(list(loader.batches(epoch, start)), batches[start:])
             assert all(b.present.all() for b in batches[:-1])
+            assert all(b.labels is None for b in batches)  # nothing is conditioned on them
             last = batches[-1].present
             assert torch.equal(last, torch.arange(local) < last.sum(1, keepdim=True))
             assert torch.equal(last, lasts.setdefault(epoch, last))  # the same on every rank
@@ -241,16 +242,16 @@ def test_windows_before_the_start_are_not_read(small_groups: Callable[[int], Dat
         assert asked[-1] == np.searchsorted(ends, start * 12, side="right")
 
 
-@pytest.mark.parametrize(("count", "fraction"), [(20, 0.25), (160, 0.25), (20, 0.0)])
+@pytest.mark.parametrize(("count", "fraction"), [(20, 0.25), (160, 0.25), (20, 0.0), (None, 0.25)])
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_have_enough_labelled_images_where_few_are(
-    small_groups: Callable[[int], Dataset], kind: str, count: int, fraction: float
+    small_groups: Callable[[int], Dataset], kind: str, count: int | None, fraction: float
 ) -> None:
     dataset, batch_size, workers = small_groups(320), 16, 2
     labels = {"count": count, "seed": 1, "batch_fraction": fraction}
     fields: dict[str, Any] = {"condition": "classifier", "shards": {"window": 80}, "labels": labels}
-    kept = set(draw_labelled_ids(dataset, count, seed=1).tolist())
     same, seen = Identify(dataset), set()
+    kept = set(draw_labelled_ids(dataset, count, seed=1).tolist() if count else same.labels)
     for rank in range(workers):
         loader = LOADERS[kind].read(partition_of(dataset, batch_size, workers, rank, **fields))
         batches = list(loader.batches(epoch=0))
@@ -258,9 +259,10 @@ def test_batches_have_enough_labelled_images_where_few_are(
         for batch in batches:
             positives, _, negatives = same.batch(batch)
             assert batch.labels is not None
-            assert batch.labelled is not None
+            assert (batch.labelled is None) == (count is None)  # all are
             for number, ids in enumerate((positives, negatives)):
-                assert batch.labelled[:, number].tolist() == [i in kept for i in ids]
+                if batch.labelled is not None:
+                    assert batch.labelled[:, number].tolist() == [i in kept for i in ids]
                 expected = [same.labels[i] if i in kept else UNLABELLED for i in ids]
                 assert batch.labels[:, number].tolist() == expected
             if count == 20:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.datasets import labels_of
+from helpers.refusal import error_of
 from torch import Tensor
 
 from cl_ray.data.config import PairConfig
 from cl_ray.data.dataset import UNLABELLED, Dataset, RowRange
 from cl_ray.data.pairs import PairSampler
-from cl_ray.errors import UserError
 
 MODES = ["views", "labels"]
 
@@ -35,12 +35,7 @@ def refusal(*arguments: Any, **config: Any) -> str:
         made = sampler(*arguments, **config)
         made.sample(torch.arange(len(made.images)), seeded())
 
-    with pytest.raises(UserError) as caught:
-        pair()
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert "\n" not in message
-    return message
+    return error_of(pair)
 
 
 @pytest.fixture(scope="module")

@@ -149,12 +149,6 @@ def test_dropping_a_whole_split_is_refused(tmp_path: Path, refused: Refused) -> 
     assert "`--unlabelled drop` leaves no image in the split test, as none has a label" in message
 
 
-def test_too_many_labels_are_no_classes(tmp_path: Path, refused: Refused) -> None:
-    blank = nested(np.zeros((10_001, 784), np.uint8))
-    message = refused(parquet(tmp_path / "in", {"image": blank, "label": range(10_001)}))
-    assert "more than 10,000 different values in its column label" in message
-
-
 def test_columns_that_could_be_labels_are_named(
     tmp_path: Path, write_source: WriteSource, notes: list[str]
 ) -> None:
@@ -368,7 +362,7 @@ def test_reading_holds_some_rows_in_memory_and_not_the_file(
     file, group = tmp_path / "large.parquet", np.random.default_rng(0).bytes(1_000_000)
     table = pa.table({"image": [group]})
     with pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False) as writer:
-        for _ in range(100):
+        for _ in range(300):
             writer.write_table(table)
 
     def anonymous_megabytes() -> int:
@@ -379,5 +373,5 @@ def test_reading_holds_some_rows_in_memory_and_not_the_file(
     folder = parquet_source._ParquetFolder(tree, ImageLimits())
     before = anonymous_megabytes()
     during = [anonymous_megabytes() for _ in folder.batches(file.name, "image")]
-    assert len(during) == 100
-    assert max(during) - before < 50
+    assert len(during) == 300
+    assert max(during) - before < 150

@@ -123,17 +123,21 @@ def test_tasks_decode_encoded_images(
     assert batches == content(same.batches(1))
 
 
-def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset) -> None:
+def test_windows_that_arrive_late_or_in_parts_are_sorted(dataset: Dataset, tmp_path: Path) -> None:
     part = partition(dataset, shards=STREAMED)
-    first = part.windows(0)[0][0]
+    first, other_was_read = part.windows(0)[0][0], tmp_path / "read"
 
     class Slow(Dataset):
         def read(
             self, split: str, ranges: Sequence[RowRange] | None = None, origins: bool = False
         ) -> RowBatch:
-            if ranges and ranges[0] == first:
-                time.sleep(2)
-            return super().read(split, ranges, origins)
+            is_first = ranges is not None and ranges[0] == first
+            while is_first and not other_was_read.exists():
+                time.sleep(0.01)
+            rows = super().read(split, ranges, origins)
+            if not is_first:
+                other_was_read.touch()
+            return rows
 
     context = ray.data.DataContext.get_current()
     block_size = context.target_max_block_size

@@ -326,25 +326,13 @@ def test_an_interrupt_leaves_the_old_data_or_the_new(
 
 
 def test_all_is_on_the_disk_before_it_takes_its_place(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write: Write, disk_calls: list[tuple[str, str]]
 ) -> None:
-    calls: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def record_sync(descriptor: int) -> None:
-        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        fsync(descriptor)
-
-    def record_rename(old: str, new: str) -> None:
-        calls.append(f"to {new}")
-        rename(old, new)
-
-    monkeypatch.setattr(os, "fsync", record_sync)
-    monkeypatch.setattr(os, "rename", record_rename)
     out = write(raw_images(images(50))).location
-    moved = calls.index(f"to {out}")
-    assert {Path(path).name for path in calls[:moved]} == {"new", *os.listdir(out)}
-    assert calls[moved + 1 :] == [str(tmp_path)]
+    moved = disk_calls.index(("rename", str(out)))
+    synced = {Path(path).name for call, path in disk_calls[:moved] if call == "sync"}
+    assert synced == {"new", *os.listdir(out)}
+    assert disk_calls[moved + 1 :] == [("sync", str(tmp_path))]
 
 
 def test_work_is_done_hidden_beside_the_target(tmp_path: Path, write: Write) -> None:

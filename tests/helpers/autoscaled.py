@@ -25,6 +25,8 @@ from ray._private.node import Node  # noqa: E402
 from ray._private.parameter import RayParams  # noqa: E402
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID  # noqa: E402
 
+from helpers.node_start import start_again_if_slow  # noqa: E402
+
 os.environ["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] = FAKE_HEAD_NODE_ID
 os.environ["RAY_CLOUD_INSTANCE_ID"] = FAKE_HEAD_NODE_ID
 os.environ["RAY_NODE_TYPE_NAME"] = "ray.head.default"
@@ -53,7 +55,7 @@ ports = {"min_worker_port": 0, "max_worker_port": 0}
 parameters = RayParams(
     num_cpus=0, include_dashboard=False, temp_dir=folder.name, no_monitor=True, **ports
 )
-head = Node(parameters, head=True, shutdown_at_exit=False)
+head = start_again_if_slow(lambda: Node(parameters, head=True, shutdown_at_exit=False))
 provider = {
     "type": "external",  # the fake one's own name needs a file that Ray's wheel lacks
     "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",

@@ -11,19 +11,19 @@ import tempfile
 
 from ray.cluster_utils import Cluster
 
-from cl_ray.training.ray_session import START_ATTEMPTS, START_TIMEOUT
+from helpers.node_start import start_again_if_slow
+
+
+def start(folder: str) -> Cluster:
+    node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    for cpus in sys.argv[1:]:
+        cluster.add_node(num_cpus=int(cpus))
+    return cluster
+
 
 with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-    node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
-    for attempt in range(START_ATTEMPTS):
-        try:
-            cluster = Cluster(initialize_head=True, head_node_args=node)
-            for cpus in sys.argv[1:]:
-                cluster.add_node(num_cpus=int(cpus))
-            break
-        except Exception as error:  # its processes end with this one
-            if attempt + 1 == START_ATTEMPTS or not str(error).startswith(START_TIMEOUT):
-                raise
+    cluster = start_again_if_slow(lambda: start(folder))
     print(cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()

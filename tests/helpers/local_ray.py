@@ -13,6 +13,7 @@ import ray
 
 from cl_ray.training.ray_compat import RAY_ENVIRONMENT, configure_ray_environment
 from cl_ray.training.ray_session import start_local_ray
+from helpers.node_start import PYTHONPATH
 
 
 @contextmanager
@@ -42,10 +43,12 @@ def cluster_head(*cpus: int, **environment: str) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("head.py")), *map(str, cpus)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, **RAY_ENVIRONMENT, **environment},
+        env={**os.environ, **RAY_ENVIRONMENT, **environment, "PYTHONPATH": PYTHONPATH},
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        assert address, "the cluster did not start: its error is on stderr"
+        yield address
     finally:
         process.communicate()  # the end of its input is the end of it

@@ -119,12 +119,14 @@ def probe(address: str, port: Port, token: str | None) -> ProbeResult:
     with grpc.insecure_channel(f"{address}:{port.number}") as channel:
         for method in METHODS:
             try:
-                channel.unary_unary(f"/{method}")(b"", timeout=3, metadata=tuple(headers.items()))
+                channel.unary_unary(f"/{method}")(b"", timeout=60, metadata=tuple(headers.items()))
                 result.answered.add(method)
             except grpc.RpcError as error:
                 code = error.code()
-                if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if code == grpc.StatusCode.UNAVAILABLE:
                     break  # it does not speak gRPC
+                if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise  # whether it asks for the token is not known
                 if code == grpc.StatusCode.UNAUTHENTICATED:
                     result.refused += 1
                 elif code != grpc.StatusCode.UNIMPLEMENTED:
@@ -137,7 +139,7 @@ def _probe_http(url: str, headers: dict[str, str], result: ProbeResult) -> bool:
     for path in PATHS:
         try:
             request = urllib.request.Request(url + path, headers=headers)
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 metrics = answer.headers.get("Content-Type", "").startswith("text/plain; version=")
                 result.answered.add("metrics" if metrics else path)
                 if metrics:
@@ -147,6 +149,8 @@ def _probe_http(url: str, headers: dict[str, str], result: ProbeResult) -> bool:
                 result.refused += 1
             else:  # 404 and 405 come from behind the check of the token
                 result.answered.add(path)
+        except TimeoutError:  # whether it asks for the token is not known
+            raise
         except Exception:  # it does not speak HTTP
             return False
     return True

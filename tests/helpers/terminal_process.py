@@ -79,5 +79,5 @@ class TerminalProcess:
 
     def wait_interrupted(self) -> str:
         """Wait until the command ends as an interrupted one; return its output."""
-        assert self.process.wait(timeout=120) == 130, self.output()
+        assert self.process.wait(timeout=400) == 130, self.output()
         return self.output()

@@ -28,13 +28,6 @@ def test_losses_of_a_kind_share_a_chart_and_unknown_ones_have_their_own() -> Non
     assert last_values(charts[0]) == ["D <b>1</b>", "G <b>1</b>"]
 
 
-def test_fractions_are_charted_in_per_cent() -> None:
-    (chart,) = evaluation_charts(evaluated("class_accuracy"))
-    assert chart.title == "Samples of the requested class"
-    assert last_values(chart) == ["by the reference <b>50.00%</b>"]
-    assert evaluation_charts(evaluated("class_accuracy")[:1]) == []
-
-
 def test_a_new_metric_of_the_registry_has_a_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluation_charts(evaluated("sharpness")) == []
     new = Metric("sharpness", "sharpness of edges", float, fraction=True)

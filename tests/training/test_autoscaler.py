@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 from helpers.commands import train
+from helpers.node_start import PYTHONPATH
 from helpers.processes import wait_for
 from rich.console import Console
 
@@ -52,7 +53,7 @@ class Head:
     """A cluster's head in a process of its own; see autoscaled.py."""
 
     def __init__(self, version: str):
-        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": PYTHONPATH}
         self.process = subprocess.Popen(
             [sys.executable, str(HEAD), version, json.dumps(CONFIG)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -61,7 +62,9 @@ class Head:
 
     def answer(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line = self.process.stdout.readline().strip()
+        assert line, "the head has ended: its error is on stderr"
+        return line
 
     def send(self, line: str) -> None:
         assert self.process.stdin is not None

@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 import yaml
-from helpers.commands import run_flags, train
+from helpers.commands import run_flags, train_here
 from helpers.refusal import refused
 from helpers.run_folder import build_trainer, save_run, trained_run
 from helpers.states import states_equal
@@ -172,24 +172,24 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_fine_tuned_run_resumes_bit_for_bit(
-    make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], two_cpus: None
 ) -> None:
     source, many, data = tmp_path / "source", make_digits(300), make_digits(200)
-    train(source, many, "--epochs=1", "--evaluation.every=0")
+    train_here(source, many, "--epochs=1", "--evaluation.every=0")
     # Rates that rise or decay depend on the number of epochs, which changes.
     constant = [f"--optimizer.lr-{phase}-fraction=0" for phase in ("warmup", "decay")]
     flags = [f"--from-run={source}", "--evaluation.every=0", *constant]
-    printed = train(tmp_path / "whole", data, *flags, "--epochs=2")
+    printed = train_here(tmp_path / "whole", data, *flags, "--epochs=2")
     first = f"{source}/checkpoints/step-00000010"
     assert f"begins with the networks of {first}" in printed
     begun = stored(tmp_path / "whole", "step-00000000")
     for name in NETWORKS:
         assert states_equal(begun["gan"][name], stored(source, "step-00000010")["gan"][name])
 
-    train(tmp_path / "resumed", data, *flags, "--epochs=1")
+    train_here(tmp_path / "resumed", data, *flags, "--epochs=1")
     # It knows its first checkpoint, also where that is gone, and the same command resumes it.
     shutil.rmtree(source / "checkpoints")
-    printed = train(tmp_path / "resumed", data, *flags, "--epochs=2")
+    printed = train_here(tmp_path / "resumed", data, *flags, "--epochs=2")
     assert "resumes from step-00000007" in printed
     whole, resumed = (stored(tmp_path / name, "step-00000014") for name in ("whole", "resumed"))
     assert states_equal(whole["gan"], resumed["gan"])

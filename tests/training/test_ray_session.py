@@ -52,7 +52,7 @@ def test_a_process_sees_the_gpus_that_it_was_given_and_is_as_nice_as_its_starter
     """One GPU by Ray's count, which a driver's runtime would show to everybody; one granted CPU."""
     environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=500,
         env={**environment, "CUDA_VISIBLE_DEVICES": "3", "RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'},
     )  # fmt: skip
     assert done.stdout == "1.0\n['', '3', '3']\nTrue\n", done.stderr
@@ -85,7 +85,7 @@ def refusal(address: str) -> str:
         ray_session(address, False, False, Console(quiet=True)),
     ):
         pass
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # Ray itself tries for minutes
     return str(refused.value)
 
 
@@ -152,17 +152,18 @@ def test_a_cluster_that_wants_a_token(tmp_path: Path) -> None:
 
 ATTACK = """
 import json, os, socket, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from helpers.ports import Port, probe
 
 wanted = json.load(sys.stdin)
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(NOBODY), os.setuid(NOBODY)
-answered, reached = {}, []
-for number, process in wanted["ports"]:
-    for token in (None, "0" * 64):
-        result = probe("127.0.0.1", Port(number, process, True), token)
-        answered.setdefault(process, []).extend(result.answered)
+answered, reached = [], []
+tries = [(Port(*port, True), token) for port in wanted["ports"] for token in (None, "0" * 64)]
+with ThreadPoolExecutor(8) as pool:  # one that does not speak gRPC is given up after 20 s
+    for result in pool.map(lambda given: probe("127.0.0.1", *given), tries):
+        answered.extend(result.answered)
 for path in wanted["paths"]:
     try:
         with socket.socket(socket.AF_UNIX) as unix:
@@ -224,9 +225,8 @@ def test_other_users_get_no_answer_from_a_run(make_digits: Any, tmp_path: Path) 
             env={**environment, "PYTHONPATH": str(ROOT), "HOME": "/nowhere"},
         )  # fmt: skip
         answered, reached = json.loads(tried.stdout)
-        calls = {call for calls in answered.values() for call in calls}
-        assert "grpc.health.v1.Health/Check" in calls  # else nothing was tried
-        assert calls <= HEALTH
+        assert "grpc.health.v1.Health/Check" in answered  # else nothing was tried
+        assert set(answered) <= HEALTH
         if os.geteuid() == 0:
             assert reached == []
     finally:

@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 from helpers.commands import cl_ray, run_flags
 from helpers.local_ray import cluster_head
+from helpers.node_start import PYTHONPATH
 from helpers.processes import children
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,7 +30,9 @@ NODE = """
 import sys
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-Node(RayParams(gcs_address=sys.argv[1], num_cpus=1), head=False, shutdown_at_exit=True)
+from helpers.node_start import start_again_if_slow
+parameters = RayParams(gcs_address=sys.argv[1], num_cpus=1)
+start_again_if_slow(lambda: Node(parameters, head=False, shutdown_at_exit=True))
 print("up", flush=True)
 sys.stdin.read()
 """
@@ -54,7 +57,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Nod
         second = subprocess.Popen(
             [*(hide if apart else []), sys.executable, "-c", NODE, address],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": PYTHONPATH},
         )  # fmt: skip
         try:
             assert second.stdout is not None

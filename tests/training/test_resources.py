@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import ray
 from helpers.local_ray import local_ray
+from helpers.refusal import error_of
 from rich.console import Console
 
 from cl_ray.config import build_config
-from cl_ray.errors import UserError
 from cl_ray.training.ray_session import ray_session
 from cl_ray.training.resources import (
     InsufficientResourcesError,
@@ -33,9 +33,7 @@ def plan(local: bool = True, **fields: Any) -> WorkerResources:
 
 
 def plan_error(local: bool = True, **fields: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        plan(local, **fields)
-    return str(caught.value)
+    return error_of(lambda: plan(local, **fields))
 
 
 @pytest.mark.parametrize(

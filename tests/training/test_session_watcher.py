@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.processes import is_alive, wait_for
+from helpers.processes import children, is_alive, wait_for
 
 DRIVER = """
 import os, subprocess, sys, time
@@ -42,10 +42,12 @@ def start(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], int, list[i
 def test_processes_of_a_killed_driver_are_killed(tmp_path: Path) -> None:
     driver, ours, others = start(tmp_path, "stay")
     try:
+        (watcher,) = [pid for pid, line in children(driver.pid) if "session_watcher.py" in line]
         time.sleep(0.3)
         assert is_alive(ours)
         os.killpg(driver.pid, 9)  # the watcher is in no group of the driver's
-        wait_for(lambda: not is_alive(ours), "the end of the worker")
+        wait_for(lambda: not is_alive(watcher), "the end of the watcher")
+        assert not is_alive(ours)
         assert all(map(is_alive, others))
     finally:
         for pid in others:

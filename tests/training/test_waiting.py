@@ -11,7 +11,10 @@ from helpers.terminal_process import TerminalProcess
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
-SEARCH = [sys.executable, str(ROOT / "tuning" / "search.py"), "--trials=1"]
+SEARCH = [
+    sys.executable, str(ROOT / "tuning" / "search.py"), "--trials=1", "--metric=reconstruction",
+    "--set=evaluation.reference=none",
+]  # fmt: skip
 COMMANDS = {
     "train": [sys.executable, "-m", "cl_ray", "train"],
     "search": SEARCH,
@@ -33,9 +36,11 @@ def full_cluster() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_signal_ends_the_waiting(full_cluster: str, tmp_path: Path, command: str) -> None:
+def test_a_signal_ends_the_waiting(
+    full_cluster: str, digits: str, tmp_path: Path, command: str
+) -> None:
     """SIGTERM is what `ray job stop`, Kubernetes and batch systems send."""
-    flags = [f"--address={full_cluster}", "--name=w", f"--storage={tmp_path}"]
+    flags = [f"--address={full_cluster}", "--name=w", f"--storage={tmp_path}", f"--data={digits}"]
     running = TerminalProcess([*COMMANDS[command], *flags], tmp_path / "log")
     try:
         running.wait_for(lambda: WAITS[command] in running.output(), "its waiting")

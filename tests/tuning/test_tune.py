@@ -81,6 +81,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Story:
         pid = search.process.pid
         story.victim = next(p for p, title in children(pid) if "ray::Trial_s" in title)
         os.kill(story.victim, signal.SIGKILL)
+        again = f"is tried once more: process {story.victim} on"
+        search.wait_for(lambda: again in search.output(), "its second try")
         search.wait_for(lambda: (story.folder / "leaderboard.json").exists(), "a trial's end")
         search.process.kill()
         search.process.wait()
