@@ -1,10 +1,10 @@
 """The method: G, D, the EMA generator, and one training step.
 
 For a pair (x+, x-), G gives the fakes G(x+), G(x-) and G(z). D separates real images from fakes,
-tells which of G(x+) and G(x-) was made from x+, and attracts two views of x+ in its embedding while
-it repels all else; a penalty keeps its score smooth. G fools D, reconstructs the images, hides
-G(x+) from G(x-), and spreads its latent vectors over the sphere. Every loss is a mean over the
-global batch, and noise is drawn for it, so N workers take the same step as one.
+classifies which of G(x+) and G(x-) was made from x+, and learns an embedding by InfoNCE on two
+views of x+; a gradient penalty regularizes its score. G fools D, reconstructs the images, makes
+G(x+) and G(x-) hard to tell apart, and spreads its latent vectors over the sphere. Every loss is a
+mean over the global batch, and noise is drawn for it, so N workers take the same step as one.
 """
 
 import copy

@@ -4,8 +4,8 @@ Training noise is uniform on a sphere, but the latent vectors (codes) of images 
 the codes of two digits there are regions without images, and G decodes noise there to no digit. So
 after each epoch a mixture is fitted to the codes of images (ex-post density estimation with ten
 Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders, section 4). It halves
-the Fréchet distance (benchmarks/README.md). Few codes have a kernel density estimate instead,
-unless G is conditional: it has one mixture for each class.
+the Fréchet distance (benchmarks/README.md). With few codes a kernel density estimate is
+used instead; a conditional G has one mixture per class.
 """
 
 import math

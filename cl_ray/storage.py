@@ -235,7 +235,7 @@ class RunStorage:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or first_error_line(error)
             raise UserError(
-                f"storage {self.storage!r} cannot be written: {reason}; mend that or use another "
+                f"storage {self.storage!r} cannot be written: {reason}; fix that or use another "
                 "--storage."
             ) from error
 

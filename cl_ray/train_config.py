@@ -29,8 +29,8 @@ class OptimizerConfig(BaseConfig):
         0.0,
         ge=0,
         le=10,
-        description="Fraction of G's matrices that a step subtracts, over the learning rate; only "
-        "with algorithm muon.",
+        description="Decoupled weight decay of G's matrices: a step subtracts lr * decay * weight. "
+        "Only with algorithm muon.",
     )
     weight_decay_d: float = Field(0.5, ge=0, le=10, description="The same of D's matrices.")
     lr_warmup_fraction: float | None = Field(

@@ -62,7 +62,7 @@ def command(arguments: Sequence[str]) -> None:
             with console.status("Checking the cluster …"):
                 findings = list(check_cluster(flags.storage, flags.constraints))
     elif (flags.workers, flags.cpus_per_worker, flags.gpus_per_worker) != (0, 1, 0):
-        raise UserError("--workers and what each has is for a cluster: give its --address too.")
+        raise UserError("--workers and its resources apply to a cluster: give --address too.")
     else:
         with console.status("Checking this machine …"):
             findings = list(check_machine(flags.storage, flags.constraints))

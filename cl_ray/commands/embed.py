@@ -10,7 +10,7 @@ from cl_ray.errors import UserError
 
 
 class EmbedCommand(InferenceCommand):
-    """Write D's representation of images: columns id, label (if there is one) and embedding."""
+    """Write D's representation of images: columns id, label, origin (if any) and embedding."""
 
     out: str = Field(
         description="Folder or URI whose name ends in .parquet: a folder of Parquet files that "

@@ -26,7 +26,7 @@ _MAX_LISTED = 40
 
 
 class EvaluateCommand(BaseConfig):
-    """Measure a run's samples and features on the split test, beside those of real images."""
+    """Measure a run's samples and features on the test split, with real-data baselines."""
 
     run: RunPath = Field(min_length=1, description="Run folder or its URI.")
     checkpoint: str = Field("last", description="`last`, `best` or a checkpoint's name.")

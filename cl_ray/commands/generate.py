@@ -63,7 +63,7 @@ class InferenceCommand(BaseConfig):
         "and 0 on a cluster.",
     )
     address: str | None = Field(
-        None, description="Ray cluster to join; None starts Ray here, or obeys RAY_ADDRESS."
+        None, description="Ray cluster to join. None: RAY_ADDRESS, or Ray on this machine."
     )
     verbose: bool = Field(False, description="Show Ray's messages.")
 
@@ -88,7 +88,7 @@ class GenerateCommand(InferenceCommand):
     around: str | None = Field(
         None,
         min_length=1,
-        description="Dataset whose images get variants, which keep their labels; no samples then.",
+        description="Generate variants of this dataset's images, with their labels, not samples.",
     )
     split: str | None = Field(None, description=f"Split of that dataset; None is {SPLIT}.")
     copies: int | None = Field(
@@ -97,8 +97,8 @@ class GenerateCommand(InferenceCommand):
     distance: float | None = Field(
         None,
         ge=0,
-        description="Standard deviation of the noise that is added to a latent vector of mean "
-        f"square 1; 0 reconstructs the image. None is {DISTANCE}.",
+        description="Standard deviation of the noise added to an image's latent vector, which has "
+        f"mean square 1; 0 reconstructs the image. None is {DISTANCE}.",
     )
 
     @model_validator(mode="after")

@@ -55,7 +55,8 @@ Warp = Annotated[
     Field(
         ge=0,
         le=1,
-        description="Standard deviation of a smooth random displacement, in half sides.",
+        description="Elastic deformation: standard deviation of the smooth random displacement "
+        "field, in half side lengths.",
     ),
 ]
 Erase = Annotated[
@@ -153,8 +154,8 @@ class ShardConfig(BaseConfig):
     window: int = Field(
         4096,
         ge=2,
-        description="Rows that are shuffled and paired together when images stream; fewer where "
-        "they have more than 64 MB of pixels.",
+        description="Shuffle window when images are streamed: rows that are shuffled and paired "
+        "together, limited to 64 MB of pixels.",
     )
 
 

@@ -187,7 +187,7 @@ class PairSampler:
         allowed = far.nonzero().squeeze(1)
         if not len(allowed):
             raise UserError(
-                f"Image {positive} of a shard of {len(self.pixels)} has no negative as far as "
+                f"Image {positive} of {len(self.pixels)} paired together has no negative as far as "
                 f"{self.bound**0.5 / 255:.2f} (pairs.quantile {self.config.quantile}); the "
                 f"farthest is at {max(float(distance.max()), 0) ** 0.5 / 255:.2f}: lower it."
             )

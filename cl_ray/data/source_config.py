@@ -35,7 +35,7 @@ LABEL_COLUMNS = (
 
 
 class SourceConfig(BaseConfig):
-    """Make a dataset (Parquet files and dataset.json) of images that lie elsewhere."""
+    """Convert images from any supported source to a dataset (Parquet files and dataset.json)."""
 
     source: str = Field(
         min_length=1,
@@ -97,8 +97,8 @@ class SourceConfig(BaseConfig):
         None,
         ge=0,
         lt=1,
-        description="Fraction of the training images, of every class alike, to hold out as the "
-        "split validation: checkpoints and settings are chosen by it. None is "
+        description="Fraction of the training images to hold out, stratified by class, as the "
+        "validation split, which checkpoints and settings are selected on. None is "
         f"{VALIDATION_FRACTION:g}, if the source has no such split and at least "
         f"{MIN_HELD_OUT / VALIDATION_FRACTION:.0f} images.",
     )
@@ -144,8 +144,8 @@ class SourceConfig(BaseConfig):
     )
     unlabelled: Literal["keep", "drop"] = Field(
         "keep",
-        description="Whether to keep images without a label where others have one. G and D can be "
-        "conditioned on classes only if all training images have labels.",
+        description="Whether to keep images without a label where others have one. Condition "
+        "projection needs a label for every training image; condition classifier does not.",
     )
     licence: str | None = Field(None, description="Terms of use, recorded with the data.")
     seed: int = Field(

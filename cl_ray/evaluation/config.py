@@ -14,7 +14,7 @@ class EvaluationConfig(BaseConfig):
     every: int = Field(
         1,
         ge=0,
-        description="Epochs between two evaluations, the last epoch's included; 0 is never.",
+        description="Evaluate every this many epochs and after the last; 0: never.",
         json_schema_extra=marks("changeable_on_resume"),
     )
     reference: str = Field(
@@ -31,8 +31,8 @@ class EvaluationConfig(BaseConfig):
     samples: int = Field(
         10_000,
         gt=MANIFOLD_NEIGHBOURS,
-        description="Generated images, compared with as many real images of the split validation, "
-        "or with all of them.",
+        description="Number of generated images; they are compared with as many real images of the "
+        "validation split, or with all of them if it has fewer.",
     )
     images: int = Field(
         10_000, gt=MANIFOLD_NEIGHBOURS, description="Training images that probes are fitted to."

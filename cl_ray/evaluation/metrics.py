@@ -332,6 +332,6 @@ def check_metric_available(name: str, context: MetricContext, field: str, prefix
     missing = "networks" if metric is None or metric.thorough else metric.unavailable(context)
     if missing:
         raise UserError(
-            f"{field} {prefix + name!r} is not among what is measured of {missing}: take "
+            f"{field} {prefix + name!r} is not measured during training for {missing}: use "
             f"{', '.join(prefix + other for other in available_metrics(context))}."
         )

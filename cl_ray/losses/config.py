@@ -29,7 +29,7 @@ class LossConfig(BaseConfig):
     approximate_r1: float = Field(
         0.0,
         ge=0,
-        description="Weight of D's squared gradient at real images, by a finite difference.",
+        description="Weight of the R1 penalty, approximated by a finite difference.",
     )
     r1_step: float = Field(
         0.1, gt=0, le=1, description="Step of that finite difference in each pixel."
@@ -41,12 +41,13 @@ class LossConfig(BaseConfig):
     gradient_penalty: float = Field(
         10.0,
         ge=0,
-        description="Weight of (|gradient of D| - 1)^2 between real images and fakes of noise.",
+        description="Weight of the WGAN gradient penalty, (|gradient of D| - 1)^2, at random "
+        "interpolations between real images and fakes G(z).",
     )
     form: Literal["info-nce", "contrad"] = Field(
         "info-nce",
         description="How D learns from views. info-nce: x-, the rest of the batch and the fakes "
-        "are negatives. contrad: the rest of the batch is; the fakes form one class, and the "
+        "are negatives. contrad: only the rest of the batch is; the fakes form one class, and the "
         "features get no gradient from the score.",
     )
     contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE in D's loss.")
@@ -61,7 +62,7 @@ class LossConfig(BaseConfig):
     )
     reconstruction: float = Field(60.0, ge=0, description="Weight of |G(x) - x| in G's loss.")
     pair_confusion: float = Field(
-        0.1, ge=0, description="Weight in G's loss of D's advantage in telling G(x+) from G(x-)."
+        0.1, ge=0, description="Weight in G's loss of making G(x+) and G(x-) hard to tell apart."
     )
     classification: float = Field(
         1.0,
@@ -71,11 +72,11 @@ class LossConfig(BaseConfig):
     consistency: float = Field(
         1.0,
         ge=0,
-        description="Weight in D's loss of predicting the class of views of x+ as confidently as "
-        "that of x+ itself (FixMatch); only with condition classifier, for unlabelled images.",
+        description="Weight in D's loss of FixMatch's consistency loss: views of an unlabelled x+ "
+        "should get the class that D predicts for x+; only with condition classifier.",
     )
     confidence: float = Field(
-        0.95, ge=0, le=1, description="Probability from which a class of x+ teaches its views."
+        0.95, ge=0, le=1, description="Minimum probability of a pseudo-label (tau in FixMatch)."
     )
     uniformity: float = Field(
         1.0,

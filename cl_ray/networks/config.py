@@ -27,10 +27,10 @@ class GeneratorConfig(BaseConfig):
         50,
         ge=0,
         le=1000,
-        description="Gaussians, at most, of the mixture that is fitted to the latent vectors of "
-        "up to 5,000 training images after each epoch, and that samples are drawn from. With fewer "
-        "than 50 of these for each dimension, and without a condition, it is a kernel density "
-        "estimate instead. 0: samples are drawn from the training prior.",
+        description="Maximum number of Gaussians in the fitted prior, the mixture that samples are "
+        "drawn from; it is fitted after each epoch to the latent vectors of up to 5,000 training "
+        "images. With fewer than 50 latent vectors per latent dimension and no condition, a kernel "
+        "density estimate is used instead. 0: sample from the training prior.",
     )
 
 

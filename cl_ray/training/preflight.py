@@ -58,8 +58,8 @@ def check_pairs(config: Config, dataset: Dataset) -> None:
     least, most = config.worker_range
     if rows // most <= config.pairs.candidates:
         raise UserError(
-            f"pairs.candidates {config.pairs.candidates} needs more than the {rows // most} images "
-            f"that each of {most} workers has of {config.data}: lower it or take more images."
+            f"pairs.candidates {config.pairs.candidates} must be less than the number of images of "
+            f"{config.data} per worker, {rows // most}: lower it or use more images."
         )
     shard = Partition(dataset, config, least)
     if not shard.resident and shard.window_rows <= config.pairs.candidates:
@@ -112,7 +112,7 @@ def check_label_count(config: Config, dataset: Dataset) -> None:
     count, labelled = config.labels.count or 0, dataset.info.labelled_rows("train")
     if not config.supervision:
         raise UserError(
-            f"labels.count {count:,} is of no use where the training uses no labels: use condition "
+            f"labels.count {count:,} has no effect, as the training uses no labels: use condition "
             "`classifier` or pairs.mode `labels`, or leave it out."
         )
     if config.condition == "projection" and count < labelled:
@@ -347,8 +347,8 @@ def check_resumable(
     if newest:
         if changed := _fixed_differences(before, config):
             raise UserError(
-                f"The run {folder} has another config ({_describe(changed)}): leave those out to "
-                "resume it, or take another --name."
+                f"The run {folder} was started with other settings ({_describe(changed)}): leave "
+                "those out to resume it, or use another --name."
             )
         metadata = checkpoints.metadata(newest.name)
         trained = Config.from_yaml(metadata["config"], f"{folder}, {newest.name}", base=before)
@@ -420,8 +420,8 @@ def exclusive_lock(folder: RunStorage, kind: str) -> Iterator[None]:
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except filelock.Timeout as error:
         raise UserError(
-            f"The {kind} {folder} runs in another process ({file.read_text() or 'not named'}): "
-            "wait for it or end it, or take another --name."
+            f"The {kind} {folder} is in use by another process ({file.read_text() or 'unknown'}): "
+            "wait for it or stop it, or use another --name."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:

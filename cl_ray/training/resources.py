@@ -287,7 +287,7 @@ def wait_for_resources(
     group = ray.util.placement_group([resources.bundle] * workers)
     try:
         if resources.waits_for or not group.wait(1):
-            report(f"Waiting for {resources.waits_for or 'what others use of the cluster'}.")
+            report(f"Waiting for {resources.waits_for or 'resources that other jobs use'}.")
         while not group.wait(1):
             pass
     finally:

@@ -44,8 +44,8 @@ class SearchOptions(BaseConfig):
     )
     metric: Repeatable = Field(
         (),
-        description="The metric to optimize, one of the evaluation's, such as frechet or "
-        "linear_probe, or class_accuracy with a condition. Given twice or more, a Pareto front. "
+        description="Evaluation metric to optimize, such as frechet, linear_probe or, with a "
+        "condition, class_accuracy. Repeat it to optimize several metrics (Pareto front). "
         "None: frechet where it is available.",
     )
     sampler: Literal["tpe", "random", "nsga2"] = _changeable(
@@ -53,9 +53,9 @@ class SearchOptions(BaseConfig):
     )
     scheduler: Literal["auto", "asha", "median", "none", "pbt"] = Field(
         "auto",
-        description="Who stops trials early: asynchronous successive halving (asha), the median "
-        "rule, or nobody; pbt is population-based training. auto: asha for one metric, none for "
-        "several.",
+        description="Trial scheduler: asha (asynchronous successive halving) and median (median "
+        "stopping rule) stop trials early, none does not, pbt is population-based training. "
+        "auto: asha for one metric, none for several.",
     )
     concurrent: int | None = _changeable(
         None, "Trials at once; None is as many as fit on the cluster.", ge=1

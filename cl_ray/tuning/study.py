@@ -216,15 +216,14 @@ def build_sampler(
     """
     if kind == "random":
         return SeededRandomSampler(seed)
-    if kind == "nsga2":
-        population = max(4, min(50, trials // 4))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # Optuna 4 has no Trial.set_constraint
+        if kind == "nsga2":
+            population = max(4, min(50, trials // 4))
             return optuna.samplers.NSGAIISampler(
                 seed=seed, population_size=population, constraints_func=_constraints
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=startup_trials(trials),

@@ -125,20 +125,20 @@ def test_a_new_metric_takes_one_function_and_one_entry(
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("many", ["linear_probe"], "linear_probe' is not among what is measured of this data of "
-         "more than 200 classes: take evaluation/knn_1, evaluation/knn_20, evaluation/recon"),
-        ("digits", ["class_accuracy"], "class_accuracy' is not among what is measured of networks "
-         "that are told no classes (condition none): take evaluation/linear_probe,"),
-        ("digits", ["class_accuracy", "--condition=projection"], "of this data without a "
-         "reference (evaluation.reference): take"),
+        ("many", ["linear_probe"], "linear_probe' is not measured during training for this data of "
+         "more than 200 classes: use evaluation/knn_1, evaluation/knn_20, evaluation/recon"),
+        ("digits", ["class_accuracy"], "class_accuracy' is not measured during training for "
+         "networks that are told no classes (condition none): use evaluation/linear_probe,"),
+        ("digits", ["class_accuracy", "--condition=projection"], "for this data without a "
+         "reference (evaluation.reference): use"),
         ("renamed", ["class_accuracy", "--condition=classifier", "--evaluation.reference=mnist"],
-         "by evaluation.reference 'mnist', which does not name its classes: take"),
+         "by evaluation.reference 'mnist', which does not name its classes: use"),
         ("digits", ["classifier_error", "--condition=projection"],
-         "of networks without a classifier (condition projection): take"),
-        ("bare", ["knn_1"], "of this data without labels: take evaluation/reconstruction."),
-        ("digits", ["modes"], "of this data, not being stacked-mnist: take"),
-        ("digits", ["fid"], "of networks: take"),
-        ("digits", ["few_labels"], "of networks: take"),
+         "for networks without a classifier (condition projection): use"),
+        ("bare", ["knn_1"], "for this data without labels: use evaluation/reconstruction."),
+        ("digits", ["modes"], "for this data, not being stacked-mnist: use"),
+        ("digits", ["fid"], "for networks: use"),
+        ("digits", ["few_labels"], "for networks: use"),
         ("digits", ["knn_1", "--evaluation.every=0"], "evaluation.every 0"),
     ],
 )  # fmt: skip

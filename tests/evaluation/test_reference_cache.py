@@ -169,7 +169,7 @@ def test_mistakes_are_told_before_it_is_trained(
     monkeypatch.setattr(reference_name, "_LEAST_IMAGES", 240)
     place = [f"--data={colours.location}", f"--storage={tmp_path}/runs"]
     said = refused(capsys, "train", *place, "--checkpoint.metric=evaluation/fid")
-    assert "'evaluation/fid' is not among what is measured" in said
+    assert "'evaluation/fid' is not measured during training for" in said
     assert "evaluation/frechet" in said  # which it would have
     refused(capsys, "tune", *place, "--metric=fid")
     assert not Path(f"{colours.location}.reference").exists()

@@ -198,4 +198,4 @@ def test_a_fine_tuned_run_resumes_bit_for_bit(
         assert (yaml.safe_load if file == "config.yaml" else json.loads)(text)["from_run"] == first
     other = [f"--from-run={tmp_path}/whole", "--evaluation.every=0"]
     message = refused(capsys, "train", *run_flags(tmp_path / "resumed", data), *other)
-    assert "has another config (from_run was" in message
+    assert "was started with other settings (from_run was" in message

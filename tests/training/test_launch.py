@@ -254,8 +254,8 @@ def test_a_killed_driver_leaves_no_process_and_no_writer_and_no_lock(
         wait_for(lambda: list(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
         ours = [pid for pid, _ in children(process.pid)]
         assert refused(capsys, "train", *run_flags(folder, digits), *flags) == (
-            f"The run {folder} runs in another process (process {process.pid} on "
-            f"{socket.gethostname()}): wait for it or end it, or take another --name."
+            f"The run {folder} is in use by another process (process {process.pid} on "
+            f"{socket.gethostname()}): wait for it or stop it, or use another --name."
         )
         assert process.poll() is None
     finally:

@@ -62,7 +62,7 @@ def refusal(config: Config, storage: Path) -> str:
     [
         ("--data=nowhere", "nowhere"),
         ("--storage=/proc/runs", "storage '/proc/runs' cannot be written"),
-        ("--pairs.candidates=400", "pairs.candidates 400 needs more than the 400 images"),
+        ("--pairs.candidates=400", "pairs.candidates 400 must be less than the number of images"),
         (
             "--pairs.candidates=20 --shards.memory=1e-6 --shards.window=16",
             "pairs.candidates 20 needs more than the 16 images of a window",
@@ -130,7 +130,7 @@ def test_unlabelled_training_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"condition": "none"}, "labels.count 9 is of no use where the training uses no labels"),
+        ({"condition": "none"}, "labels.count 9 has no effect, as the training uses no labels"),
         ({"condition": "projection"}, "and condition `projection` scores each image by its class"),
         ({"labels": {"count": 401}}, "labels.count 401 is more than the 400 training images of "),
         ({}, "labels.count 9 is less than one for each of the 10 classes of "),
@@ -410,7 +410,9 @@ def test_a_run_that_starts_again_prints_what_has_changed(
     save_run(trainer, tmp_path, 2)
     printed, error = attempt(other, tmp_path)
     assert printed == ""
-    assert "has another config (seed was 0, now 5): leave those out to resume it" in error
+    assert (
+        "was started with other settings (seed was 0, now 5): leave those out to resume it" in error
+    )
 
 
 # The lock
@@ -437,8 +439,8 @@ def test_the_process_that_holds_the_lock_of_a_folder_in_a_bucket_is_named(bucket
     with pytest.raises(UserError) as caught, exclusive_lock(folder, "run"):
         pass
     assert str(caught.value) == (
-        f"The run {folder} runs in another process (process {holder.pid} on "
-        f"{socket.gethostname()}): wait for it or end it, or take another --name."
+        f"The run {folder} is in use by another process (process {holder.pid} on "
+        f"{socket.gethostname()}): wait for it or stop it, or use another --name."
     )
     holder.communicate()
     with exclusive_lock(folder, "run"), pytest.raises(UserError), exclusive_lock(folder, "run"):

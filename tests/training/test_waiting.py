@@ -21,7 +21,7 @@ COMMANDS = {
     "wide search": [*SEARCH, "--workers=2"],
 }
 WAITS = {
-    "train": "Waiting for what others use of the cluster.\n",
+    "train": "Waiting for resources that other jobs use.\n",
     "search": "1 trial at a time",
     "wide search": "trial 0 starts",
 }

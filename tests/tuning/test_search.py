@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
     [
         (["--metric=fid"], "metric 'fid' is not"),
         (["--metric=frechet", "--set=evaluation.reference=none"], "without a reference"),
-        (["--metric=class_accuracy"], "(condition none): take frechet, "),
+        (["--metric=class_accuracy"], "(condition none): use frechet, "),
         (["--set=checkpoint.metric=evaluation/fid"], "checkpoint.metric 'evaluation/fid' is not"),
         (
             ["--set=checkpoint.metric=evaluation/frechet", "--set=evaluation.every=0"],
@@ -79,7 +79,10 @@ def refusal(*arguments: str) -> str:
         (["--set=device=mps"], "device 'mps' is not"),
         (["--data=/nowhere"], "/nowhere"),
         (["--storage=/proc/runs"], "cannot be written"),
-        (["--set=pairs.candidates=400"], "pairs.candidates 400 needs more than the 300 images"),
+        (
+            ["--set=pairs.candidates=400"],
+            "pairs.candidates 400 must be less than the number of images",
+        ),
     ],
 )
 def test_mistakes_are_named(
@@ -101,7 +104,7 @@ def test_only_available_metrics_are_offered(flags: list[str], tmp_path: Path) ->
         (bare, none, {"reconstruction"}, "reconstruction"),
     ):
         message = refusal(*data, flag, f"--storage={tmp_path}", "--metric=nothing")
-        offered = set(message.rpartition("take ")[2].removesuffix(".").split(", "))
+        offered = set(message.rpartition("use ")[2].removesuffix(".").split(", "))
         assert offered & known == metrics
         assert [m.name for m in prepare(data, tmp_path, flag).metrics] == [default]
     conditional = prepare(flags, tmp_path, "--metric=class_accuracy", "--set=condition=projection")
@@ -278,7 +281,7 @@ def test_one_process_at_a_time_runs_a_search(
     with exclusive_lock(search.folder, "search"), pytest.raises(SystemExit):
         main(["tune", "--resume=s", f"--storage={tmp_path}"])
     error = capsys.readouterr().err
-    assert error.startswith(f"cl-ray: The search {search.folder} runs in another process")
+    assert error.startswith(f"cl-ray: The search {search.folder} is in use by another process")
 
 
 def test_trials_see_the_first_whole_row_groups() -> None:

@@ -64,12 +64,30 @@ def test_a_journal_cut_off_within_a_line_is_resumed(tmp_path: Path) -> None:
 
 def test_the_study_records_how_each_trial_ended(tmp_path: Path) -> None:
     _, study = new_study(tmp_path)
+    study.sampler = build_sampler("tpe", 0, 9)
     for number, status in enumerate(("finished", "stopped", "diverged", "failed")):
         finish_trial(study, study.ask(), result(number, 3.0 - number, status), [FRECHET])
     states = [t.state for t in study.trials]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL]
     assert study.trials[2].value == FRECHET.worst
     assert study.best_trial.number == 0
+    infeasible = [t.system_attrs.get("constraints") for t in study.trials]  # below all others
+    assert infeasible == [[0.0], [0.0], [1.0], None]
+
+
+def test_a_trial_enqueued_outside_of_the_space_fails_alone(tmp_path: Path) -> None:
+    _, study = new_study(tmp_path)
+
+    def suggest(trial: optuna.Trial) -> dict[str, object]:
+        return {"batch_size": trial.suggest_categorical("batch_size", [32, 64])}
+
+    study.enqueue_trial({"batch_size": 48})
+    point = ask_point(study, suggest, None)
+    assert point["number"] == 1
+    assert point["values"]["batch_size"] in (32, 64)
+    failed = trial_results(study, 9)[0]
+    assert failed.status == "failed"
+    assert failed.reason.startswith("enqueued outside of the space: ")
 
 
 def test_what_is_missing_is_what_has_not_ended(tmp_path: Path) -> None:
