@@ -187,10 +187,38 @@ class StudySearch(Searcher):
         """Do nothing: everything is in the study."""
 
 
+class ResumedASHA(AsyncHyperBandScheduler):
+    """ASHA that knows the epochs which trials reported before the search was resumed.
+
+    Otherwise a resumed trial's next result would be compared with others after one epoch.
+
+    Args:
+        metric: Name of the metric.
+        earlier: The search's trials; those that have ended are compared with new ones.
+        options: As of AsyncHyperBandScheduler.
+    """
+
+    def __init__(self, metric: str, earlier: list[TrialResult], **options: Any):
+        super().__init__(metric=metric, **options)
+        self._earlier = {result.number: result.history for result in earlier}
+        for result in earlier:
+            if result.has_ended:
+                config = {"point": {"number": result.number}}
+                self.on_trial_add(
+                    None, SimpleNamespace(trial_id=f"earlier-{result.number}", config=config)
+                )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial with the results that it reported earlier."""
+        super().on_trial_add(tune_controller, trial)
+        for epoch, value in sorted(self._earlier.get(trial_number(trial), {}).items()):
+            self.on_trial_result(tune_controller, trial, {"epoch": epoch, self.metric: value})
+
+
 def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialScheduler:
     """Build the scheduler that stops trials early, or changes them on the way.
 
-    ASHA compares new trials with the ended ones of a resumed search, `earlier`.
+    ASHA compares the trials with what those of a resumed search reported, `earlier`.
 
     Population-based training is that of Jaderberg et al. (2017): a trial of the worst quarter
     copies a trial of the best quarter, which is its networks, EMA generator, optimizers, position
@@ -200,15 +228,7 @@ def build_scheduler(search: Search, earlier: list[TrialResult]) -> TrialSchedule
     by: dict[str, Any] = {"time_attr": "epoch", "metric": metric.name, "mode": metric.mode}
     if kind == "asha":
         epochs = max(search.options.epochs, 2)
-        asha = AsyncHyperBandScheduler(
-            **by, max_t=epochs, grace_period=1, reduction_factor=_REDUCTION_FACTOR
-        )
-        for result in (result for result in earlier if result.has_ended):
-            trial = SimpleNamespace(trial_id=f"earlier-{result.number}")
-            asha.on_trial_add(None, trial)
-            for epoch, value in sorted(result.history.items()):
-                asha.on_trial_result(None, trial, {"epoch": epoch, metric.name: value})
-        return asha
+        return ResumedASHA(**by, earlier=earlier, max_t=epochs, reduction_factor=_REDUCTION_FACTOR)
     if kind == "median":
         return MedianStoppingRule(**by, grace_period=1)
     if kind == "none":

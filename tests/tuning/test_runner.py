@@ -40,7 +40,7 @@ def test_asha_compares_with_the_earlier_trials_of_a_resumed_search(
 
     def decision(earlier: list[TrialResult], value: float) -> str:
         asha = build_scheduler(search, earlier)
-        trial = SimpleNamespace(trial_id="new")
+        trial = SimpleNamespace(trial_id="new", config={"point": {"number": 99}})
         asha.on_trial_add(None, trial)
         return str(asha.on_trial_result(None, trial, {"epoch": 1, "frechet": value}))
 
@@ -51,6 +51,13 @@ def test_asha_compares_with_the_earlier_trials_of_a_resumed_search(
     assert decision([], 8.0) == TrialScheduler.CONTINUE  # nothing to compare with
     assert decision(earlier, 8.0) == TrialScheduler.STOP
     assert decision(earlier, 1.5) == TrialScheduler.CONTINUE
+    history = {1: 0.5, 2: 5.0}  # good after one epoch; the next result is of the third
+    waiting = TrialResult(99, "waiting", {}, {"frechet": 5.0}, 2, history=history)
+    asha = build_scheduler(search, [*earlier, waiting])
+    trial = SimpleNamespace(trial_id="again", config={"point": {"number": 99}})
+    asha.on_trial_add(None, trial)
+    result = {"epoch": 2, "frechet": 8.0}  # the first of its rung, or else the worst after one
+    assert asha.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
 
 
 def test_nothing_that_ray_tune_stores_holds_the_url_of_a_study(
