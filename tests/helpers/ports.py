@@ -119,14 +119,12 @@ def probe(address: str, port: Port, token: str | None) -> ProbeResult:
     with grpc.insecure_channel(f"{address}:{port.number}") as channel:
         for method in METHODS:
             try:
-                channel.unary_unary(f"/{method}")(b"", timeout=60, metadata=tuple(headers.items()))
+                channel.unary_unary(f"/{method}")(b"", timeout=15, metadata=tuple(headers.items()))
                 result.answered.add(method)
             except grpc.RpcError as error:
                 code = error.code()
-                if code == grpc.StatusCode.UNAVAILABLE:
+                if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     break  # it does not speak gRPC
-                if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise  # whether it asks for the token is not known
                 if code == grpc.StatusCode.UNAUTHENTICATED:
                     result.refused += 1
                 elif code != grpc.StatusCode.UNIMPLEMENTED:
@@ -139,7 +137,7 @@ def _probe_http(url: str, headers: dict[str, str], result: ProbeResult) -> bool:
     for path in PATHS:
         try:
             request = urllib.request.Request(url + path, headers=headers)
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=15) as answer:
                 metrics = answer.headers.get("Content-Type", "").startswith("text/plain; version=")
                 result.answered.add("metrics" if metrics else path)
                 if metrics:
@@ -149,8 +147,6 @@ def _probe_http(url: str, headers: dict[str, str], result: ProbeResult) -> bool:
                 result.refused += 1
             else:  # 404 and 405 come from behind the check of the token
                 result.answered.add(path)
-        except TimeoutError:  # whether it asks for the token is not known
-            raise
         except Exception:  # it does not speak HTTP
             return False
     return True

@@ -115,11 +115,11 @@ def test_the_capacity_that_an_autoscaler_may_reach() -> None:
 
 @pytest.fixture(scope="module")
 def searched(make_digits: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A search of 12 trials with a GPU each."""
+    """A search of 16 trials with a GPU each."""
     measured = (f"--set=evaluation.{field}" for field in ("samples=60", "images=60"))
     return [
         f"--data={make_digits(300)}", f"--storage={tmp_path_factory.mktemp('searches')}",
-        "--trials=12", "--gpus-per-trial=1", "--set=evaluation.reference=mnist", *measured,
+        "--trials=16", "--gpus-per-trial=1", "--set=evaluation.reference=mnist", *measured,
     ]  # fmt: skip
 
 
