@@ -177,4 +177,4 @@ def test_optuna_dashboard_opens_the_study(place: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
 def test_python_runs_as_shown(script: str, place: Path, digits: str) -> None:
     small = f"data={digits!r}, batch_size=32"
-    exec(script.replace("Config(", f"Config({small}, "), {})
+    exec(re.sub(r"\bConfig\(", f"Config({small}, ", script), {})
