@@ -77,8 +77,11 @@ class Prior(NamedTuple):
         edges = weights.cumsum(-1)
         edges = edges / edges[..., -1:]  # rounding would leave a gap below 1
         index = (uniform[:, None] >= edges).sum(1)  # ONNX has no searchsorted
-        if len(self.scale_tril) == 1:  # one product, without a copy of the factor per sample
-            return self.means[index] + noise @ self.scale_tril[0].T
+        if len(self.scale_tril) == 1:
+            # One product, without a copy of the factor for each sample. In float64, so that a
+            # sample does not depend on how many are drawn with it.
+            product = noise.double() @ self.scale_tril[0].double().T
+            return self.means[index] + product.to(noise.dtype)
         return self.means[index] + (self.scale_tril[index] @ noise[:, :, None]).squeeze(2)
 
 

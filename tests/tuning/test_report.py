@@ -97,7 +97,7 @@ def test_fields_of_one_last_name_are_told_apart() -> None:
         history = {1: values["views.rotate"]}
         results.append(TrialResult(number, "finished", values, {}, 1, 1.0, history=history))
     found = parameter_importances(results, 1, FRECHET, space)
-    assert found.keys() == {"views.rotate", "augment.rotate"}
+    assert list(found) == ["views.rotate"]  # the other explains no more than chance
     assert found["views.rotate"] > 0.8
 
 
