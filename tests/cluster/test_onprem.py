@@ -21,7 +21,8 @@ def test_three_machines_from_up_to_down(
     cloud: Cloud, scratch: Path, copy_digits: Callable[[Path], None]
 ) -> None:
     key = scratch / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    make_key = client.readme_command(TITLE, "ssh-keygen", {"~/.ssh/cl-ray": str(key)})
+    subprocess.run(make_key, check=True)
     for number, address in enumerate(ADDRESSES):
         public = key.with_suffix(".pub").read_text().strip()
         cloud.machines.boot(f"own{number}", public, "ubuntu", address)

@@ -61,6 +61,7 @@ class Machines:
         """Start a machine that admits the owner of the public key; the first address is its own."""
         namespace, link = f"clray-{name}", _link_name(name)
         ip("netns", "del", namespace, check=False)
+        ip("link", "del", link, check=False)  # it outlives a namespace by seconds
         ip("netns", "add", namespace)
         ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         ip("link", "set", link, "master", BRIDGE, "up")
