@@ -115,7 +115,7 @@ class Config(TrainerConfig, RunIdentityConfig):
         min_length=1,
         description="Run folder or URI. A new run begins with the networks of that run's last "
         "checkpoint, or of the one at `RUN/checkpoints/NAME`, to fine-tune them; a resumed run "
-        "goes on from its own.",
+        "continues from its own.",
         json_schema_extra=marks(not_searchable="trials begin with random weights"),
     )
 

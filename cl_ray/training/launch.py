@@ -175,7 +175,7 @@ def _train_locked(
         kept = checkpoints.newest()
         last = f"the last checkpoint is {kept.name}" if kept else "there is no checkpoint yet"
         if kept and outcome["status"] == "diverged":
-            last += f"; other settings take another --name; --from-run {folder} goes on from it"
+            last += f"; other settings take another --name; --from-run {folder} continues from it"
         raise UserError(f"{outcome['reason']} ({folder}: {last}.)")
     _print_summary(summary, config, folder, console)
     return TrainResult(folder.uri, summary)

@@ -302,31 +302,27 @@ class RankZeroHooks:
         )
 
     def _start_evaluation(self, checkpoint: str) -> None:
+        """Evaluate the networks, which a checkpoint holds, if that is due after this epoch."""
         epoch, gan = self.trainer.epochs, self.trainer.gan
         if self.evaluator.due(epoch):
-            self.checkpoints.pinned.add(checkpoint)
             weights = copy_weights(gan.ema_generator), copy_weights(gan.discriminator)
-            self.evaluator.start(
+            self._evaluate(
                 EvaluationRequest(epoch, gan.steps, checkpoint, *weights, self.trainer.prior)
             )
-            self._collect_evaluations()
 
     def _evaluate_again(self, epoch: int, step: int) -> None:
         """Evaluate the last epoch's checkpoint: the run stopped before that was finished."""
-        if epoch != self.trainer.epochs or not self.evaluator.due(epoch):
-            return
-        for manifest in self.checkpoints.list():
-            if manifest.step == step:
-                self.checkpoints.pinned.add(manifest.name)
-                state = self.checkpoints.load(manifest.name)
-                gan, prior = state["gan"], state.get("prior")
-                self.evaluator.start(
-                    EvaluationRequest(
-                        epoch, step, manifest.name,
-                        gan["ema_generator"], gan["discriminator"],
-                        None if prior is None else Prior(**prior),
-                    )
-                )  # fmt: skip
+        names = [each.name for each in self.checkpoints.list() if each.step == step]
+        if names and epoch == self.trainer.epochs and self.evaluator.due(epoch):
+            state = self.checkpoints.load(names[0])
+            weights = state["gan"]["ema_generator"], state["gan"]["discriminator"]
+            prior = Prior(**state["prior"]) if state.get("prior") else None
+            self._evaluate(EvaluationRequest(epoch, step, names[0], *weights, prior))
+
+    def _evaluate(self, request: EvaluationRequest) -> None:
+        self.checkpoints.pinned.add(request.checkpoint)
+        self.evaluator.start(request)
+        self._collect_evaluations()
 
     def _collect_evaluations(self, wait: bool = False) -> None:
         """Log finished evaluations, and set their checkpoints' metric if they select the best."""

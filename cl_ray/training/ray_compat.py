@@ -124,7 +124,7 @@ def fast_worker_start() -> Iterator[None]:
     """Have the workers of a Ray that starts within the context start by our `setup_worker.py`.
 
     Ray 2.60 has no option for the script. It joins its name to the folder of its own, which an
-    absolute path replaces. A version without that name starts its workers as ever.
+    absolute path replaces. A version without that name starts its workers as usual.
     """
     from ray._private import ray_constants
 
@@ -155,7 +155,7 @@ def start_autoscaling_coordinator() -> None:
     """Start the actor by which Ray Train and Ray Data ask for nodes, without waiting for it.
 
     Ray 2.60 starts it when Ray Train's controller runs, and the controller waits for it. A version
-    that has no such function starts it as ever.
+    that has no such function starts it as usual.
     """
     with suppress(ImportError, AttributeError):
         from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module

@@ -44,7 +44,7 @@ class Parameter(BaseConfig):
     kind: Literal["log", "float", "int", "choice"]
     low: float | None = None
     high: float | None = None
-    step: int | None = Field(None, ge=1)
+    step: int = Field(1, ge=1)
     values: list[str | bool | int | float | None] | None = None
     at_most: str | None = None
     when: dict[str, Any] = Field({})
@@ -68,7 +68,7 @@ class Parameter(BaseConfig):
             raise ValueError(f"{self.kind} takes low and high, and no values")
         if self.low >= self.high:
             raise ValueError(f"the range from low {self.low:g} to high {self.high:g} is empty")
-        if self.step and self.kind != "int":
+        if self.step != 1 and self.kind != "int":
             raise ValueError(f"step is for int: {self.kind} has none")
         if self.kind == "log" and self.low <= 0:
             raise ValueError(f"low {self.low:g} must be more than 0 for log")
@@ -100,7 +100,7 @@ class Parameter(BaseConfig):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = self.bounds()
-        return low <= value <= high and (self.kind != "int" or not (value - low) % (self.step or 1))
+        return low <= value <= high and (self.kind != "int" or not (value - low) % self.step)
 
     def allows(self, value: Any, others: Values) -> bool:
         """Return whether the value can be drawn where other fields have these values."""
@@ -114,8 +114,8 @@ class Parameter(BaseConfig):
             return distributions.CategoricalDistribution(self.bounds())
         low, high = self.bounds()
         if self.kind == "int":
-            high -= (high - low) % (self.step or 1)
-            return distributions.IntDistribution(low, high, step=self.step or 1)
+            high -= (high - low) % self.step
+            return distributions.IntDistribution(low, high, step=self.step)
         return distributions.FloatDistribution(low, high, log=self.kind == "log")
 
 
@@ -226,7 +226,7 @@ class Space(BaseConfig):
         """How many different points it has at most; infinite with a real number."""
         counts = []
         for parameter in self.parameters.values():
-            ends, step = parameter.bounds(), parameter.step or 1
+            ends, step = parameter.bounds(), parameter.step
             if parameter.kind in ("log", "float"):
                 return math.inf
             is_choice = parameter.kind == "choice"
@@ -248,8 +248,8 @@ class Space(BaseConfig):
             if parameter.at_most:
                 high = min(high, current[parameter.at_most])
             if parameter.kind == "int":
-                high -= (high - low) % (parameter.step or 1)
-                drawn[field] = trial.suggest_int(field, low, high, step=parameter.step or 1)
+                high -= (high - low) % parameter.step
+                drawn[field] = trial.suggest_int(field, low, high, step=parameter.step)
             else:
                 drawn[field] = trial.suggest_float(field, low, high, log=parameter.kind == "log")
         return drawn
