@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.signals import handle_signal
 
 MakeDigits = Callable[[int], str]
 
@@ -73,6 +74,13 @@ def _one_thread() -> None:
     """Small arrays on busy cores: two threads wait for each other longer than they work."""
     torch.set_num_threads(1)
     threadpool_limits(1)  # numpy's, scipy's and scikit-learn's
+
+
+@pytest.fixture(autouse=True)
+def _own_ctrl_c() -> Iterator[None]:
+    """Restore the handler of SIGINT: Ray Train's `fit` leaves its own, which calls a dead actor."""
+    with handle_signal(signal.SIGINT):
+        yield
 
 
 @pytest.fixture(scope="session")
