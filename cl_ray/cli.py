@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": "generate images from noise, or variants of given images",
     "embed": "write D's representation of the images of a data set",
     "score": "write a novelty score for each image of a dataset",
+    "label": "predict the labels of unlabelled training images from few labelled ones",
     "report": "write a page of a run's images, curves and metrics",
     "export": "write a run's networks as ONNX files or torch.export programs",
     "data": "convert images (folder, archive, Parquet, arrays or a torchvision dataset)",

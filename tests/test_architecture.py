@@ -27,7 +27,7 @@ LAYERS = [
     "model",
     "evaluation",
     "training.ray_compat training.resources",
-    "export inference report",
+    "export inference report label_prediction",
     "training",
     "tuning",
     "doctor",

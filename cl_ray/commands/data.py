@@ -90,6 +90,8 @@ def print_dataset_summary(info: DatasetInfo, out: str, console: Console) -> None
         "encoding": _ENCODINGS[info.encoding],
         "classes": _format_classes(info),
     }
+    if info.predicted_labels:
+        lines["labels"] = f"of training images, {info.predicted_labels}"
     for name, split in info.splits.items():
         images, files = pluralize(split.rows, "image"), pluralize(len(split.shards), "file")
         size = decimal(sum(shard.bytes for shard in split.shards))

@@ -109,6 +109,7 @@ class DatasetMetadata:
     source: str
     licence: str | None = None
     classes: list[str] | None = None
+    predicted_labels: str | None = None
 
 
 ReadImage = RawImage | BrokenImageError

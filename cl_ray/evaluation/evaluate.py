@@ -415,6 +415,11 @@ class Evaluator:
             self.notes.append(
                 "The images have no labels, so no probe of the representation was measured."
             )
+        if dataset.info.predicted_labels:
+            self.notes.append(
+                f"Labels of training images, to which probes are fitted: "
+                f"{dataset.info.predicted_labels}."
+            )
         without = [
             f"{part.unlabelled:,} of the {part.rows:,} images of the split {name}"
             for name, part in dataset.info.splits.items()
@@ -468,7 +473,7 @@ class Evaluator:
             data=self.dataset.info.name,
             split=self.split,
             pairs=model.config.pairs.mode,
-            supervision=model.config.supervision,
+            supervision=self.dataset.info.describe_supervision(model.config.supervision),
             probe_images=len(train.labelled().image),
             fidelity=fidelity,
             modes=modes,

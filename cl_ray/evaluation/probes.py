@@ -261,25 +261,99 @@ def sample_few_labels(labels: Labels, seed: int, draw: int) -> NDArray[np.int64]
     return np.concatenate(rows)
 
 
-def principal_components(train: Floats, test: Floats, seed: int = 0) -> tuple[Floats, Floats]:
-    """Project features [N, d] and [M, d] to the 96 leading principal components of the first.
+class PrincipalComponents:
+    """Projects features to the leading principal components of those it is fitted to.
 
-    Each is divided by its standard deviation to the power of 0.75: a part of a whitening, without
-    which the largest components alone decide which images are near each other, while a whole one
-    raises noise. Rows then have unit length, so that the Euclidean distance ranks as the cosine
-    similarity does.
+    Each of the 96 is divided by its standard deviation to the power of 0.75: a part of a whitening,
+    without which the largest components alone decide which images are near each other, while a
+    whole one raises noise. Rows then have unit length, so that the Euclidean distance ranks as the
+    cosine similarity does.
 
     By a randomized SVD (Halko et al., 2011), which takes seconds at 8,512 dimensions, where all
     eigenvectors of the covariance take a minute of two cores.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import normalize
 
-    count = min(_DIMENSIONS, *train.shape)
-    pca = PCA(count, svd_solver="randomized", random_state=seed % 2**32).fit(train)
-    components, projected = pca.transform(train), pca.transform(test)
-    scale = np.maximum(components.std(0), 1e-12) ** _WHITENING
-    return normalize(components / scale), normalize(projected / scale)
+    Args:
+        features: float32 [N, d].
+        seed: Seed of the randomized SVD.
+    """
+
+    def __init__(self, features: Floats, seed: int = 0):
+        from sklearn.decomposition import PCA
+
+        count = min(_DIMENSIONS, *features.shape)
+        self._pca = PCA(count, svd_solver="randomized", random_state=seed % 2**32)
+        components = self._pca.fit(features).transform(features)
+        self._scale = np.maximum(components.std(0), 1e-12) ** _WHITENING
+
+    def project(self, features: Floats) -> Floats:
+        """Project features [M, d] to [M, 96], or to fewer where N or d is smaller."""
+        from sklearn.preprocessing import normalize
+
+        return np.asarray(normalize(self._pca.transform(features) / self._scale))
+
+
+def principal_components(train: Floats, test: Floats, seed: int = 0) -> tuple[Floats, Floats]:
+    """Project features [N, d] and [M, d] to the `PrincipalComponents` of the first."""
+    components = PrincipalComponents(train, seed)
+    return components.project(train), components.project(test)
+
+
+class NeighbourGraph:
+    """A graph of nearest neighbours among images, on which a few labels spread to all.
+
+    Learning with local and global consistency (Zhou et al., 2004, section 2): F solves
+    (I - alpha S) F = Y, S the symmetrically normalised adjacency, Y the few labels.
+
+    scikit-learn's LabelSpreading leaves the graph asymmetric and lost 5 points with it (0.83
+    against 0.89, 100 labels of 10,000 digits), and it builds the graph anew for each draw.
+
+    Args:
+        features: float32 [N, d], of the images.
+    """
+
+    def __init__(self, features: Floats):
+        from scipy import sparse
+        from sklearn.neighbors import NearestNeighbors
+
+        edges = min(_EDGES, len(features) - 1)
+        self._index = NearestNeighbors(n_neighbors=edges, algorithm="brute").fit(features)
+        directed = self._index.kneighbors_graph().astype(np.float32)
+        graph = directed + directed.T
+        scale = sparse.diags_array(np.asarray(graph.sum(1)).ravel() ** -0.5)
+        self._adjacency = (scale @ graph @ scale).tocsr()
+
+    def spread(self, rows: NDArray[np.int64], labels: Labels, classes: int) -> Floats:
+        """Spread the labels [n] of some rows [n] over all images.
+
+        Returns:
+            float32 [N, classes], the part of each class, which sum to 1; 0 of images that no label
+            reaches.
+        """
+        from scipy.sparse.linalg import LinearOperator, cg
+
+        known = np.zeros((self._adjacency.shape[0], classes), np.float32)
+        known[rows, labels] = 1
+
+        def product(flat: Floats) -> Floats:
+            columns = flat.reshape(known.shape)
+            return (columns - _ALPHA * (self._adjacency @ columns)).ravel()
+
+        system = LinearOperator((known.size, known.size), matvec=product, dtype=np.float32)
+        solution, _ = cg(system, known.ravel(), rtol=1e-6, maxiter=300)  # all columns at once
+        parts = np.maximum(solution.reshape(known.shape), 0)  # negative only by rounding
+        parts /= parts.sum(1, keepdims=True) + np.finfo(np.float32).tiny
+        return np.asarray(parts)
+
+    def neighbours(self, queries: Floats) -> NDArray[np.int64]:
+        """Return the images [M, edges] nearest to queries [M, d], which are not in the graph."""
+        return np.asarray(self._index.kneighbors(queries, return_distance=False))
+
+
+def graph_rows(labelled: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Return the labelled rows and, in random order, others of `count` rows, 60,000 in all."""
+    others = np.setdiff1d(np.arange(count), labelled)
+    room = max(0, _GRAPH - len(labelled))
+    return np.concatenate([labelled, np.random.default_rng(seed).permutation(others)[:room]])
 
 
 def label_spreading(
@@ -290,15 +364,9 @@ def label_spreading(
     draws: Sequence[NDArray[np.int64]],
     seed: int = 0,
 ) -> Labels:
-    """Predict labels of queries from few labels, spread over all training images.
+    """Predict labels of queries from few labels, spread over training images.
 
-    Learning with local and global consistency (Zhou et al., 2004, section 2): F solves
-    (I - alpha S) F = Y on the graph of nearest neighbours among the training images, S its
-    symmetrically normalised adjacency, Y the few labels. Queries are not in the graph; they take
-    the labels of their nearest neighbours in it.
-
-    scikit-learn's LabelSpreading leaves the graph asymmetric and lost 5 points with it (0.83
-    against 0.89, 100 labels of 10,000 digits), and it builds the graph anew for each draw.
+    Queries take the labels of their nearest neighbours in the `NeighbourGraph`.
 
     Args:
         features: float32 [N, d], of training images.
@@ -311,34 +379,13 @@ def label_spreading(
     Returns:
         int64 [draws, M].
     """
-    from scipy import sparse
-    from scipy.sparse.linalg import LinearOperator, cg
-    from sklearn.neighbors import NearestNeighbors
-
     labelled = np.unique(np.concatenate(draws))
-    others = np.setdiff1d(np.arange(len(features)), labelled)
-    rest = np.random.default_rng(seed).permutation(others)[: max(0, _GRAPH - len(labelled))]
-    rows = np.concatenate([labelled, rest])
-    index = NearestNeighbors(n_neighbors=min(_EDGES, len(rows) - 1), algorithm="brute")
-    directed = index.fit(features[rows]).kneighbors_graph().astype(np.float32)
-    graph = directed + directed.T
-    scale = sparse.diags_array(np.asarray(graph.sum(1)).ravel() ** -0.5)
-    graph = (scale @ graph @ scale).tocsr()
-
-    def product(flat: Floats) -> Floats:
-        columns = flat.reshape(len(rows), -1)
-        return (columns - _ALPHA * (graph @ columns)).ravel()
-
-    neighbours = index.kneighbors(queries, return_distance=False)  # [M, edges]
+    graph = NeighbourGraph(features[graph_rows(labelled, len(features), seed)])
+    neighbours = graph.neighbours(queries)
     predicted = []
     for chosen in draws:
-        known = np.zeros((len(rows), classes), np.float32)
-        known[np.searchsorted(labelled, chosen), labels[chosen]] = 1
-        system = LinearOperator((known.size, known.size), matvec=product, dtype=np.float32)
-        solution, _ = cg(system, known.ravel(), rtol=1e-6, maxiter=300)  # all columns at once
-        beliefs = np.maximum(solution.reshape(known.shape), 0)  # negative only by rounding
-        beliefs /= beliefs.sum(1, keepdims=True) + np.finfo(np.float32).tiny
-        votes = sum(beliefs[column] for column in neighbours.T)
+        parts = graph.spread(np.searchsorted(labelled, chosen), labels[chosen], classes)
+        votes = sum(parts[column] for column in neighbours.T)
         predicted.append(np.asarray(votes).argmax(1))
     return np.stack(predicted)
 

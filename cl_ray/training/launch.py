@@ -159,7 +159,7 @@ def _train_locked(
         "name": folder.name,
         "preset": config.preset,
         "pairs": config.pairs.mode,
-        "supervision": config.supervision,
+        "supervision": dataset.info.describe_supervision(config.supervision),
         "from_run": config.from_run,
         "seconds": round(time.monotonic() - started, 1),
         "driver_peak_bytes": peak_memory(),

@@ -120,16 +120,22 @@ def check_label_count(config: Config, dataset: Dataset) -> None:
             f"labels.count {count:,} leaves images without a label, and condition `projection` "
             "scores each image by its class: use `classifier`."
         )
+    check_label_draw("labels.count", count, dataset)
+
+
+def check_label_draw(field: str, count: int, dataset: Dataset) -> None:
+    """Check that `count` labels can be drawn, one of each class or more, else a UserError."""
+    labelled = dataset.info.labelled_rows("train")
     if count > labelled:
         raise UserError(
-            f"labels.count {count:,} is more than the {labelled:,} training images of "
-            f"{config.data} that have a label: lower it, or leave it out to use all."
+            f"{field} {count:,} is more than the {labelled:,} training images of "
+            f"{dataset.location} that have a label: lower it, or leave it out to use all."
         )
     classes = sum(map(bool, dataset.class_counts("train")))
     if count < classes:
         raise UserError(
-            f"labels.count {count} is less than one for each of the {classes:,} classes of "
-            f"{config.data}: take {classes} or more."
+            f"{field} {count} is less than one for each of the {classes:,} classes of "
+            f"{dataset.location}: take {classes} or more."
         )
 
 
