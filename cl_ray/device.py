@@ -30,8 +30,6 @@ def resolve_device(
     selected = select_device(device, gpus is None or gpus > 0)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(selected.type) else "float32"
-    if selected.type == "cuda":  # by default, convolutions of float32 round to TF32's 10 bits
-        torch.backends.cudnn.allow_tf32 = False
     return selected, _DTYPES[precision]
 
 
@@ -56,6 +54,8 @@ def select_device(device: str, gpus: bool = True) -> torch.device:
         raise UserError(f"device {device!r} is unknown; there are: auto, {', '.join(available)}.")
     if not available[device]:
         raise UserError(f"device {device!r} is not available to this process: use auto or cpu.")
+    if device == "cuda":  # by default, convolutions of float32 round to TF32's 10 bits
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(device)
 
 

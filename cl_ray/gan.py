@@ -27,7 +27,7 @@ from cl_ray.losses.uniformity import uniformity
 from cl_ray.networks.build import build_networks
 from cl_ray.networks.normalize import to_unit
 from cl_ray.optimizer import NetworkOptimizer, global_row_weights, update_ema, weighted_means
-from cl_ray.step_noise import StepNoise, sample_step_noise
+from cl_ray.step_noise import NoiseSampler, StepNoise
 from cl_ray.train_config import GANConfig
 
 STATEFUL = ("generator", "discriminator", "ema_generator", "g_optimizer", "d_optimizer")
@@ -78,6 +78,8 @@ class ContrastiveGAN:
         self.d_optimizer = NetworkOptimizer(discriminator, "d", config, self.use_cuda_graph)
         self.objective = OBJECTIVES[config.losses.objective]
         self.steps = self.ema_steps = 0
+        noise_dim = generator.decoder_noise_dim
+        self._noise = NoiseSampler(config, shape, noise_dim, self.device, self.dtype)
         self._graphed_update = GraphedStep(self.update_networks, enabled=self.use_cuda_graph)
 
     def train_step(self, batch: PairBatch) -> Losses:
@@ -89,11 +91,9 @@ class ContrastiveGAN:
         Returns:
             This rank's part of each loss and score; the sum over ranks is the global mean.
         """
-        noise_dim, size = self.generator.decoder_noise_dim, len(batch.positive)
-        step_noise = sample_step_noise(
-            self.config, self.shape, noise_dim, self.steps, size, self.device, self.dtype
-        )
-        metrics = self._graphed_update(batch, step_noise)
+        size = len(batch.positive)
+        metrics = self._graphed_update(batch, self._noise.sample(self.steps, size))
+        self._noise.prepare(self.steps + 1, size)
         # The decay ramps up, so that the first steps are forgotten.
         decay = min(self.config.optimizer.ema_decay, (1 + self.ema_steps) / (10 + self.ema_steps))
         update_ema(self.ema_generator, self.generator, decay)

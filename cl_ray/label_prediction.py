@@ -1,7 +1,7 @@
 """Labels of all training images from few: they spread over a run's representation.
 
-The labelled images and others, up to 60,000 in all, are in a graph of nearest neighbours, on which
-the labels spread (`NeighbourGraph`: Zhou et al., 2004). The rest take the labels of their neighbours
+The labelled images and others, 60,000 in all at most, form a graph of nearest neighbours, on which
+the labels spread (`NeighbourGraph`: Zhou et al., 2004). Other images take those of their neighbours
 in it.
 """
 

@@ -434,7 +434,7 @@ class TrainedModel:
             )
         if not len(images):
             raise UserError("images is empty: give one or more.")
-        return [to_unit(x.to(self.device), self._dtype) for x in images.split(BLOCK)]
+        return (to_unit(x.to(self.device), self._dtype) for x in images.split(BLOCK))
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -5,12 +5,14 @@ not depend on the number of workers.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cl_ray import distributed
+from cl_ray.cuda_graph import map_tensors
 from cl_ray.data.views import ViewParams, sample_views
 from cl_ray.losses.penalties import PenaltyNoise, sample_rademacher
 from cl_ray.rng import seeded_generator
@@ -54,13 +56,54 @@ class StepNoise(NamedTuple):
     g_augmentation: Augmentation
 
 
+class NoiseSampler:
+    """Samples the noise of each step; on a GPU the next step's, while the GPU computes this one.
+
+    Args:
+        config: See `sample_step_noise`, as of `shape` and `decoder_noise_dim`.
+        shape: Height, width and channels.
+        decoder_noise_dim: Further noise of G's decoder.
+        device: Device of the noise.
+        dtype: Type of the noise, except for packed bits.
+    """
+
+    def __init__(
+        self,
+        config: GANConfig,
+        shape: tuple[int, int, int],
+        decoder_noise_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self._settings = config, shape, decoder_noise_dim
+        self.device, self.dtype = device, dtype
+        self._prepared: dict[tuple[int, int], list[StepNoise]] = {}
+
+    def sample(self, step: int, batch_size: int) -> list[StepNoise]:
+        """Return this rank's rows of a step's noise for each step of D; see `sample_step_noise`."""
+        noise = self._prepared.pop((step, batch_size), None) or self._draw(step, batch_size)
+        self._prepared.clear()
+        move = partial(Tensor.to, device=self.device, non_blocking=True)
+        return [map_tensors(move, of_step) for of_step in noise]
+
+    def prepare(self, step: int, batch_size: int) -> None:
+        """Draw a step's noise before it is asked for, where another device is at work."""
+        if self.device.type != "cpu":
+            self._prepared = {(step, batch_size): self._draw(step, batch_size)}
+
+    def _draw(self, step: int, batch_size: int) -> list[StepNoise]:
+        noise = sample_step_noise(*self._settings, step, batch_size, self.dtype)
+        if self.device.type != "cuda":
+            return noise
+        return [map_tensors(Tensor.pin_memory, of_step) for of_step in noise]
+
+
 def sample_step_noise(
     config: GANConfig,
     shape: tuple[int, int, int],
     decoder_noise_dim: int,
     step: int,
     batch_size: int,
-    device: torch.device,
     dtype: torch.dtype,
 ) -> list[StepNoise]:
     """Sample this rank's rows of the noise of the global batch, for each of the steps of D.
@@ -71,7 +114,6 @@ def sample_step_noise(
         decoder_noise_dim: Further noise that G's decoder takes for an image.
         step: Steps taken before this one.
         batch_size: Pairs of each rank, b.
-        device: Device of the result.
         dtype: Type of the result, except for the packed bits.
     """
     rank, workers = distributed.world()
@@ -79,7 +121,7 @@ def sample_step_noise(
 
     def local(samples: Iterable[Tensor]) -> Tensor:
         """Concatenate this rank's rows of each part."""
-        return torch.cat([part[rows].to(device, dtype, non_blocking=True) for part in samples])
+        return torch.cat([part[rows].to(dtype) for part in samples])
 
     def local_views(views: ViewParams, parts: int = 1) -> ViewParams:
         return ViewParams(*(local(field.chunk(parts)) for field in views))
@@ -107,7 +149,7 @@ def sample_step_noise(
             view1,
             view2,
             decoder_noise,
-            PenaltyNoise(bits.to(device, non_blocking=True), local([alpha])),
+            PenaltyNoise(bits, local([alpha])),
             *augmentations,
         )
 

@@ -16,9 +16,9 @@ from helpers.saved_states import METADATA, States, small_gan
 from helpers.states import pack, unpack
 from threadpoolctl import threadpool_limits
 
+from cl_ray import uri
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
-from cl_ray.signals import handle_signal
 
 MakeDigits = Callable[[int], str]
 
@@ -79,8 +79,15 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _own_ctrl_c() -> Iterator[None]:
     """Restore the handler of SIGINT: Ray Train's `fit` leaves its own, which calls a dead actor."""
-    with handle_signal(signal.SIGINT):
-        yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets() -> None:
+    """What a test gave as a password is masked in all later errors of the process."""
+    uri._secrets.clear()
 
 
 @pytest.fixture(scope="session")

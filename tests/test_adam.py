@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -35,5 +36,6 @@ def test_a_run_does_not_import_dynamo() -> None:
         "gan.train_step(global_batch(0, 'views')); gan.load_state_dict(gan.state_dict());"
         "print('torch._dynamo' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.stdout == "False\n", done.stderr

@@ -1,5 +1,6 @@
 """The training step: equal on any number of workers, equal to a naive one, and resumable."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,6 +209,26 @@ def test_recorded_steps_of_two_workers_equal_eager_ones() -> None:
         assert states_equal(recorded, eager)
 
 
+def test_noise_that_is_drawn_ahead_is_that_of_its_step() -> None:
+    """As on a GPU, where `prepare` draws; also after a checkpoint of another step is loaded."""
+    ahead, plain = build(), build()
+    drawn: list[int] = []
+
+    def prepare(step: int, size: int) -> None:
+        drawn.append(step)
+        ahead._noise._prepared = {(step, size): ahead._noise._draw(step, size)}
+
+    ahead._noise.prepare = prepare  # type: ignore[method-assign]
+    state = copy.deepcopy(plain.state_dict())
+    for number in (0, 1):
+        assert states_equal(train(ahead, number), train(plain, number))
+    assert drawn == [1, 2]
+    for gan in (ahead, plain):
+        gan.load_state_dict(state)
+    assert states_equal(train(ahead, 0), train(plain, 0))
+    assert states_equal(weights_of(ahead), weights_of(plain))
+
+
 def test_a_destroyed_process_group_ends_the_training() -> None:
     batch = move_batch(global_batch(0, "views"), "cpu", slice(PAIRS // 2))
     with pytest.raises(RuntimeError, match="of 2 workers, but the process group has 1"):
@@ -377,7 +398,6 @@ def test_style_decoder_gets_noise_for_every_layer() -> None:
         generator.decoder_noise_dim,
         0,
         len(batch.positive),
-        gan.device,
         gan.dtype,
     )
     images = to_unit(torch.cat(batch.real), torch.float64)
@@ -469,6 +489,7 @@ def test_projection_refuses_images_without_a_label() -> None:
 
 
 NOTEBOOK = """
+import copy
 import math, sys
 from cl_ray import checkpoint
 from cl_ray.config import Config

@@ -137,33 +137,34 @@ def test_commands_do_what_they_say(
             assert any((place / path).iterdir()), f"{path} is empty"
 
 
-def serve(place: Path, words: list[str], page: str) -> str:
-    """What a program that serves pages answers when asked for one."""
+def wait_for_page(place: Path, words: list[str], page: str, wanted: str) -> None:
+    """Start a program that serves pages and ask for one until a text is in its answer."""
     process = subprocess.Popen(
         words, cwd=place, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout
         found = next(m for line in process.stdout if (m := re.search(r"http://[^\s/]+:\d+", line)))
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer:
-                    return str(answer.read().decode())
-            except urllib.error.URLError:  # some print their address before they listen
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+        deadline, text = time.monotonic() + 300, ""
+        while wanted not in text:
+            assert time.monotonic() < deadline, text
+            time.sleep(0.5)
+            # Some print their address before they listen, and listen before they have read all.
+            with (
+                contextlib.suppress(urllib.error.URLError),
+                urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer,
+            ):
+                text = answer.read().decode()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def test_tensorboard_finds_the_runs_and_the_trials(place: Path) -> None:
     runs, trials = [c for c in COMMANDS if c.startswith("tensorboard")]
     for command, found in ((runs, "demo/tensorboard"), (trials, "0000/tensorboard")):
         words = [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port=0"]
-        assert found in serve(place, words, "/data/runs")
+        wait_for_page(place, words, "/data/runs", found)
 
 
 def test_optuna_dashboard_opens_the_study(place: Path) -> None:
@@ -171,7 +172,7 @@ def test_optuna_dashboard_opens_the_study(place: Path) -> None:
     port = random.randint(20000, 30000)  # of no range from which the system or Ray takes ports
     code = "from optuna_dashboard._cli import main; main()"
     words = [sys.executable, "-c", code, *shlex.split(command)[1:], f"--port={port}"]
-    assert '"s1"' in serve(place, words, "/api/studies")
+    wait_for_page(place, words, "/api/studies", '"s1"')
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))

@@ -21,7 +21,7 @@ saved = Path(sys.argv[1])
 with termination_as_interrupt():
     try:
         print("started", flush=True)
-        for n in range(3000):
+        for n in range(100_000):
             time.sleep(0.01)
     except KeyboardInterrupt:
         for n in range(100):
@@ -57,7 +57,7 @@ def test_output_that_nobody_reads_stops_nothing(number: str, tmp_path: Path) -> 
     pipe.stdout.close()
     pipe.stderr.close()
     subprocess.run(["kill", f"-{number}", str(pipe.pid)], check=True)
-    assert pipe.wait(60) == 130
+    assert pipe.wait(300) == 130
     assert saved.read_text() == "saved"
 
 
@@ -81,7 +81,7 @@ def test_an_ignored_sighup_stays_ignored(tmp_path: Path) -> None:
         time.sleep(0.5)
         assert process.process.poll() is None
         process.process.terminate()
-        assert process.process.wait(60) == 130
+        assert process.process.wait(300) == 130
         assert saved.exists()
     finally:
         process.process.kill()
@@ -91,9 +91,9 @@ CHILD = """
 import subprocess, sys, time
 from cl_ray.signals import hangup_blocked
 with hangup_blocked():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -103,7 +103,7 @@ def test_processes_that_are_started_meanwhile_do_not_get_it(tmp_path: Path) -> N
     child = Path("/proc", process.output().strip())
     try:
         process.close_terminal()
-        assert process.process.wait(60) == -1  # the process itself ends by it
+        assert process.process.wait(300) == -1  # the process itself ends by it
         wait_for(lambda: "State:\tS" in (child / "status").read_text(), "the child to be asleep")
     finally:
         subprocess.run(["kill", "-KILL", child.name], check=True)

@@ -18,7 +18,6 @@ from helpers.small_run import SMALL_RUN
 from helpers.small_search import CONFIG, SPACE
 
 import cl_ray
-from cl_ray import uri
 from cl_ray.cli import main
 from cl_ray.config import Config
 from cl_ray.data.dataset import Dataset, DatasetInfo
@@ -85,12 +84,6 @@ PUBLIC = [
     "postgresql+psycopg://host:5432/db?sslmode=require",
     "mysql+pymysql://host/db?read_default_file=/home/me/my.cnf&charset=utf8mb4",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Any:
-    yield
-    uri._secrets.clear()
 
 
 def leaks(text: str) -> bool:

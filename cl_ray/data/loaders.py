@@ -110,7 +110,10 @@ class StreamingLoader:
         columns = columns or {"positive": np.zeros((0, *shape), np.uint8)}
 
         def to_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.device, non_blocking=True)
+            tensor = torch.from_numpy(array)
+            if torch.device(self.device).type == "cuda":  # else the copy waits for the GPU
+                tensor = tensor.pin_memory()
+            return tensor.to(self.device, non_blocking=True)
 
         def padded(column: np.ndarray) -> Tensor:
             if len(column) < size:

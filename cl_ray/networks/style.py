@@ -72,7 +72,8 @@ class ModulatedConv(nn.Module):
         x = functional.conv2d(x, weight, padding=weight.shape[-1] // 2)
         if self.demodulate:
             power = scales.square() @ weight.square().sum((2, 3)).T.to(x.dtype)
-            x = x * torch.rsqrt(power + 1e-8)[:, :, None, None]
+            scale = torch.rsqrt(power + 1e-8).to(x.dtype)  # float32 in a GPU's autocast
+            x = x * scale[:, :, None, None]
         return x
 
 

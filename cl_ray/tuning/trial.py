@@ -5,6 +5,7 @@ epoch, and pass their process on to the next trial.
 """
 
 import contextlib
+import gc
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ from ray import tune
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config, leaves
+from cl_ray.cuda_graph import release_graphs
 from cl_ray.data.dataset import Dataset, RowBatch
 from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import TRAIN_SPLIT, Partition
@@ -276,6 +278,7 @@ class LocalTrial(SearchTrial):
 
     def start(self) -> str:
         """Build the trainer, and load its newest checkpoint."""
+        self._free_trainer()
         self.trainer, self.copied_epoch = self._build_trainer(), 0
         self.checkpoints = self._open_checkpoints()
         newest = self.checkpoints.newest()
@@ -283,6 +286,17 @@ class LocalTrial(SearchTrial):
             self._load_state(self.checkpoints.load(newest.name))
         self._open_logger()
         return f"resumes from {newest.name}" if newest else "starts"
+
+    def _free_trainer(self) -> None:
+        """Free what the last trial has on the device: two trainers may not fit.
+
+        A GAN and its CUDA graph refer to each other.
+        """
+        release_graphs()
+        self.__dict__.pop("trainer", None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _build_trainer(self) -> Trainer:
         device, dtype = resolve_device(

@@ -309,7 +309,7 @@ def test_down_leaves_nothing(cloud: Cloud, yaml: Path, tunnels: ExitStack) -> No
     tunnels.close()
     client.run_readme(cloud, "AWS", "ray down", {"cluster/aws.yaml": str(yaml)})
     assert cloud.instances("pending", "running", "stopping", "stopped") == []
-    wait_for(lambda: not cloud.machines.running, "the machines' end", seconds=30)
+    wait_for(lambda: not cloud.machines.running, "the machines' end", seconds=300)
     changes = {**NAMES, "delete": f"delete --yaml {yaml}"}
     client.run_readme(cloud, "AWS", "python cluster/aws_account.py delete", changes)
     groups = cloud.ec2.describe_security_groups()["SecurityGroups"]

@@ -160,7 +160,6 @@ def read_two_epochs(setup: dict[str, Any]) -> list[bytes]:
     return [str(ray.available_resources().get("CPU", 0)).encode()]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("workers", "streamed"), [((1, 2), False), (2, True)])
 def test_workers_that_hold_every_cpu_take_the_batches_of_their_partitions(
     dataset: Dataset, tmp_path: Path, workers: Any, streamed: bool

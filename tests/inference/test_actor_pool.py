@@ -159,7 +159,7 @@ def test_full_disk_keeps_whole_parts_and_tells_what_is_needed(
         job = prepare_inference(str(trained), task, str(out))
         with pytest.raises(UserError, match="No space left on device") as error:
             list(run_inference(job, TWO))
-        _, alive = psutil.wait_procs(actor_processes(), timeout=60)
+        _, alive = psutil.wait_procs(actor_processes(), timeout=300)
         assert not alive  # they were stopped, in the middle of a part or not
         written = sorted(out.glob("*.parquet"))
         assert 2 <= len(written) <= 3

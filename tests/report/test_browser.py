@@ -38,8 +38,9 @@ class Browser:
     def __init__(self, program: str, driver: str):
         options = webdriver.ChromeOptions()
         options.binary_location = program
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-            options.add_argument(flag)
+        for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
+            options.add_argument(f"--{flag}")
+        options.add_argument("--disable-dev-shm-usage")  # it is small in a container
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options, Service(driver))
 

@@ -1,7 +1,6 @@
 """Evaluations beside the training or in between give the same metrics and the same weights."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
+from cl_ray.environment import usable_cpus
 from cl_ray.step_log import StepLog
 from cl_ray.storage import RunStorage
 
@@ -48,7 +48,7 @@ def between(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
     """A run whose worker leaves a CPU."""
-    if (os.cpu_count() or 1) < 2:
+    if usable_cpus() < 2:
         pytest.skip("one CPU only")
     folder = tmp_path_factory.mktemp("runs") / "beside"
     return folder, train(folder, digits, *FLAGS, "--cpus-per-worker=1")

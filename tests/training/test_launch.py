@@ -207,8 +207,11 @@ def test_ctrl_c_leaves_a_resumable_run(
     folder = storage / "interrupted"
     process = start(folder, digits, "--checkpoint.every=7", "--epochs=3")
     try:
-        second = folder / "checkpoints" / "step-00000028" / "manifest.json"
-        wait_for(second.exists, "a checkpoint in the second epoch")
+        saved = folder / "checkpoints"
+        wait_for(
+            lambda: any(int(p.parent.name[5:]) > 22 for p in saved.glob("step-*/manifest.json")),
+            "a checkpoint in the second epoch",
+        )
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=400)
     finally:
@@ -264,7 +267,7 @@ def test_a_killed_driver_leaves_no_process_and_no_writer_and_no_lock(
     with exclusive_lock(RunStorage.from_uri(folder), "run"):  # Ray's processes do not hold it
         assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on")
     process.communicate()
-    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray", seconds=60)
+    wait_for(lambda: not any(map(is_alive, ours)), "the end of Ray", seconds=300)
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     time.sleep(2)  # a writer that is not a child would log several steps
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == written

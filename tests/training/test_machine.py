@@ -28,6 +28,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A temporary folder with a short path, unlike pytest's."""
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, 10**12))
         yield Path(folder)
 
 

@@ -24,6 +24,7 @@ from cl_ray.config import Config
 from cl_ray.data.config import LabelConfig
 from cl_ray.data.dataset import Dataset
 from cl_ray.data.writer import DatasetMetadata, RawImage, write_splits
+from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError
 from cl_ray.evaluation.config import EvaluationConfig
 from cl_ray.storage import RunStorage
@@ -39,7 +40,7 @@ from cl_ray.training.preflight import (
 )
 from cl_ray.tuning.search import prepare_search
 
-CPUS, GPUS = os.cpu_count() or 1, torch.cuda.device_count()
+CPUS, GPUS = usable_cpus(), torch.cuda.device_count()
 TOO_MANY = f"more than this machine has, {CPUS}: take at most {CPUS}, or join a cluster"
 
 

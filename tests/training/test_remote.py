@@ -171,7 +171,7 @@ def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, buck
     more = config.model_copy(update={"storage": storage, "epochs": 3, "workers": 1})
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, more.model_dump_json(), nodes.address],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
         env={**os.environ, "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

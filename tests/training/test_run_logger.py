@@ -1,5 +1,6 @@
 """Metrics of runs and trials on the node's metrics port, where Prometheus reads them."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -96,7 +97,8 @@ class Scraper(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.3):
-            self.look()
+            with contextlib.suppress(OSError):  # a port under load
+                self.look()
 
     def look(self) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=120) as page:
@@ -112,7 +114,7 @@ class Scraper(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(2)  # for the last values
+        time.sleep(5)  # for the last values
         self.over.set()
         self.join()
 

@@ -47,7 +47,7 @@ def test_processes_of_a_killed_driver_are_killed(tmp_path: Path) -> None:
         assert is_alive(ours)
         os.killpg(driver.pid, 9)  # the watcher is in no group of the driver's
         wait_for(lambda: not is_alive(watcher), "the end of the watcher")
-        assert not is_alive(ours)
+        wait_for(lambda: not is_alive(ours), "the end of the worker")
         assert all(map(is_alive, others))
     finally:
         for pid in others:

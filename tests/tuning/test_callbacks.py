@@ -141,7 +141,7 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     with contextlib.ExitStack() as limits:
         for pid in pids:
             limits.enter_context(file_size_limit(size, pid))
-        status = search.process.wait(timeout=120)
+        status = search.process.wait(timeout=400)
     output = search.output()
     assert status == 1, output
     assert output.splitlines()[-1].startswith(f"python tuning/search.py: {folder}")
@@ -156,7 +156,7 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
         return  # that workers resume bit for bit is tested of runs, and takes another minute here
     if not UNDISTURBED:
         whole = start(*more, "--name=whole")
-        assert whole.process.wait(timeout=300) == 0, whole.output()
+        assert whole.process.wait(timeout=400) == 0, whole.output()
         UNDISTURBED.extend(values_of(tmp_path / "whole"))
     assert values_of(folder) == UNDISTURBED
 

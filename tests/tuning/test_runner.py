@@ -20,6 +20,7 @@ from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from cl_ray.data.dataset import UNLABELLED
+from cl_ray.environment import usable_cpus
 from cl_ray.errors import UserError
 from cl_ray.training.resources import WorkerResources
 from cl_ray.tuning.runner import (
@@ -269,7 +270,7 @@ def test_trials_of_two_workers_end_where_they_are_stopped_or_killed(
     space.write_text(SLOW_RATES)
     command = [
         *COMMAND, *flags[:2], f"--space={space}", f"--storage={tmp_path}", "--name=w",
-        "--workers=2", f"--cpus-per-trial={os.cpu_count()}", "--trials=2", "--epochs=2",
+        "--workers=2", f"--cpus-per-trial={usable_cpus()}", "--trials=2", "--epochs=2",
         "--metric=reconstruction", "--sampler=random", "--concurrent=1",
     ]  # fmt: skip
     search = TerminalProcess(command, tmp_path / "log")
