@@ -84,14 +84,6 @@ def run_readme(
     return run(cloud, *readme_command(title, prefix, replace))
 
 
-def record_metrics(**metrics: float) -> None:
-    """Write metrics for `benchmarks/cluster.py`, if it runs this test."""
-    file = os.environ.get("CL_RAY_CLUSTER_METRICS")
-    if file:
-        with Path(file).open("a") as lines:
-            lines.write(json.dumps(metrics) + "\n")
-
-
 def create_token(cloud: Cloud) -> None:
     """Create the token with the README's command."""
     run_readme(cloud, "The token", "(umask")
