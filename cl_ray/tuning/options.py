@@ -58,7 +58,9 @@ class SearchOptions(BaseConfig):
         "auto: asha for one metric, none for several.",
     )
     concurrent: int | None = _changeable(
-        None, "Trials at once; None is as many as fit on the cluster.", ge=1
+        None,
+        "Trials at once. None: as many as fit; with sampler tpe or nsga2 about half of all at most.",
+        ge=1,
     )
     workers: int = Field(
         1, ge=1, description="Workers of a trial; with more than one, each is a TorchTrainer."

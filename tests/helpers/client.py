@@ -1,7 +1,6 @@
 """The user's own computer: runs commands of cluster/README.md and asks the cluster's dashboard."""
 
 import json
-import os
 import re
 import subprocess
 import sys
