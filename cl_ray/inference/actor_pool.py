@@ -11,7 +11,6 @@ reads; and a writer is a task of its own, to which every image would travel.
 """
 
 import contextlib
-import errno
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -21,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.filesize import decimal
 
 from cl_ray.environment import peak_memory
 from cl_ray.errors import UserError, first_error_line
-from cl_ray.inference.output import OutputFolder, bytes_on_disk, class_folder_names
+from cl_ray.inference.output import OutputFolder, class_folder_names
 from cl_ray.inference.tasks import InferenceTask
 from cl_ray.storage import absolute_location
 from cl_ray.training.resources import (
@@ -39,7 +37,6 @@ from cl_ray.training.resources import (
 if TYPE_CHECKING:
     from cl_ray.model import TrainedModel
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_BLOCKS = 4096
 """Limit of Ray Data's blocks, so that the driver's memory does not grow with the request."""
 MAX_RETRIES = 3
@@ -275,23 +272,18 @@ class Predictor:
         began = time.perf_counter()
         part = int(batch["part"][0])
         start, stop = self.job.row_range(part)
-        size, disk_full, error_line = 0, False, self.load_error
+        error_line = self.load_error
         try:
             if not error_line:
                 table = self.job.task.compute(self.model, start, stop)
-                files = self.job.output.part_files(part, table, self.class_folders)
-                size = sum(bytes_on_disk(content) for _, content in files)
-                for name, content in files:
+                for name, content in self.job.output.part_files(part, table, self.class_folders):
                     self.job.output.write(name, content)
         except UserError as error:
             error_line = str(error)
         except OSError as error:
-            disk_full = error.errno in DISK_FULL
             error_line = f"out {self.job.output} cannot be written: {first_error_line(error)}"
         metrics = {
             "rows": stop - start,
-            "bytes": size,
-            "disk_full": disk_full,
             "error": error_line,
             "seconds": time.perf_counter() - began,
             "peak_memory": peak_memory(),
@@ -315,21 +307,21 @@ def run_inference(
     """
     rows = peak = 0
     began = math.inf
-    failed: tuple[str, float] | None = None
+    failed = ""
     # Closed, or the actors of a pool keep their CPUs after an error.
     with contextlib.closing(
         _pool_results(job, pool) if pool else _local_results(job, model)
     ) as blocks:
         for block in blocks:
             began = min(began, time.perf_counter() - block["seconds"].max())
-            failed = _first_failure(block)
+            failed = next((str(error) for error in block["error"] if error), "")
             if failed:
                 break
             rows += int(block["rows"].sum())
             peak = max(peak, int(block["peak_memory"].max()))
             yield InferenceProgress(rows, time.perf_counter() - began, peak)
     if failed:  # told when the other actors have ended, which may have written parts meanwhile
-        raise UserError(_failure_message(job, *failed))
+        raise UserError(_failure_message(job, failed))
     missing = job.refresh().missing
     if missing:
         raise UserError(
@@ -381,25 +373,11 @@ def _pool_results(job: InferenceJob, pool: ActorPool) -> Generator[PartMetrics]:
         if error.actor_init_failed:
             raise  # an exception in the constructor is a bug, not a crash of the process
         reason = f"An actor died after {MAX_RETRIES} restarts: {failure_reason(error)}"
-        raise UserError(_failure_message(job, reason, 0.0)) from error
+        raise UserError(_failure_message(job, reason)) from error
 
 
-def _first_failure(block: PartMetrics) -> tuple[str, float] | None:
-    """Give a block's first error and, where the disk is full, the bytes per row of its part."""
-    for failed in np.flatnonzero(block["error"] != ""):
-        rows, size = int(block["rows"][failed]), int(block["bytes"][failed])
-        return str(block["error"][failed]), size / rows if block["disk_full"][failed] else 0.0
-    return None
-
-
-def _failure_message(job: InferenceJob, error: str, full_disk_bytes_per_row: float) -> str:
+def _failure_message(job: InferenceJob, error: str) -> str:
     """Say what failed, what is written, and how to resume."""
     written = job.refresh().rows_written
-    state = f"{error.rstrip('.')}; {written:,} of {job} are written"
-    if not full_disk_bytes_per_row:
-        return f"{state}, and the same command resumes."
-    needed = decimal(int(full_disk_bytes_per_row * (job.task.num_rows - written)))
-    return (
-        f"{state}, and the rest needs about {needed}: free that much space, and the same command "
-        "resumes."
-    )
+    done = f"{written:,} of {job} are written"
+    return f"{error.rstrip('.')}; {done}, and the same command resumes."

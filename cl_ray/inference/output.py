@@ -32,8 +32,6 @@ FileContent: TypeAlias = bytes | pa.Table
 MANIFEST, PARTS, TEMPORARY = "_manifest.json", "_parts", ".tmp"
 OWN_FILES = re.compile(rf"{MANIFEST}|_\w+\.png|{PARTS}(/.*)?|part-\d+\.parquet|([^/]+/)?\d+\.png")
 """Names that `OutputFolder` may have written; `_NAME.png` is a picture beside Parquet files."""
-DISK_BLOCK = 4096
-"""Bytes that a filesystem allocates at once: a digit's PNG file takes a whole block."""
 IMAGE_PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "column_encoding": {"image.list.element": "BYTE_STREAM_SPLIT"},
@@ -226,12 +224,6 @@ class OutputFolder:
             for info in filesystem.get_file_info(selector)
             if info.type == pafs.FileType.File
         }
-
-
-def bytes_on_disk(content: FileContent) -> int:
-    """Estimate the disk space of a file; a Parquet file is taken to be as large as in memory."""
-    size = len(content) if isinstance(content, bytes) else content.nbytes
-    return -(-size // DISK_BLOCK) * DISK_BLOCK
 
 
 def class_folder_names(classes: list[str] | None) -> list[str] | None:

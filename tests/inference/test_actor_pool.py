@@ -150,9 +150,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_keeps_whole_parts_and_tells_what_is_needed(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_full_disk_keeps_whole_parts(trained: Path, tmp_path: Path) -> None:
     disk, task = tmp_path / "disk", GenerateTask(COUNT, seed=3)
     with small_disk(disk, "11m"):  # three parts of 3.24 MB fit, so the first two at once do
         out = disk / "out.parquet"
@@ -170,10 +168,7 @@ def test_full_disk_keeps_whole_parts_and_tells_what_is_needed(
         told = str(error.value).partition(f" of {COUNT:,} images are written")[0].split()[-1]
         said = int(told.replace(",", ""))
         assert said <= 4096 * len(written)  # an actor may have written one while it was stopped
-        number, unit = str(error.value).partition("needs about ")[2].split()[:2]
-        needed = float(number) * {"kB": 1e3, "MB": 1e6}[unit.rstrip(":")]
-        per_row = written[0].stat().st_size / 4096
-        assert needed == pytest.approx((COUNT - said) * per_row, rel=0.2)
+        assert str(error.value).endswith("are written, and the same command resumes.")
 
         times = modification_times(out)
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
