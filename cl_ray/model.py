@@ -1,7 +1,7 @@
 """A trained model in Python: `cl_ray.load("runs/demo")`. Free of Ray."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -420,7 +420,7 @@ class TrainedModel:
         blocks = indices.to(self.device).split(BLOCK)
         return blocks if needed else [None] * len(blocks)
 
-    def _image_blocks(self, images: Images) -> list[Tensor]:
+    def _image_blocks(self, images: Images) -> Iterator[Tensor]:
         """Check images and split them into blocks, scaled to [-1, 1]."""
         if isinstance(images, np.ndarray):  # torch takes no view that is mirrored
             images = np.ascontiguousarray(images)

@@ -59,7 +59,7 @@ class SearchOptions(BaseConfig):
     )
     concurrent: int | None = _changeable(
         None,
-        "Trials at once. None: as many as fit; with sampler tpe or nsga2 about half of all at most.",
+        "Trials at once. None: as many as fit, but about half of all with sampler tpe or nsga2.",
         ge=1,
     )
     workers: int = Field(
