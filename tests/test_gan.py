@@ -214,9 +214,10 @@ def test_noise_that_is_drawn_ahead_is_that_of_its_step() -> None:
     ahead, plain = build(), build()
     drawn: list[int] = []
 
-    def prepare(step: int, size: int) -> None:
+    def prepare(step: int, batch_size: int) -> None:
         drawn.append(step)
-        ahead._noise._prepared = {(step, size): ahead._noise._draw(step, size)}
+        noise = ahead._noise._draw(step, batch_size)
+        ahead._noise._prepared = {(step, batch_size): noise}
 
     ahead._noise.prepare = prepare  # type: ignore[method-assign]
     state = copy.deepcopy(plain.state_dict())

@@ -101,8 +101,7 @@ def write_run_report(
             ) from error
     summary = read_record(folder, "summary.json")
     evaluation = read_record(folder, "evaluation.json") or {}
-    note = partial(missing.__setitem__, "metrics")
-    epochs = _try(missing, "metrics", lambda: read_epochs(folder, note)) or []
+    epochs = _try(missing, "metrics", lambda: read_epochs(folder)) or []
     curves = read_curves(folder, epochs)
     epoch_ends = [int(line["step"]) for line in epochs]
     parts = {name: evaluation.get(name) or {} for name in ("fidelity", "modes", "representation")}

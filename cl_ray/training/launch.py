@@ -127,7 +127,7 @@ def _train_locked(
                 "more --epochs to resume it."
             )
             return TrainResult(folder.uri, summary)
-    read_epochs(folder, note=lambda _: None)  # raises if the log is damaged; rank 0 repeats notes
+    read_epochs(folder)  # raises if the log is damaged
     if _finds_reference(config) and not packaged_reference(dataset):
         from cl_ray.evaluation.reference_cache import prepare_reference
 

@@ -213,7 +213,7 @@ class RankZeroHooks:
 
         self.trainer, self.config, self.folder = trainer, config, folder
         self.checkpoints, self.progress = checkpoints, progress
-        self.logger = RunLogger(folder, trainer, config, trial, progress.add_message.remote)
+        self.logger = RunLogger(folder, trainer, config, trial)
         # A run that was killed after its last checkpoint takes no further step.
         last = self.logger.metrics.lines[-1] if self.logger.metrics.lines else {}
         kind, other = "evaluation/", ("evaluation/seconds", "epoch", "step")

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -53,7 +53,6 @@ class RunLogger:
     """Writes the log of a run, or of a search's trial, into its folder.
 
     Lines of epochs that the trainer has not finished are dropped, as it will write them again.
-    `note` is called with a sentence on a line of metrics.jsonl that is left out.
     """
 
     def __init__(
@@ -62,10 +61,9 @@ class RunLogger:
         trainer: Trainer,
         config: Config,
         trial: TrialInfo | None = None,
-        note: Callable[[str], object] = print,
     ):
         self.folder, self.trainer, self._mirror = folder, trainer, StorageMirror(folder)
-        self.metrics = MetricsFile(folder, trainer.epochs, note)
+        self.metrics = MetricsFile(folder, trainer.epochs)
         names = (trial.search, folder.name) if trial else (folder.name, "")
         self._gauges = PrometheusGauges(*names)
         if not trainer.gan.steps:  # a run that was ended before its first checkpoint starts again

@@ -331,7 +331,7 @@ class LocalTrial(SearchTrial):
         self.trainer.load_state_dict(state)
 
     def _open_logger(self) -> None:
-        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.info, self._log)
+        self.logger = RunLogger(self.folder, self.trainer, self.run_config, self.info)
 
     def train_epoch(self) -> dict[str, Any]:
         """Train one epoch, save it and evaluate it."""
@@ -488,7 +488,7 @@ class DistributedTrial(SearchTrial):
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines that the workers have written."""
-        return read_epochs(self.folder, note=self._log)
+        return read_epochs(self.folder)
 
     def _fit(self) -> None:
         try:
