@@ -108,7 +108,7 @@ class CheckpointStore:
 
         name = f"step-{step:08d}"
         gan = dict(state["gan"])
-        described = ("config", "data", "shape", "classes", "counts")
+        described = ("config", "data", "shape", "classes", "counts", "predicted_labels")
         about = {key: state[key] for key in described if key in state} | {"step": step}
         # One entry, because safetensors writes several in any order.
         metadata, blobs = {"cl_ray": json.dumps(about)}, {}

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cl_ray.data.dataset import UNLABELLED, Dataset
-from cl_ray.data.partition import TRAIN_SPLIT
+from cl_ray.data.partition import TRAIN_SPLIT, draw_labelled_rows
 from cl_ray.data.writer import DatasetMetadata, ProgressCallback, RawImage, write_splits
 from cl_ray.errors import UserError
 from cl_ray.evaluation.probes import NeighbourGraph, PrincipalComponents, graph_rows
+from cl_ray.evaluation.reference import check_finite
 
+_LABELLED = 30_000
+"""Labelled images from which labels spread, at most."""
 _BLOCK_BYTES = 2**26
 """Pixels that are read and embedded at once, at most."""
 
@@ -53,10 +56,15 @@ def predict_labels(
         UserError: No label is given, or a feature is NaN or Inf.
     """
     labelled = np.flatnonzero(given != UNLABELLED)
+    if len(labelled) > _LABELLED:  # the graph needs unlabelled images, too
+        labelled = np.sort(draw_labelled_rows(given, _LABELLED, seed=0))
     if not len(labelled):
         raise UserError(f"No training image of {dataset.location} has a label: label some.")
     label = np.full(len(given), UNLABELLED)
     confidence = np.zeros(len(given), np.float32)
+
+    def report(done: int) -> None:
+        progress("embedding", done, len(given))
 
     def keep(rows: NDArray[np.int64], parts: NDArray[np.float32]) -> None:
         confidence[rows] = parts.max(1)
@@ -64,16 +72,20 @@ def predict_labels(
 
     rows = graph_rows(labelled, len(given))
     order = rows.argsort()
-    blocks = _features_in_blocks(embed, dataset, rows[order], progress)
+    blocks = _features_in_blocks(embed, dataset, rows[order], report)
     features = np.concatenate([found for _, found in blocks])[order.argsort()]
     components = PrincipalComponents(features)
     graph = NeighbourGraph(components.project(features))
     parts = graph.spread(np.arange(len(labelled)), given[labelled], int(given.max()) + 1)
     keep(rows, parts)
     others = np.setdiff1d(np.arange(len(given)), rows)
-    for block, features in _features_in_blocks(embed, dataset, others, progress):
-        keep(block, parts[graph.neighbours(components.project(features))].mean(1))
-    label[labelled], confidence[labelled] = given[labelled], 1
+    for block, features in _features_in_blocks(
+        embed, dataset, others, lambda done: report(len(rows) + done)
+    ):
+        neighbours = graph.neighbours(components.project(features))
+        keep(block, np.mean([parts[column] for column in neighbours.T], axis=0))
+    known = given != UNLABELLED
+    label[known], confidence[known] = given[known], 1
     return PredictedLabels(label, confidence)
 
 
@@ -117,16 +129,16 @@ def write_with_labels(
                 yield RawImage(rows.image[row], known, f"image {number}", number, origin)
 
     metadata = DatasetMetadata(
-        info.name, info.source, info.licence, dataset.class_names(), predicted_labels=how
+        info.name, info.source, info.licence, info.classes, predicted_labels=how
     )
     write_splits(
         {split: images(split) for split in info.splits}, out, metadata, overwrite=overwrite,
-        encoding=info.encoding, progress=progress,
+        keep_ids=True, encoding=info.encoding, progress=progress,
     )  # fmt: skip
 
 
 def _features_in_blocks(
-    embed: Embed, dataset: Dataset, rows: NDArray[np.int64], progress: ProgressCallback
+    embed: Embed, dataset: Dataset, rows: NDArray[np.int64], report: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield blocks of sorted rows of the split train, and their features."""
     groups, size = dataset.row_groups(TRAIN_SPLIT), _BLOCK_BYTES // int(np.prod(dataset.info.shape))
@@ -134,5 +146,6 @@ def _features_in_blocks(
         block = rows[first : first + size]
         ranges = [groups.rows(row, row + 1)[0] for row in block.tolist()]
         features = embed(dataset.read(TRAIN_SPLIT, ranges).image)
-        progress("embedding", first + len(block), len(rows))
+        check_finite(features, "training image")
+        report(first + len(block))
         yield block, features

@@ -54,6 +54,7 @@ class TrainedModel:
         device: Where the networks compute.
         classes: Names of the classes; empty unless the run was trained with `condition`.
         counts: Number of training images of each class; as long as `classes`.
+        predicted_labels: How labels of the training images were predicted; empty if none were.
         prior: The fitted prior; None draws latent vectors from the training prior, unit noise.
     """
 
@@ -66,7 +67,14 @@ class TrainedModel:
     device: torch.device
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    predicted_labels: str = ""
     prior: Prior | None = None
+
+    @property
+    def supervision(self) -> str:
+        """Which labels the training used, and whether they were predicted; empty for none."""
+        predicted = [self.predicted_labels] if self.predicted_labels else []
+        return ", ".join([self.config.supervision, *predicted]) if self.config.supervision else ""
 
     @classmethod
     def from_weights(
@@ -113,6 +121,7 @@ class TrainedModel:
             device=gan.device,
             classes=gan.classes,
             counts=tuple(trainer.loader.partition.counts),
+            predicted_labels=trainer.loader.partition.dataset.info.predicted_labels,
             prior=trainer.prior,
         )
 
@@ -485,6 +494,7 @@ def load(run: str | Path, checkpoint: str = "last", device: str = "auto") -> Tra
         step=metadata["step"],
         classes=tuple(metadata["classes"]),
         counts=tuple(metadata["counts"]),
+        predicted_labels=metadata.get("predicted_labels", ""),
         prior=Prior(**safetensors.torch.load(files[PRIOR_FILE])) if PRIOR_FILE in files else None,
     )
 

@@ -158,6 +158,7 @@ class Trainer:
             "shape": list(self.partition.dataset.info.shape),
             "classes": self.partition.classes,
             "counts": self.partition.counts,
+            "predicted_labels": self.partition.dataset.info.predicted_labels,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -490,7 +490,6 @@ def test_projection_refuses_images_without_a_label() -> None:
 
 
 NOTEBOOK = """
-import copy
 import math, sys
 from cl_ray import checkpoint
 from cl_ray.config import Config

@@ -151,7 +151,7 @@ def wait_for_page(place: Path, words: list[str], page: str, wanted: str) -> None
             time.sleep(0.5)
             # Some print their address before they listen, and listen before they have read all.
             with (
-                contextlib.suppress(urllib.error.URLError),
+                contextlib.suppress(OSError),
                 urllib.request.urlopen(f"{found.group()}{page}", timeout=60) as answer,
             ):
                 text = answer.read().decode()

@@ -27,7 +27,7 @@ _ENCODINGS = {
     "jpeg": "JPEG, lossy",
 }
 """How the summary calls them."""
-_LISTED_CLASSES = 10
+LISTED_CLASSES = 10
 """Classes that the summary lists by name."""
 
 
@@ -107,5 +107,5 @@ def _format_classes(info: DatasetInfo) -> str:
         return "none"
     if info.classes is None:
         return "by number, without names"
-    more = ", …" if len(info.classes) > _LISTED_CLASSES else ""
-    return f"{len(info.classes)}: {', '.join(info.classes[:_LISTED_CLASSES])}{more}"
+    more = ", …" if len(info.classes) > LISTED_CLASSES else ""
+    return f"{len(info.classes)}: {', '.join(info.classes[:LISTED_CLASSES])}{more}"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cl_ray.base_config import BaseConfig
 from cl_ray.cli import RunPath, parse_flags
-from cl_ray.commands.data import DatasetProgress, print_dataset_summary
+from cl_ray.commands.data import LISTED_CLASSES, DatasetProgress, print_dataset_summary
 from cl_ray.config import Device
 from cl_ray.console import PlainConsole, print_line
 from cl_ray.errors import UserError, pluralize
@@ -46,12 +46,13 @@ class LabelCommand(BaseConfig):
 def command(arguments: Sequence[str]) -> None:
     """Run the command."""
     asked = parse_flags(LabelCommand, arguments, prog="cl-ray label")
-    from cl_ray.data.dataset import UNLABELLED, Dataset
+    from cl_ray.data.dataset import UNLABELLED, Dataset, counts_by_label, open_dataset_location
     from cl_ray.data.partition import TRAIN_SPLIT, draw_labelled_ids
     from cl_ray.data.writer import check_output_free
     from cl_ray.device import keep_freed_memory
     from cl_ray.label_prediction import predict_labels, write_with_labels
     from cl_ray.model import load
+    from cl_ray.storage import open_filesystem
     from cl_ray.training.preflight import check_label_draw, check_outlives_job
 
     keep_freed_memory()
@@ -61,11 +62,9 @@ def command(arguments: Sequence[str]) -> None:
     say = partial(print_line, console)
     model = load(asked.run, asked.checkpoint, asked.device)
     dataset = Dataset.open(asked.data or model.config.data)
-    if dataset.info.shape != model.shape:
-        raise UserError(
-            f"data {dataset.info.name} has images of {list(dataset.info.shape)}; the run "
-            f"{asked.run} takes {list(model.shape)}: give --data with images of that shape."
-        )
+    model.check_shape(dataset)
+    if open_filesystem(asked.out) == open_dataset_location(dataset.location):
+        raise UserError(f"out {asked.out} is the dataset itself: give another folder.")
     names = dataset.class_names()
     ids, true = dataset.read_labels(TRAIN_SPLIT)
     given = true
@@ -83,14 +82,25 @@ def command(arguments: Sequence[str]) -> None:
         label, confidence = predict_labels(model.embed, dataset, given, progress.report)
         label = np.where(confidence >= asked.confidence, label, UNLABELLED)
         how = f"{pluralize(used, 'label')}, the others predicted over {asked.run}"
+        if model.supervision:
+            how += f" (trained with {model.supervision})"
+        if dataset.info.predicted_labels:
+            how += f"; of these, {dataset.info.predicted_labels}"
         write_with_labels(
             dataset, label, how, asked.out, overwrite=asked.overwrite, progress=progress.report
         )
     predicted = (given == UNLABELLED) & (label != UNLABELLED)
-    counts = np.bincount(label[predicted], minlength=len(names)).tolist()
-    say(f"predicted: {', '.join(f'{n} {c:,}' for n, c in zip(names, counts, strict=True))}")
+    shown = [
+        f"{names[number]} {count:,}" for number, count in counts_by_label(label[predicted]).items()
+    ]
+    more = ", …" if len(shown) > LISTED_CLASSES else ""
+    say(f"predicted: {', '.join(shown[:LISTED_CLASSES])}{more}")
     hidden = predicted & (true != UNLABELLED)
     if hidden.any():
         error = float((label != true)[hidden].mean())
         say(f"{error:.2%} of {hidden.sum():,} predicted labels differ from the hidden ones")
+        if model.supervision:
+            say(f"too few, for the run was trained with labels: {model.supervision}")
+    if dataset.info.encoding == "jpeg":
+        say("the JPEG images were encoded again, which changes pixels a little")
     print_dataset_summary(Dataset.open(asked.out).info, asked.out, console)

@@ -102,8 +102,8 @@ class DatasetInfo(BaseConfig):
     labelled: bool = Field(description="Whether any row has a label.")
     origins: bool = Field(False, description="Whether the rows say where in the source they were.")
     classes: list[str] | None = Field(description="The name of each label, if they have names.")
-    predicted_labels: str | None = Field(
-        None, description="How labels of training images were predicted; None if none were."
+    predicted_labels: str = Field(
+        "", description="How labels of training images were predicted; empty if none were."
     )
     row_group: int = Field(ge=1, description="Rows of every row group but a file's last.")
     splits: dict[str, SplitInfo]
@@ -121,11 +121,6 @@ class DatasetInfo(BaseConfig):
         if height != width or not MIN_SIDE <= height <= MAX_SIDE or channels not in (1, 3):
             raise ValueError(f"{shape} is not a square of {MIN_SIDE} to {MAX_SIDE}, grey or RGB")
         return shape
-
-    def describe_supervision(self, supervision: str) -> str:
-        """Add to `Config.supervision` that labels were predicted, if it is not empty."""
-        added = supervision and self.predicted_labels
-        return f"{supervision}, {self.predicted_labels}" if added else supervision
 
     def labelled_rows(self, split: str) -> int:
         """Return how many rows of a split have a label."""

@@ -181,10 +181,15 @@ def draw_labelled_ids(dataset: Dataset, count: int, seed: int) -> NDArray[np.int
         Their ids [count], sorted.
     """
     ids, labels = dataset.read_labels(TRAIN_SPLIT)
+    return np.sort(ids[draw_labelled_rows(labels, count, seed)])
+
+
+def draw_labelled_rows(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Return `count` indices of labels [n] other than UNLABELLED; see `draw_labelled_ids`."""
     random = np.random.default_rng(seed)
     shuffled = random.permutation(np.flatnonzero(labels != UNLABELLED))
     rows = shuffled[np.argsort(labels[shuffled], kind="stable")]
     classes, first, sizes = np.unique(labels[rows], return_index=True, return_counts=True)
     rank_in_class = np.arange(len(rows)) - first.repeat(sizes)
     tie_break = random.permutation(len(classes)).repeat(sizes)
-    return np.sort(ids[rows[np.lexsort((tie_break, rank_in_class))[:count]]])
+    return rows[np.lexsort((tie_break, rank_in_class))[:count]]

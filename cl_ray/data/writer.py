@@ -109,7 +109,7 @@ class DatasetMetadata:
     source: str
     licence: str | None = None
     classes: list[str] | None = None
-    predicted_labels: str | None = None
+    predicted_labels: str = ""
 
 
 ReadImage = RawImage | BrokenImageError
@@ -191,6 +191,7 @@ def write_splits(
     seed: int = 0,
     overwrite: bool = False,
     skip_broken: bool = False,
+    keep_ids: bool = False,
     encoding: Encoding | None = None,
     quality: int = JPEG_QUALITY,
     level: int = 1,
@@ -214,6 +215,7 @@ def write_splits(
         seed: Determines the order of the rows, those held out and the sample for the distances.
         overwrite: Replace the dataset that is at `out`.
         skip_broken: Leave broken images out, and list them in SKIPPED_FILE.
+        keep_ids: Give each row its `RawImage.index` as id, not its place in the order of these.
         encoding: How images are stored; None is raw pixels up to RAW_SIDE, and PNG above.
         quality: Of JPEG, 1 to 100.
         level: Of zstd compression, 1 to 22.
@@ -245,7 +247,9 @@ def write_splits(
         # Beside a local `out`, so on the same disk; hidden, so that no source reads it as data.
         with TemporaryDirectory(prefix=f".{name}-", dir=parent if local else None) as work:
             stored = encoding, quality
-            parts, broken = _spool(splits, work, metadata.classes, skip_broken, stored, report)
+            parts, broken = _spool(
+                splits, work, metadata.classes, skip_broken, keep_ids, stored, report
+            )
             written = out
             random = np.random.default_rng(seed)
             parts = _in_order(parts | _hold_out(parts["train"], fractions, random))
@@ -330,6 +334,7 @@ def _spool(
     work: str,
     classes: list[str] | None,
     skip_broken: bool,
+    keep_ids: bool,
     stored: tuple[Encoding | None, int],
     report: ProgressCallback,
 ) -> tuple[dict[str, _SpooledSplit], list[BrokenImageError]]:
@@ -367,6 +372,7 @@ def _spool(
             raise UserError(f"There is no image in the split {split}: give another --source.")
         report(f"reading {split}", len(indices), len(indices))
         height, width, channels = first.image.shape
+        ids = np.sort(np.frombuffer(indices, np.int64)) if keep_ids else np.arange(len(indices))
         parts[split] = _SpooledSplit(
             file,
             np.frombuffer(ends, np.int64),
@@ -374,7 +380,7 @@ def _spool(
             encoding,
             np.frombuffer(labels, np.int64),
             np.argsort(np.frombuffer(indices, np.int64), kind="stable"),
-            np.arange(len(indices)),
+            ids,
             has_origin,
         )
     if not any((part.label != UNLABELLED).any() for part in parts.values()):

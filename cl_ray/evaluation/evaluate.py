@@ -473,7 +473,7 @@ class Evaluator:
             data=self.dataset.info.name,
             split=self.split,
             pairs=model.config.pairs.mode,
-            supervision=self.dataset.info.describe_supervision(model.config.supervision),
+            supervision=model.supervision,
             probe_images=len(train.labelled().image),
             fidelity=fidelity,
             modes=modes,

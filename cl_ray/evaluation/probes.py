@@ -33,6 +33,8 @@ _FEW_PENALTY = 1e-2
 _GRAPH, _EDGES, _ALPHA = 60_000, 5, 0.99
 """Label spreading: at most so many images and neighbours; alpha is that of Zhou et al. (2004,
 section 4)."""
+_COLUMNS = 64
+"""Classes whose labels are spread at once."""
 _DIMENSIONS = 96
 _WHITENING = 0.75
 """Principal components in which neighbours and clusters are found. All dimensions cost more and
@@ -331,16 +333,18 @@ class NeighbourGraph:
         """
         from scipy.sparse.linalg import LinearOperator, cg
 
-        known = np.zeros((self._adjacency.shape[0], classes), np.float32)
-        known[rows, labels] = 1
+        parts = np.zeros((self._adjacency.shape[0], classes), np.float32)
+        parts[rows, labels] = 1
 
         def product(flat: Floats) -> Floats:
-            columns = flat.reshape(known.shape)
+            columns = flat.reshape(len(parts), -1)
             return (columns - _ALPHA * (self._adjacency @ columns)).ravel()
 
-        system = LinearOperator((known.size, known.size), matvec=product, dtype=np.float32)
-        solution, _ = cg(system, known.ravel(), rtol=1e-6, maxiter=300)  # all columns at once
-        parts = np.maximum(solution.reshape(known.shape), 0)  # negative only by rounding
+        for first in range(0, classes, _COLUMNS):  # together, but in memory only so many at once
+            block = parts[:, first : first + _COLUMNS]
+            system = LinearOperator((block.size, block.size), matvec=product, dtype=np.float32)
+            solution, _ = cg(system, block.ravel(), rtol=1e-6, maxiter=300)
+            block[:] = np.maximum(solution.reshape(block.shape), 0)  # negative only by rounding
         parts /= parts.sum(1, keepdims=True) + np.finfo(np.float32).tiny
         return np.asarray(parts)
 

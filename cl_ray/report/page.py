@@ -116,6 +116,7 @@ def write_run_report(
         "run": run,
         "dataset": dataset,
         "evaluation": evaluation,
+        "supervision": run.supervision if run else config.supervision if config else "",
         "headline": headline(config, summary, epochs, run),
         "stats": headline_stats(evaluation, summary, epochs),
         "details": run_details(summary, epochs),

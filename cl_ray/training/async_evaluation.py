@@ -84,6 +84,7 @@ class NetworkEvaluator:
             step=request.step,
             classes=tuple(self.partition.classes),
             counts=tuple(self.partition.counts),
+            predicted_labels=self.partition.dataset.info.predicted_labels,
             prior=request.prior,
         )
         try:

@@ -154,12 +154,13 @@ def _train_locked(
         if resources.waits_for:  # on nodes that were not there before
             preflight.check_shared_storage(folder)
         outcome = _fit(config, folder, dataset, launch, resources, console)
+    supervision, predicted = config.supervision, dataset.info.predicted_labels
     summary = {
         **outcome,
         "name": folder.name,
         "preset": config.preset,
         "pairs": config.pairs.mode,
-        "supervision": dataset.info.describe_supervision(config.supervision),
+        "supervision": ", ".join(filter(None, (supervision, supervision and predicted))),
         "from_run": config.from_run,
         "seconds": round(time.monotonic() - started, 1),
         "driver_peak_bytes": peak_memory(),

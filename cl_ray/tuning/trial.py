@@ -327,6 +327,8 @@ class LocalTrial(SearchTrial):
             fields = dict(leaves(adopted.model_dump()))
             self.values = {field: fields[field] for field in self.values}
             self.folder.write("config.yaml", adopted.to_yaml().encode())
+            self.cleanup()
+            self._free_trainer()
             self.trainer = self._build_trainer()
         self.trainer.load_state_dict(state)
 
