@@ -2,6 +2,7 @@
 
 import math
 import socket
+import weakref
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,19 @@ def test_it_trains_and_evaluates_as_a_run_with_those_values(whole: Whole) -> Non
     assert trial.trainer.gan.steps == steps
 
 
-def test_the_process_is_reused_by_other_trials(whole: Whole, digits: str, tmp_path: Path) -> None:
+def test_the_process_is_reused_by_other_trials(
+    whole: Whole, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = start(tmp_path, digits, {"generator.depth": 1})
     trial.step()
     evaluator = trial.evaluator
+    first, build = weakref.ref(trial.trainer.gan), LocalTrial._build_trainer
+
+    def build_alone(self: LocalTrial) -> Trainer:
+        assert first() is None  # its memory is free
+        return build(self)
+
+    monkeypatch.setattr(LocalTrial, "_build_trainer", build_alone)
     assert trial.reset_config(point(1, VALUES))
     assert_ends_like(trial, whole)
     assert trial.evaluator is evaluator
