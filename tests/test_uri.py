@@ -276,9 +276,9 @@ class Dialect(SQLiteDialect_pysqlite):
 
 registry.register("vault", "__main__", "Dialect")
 from cl_ray.cli import main
-from cl_ray.evaluation import clustering
+from cl_ray.evaluation import clustering, reference_cache
 
-clustering._STEPS = 10
+clustering._STEPS, reference_cache._MOST_EPOCHS = 10, 2
 for arguments in sys.argv[2].split("\\n"):
     main(arguments.split(" "))
 '''
@@ -320,6 +320,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> dict[str, 
             capture_output=True,
             env={
                 **os.environ, "COLUMNS": "400", "TMPDIR": temporary, "RAY_TMPDIR": temporary,
+                "OMP_NUM_THREADS": "1",  # two would wait for each other beside other tests
                 **{name: SECRET for name in KEYS if "KEY" in name}, "AWS_SESSION_TOKEN": SECRET,
             },
         )  # fmt: skip
