@@ -107,6 +107,7 @@ def initial_state(config: Config, dataset: Dataset, console: Console) -> dict[st
         "shape": list(shape),
         "classes": classes,
         "counts": partition.counts,
+        "predicted_labels": dataset.info.predicted_labels,
     }
 
 
