@@ -16,6 +16,7 @@ from cl_ray.config import Config, differences, leaves, preset
 from cl_ray.forward import normalize_batch, predict_missing_labels
 from cl_ray.metrics_file import MetricsFile
 from cl_ray.networks.normalize import to_uint8
+from cl_ray.report.records import read_record
 from cl_ray.step_log import Metrics, StepLog
 from cl_ray.storage import RunStorage, StorageMirror, sync
 from cl_ray.trainer import Trainer
@@ -52,7 +53,8 @@ again whole."""
 class RunLogger:
     """Writes the log of a run, or of a search's trial, into its folder.
 
-    Lines of epochs that the trainer has not finished are dropped, as it will write them again.
+    Lines, images and an evaluation of epochs that the trainer has not finished are deleted, as it
+    will write them again.
     """
 
     def __init__(
@@ -64,6 +66,12 @@ class RunLogger:
     ):
         self.folder, self.trainer, self._mirror = folder, trainer, StorageMirror(folder)
         self.metrics = MetricsFile(folder, trainer.epochs)
+        for name in folder.files("samples"):
+            if (image := re.fullmatch(r"\w+-(\d+)\.png", name)) and int(image[1]) > trainer.epochs:
+                folder.delete(f"samples/{name}")
+        evaluation = read_record(folder, "evaluation.json")
+        if evaluation and evaluation.get("step", 0) > trainer.gan.steps:
+            folder.delete("evaluation.json")
         names = (trial.search, folder.name) if trial else (folder.name, "")
         self._gauges = PrometheusGauges(*names)
         if not trainer.gan.steps:  # a run that was ended before its first checkpoint starts again

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from helpers import client
 from helpers.cloud import Cloud
-from helpers.processes import wait_for
 from helpers.small_run import SMALL_RUN
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # slow on a busy machine
@@ -38,13 +37,7 @@ def test_three_machines_from_up_to_down(
     *_, up = client.readme_command(TITLE, "ray up", {"cluster/onprem.yaml": str(file)})
     client.run(cloud, *shell, f"{first}; {up}")
     with client.dashboard(cloud, file, TITLE):
-
-        def joined() -> bool:
-            nodes = client.get_json(cloud, "/nodes?view=summary")["data"]["summary"]
-            alive = {n.get("ip") for n in nodes if n["raylet"].get("state") == "ALIVE"}
-            return alive == set(ADDRESSES)
-
-        wait_for(joined, "both workers", 0.5)
+        client.wait_for_nodes(cloud, file, set(ADDRESSES))
         doctor = {
             "s3://YOUR-BUCKET/runs": "/mnt/runs",
             "--gpus-per-worker 1": "--cpus-per-worker 2",

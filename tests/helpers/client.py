@@ -130,6 +130,20 @@ def get_json(cloud: Cloud, path: str) -> Any:
     return json.loads(http_get(DASHBOARD + path, read_token(cloud))[1])
 
 
+def wait_for_nodes(cloud: Cloud, yaml: Path, addresses: set[str]) -> None:
+    """Wait until exactly these machines are in the cluster; fail with the autoscaler's log."""
+
+    def joined() -> bool:
+        nodes = get_json(cloud, "/nodes?view=summary")["data"]["summary"]
+        return {n.get("ip") for n in nodes if n["raylet"].get("state") == "ALIVE"} == addresses
+
+    try:
+        wait_for(joined, "the cluster's machines", 0.5, seconds=600)
+    except AssertionError:
+        logs = "ray list nodes; tail -n 100 /tmp/ray/session_latest/logs/monitor.{log,out,err}"
+        raise AssertionError(run(cloud, "ray", "exec", str(yaml), logs)) from None
+
+
 def read_token(cloud: Cloud) -> str:
     return (cloud.home / ".ray/auth_token").read_text().strip()
 

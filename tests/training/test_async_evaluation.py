@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers.commands import read_metrics, train
+from helpers.commands import read_metrics
+from helpers.commands import train_here as train
 from helpers.run_folder import build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cl_ray.checkpoint import CheckpointStore
 from cl_ray.config import Config
-from cl_ray.environment import usable_cpus
 from cl_ray.step_log import StepLog
 from cl_ray.storage import RunStorage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_cpus")]
 FLAGS = ["--epochs=3", "--threads=1", "--evaluation.reference=mnist"]
 
 
@@ -48,8 +48,6 @@ def between(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, str]:
     """A run whose worker leaves a CPU."""
-    if usable_cpus() < 2:
-        pytest.skip("one CPU only")
     folder = tmp_path_factory.mktemp("runs") / "beside"
     return folder, train(folder, digits, *FLAGS, "--cpus-per-worker=1")
 
@@ -154,6 +152,10 @@ def test_going_back_to_an_earlier_checkpoint_leaves_nothing_of_later_epochs(
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["epochs"], summary["steps"]) == (2, 44)
     assert [line["epoch"] for line in read_metrics(folder)] == [1, 2]
+    assert sorted(file.name[-8:-4] for file in (folder / "samples").iterdir()) == 2 * [
+        "0001"
+    ] + 2 * ["0002"]
+    assert not (folder / "evaluation.json").exists()  # of epoch 3
     ours, theirs = (
         safetensors.torch.load_file(place / "generator.safetensors")
         for place in (folder, folder / "checkpoints" / "step-00000044")
