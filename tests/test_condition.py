@@ -219,7 +219,9 @@ def test_an_export_takes_the_class(folder: Path, run: TrainedModel, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path) -> None:
+def test_a_stream_is_trained_on_stopped_and_told_of(
+    digits: str, tmp_path: Path, two_cpus: None
+) -> None:
     flags = [
         *SMALL_RUN, f"--data={digits}", f"--storage={tmp_path}", "--name=cats",
         "--generator.depth=2", "--condition=classifier", "--shards.memory=0.0001",
@@ -251,7 +253,10 @@ def test_a_stream_is_trained_on_stopped_and_told_of(digits: str, tmp_path: Path)
 
 @pytest.mark.ray
 def test_few_labels_train_a_classifier_and_are_told_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    two_cpus: None,
 ) -> None:
     monkeypatch.setattr("cl_ray.evaluation.clustering._STEPS", 10)
     data = write_images(

@@ -174,28 +174,27 @@ def test_damage_is_named_and_a_search_is_refused(make_digits: Any, tmp_path: Pat
 def test_a_fine_tuned_run_resumes_bit_for_bit(
     make_digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], two_cpus: None
 ) -> None:
-    source, many, data = tmp_path / "source", make_digits(300), make_digits(200)
-    train_here(source, many, "--epochs=1", "--evaluation.every=0")
-    # Rates that rise or decay depend on the number of epochs, which changes.
-    constant = [f"--optimizer.lr-{phase}-fraction=0" for phase in ("warmup", "decay")]
-    flags = [f"--from-run={source}", "--evaluation.every=0", *constant]
-    printed = train_here(tmp_path / "whole", data, *flags, "--epochs=2")
+    small = {"generator": {"width": 4, "latent": 8}, "discriminator": {"width": 4, "hidden": 16}}
+    source = save_run(trained_run(make_digits(300), **small), tmp_path, step=10)
+    run, data = tmp_path / "run", make_digits(200)
+    flags = [f"--from-run={source}", "--evaluation.every=0", "--epochs=2"]
+    printed = train_here(run, data, *flags)
     first = f"{source}/checkpoints/step-00000010"
     assert f"begins with the networks of {first}" in printed
-    begun = stored(tmp_path / "whole", "step-00000000")
+    begun, whole = stored(run, "step-00000000"), stored(run, "step-00000014")
     for name in NETWORKS:
         assert states_equal(begun["gan"][name], stored(source, "step-00000010")["gan"][name])
 
-    train_here(tmp_path / "resumed", data, *flags, "--epochs=1")
-    # It knows its first checkpoint, also where that is gone, and the same command resumes it.
+    # As after a kill in the second epoch. It knows its first checkpoint, also where that is gone,
+    # and the same command resumes it.
+    shutil.rmtree(run / "checkpoints" / "step-00000014")
+    (run / "summary.json").unlink()
     shutil.rmtree(source / "checkpoints")
-    printed = train_here(tmp_path / "resumed", data, *flags, "--epochs=2")
-    assert "resumes from step-00000007" in printed
-    whole, resumed = (stored(tmp_path / name, "step-00000014") for name in ("whole", "resumed"))
-    assert states_equal(whole["gan"], resumed["gan"])
+    assert "resumes from step-00000007" in train_here(run, data, *flags)
+    assert states_equal(whole["gan"], stored(run, "step-00000014")["gan"])
     for file in ("config.yaml", "summary.json"):
-        text = (tmp_path / "resumed" / file).read_text()
+        text = (run / file).read_text()
         assert (yaml.safe_load if file == "config.yaml" else json.loads)(text)["from_run"] == first
-    other = [f"--from-run={tmp_path}/whole", "--evaluation.every=0"]
-    message = refused(capsys, "train", *run_flags(tmp_path / "resumed", data), *other)
+    other = save_run(build_trainer(data, **small), tmp_path / "other", step=1)
+    message = refused(capsys, "train", *run_flags(run, data), f"--from-run={other}", *flags[1:])
     assert "was started with other settings (from_run was" in message

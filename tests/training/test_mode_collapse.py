@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import read_metrics, train
+from helpers.commands import read_metrics, train_here
 
 from cl_ray.cli import main
 from cl_ray.report.curves import evaluation_charts
@@ -19,7 +19,7 @@ def test_modes_from_the_data_to_the_page(
     monkeypatch.setenv("COLUMNS", "120")
     data, folder = tmp_path / "triples", tmp_path / "demo"
     main(["data", "--source=stacked-mnist", f"--out={data}", "--count=320", "--test-count=90"])
-    printed = train(folder, str(data), "--epochs=2", "--evaluation.samples=300")
+    printed = train_here(folder, str(data), "--epochs=2", "--evaluation.samples=300")
     assert "of 1000 modes in 300 samples" in printed
     lines = read_metrics(folder)
     for line in lines:

@@ -23,6 +23,7 @@ from helpers.processes import children
 from helpers.small_run import SMALL_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cl_ray.cli import main
 from cl_ray.config import Config
 
 pytestmark = pytest.mark.ray
@@ -163,7 +164,9 @@ print(json.dumps([trained.folder, trained.summary, given_back]))
 """
 
 
-def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, bucket: Any) -> None:
+def test_it_is_resumed_from_there_and_in_python(
+    trained: str, nodes: Nodes, bucket: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With one worker now; then the run is finished."""
     storage = bucket.uri("runs")
     before = bucket.files("runs/demo/")
@@ -193,10 +196,9 @@ def test_it_is_resumed_from_there_and_in_python(trained: str, nodes: Nodes, buck
     assert events < {name for name in after if name.startswith("tensorboard/")}
     assert all(after[name] == before[name] for name in events)
 
-    done = train(nodes, "--name=demo", f"--storage={storage}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (
-        "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to resume it.\n"
+    main(["train", "--name=demo", f"--storage={storage}", f"--address={nodes.address}"])
+    assert " ".join(capsys.readouterr().out.split()) == (
+        "The run s3://bucket/runs/demo is finished (3 epochs); give more --epochs to resume it."
     )
     assert bucket.files("runs/demo/") == after
 
