@@ -97,7 +97,7 @@ def test_imports_go_down_only() -> None:
         for other in internal(tree)
         if layer(other) > layer(module)
     ]
-    assert not climbing
+    assert not climbing, "move the import, or name a new module in a higher layer of LAYERS"
 
 
 def test_lower_layers_take_sub_configs() -> None:

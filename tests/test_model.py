@@ -15,6 +15,7 @@ from cl_ray.checkpoint import CheckpointStore
 from cl_ray.data.dataset import Dataset
 from cl_ray.errors import UserError
 from cl_ray.model import TrainedModel
+from cl_ray.networks.build import FAMILIES
 from cl_ray.rng import BLOCK
 from cl_ray.storage import RunStorage
 from cl_ray.train_config import TrainerConfig
@@ -64,7 +65,7 @@ def test_a_live_trainer_gives_the_same_model(trained: tuple[Path, Trainer]) -> N
     assert TrainedModel.from_trainer(bare).config.generator == trainer.config.generator
 
 
-@pytest.mark.parametrize("family", ["convolutional", "residual", "style"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_loaded_as_it_was_trained(digits: str, tmp_path: Path, family: str) -> None:
     small = {"depth": 2, "width": 4, "family": family}
     normed = {**small, "spectral_norm": family == "convolutional"}

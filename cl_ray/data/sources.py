@@ -42,7 +42,8 @@ from cl_ray.errors import UserError, first_error_line
 from cl_ray.storage import open_filesystem, without_options
 
 _GENERATED = {STACKED: read_stacked_mnist}
-"""Readers of the sources that are made by name; these alone read --count and --test-count."""
+"""Readers of the sources that are made by name; these alone, and all of them, read --count and
+--test-count."""
 _FSSPEC = ("hf://", "fsspec+")
 """Beginnings of URIs that are read by libraries which raise errors of their own."""
 
@@ -152,8 +153,9 @@ def read_source(config: SourceConfig, convert: Convert, note: Note) -> SourceSpl
         return _GENERATED[source](config, convert)
     if config.count or config.test_count:
         raise UserError(
-            f"--count and --test-count say how many images {' or '.join(_GENERATED)} makes; the "
-            f"number of images of {source} is fixed: leave them out."
+            "--count and --test-count are the numbers of images that "
+            f"{' or '.join(_GENERATED)} makes; the number of images of {source} is fixed: leave "
+            "them out."
         )
     bare = "/" not in source and source not in (".", "..", PACKAGED)
     # Names of classes have capitals; for another folder that is there, torch need not be imported.

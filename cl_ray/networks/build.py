@@ -22,7 +22,8 @@ class NetworkFamily(NamedTuple):
 
     Args:
         trunk: Builds the module from images [B, C, S, S] to features [B, layout.flat], for D and
-            for G's encoder.
+            for G's encoder. They are channels at a resolution, `layout.deepest`, flattened: D
+            pools them.
         decoder: Builds the module from vectors [B, inputs] to images [B, C, S, S] in [-1, 1].
     """
 

@@ -54,8 +54,7 @@ class DiscriminatorConfig(BaseConfig):
     def _normalisable(self) -> "DiscriminatorConfig":
         if self.spectral_norm and self.family != "convolutional":
             raise ValueError(
-                f"spectral_norm does not work with family {self.family!r}, whose blocks start at "
-                "zero and so have no singular value to divide by: use family 'convolutional', or "
-                "bound D by losses.r1"
+                f"spectral_norm needs family 'convolutional', not {self.family!r}: blocks that "
+                "start at zero have no singular value to divide by; or bound D by losses.r1"
             )
         return self

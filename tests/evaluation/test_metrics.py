@@ -97,7 +97,8 @@ def test_one_class_is_not_probed(tmp_path: Path) -> None:
 def test_directions_and_titles() -> None:
     smaller = {name for metric in METRICS for name in metric.names if not is_larger_better(name)}
     distances = {"frechet", "frechet_over_baseline", "kernel", "mode_kl", "reconstruction"}
-    assert smaller == distances | {"alignment", "uniformity", "classifier_error"}
+    found = distances | {"alignment", "uniformity", "classifier_error"}
+    assert smaller == found, "name a new metric here of which less is better"
     assert metric_title("knn_1") == "1-NN"
     assert metric_title("something_new") == "something new"
 

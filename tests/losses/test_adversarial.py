@@ -50,6 +50,14 @@ def test_losses_equal_the_equations(objective: str, pairs: int, scale: float) ->
             assert loss[i].item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("objective", sorted(RELATIVISTIC))
+def test_g_compares_with_real_images_only_where_these_are_scored_for_it(objective: str) -> None:
+    """Scoring them takes a pass of D in each step of G."""
+    real = scores(7, 1.0).real.requires_grad_()
+    OBJECTIVES[objective](Scores(scores(7, 1.0).fake, real), "generator").sum().backward()
+    assert real.grad is not None, "G's loss does not need real images: not in RELATIVISTIC"
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_extreme_scores_give_finite_losses_and_gradients(objective: str) -> None:
     fake = torch.full((3, 4), 1e4, requires_grad=True)

@@ -1,13 +1,14 @@
 """Every network family at every size, depth and number of channels."""
 
 from itertools import cycle, product
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cl_ray.networks.build import FAMILIES, build_discriminator, build_generator
-from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+from cl_ray.networks.config import DiscriminatorConfig, Family, GeneratorConfig
 from cl_ray.networks.discriminator import Discriminator
 from cl_ray.networks.generator import Generator
 
@@ -62,6 +63,11 @@ def assert_gradients(network: nn.Module, result: Tensor) -> None:
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
         assert weight.grad.any(), name
+
+
+def test_every_family_can_be_configured() -> None:
+    given = set(get_args(Family))
+    assert given == set(FAMILIES), "give Family of cl_ray/networks/config.py the names of FAMILIES"
 
 
 @pytest.mark.parametrize(("family", "side", "channels", "depth", "width"), SIZES)
