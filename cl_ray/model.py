@@ -161,8 +161,8 @@ class TrainedModel:
             lambda block: torch.rand(BLOCK, generator=seeded_generator(seed, block, 2)), n, start
         )
         classes = None if labels is None else torch.from_numpy(labels)
-        # Each row is multiplied by a matrix of its own, [latent, latent].
-        size = max(1, _PRIOR_ELEMENTS // noise.shape[1] ** 2)
+        # Each row is compared with all Gaussians and multiplied by a matrix, [latent, latent].
+        size = max(1, _PRIOR_ELEMENTS // max(noise.shape[1] ** 2, len(self.prior.means)))
         blocks = classes.split(size) if classes is not None else [None] * -(-n // size)
         parts = [
             self.prior.transform_noise(*columns)

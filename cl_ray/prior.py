@@ -25,13 +25,20 @@ from cl_ray.networks.normalize import to_unit
 from cl_ray.train_config import GANConfig
 
 PRIOR_IMAGES = 5000
-"""Training images that the prior is fitted to."""
+"""Training images that a mixture is fitted to, at most."""
+KERNELS = 20_000
+"""Codes in a kernel density estimate, at most. Their modes have the frequencies of the codes, of
+which more are better (benchmarks/README.md, "The fitted prior")."""
+_KERNEL_VALUES, _KERNEL_BYTES = 20_000 * 64, 2**28
+"""Values of codes, which every checkpoint holds, and pixels of their images, above which a kernel
+density estimate has fewer, but at least PRIOR_IMAGES."""
 _ENCODED_PIXELS = 500 * 28 * 28
 """Pixels encoded at once: the activations of larger images take more memory than the training."""
 CODES_PER_DIMENSION = 10
 """Minimum of codes per Gaussian and dimension; with fewer codes there are fewer Gaussians."""
-MIN_GAUSSIANS = 5
-"""With codes for fewer Gaussians, the prior is a kernel density estimate."""
+MIN_GAUSSIANS = 25
+"""With codes for fewer Gaussians, the prior is a kernel density estimate: of PRIOR_IMAGES, in more
+than 20 dimensions (measured there)."""
 BANDWIDTH = 0.8
 """Standard deviation of its kernels, relative to Silverman's rule (1986, equation 4.14): about half
 that of the codes in 10 dimensions, 0.7 in 64 (measured in benchmarks/README.md, "The fitted
@@ -108,7 +115,12 @@ class PriorFitter:
             return None
         weight = next(generator.parameters())
         if self.images is None:
-            rows = sample_rows(self.partition.dataset, TRAIN_SPLIT, PRIOR_IMAGES, seed)
+            info = self.partition.dataset.info
+            count = PRIOR_IMAGES
+            if not self.classes and count < fewest_for_mixture(g.latent):
+                most = min(_KERNEL_VALUES // g.latent, _KERNEL_BYTES // math.prod(info.shape))
+                count = max(count, min(KERNELS, most))
+            rows = sample_rows(self.partition.dataset, TRAIN_SPLIT, count, seed)
             rows = self.partition.select_labels(rows)
             self.images = torch.from_numpy(rows.image)
             if self.classes and rows.label is not None:
@@ -139,9 +151,14 @@ def fit_prior(codes: Tensor, components: int, seed: int) -> Prior:
 
     A pure function of its arguments, which are those of `fit_mixture`.
     """
-    if len(codes) >= MIN_GAUSSIANS * CODES_PER_DIMENSION * codes.shape[1]:
+    if len(codes) >= fewest_for_mixture(codes.shape[1]):
         return fit_mixture(codes, components, seed)
     return kernel_density(codes)
+
+
+def fewest_for_mixture(latent: int) -> int:
+    """Return the number of codes [latent] from which a mixture is fitted to them."""
+    return MIN_GAUSSIANS * CODES_PER_DIMENSION * latent
 
 
 def kernel_density(codes: Tensor) -> Prior:

@@ -57,9 +57,9 @@ def test_fit_recovers_the_mixture() -> None:
 
 
 @pytest.mark.parametrize("fit", [fit_prior, fit_mixture])
-def test_few_codes(fit: Callable[..., Prior]) -> None:
-    codes = torch.randn(290, 4, generator=torch.Generator().manual_seed(2))
-    assert len(fit(codes, components=50, seed=0).weights) == 7
+def test_codes_limit_the_gaussians(fit: Callable[..., Prior]) -> None:
+    codes = torch.randn(1170, 4, generator=torch.Generator().manual_seed(2))
+    assert len(fit(codes, components=50, seed=0).weights) == 29
     assert len(fit_mixture(codes[:90], components=50, seed=0).weights) == 2
     constant = fit(torch.ones(30, 4), components=50, seed=0)
     torch.testing.assert_close(sample(constant, 100), torch.ones(100, 4), rtol=0, atol=5 * WIDENING)
@@ -99,7 +99,7 @@ def test_each_class_has_the_mixture_of_its_own_codes() -> None:
     samples = prior.transform_noise(noise, uniform, wanted)
     for number in (0, 1):
         mine = wanted == number
-        own = fit_prior(codes[labels == number], components=2, seed=0)
+        own = fit_mixture(codes[labels == number], components=2, seed=0)
         expected = own.transform_noise(noise[mine], uniform[mine])
         torch.testing.assert_close(samples[mine], expected)
         assert fraction_near(samples[mine], number) == 1
@@ -120,6 +120,24 @@ def test_an_epoch_ends_with_a_fit_to_the_codes(trained: Trainer) -> None:
     g = trained.config.generator
     again = fit_prior(codes, g.prior, trained.config.seed)
     torch.testing.assert_close(again.means, prior.means, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("latent", "pixels", "images", "gaussians"),
+    [(20, 2**28, 5000, 25), (21, 2**28, 5200, 5200), (21, 5100 * 784, 5100, 5100),
+     (21, 784, 5000, 5000)],
+)  # fmt: skip
+def test_in_many_dimensions_more_images_have_a_kernel_each(
+    monkeypatch: pytest.MonkeyPatch, latent: int, pixels: int, images: int, gaussians: int
+) -> None:
+    monkeypatch.setattr("cl_ray.prior.KERNELS", 5200)
+    monkeypatch.setattr("cl_ray.prior._KERNEL_BYTES", pixels)
+    trainer = build_trainer("mnist", generator={"depth": 1, "width": 4, "latent": latent})
+    trainer.fit_prior()
+    assert trainer.prior is not None
+    assert trainer.prior_fitter.images is not None
+    assert len(trainer.prior_fitter.images) == images
+    assert len(trainer.prior.weights) == gaussians
 
 
 def test_a_state_within_an_epoch_has_the_prior_of_its_step(digits: str) -> None:

@@ -29,8 +29,9 @@ class GeneratorConfig(BaseConfig):
         le=1000,
         description="Maximum number of Gaussians in the fitted prior, the mixture that samples are "
         "drawn from; it is fitted after each epoch to the latent vectors of up to 5,000 training "
-        "images. With fewer than 50 latent vectors per latent dimension and no condition, a kernel "
-        "density estimate is used instead. 0: sample from the training prior.",
+        "images. With fewer than 250 of these per latent dimension (always above 20 dimensions) "
+        "and no condition, a kernel density estimate of up to 20,000 is used instead. 0: sample "
+        "from the training prior.",
     )
 
 
