@@ -29,7 +29,7 @@ PRIOR_IMAGES = 5000
 KERNELS = 20_000
 """Codes in a kernel density estimate, at most. Their modes have the frequencies of the codes, of
 which more are better (benchmarks/README.md, "The fitted prior")."""
-_KERNEL_VALUES, _KERNEL_BYTES = 20_000 * 64, 2**28
+_KERNEL_VALUES, _KERNEL_BYTES = 20_000 * 64, 2**27
 """Values of codes, which every checkpoint holds, and pixels of their images, above which a kernel
 density estimate has fewer, but at least PRIOR_IMAGES."""
 _ENCODED_PIXELS = 500 * 28 * 28
