@@ -151,7 +151,7 @@ def fit_prior(codes: Tensor, components: int, seed: int) -> Prior:
 
     A pure function of its arguments, which are those of `fit_mixture`.
     """
-    if len(codes) >= fewest_for_mixture(codes.shape[1]):
+    if min(len(codes), PRIOR_IMAGES) >= fewest_for_mixture(codes.shape[1]):
         return fit_mixture(codes, components, seed)
     return kernel_density(codes)
 
