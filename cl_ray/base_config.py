@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from cl_ray.errors import UserError
 from cl_ray.uri import uri_problem
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of the files of runs, checkpoints and searches. A file without one has version 1."""
 
 Mark = Literal["changeable_on_resume", "not_searchable", "architecture"]

@@ -25,7 +25,7 @@ MAX_NAME_BYTES = 230
 name with something before and after it."""
 
 
-WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior")
+WITHOUT_WEIGHTS = ("generator.latent_noise_std", "generator.prior_codes")
 """Fields of the networks' configs that their weights do not depend on."""
 
 

@@ -114,7 +114,7 @@ def exported_functions(model: TrainedModel) -> dict[str, ExportedFunction]:
     }
     if prior is None:
         return functions
-    inputs = ("noise", "uniform", *(("labels",) if prior.weights.ndim == 2 else ()))
+    inputs = ("noise", "uniform", *(("labels",) if model.classes else ()))
     sample = ExportedFunction(_Sampler(prior), inputs, "latents", prior.transform_noise)
     return {"sample": sample, **functions}
 

@@ -18,8 +18,9 @@ from cl_ray import distributed, forward
 from cl_ray.batch import DiscriminatorInput, DiscriminatorPass, GeneratorOutput, Losses, PairBatch
 from cl_ray.cuda_graph import GraphedStep
 from cl_ray.errors import UserError
-from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC, Scores
+from cl_ray.losses.adversarial import OBJECTIVES, Scores
 from cl_ray.losses.classification import auxiliary_classification, class_losses
+from cl_ray.losses.config import RELATIVISTIC
 from cl_ray.losses.contrastive import view_losses
 from cl_ray.losses.pairwise import pair_classification, pair_confusion, pair_margin, reconstruction
 from cl_ray.losses.penalties import discriminator_penalties

@@ -30,8 +30,6 @@ from cl_ray.trainer import Trainer
 
 Images = Tensor | NDArray[np.uint8]
 
-_PRIOR_ELEMENTS = 2**24
-"""Numbers that the matrices of samples of the prior take at once."""
 NO_PRIOR = (
     "This checkpoint has no fitted prior: latent vectors are drawn from the training prior instead."
 )
@@ -148,27 +146,20 @@ class TrainedModel:
     ) -> Tensor:
         """Draw rows start to start + n of the latent vectors of a seed: float32 [n, latent].
 
-        They are drawn from the fitted prior; with `labels` [n], from the prior of each label's
+        They are drawn from the fitted prior; with `labels` [n], from that of each label's
         class. Without a fitted prior they are unit noise, with a warning if the config asks for
         one.
         """
         noise = self.noise(n, seed, start)
         if self.prior is None:
-            if self.config.generator.prior:
+            if self.config.generator.prior_codes:
                 warnings.warn(NO_PRIOR, stacklevel=2)
             return noise
         uniform = indexed_samples(
             lambda block: torch.rand(BLOCK, generator=seeded_generator(seed, block, 2)), n, start
         )
         classes = None if labels is None else torch.from_numpy(labels)
-        # Each row is compared with all Gaussians and multiplied by a matrix, [latent, latent].
-        size = max(1, _PRIOR_ELEMENTS // max(noise.shape[1] ** 2, len(self.prior.means)))
-        blocks = classes.split(size) if classes is not None else [None] * -(-n // size)
-        parts = [
-            self.prior.transform_noise(*columns)
-            for columns in zip(noise.split(size), uniform.split(size), blocks, strict=True)
-        ]
-        return torch.cat(parts)
+        return self.prior.transform_noise(noise, uniform, classes)
 
     def sample_labels(
         self, n: int, seed: int = 0, start: int = 0, label: int | str | None = None

@@ -1,15 +1,14 @@
-"""The fitted prior: a mixture of Gaussians over latent vectors, which samples are drawn from.
+"""The fitted prior: a kernel density estimate of latent vectors, which samples are drawn from.
 
 Training noise is uniform on a sphere, but the latent vectors (codes) of images are not: between
 the codes of two digits there are regions without images, and G decodes noise there to no digit. So
-after each epoch a mixture is fitted to the codes of images (ex-post density estimation with ten
-Gaussians: Ghosh et al., 2020, From Variational to Deterministic Autoencoders, section 4). It halves
-the Fréchet distance (benchmarks/README.md). With few codes a kernel density estimate is
-used instead; a conditional G has one mixture per class.
+after each epoch a density is fitted to the codes of training images (ex-post density estimation:
+Ghosh et al., 2020, From Variational to Deterministic Autoencoders, section 4). A sample is the code
+of an image with normal noise, a smoothed bootstrap (Silverman, 1986, Density Estimation, section
+6.4); of a conditional G, the code of an image of its class.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,72 +23,54 @@ from cl_ray.networks.generator import Generator
 from cl_ray.networks.normalize import to_unit
 from cl_ray.train_config import GANConfig
 
-PRIOR_IMAGES = 5000
-"""Training images that a mixture is fitted to, at most."""
-KERNELS = 20_000
-"""Codes in a kernel density estimate, at most. Their modes have the frequencies of the codes, of
-which more are better (benchmarks/README.md, "The fitted prior")."""
-_KERNEL_VALUES, _KERNEL_BYTES = 20_000 * 64, 2**27
-"""Values of codes, which every checkpoint holds, and pixels of their images, above which a kernel
-density estimate has fewer, but at least PRIOR_IMAGES."""
-_ENCODED_PIXELS = 500 * 28 * 28
-"""Pixels encoded at once: the activations of larger images take more memory than the training."""
-CODES_PER_DIMENSION = 10
-"""Minimum of codes per Gaussian and dimension; with fewer codes there are fewer Gaussians."""
-MIN_GAUSSIANS = 25
-"""With codes for fewer Gaussians, the prior is a kernel density estimate: of PRIOR_IMAGES, in more
-than 20 dimensions (measured there)."""
 BANDWIDTH = 0.8
-"""Standard deviation of its kernels, relative to Silverman's rule (1986, equation 4.14): about half
-that of the codes in 10 dimensions, 0.7 in 64 (measured in benchmarks/README.md, "The fitted
-prior"). Small kernels give copies of training images."""
-EM_ITERATIONS = 10
+"""Standard deviation of the noise relative to Silverman's rule (1986, equation 4.14): of 20,000
+codes 0.4 of theirs in 10 dimensions, 0.7 in 64 (measured in benchmarks/README.md, "The fitted
+prior"). Little noise gives copies of training images."""
 MIN_VARIANCE = 1e-4
 """Added to every variance; codes have mean square 1."""
-WIDENING = 0.25
-"""Standard deviation of the noise by which a mixture is widened: samples vary more, and stay near
-codes (measured there, too)."""
+_MAX_VALUES, _MAX_BYTES, _MIN_CODES = 20_000 * 64, 2**27, 5000
+"""Values of codes, which every checkpoint holds, and pixels of their images, which stay in memory,
+above which fewer than `generator.prior_codes` are taken, but at least _MIN_CODES."""
+_ENCODED_PIXELS = 500 * 28 * 28
+"""Pixels encoded at once: the activations of larger images take more memory than the training."""
 
 
 class Prior(NamedTuple):
-    """A mixture of K Gaussians over latent vectors, float32 on the CPU.
+    """A kernel density estimate of K codes, in order of their class; on the CPU.
 
     Args:
-        weights: Probabilities of the Gaussians, [K], or for each class, [classes, K].
-        means: [K, latent].
-        scale_tril: Lower Cholesky factors of the covariances, [K, latent, latent], or of the one
-            that all share, [1, latent, latent].
+        codes: Latent vectors of images, float32 [K, latent].
+        starts: Index of the first code of each class, int64 [classes]; [1] without classes.
+        counts: Number of codes of each class, at least 1; int64, of the same shape.
+        scale_tril: Lower Cholesky factor of the noise's covariance, float32 [latent, latent].
     """
 
-    weights: Tensor
-    means: Tensor
+    codes: Tensor
+    starts: Tensor
+    counts: Tensor
     scale_tril: Tensor
 
     def transform_noise(
         self, noise: Tensor, uniform: Tensor, labels: Tensor | None = None
     ) -> Tensor:
-        """Turn noise into samples of the mixture.
+        """Turn noise into samples.
 
         Args:
             noise: Unit normal, [n, latent].
-            uniform: Selects the Gaussians, [n] in [0, 1).
-            labels: Classes [n], if the prior has any; None: all classes are equally likely.
+            uniform: Selects the codes, [n] in [0, 1).
+            labels: Classes [n], if the prior has any; None: of each class as many samples as codes.
 
         Returns:
             Latent vectors [n, latent].
         """
-        weights = self.weights
-        if weights.ndim == 2:
-            weights = weights.mean(0) if labels is None else weights[labels]
-        edges = weights.cumsum(-1)
-        edges = edges / edges[..., -1:]  # rounding would leave a gap below 1
-        index = (uniform[:, None] >= edges).sum(1)  # ONNX has no searchsorted
-        if len(self.scale_tril) == 1:
-            # One product, without a copy of the factor for each sample. In float64, so that a
-            # sample does not depend on how many are drawn with it.
-            product = noise.double() @ self.scale_tril[0].double().T
-            return self.means[index] + product.to(noise.dtype)
-        return self.means[index] + (self.scale_tril[index] @ noise[:, :, None]).squeeze(2)
+        # In float64, so that an index is not rounded up to the next class, and that a sample does
+        # not depend on how many are drawn with it.
+        if labels is None:
+            index = (uniform.double() * len(self.codes)).long()
+        else:
+            index = self.starts[labels] + (uniform.double() * self.counts[labels]).long()
+        return self.codes[index] + (noise.double() @ self.scale_tril.double().T).to(noise.dtype)
 
 
 class PriorFitter:
@@ -97,138 +78,88 @@ class PriorFitter:
 
     Args:
         partition: The images, and the classes of a conditional G.
-        config: Number of Gaussians (0 fits nothing), latent noise and seed.
+        config: Number of codes (0 fits nothing) and seed.
     """
 
     def __init__(self, partition: Partition, config: GANConfig):
-        self.partition, self.classes, self.config = partition, len(partition.classes), config
+        self.partition, self.config = partition, config
         self.images: Tensor | None = None
         self.labels: Tensor | None = None
 
     def fit(self, generator: Generator, discriminator: Discriminator) -> Prior | None:
-        """Fit the prior of a generator; None without components or if a code is NaN or Inf.
+        """Fit the prior of a generator; None without codes or if one is NaN or Inf.
 
         Images without a label are of the class that the discriminator predicts.
         """
-        g, seed = self.config.generator, self.config.seed
-        if not g.prior:
+        if not self.config.generator.prior_codes:
             return None
         weight = next(generator.parameters())
-        if self.images is None:
-            info = self.partition.dataset.info
-            count = PRIOR_IMAGES
-            if not self.classes and count < fewest_for_mixture(g.latent):
-                most = min(_KERNEL_VALUES // g.latent, _KERNEL_BYTES // math.prod(info.shape))
-                count = max(count, min(KERNELS, most))
-            rows = sample_rows(self.partition.dataset, TRAIN_SPLIT, count, seed)
-            rows = self.partition.select_labels(rows)
-            self.images = torch.from_numpy(rows.image)
-            if self.classes and rows.label is not None:
-                self.labels = torch.from_numpy(rows.label).to(weight.device)
+        images = self._read()
         with torch.no_grad():
-            codes = torch.cat([generator.encode(images) for images in self._batches(weight)])
+            codes = torch.cat([generator.encode(part) for part in _batches(images, weight)])
         if not codes.isfinite().all():
             return None
-        if self.labels is None:
-            return fit_prior(codes, g.prior, seed)
         labels = self.labels
-        if self.partition.unlabelled_rows:
-            images = self._batches(weight)
-            predicted = torch.cat([predict_classes(discriminator, part) for part in images])
-            labels = labels.where(labels != UNLABELLED, predicted)
-        return fit_class_priors(codes, labels, self.classes, g.prior, seed)
+        if labels is not None and self.partition.unlabelled_rows:
+            predicted = [predict_classes(discriminator, part) for part in _batches(images, weight)]
+            labels = labels.where(labels != UNLABELLED, torch.cat(predicted).cpu())
+        return fit_prior(codes, labels, len(self.partition.classes))
 
-    def _batches(self, weight: Tensor) -> Iterator[Tensor]:
-        """Yield the images in [-1, 1], on the device and in the type of `weight`."""
-        assert self.images is not None
-        size = max(1, _ENCODED_PIXELS // math.prod(self.images.shape[1:3]))
-        for part in self.images.split(size):
-            yield to_unit(part.to(weight.device), weight.dtype)
-
-
-def fit_prior(codes: Tensor, components: int, seed: int) -> Prior:
-    """Fit the prior to codes: a mixture, or of few codes a kernel density estimate.
-
-    A pure function of its arguments, which are those of `fit_mixture`.
-    """
-    if min(len(codes), PRIOR_IMAGES) >= fewest_for_mixture(codes.shape[1]):
-        return fit_mixture(codes, components, seed)
-    return kernel_density(codes)
+    def _read(self) -> Tensor:
+        """Return the images, uint8 [n, height, width, channels], and keep their labels."""
+        if self.images is None:
+            config, dataset = self.config, self.partition.dataset
+            most = _MAX_VALUES // config.generator.latent
+            most = max(_MIN_CODES, min(most, _MAX_BYTES // math.prod(dataset.info.shape)))
+            count = min(config.generator.prior_codes, most)
+            rows = sample_rows(dataset, TRAIN_SPLIT, count, config.seed)
+            rows = self.partition.select_labels(rows)
+            self.images = torch.from_numpy(rows.image)
+            if self.partition.classes and rows.label is not None:
+                self.labels = torch.from_numpy(rows.label)
+        return self.images
 
 
-def fewest_for_mixture(latent: int) -> int:
-    """Return the number of codes [latent] from which a mixture is fitted to them."""
-    return MIN_GAUSSIANS * CODES_PER_DIMENSION * latent
+def _batches(images: Tensor, weight: Tensor) -> Iterator[Tensor]:
+    """Yield the images in [-1, 1], on the device and in the type of `weight`."""
+    size = max(1, _ENCODED_PIXELS // math.prod(images.shape[1:3]))
+    for part in images.split(size):
+        yield to_unit(part.to(weight.device), weight.dtype)
 
 
-def kernel_density(codes: Tensor) -> Prior:
-    """Put an equal Gaussian around each code, a smoothed bootstrap (Silverman, 1986, section 6.4).
+def fit_prior(codes: Tensor, labels: Tensor | None = None, classes: int = 1) -> Prior:
+    """Put normal noise around each code: a pure function of its arguments.
 
-    Its covariance is a fraction of that of the codes, see BANDWIDTH.
-    """
-    count, latent = codes.shape
-    means = codes.cpu().double()
-    bandwidth = BANDWIDTH * (count * (latent + 2) / 4) ** (-1 / (latent + 4))
-    covariance = bandwidth**2 * torch.cov(means.T, correction=0)
-    covariance.diagonal().add_(MIN_VARIANCE)
-    scale_tril = torch.linalg.cholesky(covariance)[None].float().contiguous()
-    return Prior(torch.full((count,), 1 / count), means.float(), scale_tril)
-
-
-def fit_mixture(codes: Tensor, components: int, seed: int) -> Prior:
-    """Fit a mixture of Gaussians: a pure function of its arguments.
+    The noise's covariance is a fraction of that of the codes within their classes, see BANDWIDTH.
+    A class without a code has those of all classes.
 
     Args:
         codes: Latent vectors of images, [n, latent].
-        components: Number of Gaussians, at most.
-        seed: Selects the initial Gaussians.
+        labels: Their classes, int64 [n] on the CPU; None: all are of one class.
+        classes: The number of classes.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
-
-    count, latent = codes.shape
-    mixture = GaussianMixture(
-        max(1, min(components, count // (CODES_PER_DIMENSION * latent))),
-        max_iter=EM_ITERATIONS,
-        init_params="k-means++",
-        reg_covar=MIN_VARIANCE,
-        random_state=seed % 2**32,
-    )
-    # One thread: more are no faster on so small a problem, and would change the order of sums.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(codes.cpu().double().numpy())
-    widening = WIDENING**2 * torch.eye(latent, dtype=torch.float64)
-    covariances = torch.from_numpy(mixture.covariances_) + widening
+    codes = codes.cpu()
+    if labels is None:
+        labels, classes = torch.zeros(len(codes), dtype=torch.long), 1
+    order = labels.argsort(stable=True)
+    codes, labels = codes[order], labels[order]
+    counts = labels.bincount(minlength=classes)
+    starts, empty = counts.cumsum(0) - counts, counts == 0
+    residuals = codes.double()
+    means = torch.zeros(classes, codes.shape[1], dtype=torch.float64)
+    means = means.index_add(0, labels, residuals) / counts.clamp(min=1)[:, None]
+    residuals = residuals - means[labels]
+    bandwidth = BANDWIDTH * _silverman(len(codes) / (classes - int(empty.sum())), codes.shape[1])
+    covariance = bandwidth**2 * residuals.T @ residuals / len(codes)
+    covariance.diagonal().add_(MIN_VARIANCE)
     return Prior(
-        torch.from_numpy(mixture.weights_).float(),
-        torch.from_numpy(mixture.means_).float(),
-        torch.linalg.cholesky(covariances).float().contiguous(),
+        codes.float().contiguous(),
+        starts.masked_fill(empty, 0),
+        counts.masked_fill(empty, len(codes)),
+        torch.linalg.cholesky(covariance).float().contiguous(),
     )
 
 
-def fit_class_priors(
-    codes: Tensor, labels: Tensor, classes: int, components: int, seed: int
-) -> Prior:
-    """Fit one mixture for each class, with at most `components` Gaussians in all.
-
-    A class with too few codes for one Gaussian has the mixture of all codes. `labels` are the
-    classes of the codes, [n]; the other arguments are those of `fit_mixture`.
-    """
-    by_class = [codes[labels == number] for number in range(classes)]
-    enough = torch.tensor([len(c) >= CODES_PER_DIMENSION * codes.shape[1] for c in by_class])
-    parts = [
-        fit_mixture(by_class[number], max(1, components // classes), seed)
-        for number in enough.nonzero().flatten()
-    ]
-    if not enough.all():
-        parts.append(fit_mixture(codes, components, seed))
-    part_of_class = enough.cumsum(0) - 1
-    part_of_class[~enough] = len(parts) - 1
-    weights = torch.block_diag(*(part.weights[None] for part in parts))
-    return Prior(
-        weights[part_of_class],
-        torch.cat([part.means for part in parts]),
-        torch.cat([part.scale_tril for part in parts]),
-    )
+def _silverman(count: float, latent: int) -> float:
+    """Return the bandwidth of Silverman (1986), equation 4.14, relative to the codes' deviation."""
+    return (count * (latent + 2) / 4) ** (-1 / (latent + 4))

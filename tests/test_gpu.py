@@ -27,8 +27,8 @@ from cl_ray.data.loaders import InMemoryLoader, StreamingLoader
 from cl_ray.data.partition import Partition
 from cl_ray.device import resolve_device
 from cl_ray.gan import ContrastiveGAN
-from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC
-from cl_ray.losses.config import UNBOUNDED
+from cl_ray.losses.adversarial import OBJECTIVES
+from cl_ray.losses.config import RELATIVISTIC, UNBOUNDED
 from cl_ray.trainer import Trainer
 
 pytestmark = [

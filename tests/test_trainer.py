@@ -229,7 +229,7 @@ def test_epoch_without_steps_left_takes_none(
 def test_a_run_without_a_fitted_prior_resumes_from_its_checkpoint(
     data: str, tmp_path: Path
 ) -> None:
-    fields = {"generator": {**SMALL_NETWORK, "prior": 0}, "epochs": 2}
+    fields = {"generator": {**SMALL_NETWORK, "prior_codes": 0}, "epochs": 2}
     whole, resumed = build_trainer(data, **fields), build_trainer(data, **fields)
     whole.train_epoch()
     checkpoints = CheckpointStore(*RunStorage.from_uri(save_run(whole, tmp_path, step=1)).open())

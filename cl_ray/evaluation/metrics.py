@@ -81,7 +81,7 @@ class Metric(Generic[Input, Value]):
     compute: Callable[[Input], Value]
     requires: tuple[Requirement, ...] = ()
     _: KW_ONLY
-    larger_is_better: bool = True
+    larger_is_better: bool
     fraction: bool = False
     thorough: bool = False
     relative: bool = False
@@ -165,39 +165,65 @@ def _kernel(samples: Samples) -> float:
 _LABELLED = (_has_labels, _has_two_classes)
 _PROBED = (*_LABELLED, _has_few_classes)
 
-_of_samples = partial(Metric[Samples, float], requires=(_has_reference,))
+
+def sample_metric(
+    name: str,
+    title: str,
+    compute: Callable[[Samples], float],
+    *requires: Requirement,
+    larger_is_better: bool,
+    **options: Any,
+) -> Metric[Samples, float]:
+    """Make an entry; samples are generated only where there is a reference."""
+    needs = (*requires, _has_reference)
+    return Metric(name, title, compute, needs, larger_is_better=larger_is_better, **options)
+
+
+def _manifold_metric(name: str) -> Metric[Samples, float]:
+    return sample_metric(
+        name,
+        name,
+        lambda samples: samples.manifolds[name],
+        larger_is_better=True,
+        fraction=name != "density",
+    )
+
+
 SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
-    _of_samples("frechet", "Fréchet distance", _frechet, larger_is_better=False, relative=True),
-    _of_samples("kernel", "kernel distance", _kernel, larger_is_better=False),
-    _of_samples("precision", "precision", lambda s: s.manifolds["precision"], fraction=True),
-    _of_samples("recall", "recall", lambda s: s.manifolds["recall"], fraction=True),
-    _of_samples("density", "density", lambda s: s.manifolds["density"]),
-    _of_samples("coverage", "coverage", lambda s: s.manifolds["coverage"], fraction=True),
-    _of_samples(
+    sample_metric("frechet", "Fréchet distance", _frechet, larger_is_better=False, relative=True),
+    sample_metric("kernel", "kernel distance", _kernel, larger_is_better=False),
+    *map(_manifold_metric, ("precision", "recall", "density", "coverage")),
+    sample_metric(
         "label_entropy",
         "entropy of the labels, nats",
         lambda s: fidelity.label_entropy(s.histogram),
-        requires=(_predicts_labels, _has_reference),
+        _predicts_labels,
+        larger_is_better=True,
     ),
-    _of_samples(
+    sample_metric(
         "label_balance",
         "rarest label : commonest",
         lambda s: fidelity.label_balance(s.histogram, s.real_classes),
-        requires=(_predicts_labels, _has_reference),
+        _predicts_labels,
+        larger_is_better=True,
     ),
-    _of_samples(
+    sample_metric(
         "class_accuracy",
         "samples of the requested class",
         fidelity.class_accuracy,
-        requires=(_is_conditional, _knows_classes, _has_reference),
+        _is_conditional,
+        _knows_classes,
+        larger_is_better=True,
         fraction=True,
         baseline="held_out",
     ),
-    _of_samples(
+    sample_metric(
         "classification_accuracy",
         "accuracy of a classifier trained on them",
         fidelity.classification_accuracy_score,
-        requires=(_has_labels, _knows_classes, _has_reference),
+        _has_labels,
+        _knows_classes,
+        larger_is_better=True,
         fraction=True,
         thorough=True,
     ),
@@ -205,7 +231,13 @@ SAMPLE_METRICS: tuple[Metric[Samples, float], ...] = (
 """Of generated images, beside the real-data baseline; without a reference none are generated."""
 
 MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
-    Metric("modes", "modes with a sample", lambda h: float((h > 0).sum()), (_is_stacked,)),
+    Metric(
+        "modes",
+        "modes with a sample",
+        lambda h: float((h > 0).sum()),
+        (_is_stacked,),
+        larger_is_better=True,
+    ),
     Metric(
         "mode_kl",
         "KL(samples || data) over modes, nats",
@@ -217,7 +249,7 @@ MODE_METRICS: tuple[Metric[NDArray[np.int64], float], ...] = (
 """Of the histogram over the modes of stacked digits, int64 [1000], of more samples than the others
 are of; the baseline is of real triples."""
 
-_probe = partial(Metric[ProbeData, FeatureScore], fraction=True)
+_probe = partial(Metric[ProbeData, FeatureScore], larger_is_better=True, fraction=True)
 PROBE_METRICS: tuple[Metric[ProbeData, FeatureScore], ...] = (
     _probe("linear_probe", "linear probe", probes.linear_probe_accuracy, _PROBED),
     _probe("knn_1", "1-NN", partial(probes.knn_accuracy, k=1), _LABELLED),
@@ -234,7 +266,7 @@ PROBE_METRICS: tuple[Metric[ProbeData, FeatureScore], ...] = (
 """Test accuracy of probes of the features; D's go by the name alone."""
 
 _of_features = partial(Metric[FeatureData, FeatureScore], thorough=True)
-_of_clusters = partial(_of_features, requires=_PROBED)
+_of_clusters = partial(_of_features, requires=_PROBED, larger_is_better=True)
 FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
     _of_clusters("cluster_accuracy", "clustering accuracy", features.cluster_accuracy),
     _of_clusters("kmeans_accuracy", "k-means clustering accuracy", features.kmeans_accuracy),
@@ -244,7 +276,9 @@ FEATURE_METRICS: tuple[Metric[FeatureData, FeatureScore], ...] = (
         "alignment", "alignment of two views", features.feature_alignment, larger_is_better=False
     ),
     _of_features("uniformity", "uniformity", features.feature_uniformity, larger_is_better=False),
-    _of_features("effective_rank", "effective rank (RankMe)", features.effective_rank),
+    _of_features(
+        "effective_rank", "effective rank (RankMe)", features.effective_rank, larger_is_better=True
+    ),
 )
 """Of the features themselves: clusters, and checks that need no labels; D's go by the name
 alone."""

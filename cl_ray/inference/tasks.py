@@ -115,7 +115,7 @@ class GenerateTask(InferenceTask):
         """Say that latent vectors are drawn without the prior that the config asks for."""
         from cl_ray.model import NO_PRIOR
 
-        return NO_PRIOR if model.prior is None and model.config.generator.prior else ""
+        return NO_PRIOR if model.prior is None and model.config.generator.prior_codes else ""
 
     def compute(self, model: "TrainedModel", start: int, stop: int) -> pa.Table:
         """Generate samples number `start` to `stop`."""

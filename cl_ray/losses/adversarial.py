@@ -1,7 +1,7 @@
 """Adversarial objectives: losses of D and G on the scores of real images and fakes.
 
 An objective is one function of the scores and the player, and one entry of OBJECTIVES. It returns
-that player's loss of each pair, [b].
+that player's loss of each pair, [b]. What else is to be known of it is in `losses/config.py`.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class Scores:
 
     Args:
         fake: [3, b]: of G(x+), G(x-) and G(z).
-        given_real: [2, b]: of x+ and x-. None in G's step, unless the objective is in RELATIVISTIC:
-            other objectives have no gradient through them.
+        given_real: [2, b]: of x+ and x-. None in G's step, unless the objective is in RELATIVISTIC
+            (`losses/config.py`): other objectives have no gradient through them.
     """
 
     fake: Tensor
@@ -129,9 +129,7 @@ def relativistic(scores: Scores, player: Player) -> Tensor:
     return softplus(margin if player == "discriminator" else -margin).mean(0)
 
 
-AdversarialObjective = Callable[[Scores, Player], Tensor]
-
-OBJECTIVES: dict[str, AdversarialObjective] = {
+OBJECTIVES: dict[str, Callable[[Scores, Player], Tensor]] = {
     "non-saturating": non_saturating,
     "pair-critic": pair_critic,
     "minimax": minimax,
@@ -140,6 +138,3 @@ OBJECTIVES: dict[str, AdversarialObjective] = {
     "wasserstein": wasserstein,
     "relativistic": relativistic,
 }
-
-RELATIVISTIC = {"relativistic"}
-"""Objectives whose loss of G depends on the scores of real images."""

@@ -17,6 +17,8 @@ Objective = Literal[
 ]
 UNBOUNDED: set[Objective] = {"wasserstein"}
 """Objectives under which D needs `losses.gradient_penalty`: D's loss has no minimum without it."""
+RELATIVISTIC: set[Objective] = {"relativistic"}
+"""Objectives whose loss of G depends on the scores of real images, which takes a pass of D."""
 
 
 class LossConfig(BaseConfig):

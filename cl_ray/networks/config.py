@@ -20,17 +20,15 @@ class GeneratorConfig(BaseConfig):
         0.2,
         ge=0,
         description="Standard deviation of the noise added to the latent vectors of images in "
-        "training, so that G also decodes their neighbours to images. With prior 0, about 0.7 is "
-        "best.",
+        "training, so that G also decodes their neighbours to images. With prior_codes 0, about "
+        "0.7 is best.",
     )
-    prior: int = Field(
-        50,
+    prior_codes: int = Field(
+        20_000,
         ge=0,
-        le=1000,
-        description="Maximum number of Gaussians in the fitted prior, the mixture that samples are "
-        "drawn from; it is fitted after each epoch to the latent vectors of up to 5,000 training "
-        "images. With fewer than 250 of these per latent dimension (always above 20 dimensions) "
-        "and no condition, a kernel density estimate of up to 20,000 is used instead. 0: sample "
+        description="Training images, at most, whose latent vectors (codes) make the fitted prior, "
+        "a kernel density estimate that samples are drawn from; it is fitted after each epoch. "
+        "Fewer are taken above 64 latent dimensions, or if their pixels exceed 128 MiB. 0: sample "
         "from the training prior.",
     )
 

@@ -85,7 +85,7 @@ def test_mistakes_say_what_to_do(
     refused: Refused, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    assert "stacked-mnist makes; the number of images of mnist" in refused("mnist", count=5)
+    assert "the number of images of mnist is fixed" in refused("mnist", count=5)
     assert "test split of its own" in refused("stacked-mnist", test_fraction=0.1, **COUNTS)
     assert "closest: stacked-mnist" in refused("stacked_mnist")
     monkeypatch.chdir(tmp_path)

@@ -274,8 +274,8 @@ def test_baselines_are_of_random_training_images_or_of_all_held_out_ones(
         ReferenceClassifier.load("mnist"), batches["train"], batches["test"], count=50
     )
     metrics: list[Metric[Samples, float]] = [
-        Metric("a", "A", record("train")),
-        Metric("b", "B", record("held_out"), baseline="held_out"),
+        Metric("a", "A", record("train"), larger_is_better=True),
+        Metric("b", "B", record("held_out"), larger_is_better=True, baseline="held_out"),
     ]
     images, labels = batches["train"].image[:50], np.full(50, 3)
     for _ in range(2):

@@ -23,12 +23,12 @@ from cl_ray.evaluation.fidelity import Samples
 from cl_ray.evaluation.metrics import (
     METRICS,
     SAMPLE_METRICS,
-    Metric,
     MetricContext,
     available_metrics,
     check_metric_available,
     is_larger_better,
     metric_title,
+    sample_metric,
 )
 
 FEW = {"samples": 40, "images": 60}
@@ -111,7 +111,7 @@ def test_a_new_metric_takes_one_function_and_one_entry(
     def brightness(samples: Samples) -> float:
         return float(samples.images.mean() / 255)
 
-    entry: Metric[Samples, float] = Metric("brightness", "mean brightness", brightness)
+    entry = sample_metric("brightness", "mean brightness", brightness, larger_is_better=True)
     monkeypatch.setattr(evaluate, "SAMPLE_METRICS", (*SAMPLE_METRICS, entry))
     config = EvaluationConfig(reference="mnist", **FEW)
     model = cl_ray.load(save_run(trained_run(data["digits"]), tmp_path, step=10))

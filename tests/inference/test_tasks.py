@@ -195,7 +195,7 @@ def test_requests_differ_by_data_and_prior(
     first, second = (EmbedTask(data, "train").describe() for data in (dataset, other))
     assert first["data digest"] != second["data digest"]
     assert model.prior is not None
-    moved = model.prior._replace(means=model.prior.means + 1)
+    moved = model.prior._replace(codes=model.prior.codes + 1)
     assert weights_digest(model) == weights_digest(replace(model))
     for prior in (None, moved):
         assert weights_digest(model) != weights_digest(replace(model, prior=prior))

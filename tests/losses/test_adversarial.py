@@ -8,8 +8,8 @@ import torch
 import yaml
 from helpers.naive_gan import D_OBJECTIVES, G_OBJECTIVES
 
-from cl_ray.losses.adversarial import OBJECTIVES, RELATIVISTIC, Scores
-from cl_ray.losses.config import Objective
+from cl_ray.losses.adversarial import OBJECTIVES, Scores
+from cl_ray.losses.config import RELATIVISTIC, UNBOUNDED, Objective
 
 
 def for_g(objective: str, given: Scores) -> Scores:
@@ -27,13 +27,14 @@ def scores(pairs: int, scale: float) -> Scores:
 
 def test_every_list_of_objectives_is_whole() -> None:
     space = Path(__file__).parents[2] / "cl_ray/tuning/spaces/objectives.yaml"
-    for place, names in {
+    places = {
         "Objective of cl_ray/losses/config.py": get_args(Objective),
         "D_OBJECTIVES of tests/helpers/naive_gan.py": D_OBJECTIVES,
         "G_OBJECTIVES of tests/helpers/naive_gan.py": G_OBJECTIVES,
         str(space): yaml.safe_load(space.read_text())["losses.objective"]["values"],
-    }.items():
-        assert set(names) == set(OBJECTIVES), f"give {place} the names of OBJECTIVES"
+    }
+    incomplete = [place for place, names in places.items() if set(names) != set(OBJECTIVES)]
+    assert not incomplete, "give these the names of OBJECTIVES"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -56,6 +57,16 @@ def test_g_compares_with_real_images_only_where_these_are_scored_for_it(objectiv
     real = scores(7, 1.0).real.requires_grad_()
     OBJECTIVES[objective](Scores(scores(7, 1.0).fake, real), "generator").sum().backward()
     assert real.grad is not None, "G's loss does not need real images: not in RELATIVISTIC"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_d_needs_a_gradient_penalty_only_where_its_loss_has_no_minimum(objective: str) -> None:
+    far = torch.tensor([-1e4, -10.0, 0.0, 10.0, 1e4])
+    real, fake = torch.meshgrid(far, far, indexing="ij")
+    given = Scores(fake.flatten().expand(3, -1), real.flatten().expand(2, -1))
+    lowest = OBJECTIVES[objective](given, "discriminator").min().item()
+    where = "belongs in" if lowest < -100 else "does not belong in"
+    assert (lowest < -100) == (objective in UNBOUNDED), f"{objective} {where} UNBOUNDED"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

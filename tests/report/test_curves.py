@@ -30,7 +30,7 @@ def test_losses_of_a_kind_share_a_chart_and_unknown_ones_have_their_own() -> Non
 
 def test_a_new_metric_of_the_registry_has_a_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluation_charts(evaluated("sharpness")) == []
-    new = Metric("sharpness", "sharpness of edges", float, fraction=True)
+    new = Metric("sharpness", "sharpness of edges", float, larger_is_better=True, fraction=True)
     monkeypatch.setattr(curves, "METRICS", (*METRICS, new))
     monkeypatch.setattr(curves, "metric_title", lambda name: new.title)
     (chart,) = evaluation_charts(evaluated("sharpness"))
