@@ -7,7 +7,7 @@ from pydantic import Field
 from cl_ray.base_config import BaseConfig, marks
 from cl_ray.data.config import AugmentConfig, Condition, PairDataConfig, ViewConfig
 from cl_ray.losses.config import LossConfig
-from cl_ray.networks.config import DiscriminatorConfig, GeneratorConfig
+from cl_ray.networks.config import ZERO_INITIALIZED, DiscriminatorConfig, GeneratorConfig
 
 
 class OptimizerConfig(BaseConfig):
@@ -81,8 +81,7 @@ class GANConfig(BaseConfig):
         families = {self.generator.family, self.discriminator.family}
         warmup = self.optimizer.lr_warmup_fraction
         if warmup is None:
-            # Zero at first, residual branches overshoot: samples turn black and stay so.
-            warmup = 0.0 if families == {"convolutional"} else 0.05
+            warmup = 0.05 if families & ZERO_INITIALIZED else 0.0
         decay = self.optimizer.lr_decay_fraction
         rising = (step + 1) / (warmup * steps) if warmup else 1.0
         falling = (steps - step) / (decay * steps) if decay else 1.0

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from cl_ray.base_config import BaseConfig
 
 Family = Literal["convolutional", "residual", "style"]
+ZERO_INITIALIZED: set[Family] = {"residual", "style"}
+"""Families whose residual branches start at zero: the learning rates need a warm-up, or branches
+overshoot and samples turn black; `spectral_norm` has no singular value to divide by."""
 
 
 class GeneratorConfig(BaseConfig):
@@ -51,9 +54,10 @@ class DiscriminatorConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _normalisable(self) -> "DiscriminatorConfig":
-        if self.spectral_norm and self.family != "convolutional":
+        if self.spectral_norm and self.family in ZERO_INITIALIZED:
             raise ValueError(
-                f"spectral_norm needs family 'convolutional', not {self.family!r}: blocks that "
-                "start at zero have no singular value to divide by; or bound D by losses.r1"
+                f"spectral_norm needs a family such as 'convolutional', not {self.family!r}: "
+                "branches that start at zero have no singular value to divide by; or bound D by "
+                "losses.r1"
             )
         return self
