@@ -12,10 +12,10 @@ from cl_ray.errors import UserError
 from cl_ray.evaluation.classifier import Pixels
 from cl_ray.storage import RunStorage
 
-_SAVED_COLUMNS, _SAVED_GAP = 16, 2
-"""The layout of the grids that a run saves; their padding is grey."""
 GAP = 2
-"""Pixels between two images of a grid."""
+"""Pixels between two images of a grid, also of those that a run saves, on grey."""
+_SAVED_COLUMNS = 16
+"""Images in a row of the samples that a run saves."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class ImageGrid:
 
 def image_grid(images: Pixels, columns: int, alt: str, label: str = "") -> ImageGrid:
     """Lay out images [n, H, W, C] row by row, see `draw_grid`."""
-    sheet = draw_grid(images, columns)
+    return png_grid(draw_grid(images, columns), alt, label)
+
+
+def png_grid(sheet: Image.Image, alt: str, label: str = "") -> ImageGrid:
+    """Return a sheet of images for the page."""
     return ImageGrid(png_uri(encode_png(sheet)), sheet.width, sheet.height, alt, label)
 
 
@@ -74,31 +78,13 @@ def saved_epochs(folder: RunStorage, kind: str) -> list[int]:
     return sorted(int(n) for n in numbers if n.isdigit())
 
 
-def read_saved_images(folder: RunStorage, kind: str, epoch: int, side: int | None = None) -> Pixels:
-    """Cut a saved grid into its images [n, side, side, C]; n is 0 if the file is damaged.
-
-    C is 1 where the images are grey, else 3. Without `side` the grid has 16 columns, as one of
-    16 images or more has.
-    """
+def read_saved_grid(folder: RunStorage, kind: str, epoch: int) -> Image.Image | None:
+    """Read a grid that the run saved; None if it is damaged."""
     file = f"samples/{kind}-{epoch:04d}.png"
     try:
-        image = decode_image(folder.read(file) or b"", f"{folder}/{file}", ImageLimits())
+        return decode_image(folder.read(file) or b"", f"{folder}/{file}", ImageLimits())
     except UserError:
-        return np.empty((0, 1, 1, 1), np.uint8)
-    sheet = np.asarray(image.convert("RGB"))
-    side = side or (sheet.shape[1] - _SAVED_GAP) // _SAVED_COLUMNS - _SAVED_GAP
-    pitch = side + _SAVED_GAP
-    if side < 1:
-        return np.empty((0, 1, 1, 1), np.uint8)
-    tiles = [
-        sheet[top : top + side, left : left + side]
-        for top in range(_SAVED_GAP, sheet.shape[0] - side, pitch)
-        for left in range(_SAVED_GAP, sheet.shape[1] - side, pitch)
-    ]
-    # A short last row is filled up with the grey of the padding.
-    images = np.array([t for t in tiles if t.min() != t.max() or t[0, 0, 0] not in (127, 128)])
-    is_grey = bool((images == images[..., :1]).all())
-    return images[..., :1] if is_grey else images
+        return None
 
 
 def epoch_strip(folder: RunStorage, max_epochs: int, columns: int) -> list[ImageGrid]:
@@ -108,27 +94,17 @@ def epoch_strip(folder: RunStorage, max_epochs: int, columns: int) -> list[Image
         epochs = sorted({epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, max_epochs)})
     rows = []
     for epoch in epochs:
-        images = read_saved_images(folder, "samples", epoch)[:columns]
-        if len(images):
-            alt = f"{len(images)} samples after epoch {epoch}, of the same noise in each row."
-            rows.append(image_grid(images, columns, alt, f"{epoch}"))
+        sheet = read_saved_grid(folder, "samples", epoch)
+        pitch = (sheet.width - GAP) // _SAVED_COLUMNS if sheet else 0
+        if sheet and pitch > GAP:
+            row = sheet.crop((GAP, GAP, columns * pitch, pitch))
+            alt = f"{columns} samples after epoch {epoch}, of the same noise in each row."
+            rows.append(png_grid(row, alt, f"{epoch}"))
     return rows
 
 
-def pair_grids(folder: RunStorage, columns: int, side: int | None) -> list[ImageGrid]:
-    """Return the last epoch's pairs: grids of four rows x+, G(x+), x-, G(x-), a pair a column.
-
-    Fewer than four pairs are only read with the `side` of an image, in pixels.
-    """
+def last_pairs(folder: RunStorage) -> ImageGrid | None:
+    """Return the last epoch's pairs as the run saved them: x+, G(x+), x- and G(x-) of each."""
     epochs = saved_epochs(folder, "pairs")
-    if not epochs:
-        return []
-    images = read_saved_images(folder, "pairs", epochs[-1], side)
-    pairs = images[: len(images) // 4 * 4].reshape(-1, 4, *images.shape[1:])
-    grids = []
-    for start in range(0, len(pairs), columns):
-        part = pairs[start : start + columns]
-        rows = part.swapaxes(0, 1).reshape(-1, *images.shape[1:])
-        alt = f"{len(part)} pairs: in a column x+, G(x+), x- and G(x-)."
-        grids.append(image_grid(rows, len(part), alt))
-    return grids
+    sheet = read_saved_grid(folder, "pairs", epochs[-1]) if epochs else None
+    return png_grid(sheet, "Pairs of images, row by row: x+, G(x+), x-, G(x-).") if sheet else None

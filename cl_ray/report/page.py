@@ -20,7 +20,7 @@ from cl_ray.report import galleries
 from cl_ray.report.charts import PALETTE
 from cl_ray.report.curves import evaluation_charts, loss_balance, training_charts
 from cl_ray.report.embedding import MAX_IMAGES, EmbeddingPlot, plot_embedding, write_projector
-from cl_ray.report.images import epoch_strip, pair_grids, saved_epochs
+from cl_ray.report.images import epoch_strip, last_pairs, saved_epochs
 from cl_ray.report.records import read_curves, read_record
 from cl_ray.report.summary import (
     fidelity_rows,
@@ -33,7 +33,7 @@ from cl_ray.storage import RunStorage
 from cl_ray.uri import redact
 
 _FILE = "report.html"
-_MAX_STRIP_EPOCHS, _STRIP_COLUMNS, _PAIR_COLUMNS = 12, 10, 8
+_MAX_STRIP_EPOCHS, _STRIP_COLUMNS = 12, 10
 _HIDDEN = ("name", "storage", "preset")
 """Fields that differ from the preset's in every run."""
 
@@ -122,7 +122,7 @@ def write_run_report(
         "details": run_details(summary, epochs),
         "strip": epoch_strip(folder, _MAX_STRIP_EPOCHS, _STRIP_COLUMNS),
         "epochs_saved": len(saved_epochs(folder, "samples")),
-        "pairs": pair_grids(folder, _PAIR_COLUMNS, run.shape[0] if run else None),
+        "pairs": last_pairs(folder),
         "curves": training_charts(curves, epoch_ends),
         "balance": loss_balance(curves, epoch_ends, config),
         "progress": evaluation_charts(epochs),

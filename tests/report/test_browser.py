@@ -116,8 +116,8 @@ def test_every_image_is_shown_and_described(browser: Browser, page: Path) -> Non
     images = browser.evaluate(
         "[...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.width, i.alt])"
     )
-    # Samples 2, an epoch each, pairs 2, interpolations 2, eight samples with their neighbours.
-    assert len(images) == 2 + EPOCHS + 2 + 2 + 8 * 2
+    # Samples 2, an epoch each, pairs, interpolations 2, eight samples with their neighbours.
+    assert len(images) == 2 + EPOCHS + 1 + 2 + 8 * 2
     for width, height, shown, alt in images:
         assert min(width, height) >= 28
         assert shown > 20

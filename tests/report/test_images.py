@@ -1,4 +1,4 @@
-"""Grids of images, and the images cut out of the grids that a run saved."""
+"""Grids of images, and those that a run saved."""
 
 import base64
 import io
@@ -12,14 +12,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 import cl_ray
-from cl_ray.report.images import (
-    GAP,
-    ImageGrid,
-    epoch_strip,
-    image_grid,
-    pair_grids,
-    read_saved_images,
-)
+from cl_ray.report.images import GAP, ImageGrid, epoch_strip, image_grid, last_pairs
 from cl_ray.training.run_logger import uint8_grid
 
 
@@ -45,6 +38,13 @@ def tiles(grid: ImageGrid, side: int) -> np.ndarray:
     )
 
 
+def saved_samples(folder: Path, epoch: int) -> np.ndarray:
+    """The 64 grey images of 28 x 28 that a run saved after an epoch."""
+    sheet = np.asarray(Image.open(folder / "samples" / f"samples-{epoch:04d}.png"))[GAP:, GAP:]
+    cells = sheet[..., :1].reshape(4, 28 + GAP, 16, 28 + GAP, 1)
+    return cells[:, :28, :, :28].swapaxes(1, 2).reshape(64, 28, 28, 1)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_laid_out_row_by_row(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28, channels), np.uint8)
@@ -59,8 +59,7 @@ def test_images_are_laid_out_row_by_row(channels: int) -> None:
 
 
 def test_saved_samples_are_those_of_the_ema_generator(trained: Path) -> None:
-    images = read_saved_images(run_storage(trained), "samples", EPOCHS)
-    assert images.shape == (64, 28, 28, 1)  # grey
+    images = saved_samples(trained, EPOCHS)
     random, loaded = torch.Generator().manual_seed(0), cl_ray.load(trained)
     assert loaded.prior is not None
     noise, chance = torch.randn(64, 10, generator=random), torch.rand(64, generator=random)
@@ -73,20 +72,16 @@ def test_the_strip_has_a_row_an_epoch(trained: Path) -> None:
     rows = epoch_strip(folder, max_epochs=12, columns=10)
     assert [row.label for row in rows] == ["1", "2", "3"]
     for row in rows:
-        saved = read_saved_images(folder, "samples", int(row.label))
-        assert np.array_equal(tiles(row, 28), saved[:10])
+        saved = saved_samples(trained, int(row.label))
+        assert np.array_equal(tiles(row, 28)[..., :1], saved[:10])
     assert [row.label for row in epoch_strip(folder, 2, columns=10)] == ["1", "3"]
 
 
-def test_pairs_are_in_columns(trained: Path) -> None:
-    folder = run_storage(trained)
-    images = read_saved_images(folder, "pairs", EPOCHS)
-    columns = len(images) // 4
-    assert columns * 4 == len(images)  # x+, G(x+), x-, G(x-) of each
-    assert columns >= 8
-    found = [tiles(grid, 28).reshape(4, -1, 28, 28, 1) for grid in pair_grids(folder, 8, None)]
-    by_column = np.concatenate([grid.swapaxes(0, 1) for grid in found])
-    assert np.array_equal(by_column.reshape(-1, 28, 28, 1), images)
+def test_pairs_are_those_of_the_last_epoch(trained: Path) -> None:
+    pairs = last_pairs(run_storage(trained))
+    assert pairs is not None
+    saved = Image.open(trained / "samples" / f"pairs-{EPOCHS:04d}.png")
+    assert np.array_equal(pixels(pairs), np.asarray(saved))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 28, 28), (16, 3, 8, 12), (20, 1, 8, 8), (64, 3, 16, 16)])
@@ -96,41 +91,14 @@ def test_saved_grids_are_laid_out_as_torchvision_s(shape: tuple[int, ...]) -> No
     assert (uint8_grid(images).float() - expected).abs().max() <= 1
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 3, 5])
-def test_pairs_of_a_small_batch(pairs: int, tmp_path: Path) -> None:
-    """Fewer than 16 images make a grid of fewer columns."""
-    images = torch.rand(4 * pairs, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    (tmp_path / "samples").mkdir()
-    sheet = uint8_grid(images).permute(1, 2, 0).numpy()
-    Image.fromarray(sheet).save(tmp_path / "samples" / "pairs-0001.png")
-    (grid,) = pair_grids(run_storage(tmp_path), 8, 28)
-    found = tiles(grid, 28).reshape(4, pairs, 28, 28).swapaxes(0, 1)
-    expected = ((images + 1) * 127.5).round().reshape(pairs, 4, 28, 28).numpy()
-    assert np.abs(found - expected).max() <= 1
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_short_last_row_is_no_image(channels: int, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(20, channels, 28, 28, generator=generator) * 2 - 1
-    images[3] = -1  # black all over, yet an image
-    sheet = uint8_grid(images).permute(1, 2, 0).numpy()
-    (tmp_path / "samples").mkdir()
-    Image.fromarray(sheet).save(tmp_path / "samples" / "samples-0001.png")
-    again = read_saved_images(run_storage(tmp_path), "samples", 1)
-    expected = ((images + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
-    assert again.shape == expected.shape
-    assert np.abs(again - expected).max() <= 1
-
-
 def test_missing_or_damaged_grids_are_left_out(copied: Path) -> None:
     folder = run_storage(copied)
     file = copied / "samples" / "samples-0002.png"
     file.write_bytes(file.read_bytes()[:300])
     (copied / "samples" / "pairs-0003.png").write_text("no PNG")
     assert [row.label for row in epoch_strip(folder, 12, 10)] == ["1", "3"]
-    assert pair_grids(folder, 8, 28) == []
+    assert last_pairs(folder) is None
     for file in (copied / "samples").iterdir():
         file.unlink()
     assert epoch_strip(folder, 12, 10) == []
-    assert pair_grids(folder, 8, 28) == []
+    assert last_pairs(folder) is None
