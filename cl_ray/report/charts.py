@@ -6,7 +6,6 @@ colours of a figure are those of `PALETTE`; page.js exchanges them where the rea
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,6 @@ MAX_POINTS = 240
 """Points of a line at most: more lie closer than a pixel."""
 _BINS = 24
 _MAX_EPOCH_LINES = 24
-_PATH_PARTS = 12
-"""Pieces of a path through a plane; they grow darker with time."""
 _AXIS = {
     "automargin": True,
     "exponentformat": "none",
@@ -149,40 +146,38 @@ def path_chart(
 ) -> Chart:
     """Draw one curve against another, as a path from the start of the run to its end.
 
-    Both have a name; `target` is a point to compare with, and its name.
+    It grows darker with time. Both have a name; `target` is a point to compare with, and its name.
     """
-    steps = x[1].thinned(MAX_POINTS).steps
-    xs, ys = x[1].thinned(MAX_POINTS).values, y[1].thinned(MAX_POINTS).values
+    path = x[1].thinned(MAX_POINTS)
+    xs, ys = path.values, y[1].thinned(MAX_POINTS).values
     figure = go.Figure()
-    cuts = np.linspace(0, len(xs) - 1, min(_PATH_PARTS, max(len(xs) - 1, 1)) + 1).astype(int)
-    for part, (start, end) in enumerate(pairwise(cuts.tolist()), 1):
-        figure.add_scatter(
-            x=xs[start : end + 1],
-            y=ys[start : end + 1],
-            customdata=steps[start : end + 1],
-            mode="lines",
-            line={"color": COLOURS["quiet"], "width": 2},
-            opacity=0.25 + 0.75 * part / (len(cuts) - 1),
-            hovertemplate="step %{customdata:,d}: D %{x:.3~g}, G %{y:.3~g}<extra></extra>",
-        )
+    hover = "D %{x:.3~g}, G %{y:.3~g}<extra></extra>"
+    figure.add_scatter(
+        x=xs,
+        y=ys,
+        customdata=path.steps,
+        mode="lines+markers",
+        line={"color": COLOURS["line"], "width": 2},
+        marker={"color": path.steps, "colorscale": [COLOURS["line"], COLOURS["quiet"]], "size": 5},
+        hovertemplate=f"step %{{customdata:,d}}: {hover}",
+    )
     spots = [
         (xs[0], ys[0], "start", "circle-open", "top center"),
         (xs[-1], ys[-1], "end", "circle", "top center"),
+        *([(*target, "x-thin-open", "bottom left")] if target else []),
     ]
-    if target:
-        spots.append((*target, "x-thin-open", "bottom left"))
-    for at_x, at_y, name, symbol, side in spots:
-        figure.add_scatter(
-            x=[at_x],
-            y=[at_y],
-            mode="markers+text",
-            text=name,
-            textposition=side,
-            textfont={"color": COLOURS["ink"]},
-            marker={"symbol": symbol, "size": 10, "color": COLOURS["ink"], "line": {"width": 2}},
-            cliponaxis=False,
-            hovertemplate=f"{name}: D %{{x:.3~g}}, G %{{y:.3~g}}<extra></extra>",
-        )
+    spot_x, spot_y, names, symbols, sides = zip(*spots, strict=True)
+    figure.add_scatter(
+        x=spot_x,
+        y=spot_y,
+        mode="markers+text",
+        text=names,
+        textposition=sides,
+        textfont={"color": COLOURS["ink"]},
+        marker={"symbol": symbols, "size": 10, "color": COLOURS["ink"], "line": {"width": 2}},
+        cliponaxis=False,
+        hovertemplate=f"%{{text}}: {hover}",
+    )
     figure.update_layout(showlegend=False, xaxis={"title": x[0]}, yaxis={"title": y[0]})
     alt = (
         f"{title}: from {format_number(xs[0])} and {format_number(ys[0])} at the start to "
