@@ -325,7 +325,8 @@ def mean_squared_error(images: NDArray[Any], targets: Pixels, parts: int = 20) -
 
 def metric_title(name: str) -> str:
     """Return the name of a metric in tables; of an unknown one, its name in words."""
-    return _BY_NAME[name].title if name in _BY_NAME else name.replace("_", " ")
+    title = _BY_NAME[name].title if name in _BY_NAME else name.replace("_", " ")
+    return f"{title} / real-data baseline" if name.endswith(OVER_BASELINE) else title
 
 
 def is_fraction(name: str) -> bool:

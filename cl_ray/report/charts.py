@@ -227,3 +227,8 @@ def format_number(value: float) -> str:
 def format_percent(value: float) -> str:
     """Format a fraction of 1 as 97.67%: near 1, one decimal does not tell two runs apart."""
     return f"{value:.2%}"
+
+
+def capitalize(text: str) -> str:
+    """Return a text whose first letter is a capital; the others stay."""
+    return text[:1].upper() + text[1:]

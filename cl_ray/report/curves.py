@@ -8,7 +8,7 @@ import numpy as np
 
 from cl_ray.config import Config
 from cl_ray.evaluation.metrics import METRICS, metric_title
-from cl_ray.report.charts import Chart, line_chart, path_chart
+from cl_ray.report.charts import Chart, capitalize, line_chart, path_chart
 from cl_ray.report.records import MetricCurve
 
 EQUILIBRIUM = (2 * math.log(2), math.log(2))
@@ -25,19 +25,11 @@ TRAINING_CHARTS = (
     ("Uniformity loss of G’s latent vectors", {"G": "g/uniformity"}),
 )
 """Title, and for each legend entry the name of its metric in the run's log."""
-EVALUATION_CHARTS = (
-    ("Fréchet distance / real-data baseline", {"ratio": "frechet_over_baseline"}),
-    (
-        "Precision, recall and coverage",
-        {"precision": "precision", "recall": "recall", "coverage": "coverage"},
-    ),
-    ("Modes with a sample", {"modes": "modes"}),
-    ("KL(modes of samples || modes of data), nats", {"KL": "mode_kl"}),
-    ("Samples of the requested class", {"by the reference": "class_accuracy"}),
-    ("Accuracy of D’s representation", {"1-NN": "knn_1", "linear probe": "linear_probe"}),
-    ("Reconstruction MSE, pixels in [0, 1]", {"G": "reconstruction"}),
-)
-"""Title, and for each legend entry the name of its metric, without `evaluation/`."""
+_SHARED_CHARTS = {
+    "Precision, recall and coverage": ("precision", "recall", "coverage"),
+    "Accuracy of D’s representation": ("knn_1", "linear_probe"),
+}
+"""Metrics of the registry that share a chart, by its title; others have one of their own."""
 _ONLY_IN_TABLES = {"frechet", "kernel", "density", "label_entropy", "label_balance", "knn_20"}
 """Metrics of the registry without a curve on the page; TensorBoard has it. New ones have one."""
 
@@ -111,19 +103,21 @@ def loss_balance(
 
 def evaluation_charts(epochs: list[dict[str, Any]]) -> list[Chart]:
     """Build the charts of what metrics.jsonl has of evaluations, where there are two or more."""
-    known = {name for _, names in EVALUATION_CHARTS for name in names.values()} | _ONLY_IN_TABLES
-    others = [name for metric in METRICS for name in metric.names if name not in known]
+    shared = {name for names in _SHARED_CHARTS.values() for name in names} | _ONLY_IN_TABLES
+    names_of = {title: list(names) for title, names in _SHARED_CHARTS.items()}
+    for metric in METRICS:
+        names_of |= {capitalize(metric_title(n)): [n] for n in metric.names if n not in shared}
     fractions = {metric.name for metric in METRICS if metric.fraction}
     charts = []
-    for title, names in (*EVALUATION_CHARTS, *((metric_title(n), {n: n}) for n in others)):
-        keys = {label: f"evaluation/{name}" for label, name in names.items()}
-        keys = {label: key for label, key in keys.items() if any(key in line for line in epochs)}
-        lines = [line for line in epochs if all(key in line for key in keys.values())]
-        if keys and len(lines) > 1:
+    for title, members in names_of.items():
+        names = [n for n in members if any(f"evaluation/{n}" in line for line in epochs)]
+        lines = [line for line in epochs if all(f"evaluation/{n}" in line for n in names)]
+        if names and len(lines) > 1:
             steps = np.array([line["step"] for line in lines], np.int64)
-            found = {
-                label: (f"c{i}", MetricCurve(steps, np.array([line[key] for line in lines], float)))
-                for i, (label, key) in enumerate(keys.items())
-            }
-            charts.append(line_chart(title, found, fraction=fractions.issuperset(names.values())))
+            found = {}
+            for i, name in enumerate(names):
+                values = np.array([line[f"evaluation/{name}"] for line in lines], float)
+                label = metric_title(name) if title in _SHARED_CHARTS else name
+                found[label] = f"c{i}", MetricCurve(steps, values)
+            charts.append(line_chart(title, found, fraction=fractions.issuperset(members)))
     return charts

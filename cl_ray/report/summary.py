@@ -5,7 +5,6 @@ In all functions `evaluation` and `summary` are the content of evaluation.json a
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from cl_ray.config import Config
 from cl_ray.errors import format_duration, pluralize
 from cl_ray.evaluation.metrics import is_fraction, metric_title
 from cl_ray.model import TrainedModel
-from cl_ray.report.charts import format_number, format_percent
+from cl_ray.report.charts import capitalize, format_number, format_percent
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ def headline_stats(
     scores = (evaluation.get("representation") or {}).get("discriminator") or {}
     split = evaluation.get("split", "test")
     for name in ("knn_1", "linear_probe"):
-        score = scores.get(name) or {}
-        accuracy = score.get("value", score.get("accuracy"))  # its key in files of before
+        accuracy = (scores.get(name) or {}).get("value")
         if accuracy is not None:
             what = f"accuracy on the split {split}, of D’s representation"
             stats.append(Stat(metric_title(name), format_percent(accuracy), what))
@@ -146,35 +144,23 @@ class MetricRow:
     mark: float | None
 
 
-@dataclass(frozen=True)
-class _Display:
-    """How a metric is shown: what it is, its format, the end of its scale, whether divided."""
-
-    about: str = ""
-    form: Callable[[float], str] = format_number
-    end: float | None = None
-    relative: bool = False
-
-
-def _one_to(value: float) -> str:
-    return f"1 : {1 / value:.1f}" if value > 0 else "0 : 1"
-
-
-_DISPLAYS = {
-    "frechet": _Display("0 for identical distributions", relative=True),
-    "kernel": _Display("about 0 for identical distributions"),
-    "precision": _Display("samples that lie among real images", "{:.1%}".format, 1),
-    "recall": _Display("real images that lie among the samples", "{:.1%}".format, 1),
-    "density": _Display("how densely real images surround a sample", end=1),
-    "coverage": _Display("real images with a sample beside them", "{:.1%}".format, 1),
-    "label_entropy": _Display("of the labels that the reference predicts"),
-    "label_balance": _Display("1 : 1 is even", _one_to, 1),
-    "class_accuracy": _Display("samples for which the reference predicts it", format_percent, 1),
-    "classification_accuracy": _Display("on held-out real images", format_percent, 1),
-    "modes": _Display("", "{:.0f}".format),
-    "mode_kl": _Display(relative=True),
+_ABOUT = {
+    "frechet": "0 for identical distributions",
+    "kernel": "about 0 for identical distributions",
+    "precision": "samples that lie among real images",
+    "recall": "real images that lie among the samples",
+    "density": "how densely real images surround a sample",
+    "coverage": "real images with a sample beside them",
+    "label_entropy": "of the labels that the reference predicts",
+    "label_balance": "1 : 1 is even",
+    "class_accuracy": "samples for which the reference predicts it",
+    "classification_accuracy": "on held-out real images",
 }
-"""Of metrics that are shown otherwise than by their title and three digits."""
+"""What a metric is, where its title does not say enough."""
+_UP_TO_ONE = ("density", "label_balance")
+"""Metrics whose scale ends at 1, besides fractions."""
+_RELATIVE = ("frechet", "mode_kl")
+"""Metrics that are divided by their baseline."""
 
 
 def fidelity_rows(fidelity: dict[str, Any]) -> list[MetricRow]:
@@ -184,19 +170,18 @@ def fidelity_rows(fidelity: dict[str, Any]) -> list[MetricRow]:
         value, baseline = (metric or {}).get("value"), (metric or {}).get("real_baseline")
         if value is None:
             continue
-        display = _DISPLAYS.get(name, _Display())
-        end = display.end
+        end = 1.0 if is_fraction(name) or name in _UP_TO_ONE else None
         if name == "label_entropy" and fidelity.get("histogram"):
             end = math.log(len(fidelity["histogram"]))
         ratio = ""
-        if baseline and display.relative:
+        if baseline and name in _RELATIVE:
             ratio = f"{format_number(value / baseline)} × the baseline"
         rows.append(
             MetricRow(
-                name=_capitalize(metric_title(name)),
-                about=display.about,
-                value=display.form(value),
-                baseline="" if baseline is None else display.form(baseline),
+                name=capitalize(metric_title(name)),
+                about=_ABOUT.get(name, ""),
+                value=_format(name, value),
+                baseline="" if baseline is None else _format(name, baseline),
                 ratio=ratio,
                 bar=_on_scale(value, end),
                 mark=None if baseline is None else _on_scale(baseline, end),
@@ -218,26 +203,26 @@ def representation_table(
     owners = {owner: scores for owner, scores in representation.items() if scores}
     names = dict.fromkeys(name for scores in owners.values() for name in scores)
     rows = [
-        (_capitalize(metric_title(name)), [_cell(name, s.get(name)) for s in owners.values()])
+        (capitalize(metric_title(name)), [_cell(name, s.get(name)) for s in owners.values()])
         for name in names
     ]
     return [_OWNERS.get(owner, owner.capitalize()) for owner in owners], rows
 
 
 def _cell(name: str, score: dict[str, Any] | None) -> str:
-    score = score or {}
-    value, spread = score.get("value", score.get("accuracy")), score.get("spread")
-    if value is None:
+    if score is None or score.get("value") is None:
         return "–"
-    text, around = format_number(value), format_number(spread or 0)
-    if is_fraction(name):
-        text, around = format_percent(value), f"{100 * (spread or 0):.2f}"
-    return text if spread is None else f"{text} ± {around}"
+    text, spread = _format(name, score["value"]), score.get("spread")
+    if spread is None:
+        return text
+    return f"{text} ± {f'{100 * spread:.2f}' if is_fraction(name) else format_number(spread)}"
+
+
+def _format(name: str, value: float) -> str:
+    if name == "label_balance":
+        return f"1 : {1 / value:.1f}" if value > 0 else "0 : 1"
+    return format_percent(value) if is_fraction(name) else format_number(value)
 
 
 def _on_scale(value: float, end: float | None) -> float | None:
     return None if not end else round(100 * min(max(value / end, 0), 1), 1)
-
-
-def _capitalize(text: str) -> str:
-    return text[:1].upper() + text[1:]

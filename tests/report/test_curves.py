@@ -34,5 +34,5 @@ def test_a_new_metric_of_the_registry_has_a_chart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(curves, "METRICS", (*METRICS, new))
     monkeypatch.setattr(curves, "metric_title", lambda name: new.title)
     (chart,) = evaluation_charts(evaluated("sharpness"))
-    assert chart.title == "sharpness of edges"
+    assert chart.title == "Sharpness of edges"
     assert last_values(chart) == ["sharpness <b>50.00%</b>"]

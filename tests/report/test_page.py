@@ -51,7 +51,7 @@ def test_a_finished_run_has_every_part(page: Path) -> None:
     for words in (
         "Fréchet distance 0 for identical distributions 1.9 baseline 0.03; 63.3 × the baseline",
         "0.004 baseline 0.00001",
-        "81.0% baseline 95.0%",
+        "81.00% baseline 95.00%",
         "1 : 2.5 baseline 1 : 1.2",
         "Something new 0.123",
         "1-NN 97.67% 91.00%",
@@ -171,7 +171,7 @@ def test_parts_of_an_evaluation(without_networks: Path) -> None:
         ({"fidelity": None}, "Not measured, as there is no reference"),
         ({"representation": None}, "which takes labels"),
         ({"representation": {"discriminator": {}}}, "which takes labels"),
-        ({"representation": {"encoder": {"knn_1": {"accuracy": 0.7531}}}}, "1-NN 75.31%"),
+        ({"representation": {"encoder": {"knn_1": {"value": 0.7531}}}}, "1-NN 75.31%"),
         ({"reconstruction": None, "seconds": None, "checkpoint": None, "notes": None}, None),
         ({"fidelity": {"features": "inception-v3", "metrics": {}, "histogram": None}}, "Not meas"),
     ):
