@@ -102,7 +102,7 @@ def write_run_report(
     summary = read_record(folder, "summary.json")
     evaluation = read_record(folder, "evaluation.json") or {}
     epochs = _try(missing, "metrics", lambda: read_epochs(folder)) or []
-    curves = read_curves(folder, epochs)
+    curves = read_curves(folder)
     epoch_ends = [int(line["step"]) for line in epochs]
     parts = {name: evaluation.get(name) or {} for name in ("fidelity", "modes", "representation")}
     context: dict[str, Any] = {

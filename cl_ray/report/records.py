@@ -37,40 +37,22 @@ def read_record(folder: RunStorage, file: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def read_curves(folder: RunStorage, lines: list[dict[str, Any]]) -> dict[str, MetricCurve]:
-    """Return each metric by step, from TensorBoard's events, else from lines of metrics.jsonl."""
-    names = [name for name in folder.files("tensorboard") if "tfevents" in name]
-    found = _events(folder, names) if names else {}
-    if found:
-        return found
-    keys = {key for line in lines for key in line if "/" in key} | {"images_per_second"}
-    return _curves(
-        {
-            "speed/images_per_second" if key == "images_per_second" else key: [
-                (line["step"], line[key]) for line in lines if key in line
-            ]
-            for key in sorted(keys)
-        }
-    )
+def read_curves(folder: RunStorage) -> dict[str, MetricCurve]:
+    """Return the finite points of each metric by step, from TensorBoard's events.
 
-
-def _events(folder: RunStorage, names: list[str]) -> dict[str, MetricCurve]:
+    A curve without any is left out.
+    """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+    names = [name for name in folder.files("tensorboard") if "tfevents" in name]
+    curves = {}
     with tempfile.TemporaryDirectory() as copies:
         for name in names:
             (Path(copies) / name).write_bytes(folder.read(f"tensorboard/{name}") or b"")
         events = EventAccumulator(copies, size_guidance={SCALARS: 0}).Reload()
-        tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("epoch/")]
-        return _curves({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags})
-
-
-def _curves(points: dict[str, list[tuple[int, float]]]) -> dict[str, MetricCurve]:
-    """Return the finite points of each curve; a curve without any is left out."""
-    found = {}
-    for name, pairs in points.items():
-        finite = sorted(pair for pair in pairs if np.isfinite(pair[1]))
-        if finite:
-            steps, values = zip(*finite, strict=True)
-            found[name] = MetricCurve(np.array(steps, np.int64), np.array(values, np.float64))
-    return found
+        for tag in events.Tags()["scalars"]:
+            points = sorted((e.step, e.value) for e in events.Scalars(tag) if np.isfinite(e.value))
+            if points and not tag.startswith("epoch/"):
+                steps, values = zip(*points, strict=True)
+                curves[tag] = MetricCurve(np.array(steps, np.int64), np.array(values, np.float64))
+    return curves

@@ -232,5 +232,5 @@ def test_what_an_epoch_sends_to_an_object_store_does_not_grow(bucket: Any, digit
     assert sent[30] - sent[20] <= 1.2 * sent[10]
     lines = read_epochs(folder)
     assert [line["epoch"] for line in lines] == list(range(1, 31))
-    curve = read_curves(folder, lines)["evaluation/loss/3"]  # from all files of events
+    curve = read_curves(folder)["evaluation/loss/3"]  # from all files of events
     assert curve.steps.tolist() == list(range(10, 310, 10))
