@@ -25,8 +25,6 @@ from cl_ray.tuning.study import SearchMetric, TrialResult
 
 _UNRANKED = {"running": 1, "waiting": 2, "collapsed": 3, "diverged": 3, "failed": 4}
 """The order, after the ranked trials, of those whose metrics cannot be ranked."""
-_MIN_COLUMN = 6
-"""Characters to which the heading of a field may be folded."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _REFRESH_INTERVAL = 0.5
 """Seconds between two pictures of the live table."""
@@ -176,8 +174,8 @@ def leaderboard_table(
 ) -> Table:
     """Return a table of the first trials, a line each, with the searched fields that differ.
 
-    Where the console is too narrow, headings are on several lines, then the last fields left out.
-    A star marks the Pareto front of several metrics.
+    Where the console is too narrow, the last fields are left out. A star marks the Pareto front of
+    several metrics.
     """
     shown = ranked[:max_rows]
     front = search_front(ranked, metrics) if len(metrics) > 1 else []
@@ -188,39 +186,25 @@ def leaderboard_table(
     ]
     unlimited = console.options.update(max_width=10_000)
     table = Table()
-    for compact, count in [(False, len(fields)), *((True, n) for n in range(len(fields), -1, -1))]:
-        table = Table(box=None, pad_edge=False, collapse_padding=compact, header_style="bold")
-        for heading in ("#" if compact else "trial", "state", "" if compact else "epoch"):
+    for count in range(len(fields), -1, -1):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        names = [metric.name for metric in metrics]
+        for heading in ("trial", "state", "epoch", *names, *map(short_name, fields[:count])):
             table.add_column(heading, justify="left" if heading == "state" else "right")
-        for metric in metrics:
-            table.add_column(metric.name, justify="right")
-        rows = [[_format(r.values.get(f, "–"), compact) for f in fields[:count]] for r in shown]
-        for field, *cells in zip(fields[:count], *rows, strict=True):
-            _add_field(table, short_name(field), max(map(len, cells)), compact)
-        for result, cells in zip(shown, rows, strict=True):
+        for result in shown:
             style = "" if result.is_valid else "cyan" if result.status == "running" else "dim"
-            scores = (result.metrics.get(metric.name) for metric in metrics)
+            scores = (result.metrics.get(name) for name in names)
             table.add_row(
                 f"{'*' if result in front else ''}{result.number}",
                 result.status,
                 f"{result.epoch}/{epochs}",
                 *("–" if score is None else f"{score:.4g}" for score in scores),
-                *cells,
+                *(_format(result.values.get(field, "–")) for field in fields[:count]),
                 style=style,
             )
         if Measurement.get(console, unlimited, table).maximum <= console.width:
             break
     return table
-
-
-def _add_field(table: Table, name: str, width: int, compact: bool) -> None:
-    """Add the column of a field, whose cells have that width; a compact heading has lines."""
-    if compact and len(name) > width:
-        name = name.replace("_", " ")
-        width = max(width, min(_MIN_COLUMN, max(map(len, name.split()))))
-        table.add_column(name, justify="right", width=width, overflow="fold")
-    else:
-        table.add_column(name, justify="right")
 
 
 def format_values(values: Values) -> str:
@@ -241,16 +225,12 @@ def short_name(field: str) -> str:
     return f"{ {'generator': 'G ', 'discriminator': 'D '}.get(section, '') }{name}"
 
 
-def _format(value: Any, compact: bool = False) -> str:
+def _format(value: Any) -> str:
     """Return a value in few characters."""
     if not isinstance(value, float):
         return str(value)
     text = f"{value:g}"
-    if len(text) > _MIN_COLUMN:
-        text = f"{value:.3g}"
-    if len(text) > _MIN_COLUMN and compact:
-        text = f"{value:.1e}".replace("e-0", "e-")
-    return text
+    return text if len(text) <= 6 else f"{value:.3g}"
 
 
 class SearchProgress:
@@ -285,7 +265,7 @@ class SearchProgress:
     def _render(self, results: list[TrialResult], ended: int) -> Group:
         """Return the table, running trials first, over a line on the whole search."""
         order = sorted(rank_trials(results, self.metrics), key=lambda result: result.has_ended)
-        height = max(4, self.console.height - 6)  # below headings of three lines
+        height = max(4, self.console.height - 4)  # below the headings
         table = leaderboard_table(order, self.metrics, self.epochs, self.console, height)
         parts = [f"{ended}/{pluralize(self.trials, 'trial')}"]
         best = best_trial(results, self.metrics)
