@@ -243,23 +243,6 @@ def _constraints(trial: FrozenTrial) -> tuple[float]:
     return (1.0 if status in ("diverged", "collapsed") else 0.0,)
 
 
-def has_study(storage: BaseStorage, name: str) -> bool:
-    """Return whether the storage has a study of that name.
-
-    Raises:
-        UserError: The storage cannot be read.
-    """
-    try:
-        return name in optuna.get_all_study_names(storage)
-    except OSError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The study {name} cannot be read ({first_error_line(error)}): it was written by "
-            "another version or damaged; take another --name."
-        ) from error
-
-
 def trial_results(study: optuna.Study, trials: int) -> list[TrialResult]:
     """Return every trial by number; of those that wait, as many as a search of `trials` lacks."""
     results = [trial_result(trial) for trial in study.get_trials(deepcopy=False)]

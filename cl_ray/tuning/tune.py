@@ -23,7 +23,6 @@ from cl_ray.tuning.study import (
     StudyStorage,
     TrialResult,
     build_sampler,
-    has_study,
     missing_trials,
     trial_results,
 )
@@ -107,7 +106,7 @@ def open_search_study(search: Search, storage: StudyStorage) -> optuna.Study:
             not.
     """
     opened, name, options = storage.open(), search.name, search.options
-    exists = has_study(opened, name)
+    exists = name in optuna.get_all_study_names(opened)
     if search.fresh and exists:
         raise UserError(
             f"The study {name} exists already: --resume {name} resumes it, another --name starts "

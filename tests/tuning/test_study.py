@@ -20,7 +20,6 @@ from cl_ray.tuning.study import (
     ask_point,
     build_sampler,
     finish_trial,
-    has_study,
     missing_trials,
     trial_results,
     unfinished_trials,
@@ -138,7 +137,7 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     storage, _ = new_study(tmp_path)
     storage.path.write_text("no journal\nat all\n")
     with pytest.raises(UserError, match="another version"):
-        has_study(storage.open(), "s")
+        storage.open()
 
 
 @pytest.mark.parametrize("url", [None, "sqlite:///{tmp_path}/s.db"])
