@@ -6,7 +6,6 @@ A space is a YAML file that names one field of the config in each entry. The fil
 
 import contextlib
 import difflib
-import math
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -220,18 +219,6 @@ class Space(BaseConfig):
     def contains(self, values: Values) -> bool:
         """Return whether each value is of a field of the space, and in its range."""
         return all(f in self.parameters and self.parameters[f].contains(values[f]) for f in values)
-
-    @property
-    def size(self) -> float:
-        """How many different points it has at most; infinite with a real number."""
-        counts = []
-        for parameter in self.parameters.values():
-            ends, step = parameter.bounds(), parameter.step
-            if parameter.kind in ("log", "float"):
-                return math.inf
-            is_choice = parameter.kind == "choice"
-            counts.append(len(ends) if is_choice else (ends[1] - ends[0]) // step + 1)
-        return math.prod(counts)
 
     def suggest(self, trial: "optuna.Trial", base: Config) -> Values:
         """Draw a value for each active field from an Optuna trial."""

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.text import Text
 
-from cl_ray.console import PlainConsole, print_fields, print_line
+from cl_ray.console import PlainConsole, print_fields
 from cl_ray.errors import UserError, format_duration, pluralize, storage_errors
 from cl_ray.storage import RunStorage
 from cl_ray.training.preflight import check_shared_storage, exclusive_lock
@@ -146,12 +146,6 @@ def _print_plan(search: Search, results: list[TrialResult], console: Console) ->
     ended = sum(result.has_ended for result in results)
     done = f", {ended} of them done" if ended else ""
     images = search.dataset.info.splits["train"].rows
-    if (size := search.space.size) < options.trials:
-        print_line(
-            console,
-            f"The space has {size:g} different points at most, so some of the {options.trials} "
-            f"trials repeat others: --trials {size:g} is enough.",
-        )
     console.print(
         Text(
             f"Search {search.name}: {pluralize(options.trials, 'trial')}{done}, each of up to "
