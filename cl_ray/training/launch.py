@@ -80,7 +80,8 @@ def train(
         config = resolve_from_run(config, folder)
         if config.from_run and not CheckpointStore(*folder.open()).newest():
             initial = initial_state(config, dataset, console)
-    preflight.check_checkpoint_metric(_with_expected_reference(config, dataset), dataset)
+    expected = preflight.replace_auto_reference(config, expected_reference(dataset))
+    preflight.check_checkpoint_metric(expected, dataset)
     folder.create()
     with storage_errors(folder), preflight.exclusive_lock(folder, "run"):
         return _train_locked(config, folder, dataset, launch, console, started, initial)
@@ -89,17 +90,6 @@ def train(
 def default_run_name(config: Config) -> str:
     """The preset, the time, and random digits: a name that no other run has."""
     return f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _finds_reference(config: Config) -> bool:
-    """Whether the run is evaluated over a reference that its data decide."""
-    return config.evaluation.every > 0 and config.evaluation.reference == "auto"
-
-
-def _with_expected_reference(config: Config, dataset: Dataset) -> Config:
-    if not _finds_reference(config):
-        return config
-    return preflight.replace_auto_reference(config, expected_reference(dataset))
 
 
 def _train_locked(
@@ -128,7 +118,8 @@ def _train_locked(
             )
             return TrainResult(folder.uri, summary)
     read_epochs(folder)  # raises if the log is damaged
-    if _finds_reference(config) and not packaged_reference(dataset):
+    finds_reference = config.evaluation.every and config.evaluation.reference == "auto"
+    if finds_reference and not packaged_reference(dataset):
         from cl_ray.evaluation.reference_cache import prepare_reference
 
         prepare_reference(dataset, console)
