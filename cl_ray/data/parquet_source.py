@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -41,10 +41,6 @@ _IMAGE_TYPES = (
     "pixels (a tensor or lists of numbers), encoded image files or, in a column that is named, "
     "names of image files"
 )
-_ORDER_SAMPLE = 256
-"""Images whose smoothness tells the order of the pixels in flat cells."""
-_SMOOTHER = 1.3
-"""One order must be this many times as smooth as the other; photographs give 1.4 to 3."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,12 @@ class _PixelFormat:
     """How pixels that lie in cells as numbers are read.
 
     Args:
-        flat_order: The order of flat cells of colour: [C, H, W] is `first`, [H, W, C] `last`.
+        flat_order: The order of flat cells of colour: [C, H, W] is `first`, [H, W, C] `last`; None
+            refuses them.
         darkest: The float that stands for black, 0 or -1; 1 is white.
     """
 
-    flat_order: ChannelOrder
+    flat_order: ChannelOrder | None
     darkest: float
 
 
@@ -231,7 +228,8 @@ def read_parquet_source(
         classes, class_indices = find_classes(
             values, f"the column {label}", note, known, is_numbered=info is not None
         )
-    pixel_format = _find_pixel_format(folder, schemas, image, config.channels, note)
+    darkest = _find_darkest(folder, schemas, image, note)
+    pixel_format = _PixelFormat(config.channels, darkest)
     known_columns = ("id", *["origin"] * info.origins) if info else ()
     columns = [name for name in (image, label, *known_columns) if name]
 
@@ -412,13 +410,6 @@ def _value_type(kind: pa.DataType) -> pa.DataType | None:
     return kind if _is_number(kind) else None
 
 
-def _is_flat(kind: pa.DataType) -> bool:
-    """Whether cells of numbers have one dimension."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return len(kind.shape) == 1
-    return not _is_list(kind.value_type)
-
-
 def _cell_numbers(cell: pa.Array, name: str) -> NDArray[Any]:
     """Return the numbers in an array of one cell, in the shape of its lists."""
     if cell.null_count:
@@ -455,20 +446,25 @@ def _to_uint8(numbers: NDArray[Any], name: str, pixel_format: _PixelFormat) -> N
 
 
 def _shape_pixels(
-    pixels: NDArray[np.uint8], name: str, flat_order: ChannelOrder
+    pixels: NDArray[np.uint8], name: str, flat_order: ChannelOrder | None
 ) -> NDArray[np.uint8]:
     """Return pixels [H, W], [H, W, C], [C, H, W] or the flat ones of a square as [H, W(, 3)]."""
     if pixels.ndim == 1:
-        channels = 3 if _is_flat_color(pixels) else 1
+        channels = 3 if 3 * math.isqrt(len(pixels) // 3) ** 2 == len(pixels) else 1
         side = math.isqrt(len(pixels) // channels)
         if side * side * channels != len(pixels):
             raise UserError(
                 f"{name} holds {len(pixels)} numbers, which are the pixels of no square, grey or "
                 "RGB: store images as lists of their rows."
             )
-        shape = (side, side, channels) if flat_order == "last" else (channels, side, side)
-        pixels = pixels.reshape(shape)
-        if flat_order == "first":
+        if channels == 3 and flat_order is None:
+            raise UserError(
+                f"{name} holds a colour image as a flat list: add `--channels first` (all of red, "
+                "then green, then blue) or `--channels last` (red, green and blue of each pixel)."
+            )
+        first = flat_order == "first"
+        pixels = pixels.reshape((channels, side, side) if first else (side, side, channels))
+        if first:
             pixels = pixels.transpose(1, 2, 0)
     elif pixels.ndim == 3 and pixels.shape[2] not in (1, 3) and pixels.shape[0] in (1, 3):
         pixels = pixels.transpose(1, 2, 0)
@@ -482,22 +478,12 @@ def _shape_pixels(
     )
 
 
-def _is_flat_color(numbers: NDArray[Any]) -> bool:
-    """Whether these are the pixels of a square in colour, all in one list."""
-    return 3 * math.isqrt(numbers.size // 3) ** 2 == numbers.size
-
-
-def _find_pixel_format(
-    folder: _ParquetFolder,
-    schemas: dict[str, pa.Schema],
-    image: str,
-    channels: ChannelOrder | None,
-    note: Note,
-) -> _PixelFormat:
-    """Find the range of floats in all files, and the order of flat cells; note both."""
-    kinds = {file: schema.field(image).type for file, schema in schemas.items()}
-    kinds = {file: kind for file, kind in kinds.items() if _value_type(kind)}
-    floats = [file for file, kind in kinds.items() if pa.types.is_floating(_value_type(kind))]
+def _find_darkest(
+    folder: _ParquetFolder, schemas: dict[str, pa.Schema], image: str, note: Note
+) -> float:
+    """Return the float that stands for black in all files, 0 or -1; note the range."""
+    kinds = {file: _value_type(schema.field(image).type) for file, schema in schemas.items()}
+    floats = [file for file, kind in kinds.items() if kind and pa.types.is_floating(kind)]
     darkest = 0.0
     for file in floats:
         for name, numbers in folder.cells(file, image):
@@ -510,40 +496,7 @@ def _find_pixel_format(
             darkest = -1.0 if low < 0 else darkest
     if floats:
         note(f"Floats from {darkest:g} to 1 are scaled to pixels from 0 to 255.")
-    lists = [file for file, kind in kinds.items() if _is_flat(kind)]
-    cells = chain.from_iterable(folder.cells(file, image) for file in lists)
-    flat = [cell for _, cell in islice(cells, _ORDER_SAMPLE) if _is_flat_color(cell)]
-    if flat and channels is None:
-        channels = _smoother_order(flat)
-        if channels is None:
-            raise UserError(
-                f"{folder.tree.location}/{lists[0]} holds colour images as flat lists whose order "
-                "cannot be told from them: add `--channels first` (all of red, then green, then "
-                "blue) or `--channels last` (red, green and blue of each pixel)."
-            )
-        note(
-            f"Flat lists are read with channels {channels}, in which images are smooth; "
-            f"`--channels {'last' if channels == 'first' else 'first'}` reads them otherwise."
-        )
-    return _PixelFormat(channels or "last", darkest)
-
-
-def _smoother_order(images: list[NDArray[Any]]) -> ChannelOrder | None:
-    """Return the order in which neighbouring pixels of flat images differ less; None if neither."""
-    first = last = 0.0
-    for numbers in images:
-        side = math.isqrt(numbers.size // 3)
-        values = numbers.astype(np.float64)
-        first += _roughness(values.reshape(3, side, side))
-        last += _roughness(values.reshape(side, side, 3).transpose(2, 0, 1))
-    if last > _SMOOTHER * first:
-        return "first"
-    return "last" if first > _SMOOTHER * last else None
-
-
-def _roughness(planes: NDArray[np.float64]) -> float:
-    """Return the mean difference of neighbours in planes [C, H, W]."""
-    return float(sum(np.abs(np.diff(planes, axis=axis)).mean() for axis in (1, 2)))
+    return darkest
 
 
 def _hugging_face_names(schema: pa.Schema, label: str) -> list[str] | None:

@@ -128,8 +128,8 @@ class SourceConfig(BaseConfig):
     channels: ChannelOrder | None = Field(
         None,
         description="Order of colour pixels that Parquet holds as flat lists: first is all of "
-        "red, then green, then blue; last is red, green and blue of each pixel. None is the order "
-        "in which the images are smooth.",
+        "red, then green, then blue; last is red, green and blue of each pixel. Without it, they "
+        "are refused.",
     )
     label_column: str | None = Field(
         None,
