@@ -33,7 +33,7 @@ COMMANDS = {
     "tune": "search for the balance between G and D over many runs",
     "evaluate": "measure a run's samples and features beside real images",
     "generate": "generate images from noise, or variants of given images",
-    "embed": "write D's representation of the images of a data set",
+    "embed": "write D's representation of the images of a dataset",
     "score": "write a novelty score for each image of a dataset",
     "label": "predict the labels of unlabelled training images from few labelled ones",
     "report": "write a page of a run's images, curves and metrics",

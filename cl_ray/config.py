@@ -136,7 +136,7 @@ class Config(TrainerConfig, RunIdentityConfig):
     def _check_consistent(self) -> "Config":
         least, most = self.worker_range
         if not 1 <= least <= most:
-            raise ValueError(f"workers {self.workers} must be 1 or more, the minimum first")
+            raise ValueError(f"workers {self.workers} must be 1 or more, of two the minimum first")
         unit, reasonable = 1, 64 * self.batch_size
         for workers in range(least, most + 1):  # divisible by every number of workers
             unit = math.lcm(unit, workers)

@@ -124,6 +124,7 @@ def _train_locked(
 
         prepare_reference(dataset, console)
         preflight.check_checkpoint_metric(config, dataset)
+    print_line(console, f"Run {folder}; to resume it: {_resume_command(folder)}")
     for note in preflight.run_notes(config, dataset):
         print_line(console, note)
     # Torch is imported while Ray starts: both take seconds.
@@ -221,6 +222,10 @@ def _fit(
     return dict(result.return_value)
 
 
+def _resume_command(folder: RunStorage) -> str:
+    return shlex.join(["cl-ray", "train", "--name", folder.name, "--storage", folder.storage])
+
+
 def _print_summary(
     summary: dict[str, Any], config: Config, folder: RunStorage, console: Console
 ) -> None:
@@ -231,7 +236,6 @@ def _print_summary(
         f"{summary[key] / 1e9:.2f} GB" for key in ("driver_peak_bytes", "worker_peak_bytes")
     )
     logs = shlex.quote(without_options(folder.storage))
-    name, storage = shlex.quote(folder.name), shlex.quote(folder.storage)
     few_steps = preflight.few_steps_note(summary["steps"], summary["epochs"])
     every = config.evaluation.every
     missing = "none since this start" if every else "not evaluated (evaluation.every is 0)"
@@ -250,6 +254,6 @@ def _print_summary(
         "checkpoints": f"{folder}/checkpoints/ (best: {summary['best']})",
         "curves": f"tensorboard --logdir {logs}",
         "next": f"cl-ray evaluate {uri}; cl-ray report {uri}",
-        "resume": f"cl-ray train --name {name} --storage {storage} --epochs MORE",
+        "resume": f"{_resume_command(folder)} --epochs MORE",
     }
     print_fields(console, fields, 12)

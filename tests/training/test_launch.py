@@ -220,6 +220,7 @@ def test_ctrl_c_leaves_a_resumable_run(
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "with the run's --name it resumes from the last checkpoint" in output
+    assert "; to resume it: cl-ray train --name " in output
     # How often a run logs, saves and evaluates changes nothing that it computes.
     seldom = ["--checkpoint.every=0", "--checkpoint.keep=1", "--log-every=3"]
     again = train_here(folder, digits, *SHORT, *seldom)

@@ -50,4 +50,4 @@ def test_modes_from_the_data_to_the_page(
     page = (folder / "report.html").read_text()
     assert "Of 1,000 modes, in 26,000 samples" in page
     row = page.split("<b>Modes with a sample</b>")[1].split("</p>")[1]
-    assert f"<b>{found['modes']['value']:.0f}</b> <small>baseline 1000</small>" in row
+    assert f"<b>{found['modes']['value']:,.0f}</b> <small>baseline 1,000</small>" in row

@@ -278,13 +278,14 @@ def config(trainer: Trainer) -> Config:
 
 
 def attempt(config: Config, storage: Path) -> tuple[str, str]:
-    """What `train` prints but for the number of steps, and its error, with an unknown address."""
+    """What `train` prints of neither name nor steps, and its error, with an unknown address."""
     console = Console(width=60)
     config = config.model_copy(update={"storage": str(storage), "name": "demo"})
     with console.capture() as printed, pytest.raises(UserError) as ended:
         train(config, LaunchOptions(address="nonsense"), console)
     lines = printed.get().splitlines(keepends=True)
-    return "".join(line for line in lines if "The run has " not in line), str(ended.value)
+    notes = [line for line in lines if not line.startswith(("Run ", "The run has "))]
+    return "".join(notes), str(ended.value)
 
 
 @pytest.mark.parametrize(
